@@ -1,0 +1,3 @@
+//! `j1`: judge, evaluate and train tiny reasoning reward models.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tensors, weights, models, generation.

@@ -1,0 +1,1 @@
+//! Raw kernels: slices in, slices out. No tensors, no models.
