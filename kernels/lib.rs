@@ -1,1 +1,3 @@
 //! Raw kernels: slices in, slices out. No tensors, no models.
+
+pub mod cpu;
