@@ -5,9 +5,13 @@
 
 pub mod attention;
 pub mod embedding;
+pub mod lanes;
+pub mod log_prob;
 pub mod matmul;
+pub mod philox;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod swiglu;
 
 mod context;
