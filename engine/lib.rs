@@ -1,1 +1,9 @@
 //! Tensors, weights, models, generation.
+#![deny(unsafe_code)] // allowed once: the memory map in weights.rs
+
+pub mod config;
+pub mod error;
+mod json_object;
+
+#[cfg(test)]
+mod fuzz;

@@ -1,0 +1,486 @@
+//! config.json and generation_config.json of a Hugging Face checkpoint, parsed and checked completely.
+//!
+//! Three families share one decoder block: RMSNorm, grouped-query attention with rotate-half RoPE, RMSNorm, SwiGLU.
+//! `qwen3` adds an RMSNorm over each head of q and k, `qwen2` adds a bias to q, k and v, `llama` adds neither. Whatever
+//! would change the arithmetic in a way that this engine does not compute (RoPE scaling, sliding windows, other
+//! activations, quantization) is refused by name, so that a loaded model is computed as its authors meant it.
+//! Absent keys take the defaults of transformers' configuration classes.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{FileError, excerpt, parse_json, read_text};
+use crate::json_object::JsonObject;
+
+/// Sound files have a few kilobytes.
+const LIMIT_BYTES: u64 = 1 << 20;
+// Far above any model of these families (Llama 3.1 405B: 16384 wide, 126 layers, 53248, 128256 rows), low enough that no
+// product of them leaves 64 bits.
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_HEADS: usize = 1 << 12;
+const MAX_HEAD_DIM: usize = 1 << 10;
+const MAX_VOCABULARY: usize = 1 << 24;
+const MAX_POSITIONS: usize = 1 << 31;
+
+/// The architectures that this engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// RMSNorm over head_dim on q and k before RoPE; no biases.
+    Qwen3,
+    /// Bias on q, k and v; no norm on q and k.
+    Qwen2,
+    /// Neither.
+    Llama,
+}
+
+impl Family {
+    /// All of them, in the order in which messages list them.
+    pub const ALL: [Family; 3] = [Family::Qwen3, Family::Qwen2, Family::Llama];
+
+    /// The `model_type` of config.json.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Family::Qwen3 => "qwen3",
+            Family::Qwen2 => "qwen2",
+            Family::Llama => "llama",
+        }
+    }
+
+    /// Whether q, k and v have a bias.
+    pub fn has_qkv_bias(self) -> bool {
+        self == Family::Qwen2
+    }
+
+    /// Whether each head of q and k passes an RMSNorm before RoPE.
+    pub fn has_qk_norm(self) -> bool {
+        self == Family::Qwen3
+    }
+}
+
+/// The floating-point type in which config.json says that the weights are stored; the files themselves decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloatType {
+    /// bfloat16
+    Bf16,
+    /// float16
+    F16,
+    /// float32
+    F32,
+}
+
+/// A checked config.json. Widths and counts are at least 1 and bounded, and all products of them fit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Which of the architectures.
+    pub family: Family,
+    /// Width of the residual stream, H.
+    pub hidden_size: usize,
+    /// Number of decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head; even. Query width is heads x head_dim, which need not be `hidden_size`.
+    pub head_dim: usize,
+    /// Width of the SwiGLU.
+    pub intermediate_size: usize,
+    /// Rows of the embedding table (at least the tokenizer's ids, often more).
+    pub vocab_size: usize,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of RoPE's frequencies: pair i turns by position / theta^(2i / head_dim).
+    pub rope_theta: f64,
+    /// Whether the LM head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// Positions for which the model was made.
+    pub max_position_embeddings: usize,
+    /// `dtype` or `torch_dtype`, if it says one.
+    pub dtype: Option<FloatType>,
+    /// Ids that end a generation according to config.json; generation_config.json overrides them.
+    pub eos_token_ids: Vec<u32>,
+    /// First token of a sequence, if the family uses one.
+    pub bos_token_id: Option<u32>,
+}
+
+/// A tensor that a checkpoint must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedTensor {
+    /// Name in the safetensors files.
+    pub name: String,
+    /// Shape, row-major; a projection is [out, in].
+    pub shape: Vec<usize>,
+}
+
+/// What generation_config.json says, with config.json behind it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Ids that end a generation; empty if neither file names one.
+    pub eos_token_ids: Vec<u32>,
+    /// Divides the logits.
+    pub temperature: Option<f64>,
+    /// Nucleus mass.
+    pub top_p: Option<f64>,
+    /// Number of candidates; 0 means all.
+    pub top_k: Option<u32>,
+}
+
+/// A configuration that cannot be read, contradicts itself, or asks for what this engine does not compute.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
+pub enum ConfigError {
+    /// The file itself.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// JSON, but not an object.
+    #[error("{}: expected a JSON object, got {got}", path.display())]
+    NotAnObject { path: PathBuf, got: String },
+    /// A key without a default is absent.
+    #[error("{}: {key:?} is missing", path.display())]
+    Missing { path: PathBuf, key: String },
+    /// A value of the wrong JSON type.
+    #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
+    WrongType { path: PathBuf, key: String, expected: &'static str, got: String },
+    /// A number outside of what any sound model has.
+    #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
+    OutOfRange { path: PathBuf, key: String, expected: String, got: String },
+    /// Two values that cannot both be true.
+    #[error("{}: {message}", path.display())]
+    Contradiction { path: PathBuf, message: String },
+    /// Another architecture.
+    #[error(
+        "{}: model_type {got:?} is not supported; supported are qwen3, qwen2 and llama", path.display()
+    )]
+    UnsupportedModel { path: PathBuf, got: String },
+    /// A variation of the architecture that this engine does not compute.
+    #[error("{}: {key:?} = {got} is not supported ({supported})", path.display())]
+    Unsupported { path: PathBuf, key: String, got: String, supported: &'static str },
+}
+
+impl Config {
+    /// Reads `directory`/config.json.
+    pub fn load(directory: &Path) -> Result<Config, ConfigError> {
+        let path = directory.join("config.json");
+        let text = read_text(&path, LIMIT_BYTES)?;
+        Config::parse(&text, &path)
+    }
+
+    /// Parses the text of a config.json; `path` is for messages only.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let value = parse_json(path, text)?;
+        let reader = JsonObject::new(path, &value)?;
+        let family = family(&reader)?;
+        refuse_what_is_not_computed(&reader, family)?;
+
+        let hidden_size = reader.required_count("hidden_size", MAX_WIDTH)?;
+        let num_attention_heads = reader.required_count("num_attention_heads", MAX_HEADS)?;
+        let num_key_value_heads =
+            reader.count("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads);
+        if num_attention_heads % num_key_value_heads != 0 {
+            return Err(reader.contradiction(format!(
+                "num_attention_heads {num_attention_heads} is not a multiple of num_key_value_heads {num_key_value_heads}"
+            )));
+        }
+        let head_dim = match reader.count("head_dim", MAX_HEAD_DIM)? {
+            Some(head_dim) => head_dim,
+            // The default of transformers' Qwen3Config; the other two derive it.
+            None if family == Family::Qwen3 && !reader.has("head_dim") => 128,
+            None if hidden_size % num_attention_heads != 0 => {
+                return Err(reader.contradiction(format!(
+                    "head_dim is absent and hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}"
+                )));
+            }
+            None => hidden_size / num_attention_heads,
+        };
+        if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
+            return Err(reader.out_of_range(
+                "head_dim",
+                &head_dim,
+                format!("an even number up to {MAX_HEAD_DIM} (RoPE turns pairs)"),
+            ));
+        }
+        let config = Config {
+            family,
+            hidden_size,
+            num_hidden_layers: reader.required_count("num_hidden_layers", MAX_LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            intermediate_size: reader.required_count("intermediate_size", MAX_WIDTH)?,
+            vocab_size: reader.required_count("vocab_size", MAX_VOCABULARY)?,
+            rms_norm_eps: reader.positive("rms_norm_eps", 1.0)?.unwrap_or(1e-6),
+            rope_theta: rope_theta(&reader)?,
+            tie_word_embeddings: reader.boolean("tie_word_embeddings")?.unwrap_or(false),
+            max_position_embeddings: reader
+                .count("max_position_embeddings", MAX_POSITIONS)?
+                .unwrap_or(if family == Family::Llama { 2048 } else { 32768 }),
+            dtype: float_type(&reader)?,
+            eos_token_ids: reader.ids("eos_token_id")?.unwrap_or_default(),
+            bos_token_id: reader.ids("bos_token_id")?.and_then(|ids| ids.first().copied()),
+        };
+        check_layer_types(&reader, config.num_hidden_layers)?;
+        if config.checked_parameter_count().is_none() {
+            return Err(reader.contradiction(
+                "hidden_size, num_hidden_layers, intermediate_size and vocab_size together overflow 64 bits".to_owned(),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Width of all query heads together, also the input width of o_proj.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key heads (or value heads) together.
+    pub fn key_value_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Parameters, the tied head counted once.
+    pub fn parameter_count(&self) -> u64 {
+        self.checked_parameter_count().expect("parse() has checked the product")
+    }
+
+    /// Parameters without the embedding table and an untied head.
+    pub fn non_embedding_parameter_count(&self) -> u64 {
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        self.parameter_count() - tables * self.vocab_size as u64 * self.hidden_size as u64
+    }
+
+    /// Every tensor that the checkpoint must hold, in the order in which the forward pass uses them.
+    pub fn expected_tensors(&self) -> impl Iterator<Item = ExpectedTensor> + '_ {
+        let table = ExpectedTensor {
+            name: "model.embed_tokens.weight".to_owned(),
+            shape: vec![self.vocab_size, self.hidden_size],
+        };
+        let norm =
+            ExpectedTensor { name: "model.norm.weight".to_owned(), shape: vec![self.hidden_size] };
+        let head = (!self.tie_word_embeddings).then(|| self.head());
+        std::iter::once(table)
+            .chain((0..self.num_hidden_layers).flat_map(|layer| self.layer_tensors(layer)))
+            .chain(std::iter::once(norm))
+            .chain(head)
+    }
+
+    /// The LM head: expected where the embeddings are not tied, redundant (but of this shape) where they are.
+    pub fn head(&self) -> ExpectedTensor {
+        ExpectedTensor {
+            name: "lm_head.weight".to_owned(),
+            shape: vec![self.vocab_size, self.hidden_size],
+        }
+    }
+
+    fn layer_tensors(&self, layer: usize) -> Vec<ExpectedTensor> {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let (query, key_value) = (self.query_width(), self.key_value_width());
+        let mut tensors = Vec::with_capacity(14);
+        let mut expect = |name: &str, shape: &[usize]| {
+            let name = format!("model.layers.{layer}.{name}");
+            tensors.push(ExpectedTensor { name, shape: shape.to_vec() });
+        };
+        expect("input_layernorm.weight", &[hidden]);
+        for (name, width) in [("q_proj", query), ("k_proj", key_value), ("v_proj", key_value)] {
+            expect(&format!("self_attn.{name}.weight"), &[width, hidden]);
+            if self.family.has_qkv_bias() {
+                expect(&format!("self_attn.{name}.bias"), &[width]);
+            }
+        }
+        if self.family.has_qk_norm() {
+            expect("self_attn.q_norm.weight", &[self.head_dim]);
+            expect("self_attn.k_norm.weight", &[self.head_dim]);
+        }
+        expect("self_attn.o_proj.weight", &[hidden, query]);
+        expect("post_attention_layernorm.weight", &[hidden]);
+        expect("mlp.gate_proj.weight", &[inner, hidden]);
+        expect("mlp.up_proj.weight", &[inner, hidden]);
+        expect("mlp.down_proj.weight", &[hidden, inner]);
+        tensors
+    }
+
+    fn checked_parameter_count(&self) -> Option<u64> {
+        let count = |tensors: &[ExpectedTensor]| {
+            tensors.iter().try_fold(0u64, |sum, tensor| {
+                let elements = tensor
+                    .shape
+                    .iter()
+                    .try_fold(1u64, |product, &dim| product.checked_mul(dim as u64))?;
+                sum.checked_add(elements)
+            })
+        };
+        let layers = count(&self.layer_tensors(0))?.checked_mul(self.num_hidden_layers as u64)?;
+        let table = (self.vocab_size as u64).checked_mul(self.hidden_size as u64)?;
+        let tables = table.checked_mul(if self.tie_word_embeddings { 1 } else { 2 })?;
+        let parameters = layers.checked_add(tables)?.checked_add(self.hidden_size as u64)?;
+        // Bytes of it in f32 must fit as well.
+        parameters.checked_mul(4).map(|_| parameters)
+    }
+}
+
+impl GenerationConfig {
+    /// Reads `directory`/generation_config.json, if there is one; what it does not say comes from config.json.
+    pub fn load(directory: &Path, config: &Config) -> Result<GenerationConfig, ConfigError> {
+        let path = directory.join("generation_config.json");
+        match read_text(&path, LIMIT_BYTES) {
+            Ok(text) => GenerationConfig::parse(&text, &path, config),
+            Err(FileError::NotFound { .. }) => Ok(GenerationConfig {
+                eos_token_ids: config.eos_token_ids.clone(),
+                ..GenerationConfig::default()
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Parses the text of a generation_config.json; `path` is for messages only.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        config: &Config,
+    ) -> Result<GenerationConfig, ConfigError> {
+        let value = parse_json(path, text)?;
+        let reader = JsonObject::new(path, &value)?;
+        let eos_token_ids =
+            reader.ids("eos_token_id")?.unwrap_or_else(|| config.eos_token_ids.clone());
+        let top_k = reader.whole("top_k", 0, u32::MAX as usize)?.map(|top_k| top_k as u32);
+        Ok(GenerationConfig {
+            eos_token_ids,
+            temperature: reader.number("temperature", 0.0, 1e6)?,
+            top_p: reader.number("top_p", 0.0, 1.0)?,
+            top_k,
+        })
+    }
+}
+
+/// Refuses every key that would change the arithmetic.
+fn refuse_what_is_not_computed(reader: &JsonObject, family: Family) -> Result<(), ConfigError> {
+    for key in ["quantization_config", "compression_config"] {
+        if let Some(value) = reader.get(key) {
+            let method = value.get("quant_method").unwrap_or(value);
+            return Err(reader.unsupported(key, method, "weights in bf16, f16 or f32"));
+        }
+    }
+    if let Some(value) = reader.get("architectures") {
+        let names =
+            value.as_array().ok_or_else(|| reader.wrong("architectures", "a list", value))?;
+        let causal = |name: &Value| name.as_str().is_some_and(|name| name.ends_with("ForCausalLM"));
+        if !names.is_empty() && !names.iter().any(causal) {
+            return Err(reader.unsupported("architectures", value, "a ...ForCausalLM"));
+        }
+    }
+    if let Some(value) = reader.get("hidden_act")
+        && value.as_str() != Some("silu")
+    {
+        return Err(reader.unsupported("hidden_act", value, "silu"));
+    }
+    let bias = "qwen2 has a bias on q, k and v; no other bias is computed";
+    if family != Family::Qwen2 && reader.boolean("attention_bias")? == Some(true) {
+        return Err(reader.unsupported("attention_bias", &Value::Bool(true), bias));
+    }
+    if reader.boolean("mlp_bias")? == Some(true) {
+        return Err(reader.unsupported("mlp_bias", &Value::Bool(true), bias));
+    }
+    if reader.boolean("use_sliding_window")? == Some(true) {
+        return Err(reader.unsupported(
+            "use_sliding_window",
+            &Value::Bool(true),
+            "full attention only",
+        ));
+    }
+    if let Some(value) = reader.get("partial_rotary_factor")
+        && value.as_f64() != Some(1.0)
+    {
+        return Err(reader.unsupported("partial_rotary_factor", value, "1.0"));
+    }
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(value) = reader.get(key) else { continue };
+        let object = value.as_object().ok_or_else(|| reader.wrong(key, "an object", value))?;
+        if object.values().any(Value::is_object) {
+            return Err(reader.unsupported(key, value, "one set of parameters for all layers"));
+        }
+        for kind in ["rope_type", "type"] {
+            if let Some(kind_value) = object.get(kind).filter(|value| !value.is_null())
+                && kind_value.as_str() != Some("default")
+            {
+                return Err(reader.unsupported(
+                    &format!("{key}.{kind}"),
+                    kind_value,
+                    "RoPE without scaling, that is \"default\"",
+                ));
+            }
+        }
+        if !object.contains_key("rope_type") && !object.contains_key("type") {
+            let scaling = object.keys().find(|key| *key != "rope_theta");
+            if let Some(scaling) = scaling {
+                let name = format!("{key}.{scaling}");
+                return Err(reader.unsupported(&name, &object[scaling], "RoPE without scaling"));
+            }
+        }
+        if let Some(value) = object.get("partial_rotary_factor")
+            && value.as_f64() != Some(1.0)
+        {
+            let name = format!("{key}.partial_rotary_factor");
+            return Err(reader.unsupported(&name, value, "1.0"));
+        }
+    }
+    Ok(())
+}
+
+fn family(reader: &JsonObject) -> Result<Family, ConfigError> {
+    let value = reader.get("model_type").ok_or_else(|| reader.missing("model_type"))?;
+    let name = value.as_str().ok_or_else(|| reader.wrong("model_type", "a string", value))?;
+    Family::ALL.into_iter().find(|family| family.model_type() == name).ok_or_else(|| {
+        ConfigError::UnsupportedModel { path: reader.path.to_owned(), got: excerpt(name) }
+    })
+}
+
+/// `rope_theta` of older files and `rope_parameters.rope_theta` of newer ones; where both stand they must agree.
+fn rope_theta(reader: &JsonObject) -> Result<f64, ConfigError> {
+    let old = reader.positive("rope_theta", f64::MAX)?;
+    let new = match reader.get("rope_parameters").and_then(Value::as_object) {
+        Some(object) => {
+            JsonObject { path: reader.path, object }.positive("rope_theta", f64::MAX)?
+        }
+        None => None,
+    };
+    match (old, new) {
+        (Some(old), Some(new)) if old != new => Err(reader.contradiction(format!(
+            "rope_theta {old} and rope_parameters.rope_theta {new} disagree"
+        ))),
+        _ => Ok(new.or(old).unwrap_or(10_000.0)),
+    }
+}
+
+fn float_type(reader: &JsonObject) -> Result<Option<FloatType>, ConfigError> {
+    for key in ["dtype", "torch_dtype"] {
+        let Some(value) = reader.get(key) else { continue };
+        let name = value.as_str().ok_or_else(|| reader.wrong(key, "a string", value))?;
+        return match name.strip_prefix("torch.").unwrap_or(name) {
+            "bfloat16" => Ok(Some(FloatType::Bf16)),
+            "float16" => Ok(Some(FloatType::F16)),
+            "float32" => Ok(Some(FloatType::F32)),
+            "auto" => Ok(None),
+            _ => Err(reader.unsupported(key, value, "bfloat16, float16 or float32")),
+        };
+    }
+    Ok(None)
+}
+
+fn check_layer_types(reader: &JsonObject, layers: usize) -> Result<(), ConfigError> {
+    let Some(value) = reader.get("layer_types") else { return Ok(()) };
+    let types = value.as_array().ok_or_else(|| reader.wrong("layer_types", "a list", value))?;
+    if types.len() != layers {
+        return Err(reader.contradiction(format!(
+            "layer_types has {} entries for num_hidden_layers {layers}",
+            types.len()
+        )));
+    }
+    match types.iter().find(|kind| kind.as_str() != Some("full_attention")) {
+        Some(kind) => Err(reader.unsupported("layer_types", kind, "full_attention only")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

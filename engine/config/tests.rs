@@ -1,0 +1,304 @@
+//! Sound and unsound configurations; the unsound ones assert the variant and that the message names what is wrong.
+
+use std::path::PathBuf;
+
+use super::*;
+
+fn qwen3() -> Value {
+    serde_json::json!({
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "bos_token_id": 151643,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+        "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
+        "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_scaling": null,
+        "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "use_cache": true, "use_sliding_window": false,
+        "vocab_size": 151936
+    })
+}
+
+fn parse(value: &Value) -> Result<Config, ConfigError> {
+    Config::parse(&value.to_string(), Path::new("dir/config.json"))
+}
+
+/// qwen3() with one key set; `~` as value removes the key.
+fn with(key: &str, value: Value) -> Result<Config, ConfigError> {
+    let mut config = qwen3();
+    match value.as_str() {
+        Some("~") => drop(config.as_object_mut().unwrap().remove(key)),
+        _ => config[key] = value,
+    }
+    parse(&config)
+}
+
+#[track_caller]
+fn message(result: Result<Config, ConfigError>, parts: &[&str]) -> ConfigError {
+    let error = result.expect_err("should be refused");
+    let text = error.to_string();
+    for part in parts.iter().chain(&["dir/config.json"]) {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+    error
+}
+
+#[test]
+fn qwen3_0_6b_has_the_published_size() {
+    let config = parse(&qwen3()).unwrap();
+    assert_eq!(config.family, Family::Qwen3);
+    assert_eq!((config.query_width(), config.key_value_width()), (2048, 1024));
+    assert_eq!(config.parameter_count(), 596_049_920);
+    assert_eq!(config.non_embedding_parameter_count(), 440_467_456);
+    assert_eq!(config.eos_token_ids, [151645]);
+    assert_eq!(config.dtype, Some(FloatType::Bf16));
+    // One table, one norm, 11 tensors a layer.
+    assert_eq!(config.expected_tensors().count(), 2 + 11 * 28);
+    let sum: u64 =
+        config.expected_tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+    assert_eq!(sum, config.parameter_count());
+}
+
+#[test]
+fn an_untied_head_is_expected_and_counted() {
+    let config = with("tie_word_embeddings", false.into()).unwrap();
+    assert_eq!(config.expected_tensors().last().unwrap(), config.head());
+    assert_eq!(config.parameter_count(), 596_049_920 + 151_936 * 1024);
+    assert_eq!(config.non_embedding_parameter_count(), 440_467_456);
+}
+
+#[test]
+fn qwen2_has_biases_and_llama_has_neither() {
+    let mut value = qwen3();
+    value["model_type"] = "qwen2".into();
+    let names: Vec<_> = parse(&value).unwrap().expected_tensors().map(|t| t.name).collect();
+    assert!(names.contains(&"model.layers.27.self_attn.v_proj.bias".to_owned()));
+    assert!(!names.iter().any(|name| name.contains("o_proj.bias") || name.contains("q_norm")));
+    value["model_type"] = "llama".into();
+    let names: Vec<_> = parse(&value).unwrap().expected_tensors().map(|t| t.name).collect();
+    assert!(!names.iter().any(|name| name.contains("bias") || name.contains("q_norm")));
+}
+
+#[test]
+fn absent_keys_take_the_defaults_of_the_family() {
+    let minimal = |model_type: &str| {
+        serde_json::json!({"model_type": model_type, "hidden_size": 256, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "intermediate_size": 512, "vocab_size": 10})
+    };
+    let qwen3 = parse(&minimal("qwen3")).unwrap();
+    assert_eq!((qwen3.head_dim, qwen3.num_key_value_heads), (128, 4));
+    assert_eq!((qwen3.rope_theta, qwen3.rms_norm_eps), (10_000.0, 1e-6));
+    assert!(!qwen3.tie_word_embeddings && qwen3.eos_token_ids.is_empty());
+    assert_eq!(qwen3.max_position_embeddings, 32768);
+    let llama = parse(&minimal("llama")).unwrap();
+    assert_eq!((llama.head_dim, llama.max_position_embeddings), (64, 2048));
+}
+
+#[test]
+fn the_newer_spelling_of_rope_is_the_same_config() {
+    let old = parse(&qwen3()).unwrap();
+    let mut value = qwen3();
+    let object = value.as_object_mut().unwrap();
+    for key in ["rope_theta", "rope_scaling", "torch_dtype"] {
+        object.remove(key);
+    }
+    value["rope_parameters"] = serde_json::json!({"rope_theta": 1000000, "rope_type": "default"});
+    value["dtype"] = "bfloat16".into();
+    value["layer_types"] = vec!["full_attention"; 28].into();
+    assert_eq!(parse(&value).unwrap(), old);
+    value["rope_theta"] = 1e6.into();
+    assert_eq!(parse(&value).unwrap(), old);
+    value["rope_theta"] = 10000.into();
+    message(
+        parse(&value),
+        &["rope_theta 10000 ", "rope_parameters.rope_theta 1000000", "disagree"],
+    );
+}
+
+#[test]
+fn a_sliding_window_that_is_off_is_fine() {
+    assert!(with("sliding_window", 4096.into()).is_ok());
+}
+
+#[test]
+fn what_is_not_computed_is_refused_by_name() {
+    let scaling = serde_json::json!({"rope_type": "yarn", "factor": 4.0});
+    let old_scaling = serde_json::json!({"type": "linear", "factor": 2.0});
+    let bare_scaling = serde_json::json!({"factor": 2.0});
+    let nested = serde_json::json!({"full_attention": {"rope_type": "default"}});
+    let partial = serde_json::json!({"rope_type": "default", "partial_rotary_factor": 0.5});
+    let mut sliding = vec!["full_attention"; 28];
+    sliding[3] = "sliding_attention";
+    let cases: Vec<(&str, Value, &[&str])> = vec![
+        ("rope_scaling", scaling.clone(), &["rope_scaling.rope_type", "yarn"]),
+        ("rope_parameters", scaling, &["rope_parameters.rope_type", "yarn"]),
+        ("rope_scaling", old_scaling, &["rope_scaling.type", "linear"]),
+        ("rope_scaling", bare_scaling, &["rope_scaling.factor", "2.0"]),
+        ("rope_parameters", nested, &["rope_parameters", "all layers"]),
+        ("rope_parameters", partial, &["rope_parameters.partial_rotary_factor", "0.5"]),
+        ("partial_rotary_factor", 0.25.into(), &["partial_rotary_factor", "0.25"]),
+        ("use_sliding_window", true.into(), &["use_sliding_window"]),
+        ("layer_types", sliding.into(), &["layer_types", "sliding_attention"]),
+        ("hidden_act", "gelu".into(), &["hidden_act", "gelu", "silu"]),
+        ("attention_bias", true.into(), &["attention_bias"]),
+        ("mlp_bias", true.into(), &["mlp_bias"]),
+        ("torch_dtype", "float64".into(), &["torch_dtype", "float64"]),
+        (
+            "quantization_config",
+            serde_json::json!({"quant_method": "gptq"}),
+            &["quantization_config", "gptq"],
+        ),
+        (
+            "architectures",
+            serde_json::json!(["Qwen3ForSequenceClassification"]),
+            &["architectures", "Classification"],
+        ),
+    ];
+    for (key, value, parts) in cases {
+        let error = message(with(key, value), parts);
+        assert!(matches!(error, ConfigError::Unsupported { .. }), "{key}: {error:?}");
+    }
+}
+
+#[test]
+fn an_unknown_model_type_names_the_supported_ones() {
+    let error =
+        message(with("model_type", "gemma3".into()), &["gemma3", "qwen3", "qwen2", "llama"]);
+    assert!(matches!(error, ConfigError::UnsupportedModel { .. }));
+    // A hostile name is escaped and cut.
+    let error = with("model_type", format!("\u{1b}[2J{}", "x".repeat(5000)).into()).unwrap_err();
+    assert!(error.to_string().len() < 300 && !error.to_string().contains('\u{1b}'));
+}
+
+#[test]
+fn absent_required_keys_are_named() {
+    for key in [
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    ] {
+        let error = message(with(key, "~".into()), &[key, "missing"]);
+        assert!(matches!(error, ConfigError::Missing { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_named() {
+    let cases: Vec<(&str, Value)> = vec![
+        ("hidden_size", 0.into()),
+        ("hidden_size", (-5).into()),
+        ("hidden_size", 1024.5.into()),
+        ("hidden_size", u64::MAX.into()),
+        ("num_hidden_layers", 0.into()),
+        ("num_hidden_layers", 1_000_000_000.into()),
+        ("num_attention_heads", 0.into()),
+        ("num_key_value_heads", 0.into()),
+        ("vocab_size", (1u64 << 40).into()),
+        ("intermediate_size", 0.into()),
+        ("head_dim", 33.into()),
+        ("head_dim", 4096.into()),
+        ("rms_norm_eps", 0.into()),
+        ("rms_norm_eps", (-1e-6).into()),
+        ("rope_theta", 0.into()),
+        ("rope_theta", (-1).into()),
+    ];
+    for (key, value) in cases {
+        let got = value.to_string();
+        let error = message(with(key, value), &[key, &got]);
+        assert!(matches!(error, ConfigError::OutOfRange { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn wrong_json_types_are_named() {
+    let cases: Vec<(&str, Value, &str)> = vec![
+        ("hidden_size", "1024".into(), "whole number"),
+        ("tie_word_embeddings", "yes".into(), "true or false"),
+        ("rope_scaling", "default".into(), "object"),
+        ("model_type", 3.into(), "string"),
+        ("rope_theta", "1e6".into(), "number"),
+        ("layer_types", "full_attention".into(), "list"),
+        ("eos_token_id", "<|im_end|>".into(), "token id"),
+        ("eos_token_id", serde_json::json!([1, -2]), "token id"),
+        ("eos_token_id", (1u64 << 32).into(), "token id"),
+    ];
+    for (key, value, expected) in cases {
+        let error = message(with(key, value), &[key, expected]);
+        assert!(matches!(error, ConfigError::WrongType { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let contradiction = |result, parts: &[&str]| {
+        let error = message(result, parts);
+        assert!(matches!(error, ConfigError::Contradiction { .. }), "{error:?}");
+    };
+    contradiction(with("num_key_value_heads", 3.into()), &["16", "num_key_value_heads 3"]);
+    contradiction(with("num_key_value_heads", 32.into()), &["num_key_value_heads 32"]);
+    contradiction(with("layer_types", serde_json::json!(["full_attention"])), &["1 entries", "28"]);
+    let mut value = qwen3();
+    value["model_type"] = "llama".into();
+    value["hidden_size"] = 1000.into();
+    value["head_dim"] = Value::Null;
+    contradiction(parse(&value), &["head_dim", "1000", "16"]);
+}
+
+#[test]
+fn what_is_no_object_or_no_json_is_refused() {
+    let path = PathBuf::from("dir/config.json");
+    let deep = "[".repeat(100_000);
+    for text in ["", "{", "{\"model_type\": NaN}", "{} {}", &deep] {
+        let error = message(Config::parse(text, &path), &["JSON"]);
+        assert!(matches!(error, ConfigError::File(FileError::Json { .. })), "{error:?}");
+    }
+    let error = message(Config::parse("[1]", &path), &["object"]);
+    assert!(matches!(error, ConfigError::NotAnObject { .. }));
+}
+
+#[test]
+fn a_config_over_one_mebibyte_is_refused_unread() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = Config::load(directory.path()).unwrap_err();
+    assert!(matches!(error, ConfigError::File(FileError::NotFound { .. })));
+    let file = std::fs::File::create(directory.path().join("config.json")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let error = Config::load(directory.path()).unwrap_err();
+    assert!(matches!(error, ConfigError::File(FileError::TooLarge { .. })), "{error:?}");
+}
+
+#[test]
+fn generation_config_overrides_the_stop_ids_of_config() {
+    let config = parse(&qwen3()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let absent = GenerationConfig::load(directory.path(), &config).unwrap();
+    assert_eq!(absent.eos_token_ids, [151645]);
+    let text =
+        r#"{"eos_token_id": [151645, 151643], "temperature": 0.6, "top_k": 20, "top_p": 0.95}"#;
+    std::fs::write(directory.path().join("generation_config.json"), text).unwrap();
+    let read = GenerationConfig::load(directory.path(), &config).unwrap();
+    assert_eq!(read.eos_token_ids, [151645, 151643]);
+    assert_eq!((read.temperature, read.top_p, read.top_k), (Some(0.6), Some(0.95), Some(20)));
+    let parse = |text: &str| GenerationConfig::parse(text, Path::new("g.json"), &config);
+    assert_eq!(parse("{}").unwrap().eos_token_ids, [151645]);
+    let error = parse(r#"{"temperature": -1}"#).unwrap_err().to_string();
+    assert!(error.contains("g.json") && error.contains("temperature"), "{error}");
+    let error = parse(r#"{"top_p": 1.5}"#).unwrap_err().to_string();
+    assert!(error.contains("top_p") && error.contains("1.5"), "{error}");
+    let error = parse(r#"{"eos_token_id": 1.5}"#).unwrap_err().to_string();
+    assert!(error.contains("eos_token_id"), "{error}");
+}
+
+#[test]
+fn mutated_configs_never_panic() {
+    let text = qwen3().to_string().into_bytes();
+    crate::fuzz::mutations(&text, |bytes| {
+        if let Ok(text) = std::str::from_utf8(bytes)
+            && let Ok(config) = Config::parse(text, Path::new("config.json"))
+        {
+            assert!(config.num_attention_heads % config.num_key_value_heads == 0);
+            assert!(config.parameter_count() > 0);
+        }
+    });
+}

@@ -1,0 +1,120 @@
+//! What can be wrong with a small text file, whoever reads it: every JSON file and template beside a checkpoint is read here.
+//!
+//! These files come from strangers. A read is bounded before the first byte is allocated, only regular files are opened
+//! (a FIFO would block for ever), and text quoted in a message is escaped and cut.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A file could not be read as a whole as text.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
+pub enum FileError {
+    /// Nothing is there.
+    #[error("{}: no such file", path.display())]
+    NotFound { path: PathBuf },
+    /// A directory, socket, device or FIFO stands where a file should.
+    #[error("{}: not a regular file", path.display())]
+    NotAFile { path: PathBuf },
+    /// Larger than any sound file of its kind.
+    #[error("{}: {len_bytes} bytes, more than the {limit_bytes} that a file of this kind may have", path.display())]
+    TooLarge { path: PathBuf, len_bytes: u64, limit_bytes: u64 },
+    /// Not UTF-8.
+    #[error("{}: not UTF-8 text (byte {valid_up_to})", path.display())]
+    NotUtf8 { path: PathBuf, valid_up_to: usize },
+    /// Not JSON.
+    #[error("{}: not valid JSON: {source}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// Reads a UTF-8 file of at most `limit_bytes`.
+pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, FileError> {
+    let io = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => FileError::NotFound { path: path.to_owned() },
+        _ => FileError::Io { path: path.to_owned(), source },
+    };
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
+        return Err(FileError::NotAFile { path: path.to_owned() });
+    }
+    let too_large =
+        |len_bytes| FileError::TooLarge { path: path.to_owned(), len_bytes, limit_bytes };
+    if metadata.len() > limit_bytes {
+        return Err(too_large(metadata.len()));
+    }
+    // The length is a promise that the file may break while it is read (or in /proc): hence `take` as well.
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(too_large(bytes.len() as u64));
+    }
+    String::from_utf8(bytes).map_err(|error| FileError::NotUtf8 {
+        path: path.to_owned(),
+        valid_up_to: error.utf8_error().valid_up_to(),
+    })
+}
+
+/// Parses JSON text that was read from `path`.
+pub(crate) fn parse_json(path: &Path, text: &str) -> Result<serde_json::Value, FileError> {
+    serde_json::from_str(text).map_err(|source| FileError::Json { path: path.to_owned(), source })
+}
+
+/// A piece of a stranger's text for a message: control characters escaped, at most 100 characters.
+pub(crate) fn excerpt(text: &str) -> String {
+    const LIMIT_CHARS: usize = 100;
+    let mut short: String = text.chars().take(LIMIT_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().nth(LIMIT_CHARS).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_a_missing_and_an_oversized_file_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = read_text(directory.path(), 10).unwrap_err();
+        assert!(matches!(error, FileError::NotAFile { .. }), "{error}");
+        let path = directory.path().join("a.json");
+        let error = read_text(&path, 10).unwrap_err();
+        assert!(matches!(error, FileError::NotFound { .. }), "{error}");
+        std::fs::write(&path, "01234567890").unwrap();
+        let error = read_text(&path, 10).unwrap_err();
+        assert!(matches!(error, FileError::TooLarge { len_bytes: 11, .. }), "{error}");
+        assert!(error.to_string().contains("a.json"));
+        assert_eq!(read_text(&path, 11).unwrap(), "01234567890");
+    }
+
+    #[test]
+    fn broken_utf8_names_the_byte() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.json");
+        std::fs::write(&path, b"ab\xffc").unwrap();
+        let error = read_text(&path, 10).unwrap_err();
+        assert!(matches!(error, FileError::NotUtf8 { valid_up_to: 2, .. }), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_file_that_lies_about_its_length_is_still_bounded() {
+        // /proc files say 0 bytes; /dev/zero is no regular file.
+        let error = read_text(Path::new("/proc/self/maps"), 10).unwrap_err();
+        assert!(matches!(error, FileError::TooLarge { .. }), "{error}");
+        let error = read_text(Path::new("/dev/zero"), 10).unwrap_err();
+        assert!(matches!(error, FileError::NotAFile { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_escaped() {
+        assert_eq!(excerpt("a\u{1b}[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(excerpt(&"x".repeat(101)).chars().count(), 101);
+        assert_eq!(excerpt(&"x".repeat(100)), "x".repeat(100));
+    }
+}
