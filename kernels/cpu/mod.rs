@@ -11,8 +11,13 @@ pub mod rope;
 pub mod swiglu;
 
 mod context;
+mod dot;
 mod isa;
 mod pool;
+mod round;
+#[cfg(test)]
+mod twin;
+mod vector;
 
 pub use context::{Cpu, Matrix, Rounding};
 pub use isa::Isa;
