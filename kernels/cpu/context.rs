@@ -72,6 +72,15 @@ impl Cpu {
     }
 }
 
+/// The first `len` elements of scratch memory, which grows if it has to; what they hold is whatever
+/// the last kernel left.
+pub(crate) fn grown<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+    if memory.len() < len {
+        memory.resize(len, T::default());
+    }
+    &mut memory[..len]
+}
+
 /// Row-major weights [n, k], used where they lie (a memory-mapped checkpoint).
 #[derive(Clone, Copy, Debug)]
 pub enum Matrix<'a> {

@@ -15,8 +15,13 @@ pub mod sample;
 pub mod swiglu;
 
 mod context;
+mod dot;
 mod isa;
 mod pool;
+mod round;
+#[cfg(test)]
+mod twin;
+mod vector;
 
 pub use context::{Cpu, Matrix, Rounding};
 pub use isa::Isa;
