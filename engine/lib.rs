@@ -4,6 +4,7 @@
 pub mod config;
 pub mod error;
 mod json_object;
+pub mod weights;
 
 #[cfg(test)]
 mod fuzz;
