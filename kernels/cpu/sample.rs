@@ -421,6 +421,15 @@ mod tests {
     }
 
     #[test]
+    fn a_number_between_two_tokens_takes_the_second() {
+        // Token v of n equal ones owns [v / n, (v + 1) / n).
+        assert_eq!(check(&[2.5; 4000], &ALL, 0.5).token, 2000);
+        assert_eq!(check(&[2.5; 4096], &ALL, 0.5).token, 2048);
+        let half = SamplingParams { top_k: 2000, ..ALL };
+        assert_eq!(check(&[2.5; 4000], &half, 0.5).token, 1000);
+    }
+
+    #[test]
     fn greedy_takes_the_first_of_the_largest() {
         let mut scratch = Scratch::new(1);
         let mut logits = random_row(9001, 3.0, 1);

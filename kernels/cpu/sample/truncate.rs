@@ -31,7 +31,7 @@ impl Truncation {
     /// Forgets the last row and makes room for one of `vocab` logits.
     pub(super) fn clear(&mut self, vocab: usize) {
         self.candidates.clear();
-        self.candidates.reserve(vocab);
+        self.candidates.reserve(vocab.next_multiple_of(LANES));
         self.members.clear();
         self.members.reserve(vocab);
         self.lane_maxima.clear();
@@ -78,7 +78,7 @@ impl Truncation {
         }
         let mut keep_reaching = |candidates: &mut Vec<Candidate>, measure: Measure, target: u64| {
             if let Some(last) = last_kept(candidates, members, bins, measure, target) {
-                candidates.retain(|c| c.rank(&last).is_le());
+                retain(candidates, |c| c.ranks_up_to(&last));
             }
         };
         if top_k > 0 {
@@ -94,14 +94,14 @@ impl Truncation {
             keep_reaching(candidates, Measure::Mass, target.max(1));
         }
         if top_k > 0 && min_p > 0.0 {
-            candidates.retain(|c| distribution.shifted(c.logit) >= lowest_min_p);
+            retain(candidates, |c| distribution.shifted(c.logit) >= lowest_min_p);
         }
         candidates
     }
 }
 
 /// A token that may survive truncation. Its logit is finite.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Candidate {
     pub(super) token: u32,
     logit: f32,
@@ -114,6 +114,11 @@ impl Candidate {
     fn rank(&self, other: &Candidate) -> std::cmp::Ordering {
         let by_logit = other.logit.partial_cmp(&self.logit).expect("candidates are finite");
         by_logit.then(self.token.cmp(&other.token))
+    }
+
+    /// Whether it is `last` or ranks before it, without a branch.
+    fn ranks_up_to(&self, last: &Candidate) -> bool {
+        (self.logit > last.logit) | ((self.logit == last.logit) & (self.token <= last.token))
     }
 }
 
@@ -154,6 +159,8 @@ fn gather_body(
     inverse: f32,
     lowest: f32,
 ) {
+    let mut count = candidates.len();
+    candidates.resize(count + logits.len().next_multiple_of(LANES), Candidate::default());
     for (index, z) in logits.chunks(LANES).enumerate() {
         let z = lanes::padded(z);
         let d = z.map(|z| (z - max) * inverse);
@@ -163,12 +170,24 @@ fn gather_body(
         }
         let weights = d.map(lanes::exp);
         for lane in 0..LANES {
-            if d[lane] >= lowest && z[lane] > f32::NEG_INFINITY {
-                let token = first + (index * LANES + lane) as u32;
-                candidates.push(Candidate { token, logit: z[lane], weight: weights[lane] });
-            }
+            let token = first + (index * LANES + lane) as u32;
+            candidates[count] = Candidate { token, logit: z[lane], weight: weights[lane] };
+            count += ((d[lane] >= lowest) & (z[lane] > f32::NEG_INFINITY)) as usize;
         }
     }
+    candidates.truncate(count);
+}
+
+/// Keeps some candidates, in order. Written always, counted if kept: `Vec::retain` branches, and
+/// mispredicts its way through a row of which half is kept.
+fn retain(candidates: &mut Vec<Candidate>, keep: impl Fn(&Candidate) -> bool) {
+    let mut kept = 0;
+    for i in 0..candidates.len() {
+        let candidate = candidates[i];
+        candidates[kept] = candidate;
+        kept += keep(&candidate) as usize;
+    }
+    candidates.truncate(kept);
 }
 
 /// What a truncation limits.
@@ -186,7 +205,7 @@ impl Measure {
     fn of(self, candidate: &Candidate) -> u64 {
         match self {
             Measure::Count => 1,
-            Measure::Mass => (candidate.weight as f64 * MASS_UNIT) as u64,
+            Measure::Mass => (candidate.weight as f64 * MASS_UNIT) as i64 as u64,
         }
     }
 }
@@ -207,35 +226,75 @@ fn last_kept(
     measure: Measure,
     target: u64,
 ) -> Option<Candidate> {
-    members.clear();
-    members.extend_from_slice(candidates);
     let mut left = target;
-    while members.len() > SORTED {
-        let highest = members.iter().fold(f32::NEG_INFINITY, |a, c| a.max(c.logit)) as f64;
-        let lowest = members.iter().fold(f32::INFINITY, |a, c| a.min(c.logit)) as f64;
-        if lowest == highest {
-            break;
+    members.clear();
+    match Grid::over(candidates) {
+        None => members.extend_from_slice(candidates),
+        Some(grid) => {
+            let bin = grid.bin_reaching(candidates, bins, measure, &mut left)?;
+            members.extend(candidates.iter().filter(|c| grid.bin(c) == bin));
         }
-        let scale = BINS as f64 / (highest - lowest);
-        let bin_of = |c: &Candidate| (((highest - c.logit as f64) * scale) as usize).min(BINS - 1);
-        bins.fill(0);
-        for member in members.iter() {
-            bins[bin_of(member)] += measure.of(member);
-        }
-        let reached = bins.iter().position(|&mass| {
-            let reached = mass >= left;
-            left -= if reached { 0 } else { mass };
-            reached
-        })?;
-        members.retain(|c| bin_of(c) == reached);
+    }
+    while let Some(grid) = Grid::over(members) {
+        let bin = grid.bin_reaching(members, bins, measure, &mut left)?;
+        retain(members, |c| grid.bin(c) == bin);
     }
     members.sort_unstable_by(Candidate::rank);
-    members.iter().copied().find(|c| {
-        let mass = measure.of(c);
-        let reached = mass >= left;
-        left -= if reached { 0 } else { mass };
-        reached
-    })
+    members.iter().copied().find(|c| !passes(&mut left, measure.of(c)))
+}
+
+/// `BINS` equal intervals of logit, the highest first.
+struct Grid {
+    highest: f64,
+    scale: f64,
+}
+
+impl Grid {
+    /// None if there is nothing to part: few candidates, or one logit.
+    fn over(candidates: &[Candidate]) -> Option<Grid> {
+        if candidates.len() <= SORTED {
+            return None;
+        }
+        // Sixteen maxima and minima at a time: one of each would wait for itself.
+        let (vectors, tail) = candidates.as_chunks::<LANES>();
+        let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+        for candidates in vectors.iter().map(|v| &v[..]).chain([tail]) {
+            for ((low, high), c) in low.iter_mut().zip(&mut high).zip(candidates) {
+                *low = if c.logit < *low { c.logit } else { *low };
+                *high = if c.logit > *high { c.logit } else { *high };
+            }
+        }
+        let highest = high.into_iter().fold(f32::NEG_INFINITY, f32::max) as f64;
+        let lowest = low.into_iter().fold(f32::INFINITY, f32::min) as f64;
+        (lowest < highest).then(|| Grid { highest, scale: BINS as f64 / (highest - lowest) })
+    }
+
+    fn bin(&self, candidate: &Candidate) -> usize {
+        let bin = (self.highest - candidate.logit as f64) * self.scale;
+        (bin as i64 as usize).min(BINS - 1)
+    }
+
+    /// The bin in which the running measure reaches `left`. Takes what lies before it off `left`.
+    fn bin_reaching(
+        &self,
+        candidates: &[Candidate],
+        bins: &mut [u64],
+        measure: Measure,
+        left: &mut u64,
+    ) -> Option<usize> {
+        bins.fill(0);
+        for candidate in candidates {
+            bins[self.bin(candidate)] += measure.of(candidate);
+        }
+        bins.iter().position(|&mass| !passes(left, mass))
+    }
+}
+
+/// Takes `mass` off `left` if less than it.
+fn passes(left: &mut u64, mass: u64) -> bool {
+    let passes = mass < *left;
+    *left -= if passes { mass } else { 0 };
+    passes
 }
 
 #[cfg(test)]
