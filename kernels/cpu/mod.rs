@@ -12,6 +12,7 @@ pub mod swiglu;
 
 mod context;
 mod dot;
+mod exp;
 mod isa;
 mod pool;
 mod round;
