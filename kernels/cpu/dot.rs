@@ -4,6 +4,8 @@
 //! Each output has one vector of partial sums that runs over the row in steps, a masked last step,
 //! and one reduction tree. So its bits depend on its two rows alone, not on the tile around it.
 
+#![allow(clippy::needless_range_loop)] // indices of tiles, as in the formulas
+
 use std::marker::PhantomData;
 
 use super::vector::{Element, Vector, methods};

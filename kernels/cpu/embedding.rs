@@ -27,8 +27,8 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: Matrix<'_>, n: usiz
 fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: usize) {
     let y = Disjoint::new(y);
     cpu.for_rows(ids.len(), n, &|first, count| {
-        for i in first..first + count {
-            let row = ids[i] as usize * n;
+        for (i, &id) in (first..).zip(&ids[first..first + count]) {
+            let row = id as usize * n;
             // SAFETY: rows of y do not overlap; `Cpu::with_isa` asserts the instruction set; both
             // slices have length n.
             unsafe { widen_on(cpu.isa(), y.part(i * n, n), &table[row..row + n]) };

@@ -94,6 +94,7 @@ macro_rules! methods {
     ($(fn $name:ident($($arguments:tt)*) -> $result:ty $body:block)*) => {
         $(
             #[inline(always)]
+            #[allow(unused_unsafe)] // plain Rust needs none
             unsafe fn $name($($arguments)*) -> $result {
                 // SAFETY: the trait's contract: the instruction set is there, pointers are valid.
                 unsafe { $body }
