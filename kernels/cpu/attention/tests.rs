@@ -22,7 +22,7 @@ impl Sequence {
         let Shape { heads, kv_heads, head_dim } = shape;
         let pages = len.div_ceil(PAGE) + 3;
         // Every third page, modulo the number of pages where that reaches all of them.
-        let step = if pages % 3 == 0 { 1 } else { 3 };
+        let step = if pages.is_multiple_of(3) { 1 } else { 3 };
         let table = (0..len.div_ceil(PAGE)).map(|i| ((i * step + 2) % pages) as u32).collect();
         let elements = pages * kv_heads * PAGE * head_dim;
         let mut sequence = Sequence {
