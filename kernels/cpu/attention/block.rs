@@ -89,7 +89,7 @@ unsafe fn attend<D: Dot<W: Element>>(block: Block<'_, D::X, D::W>) {
                 let scores = Rows { start: scores, stride };
                 let queries = block.queries.as_ptr().add(i * head_dim);
                 let queries = Rows { start: queries, stride: head_dim };
-                strip::<D>(scores, queries, m, keys, n, head_dim, false);
+                strip::<D>(scores, queries, m, keys, n, head_dim, false, 4 * head_dim);
                 i += m;
             }
         }
