@@ -17,10 +17,10 @@ use super::{Cpu, Isa, Matrix, Rounding, round};
 /// Elements of a row that are summed before the sum is added to y.
 const CHUNK: usize = 1024;
 
-/// Rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
+/// Most rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
 const ROW_BLOCK: usize = 192;
 
-/// Rows of w a task of many rows of x takes: 128 KiB of bf16 a chunk.
+/// Rows of w a task of many rows of x takes, if they are long: 128 KiB of bf16 a chunk.
 const COLUMN_BLOCK: usize = 64;
 
 /// Up to this many rows of x a task walks along w once; above, blocks of w are read again from L2.
@@ -40,9 +40,9 @@ pub fn forward(
     rounding: Rounding,
     accumulate: bool,
 ) {
-    assert_eq!(y.len(), m * n, "y is not [{m}, {n}]");
-    assert_eq!(x.len(), m * k, "x is not [{m}, {k}]");
-    assert_eq!(w.len(), n * k, "w is not [{n}, {k}]");
+    assert_eq!(Some(y.len()), m.checked_mul(n), "y is not [{m}, {n}]");
+    assert_eq!(Some(x.len()), m.checked_mul(k), "x is not [{m}, {k}]");
+    assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
     let size = Size { m, n, k, x_stride: k, accumulate };
     // Rounded rows a line apart from a power of two: else those of a tile share a few cache sets.
     let padded = Size { x_stride: k.next_multiple_of(32) + 32, ..size };
@@ -123,7 +123,7 @@ fn distribute<X: Sync, W: Sync>(
             );
         }
     };
-    if m * n * k <= STREAM {
+    if n * k <= STREAM && m * n * k <= STREAM {
         (0..row_blocks * column_blocks).for_each(|index| task(0, index));
     } else {
         cpu.pool().for_each(row_blocks * column_blocks, &task);

@@ -10,6 +10,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
 
+#[cfg(test)]
+mod allocations;
 mod context;
 mod dot;
 mod exp;
