@@ -1,4 +1,4 @@
-//! Embedding: y[i] = table[ids[i]], widened to f32. Exact. Bound: bytes.
+//! Embedding: `y[i] = table[ids[i]]`, widened to f32. Exact. Bound: bytes.
 
 use super::pool::Disjoint;
 use super::vector::{Element, Vector, for_each_isa};

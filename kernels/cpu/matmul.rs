@@ -1,8 +1,8 @@
-//! Matrix product with row-major weights: y[m,n] = x[m,k] · w[n,k]ᵀ, or y += that.
+//! Matrix product with row-major weights: `y[m,n] = x[m,k] · w[n,k]ᵀ`, or y += that.
 //!
 //! Weights are read where they lie, so every output is a dot product of two contiguous rows. Its
 //! order of summation is fixed by k alone: chunks of 1024 elements, each summed lane by lane and
-//! reduced by one tree ([`super::dot`]), chunk sums added to y in order.
+//! reduced by one tree (dot.rs), chunk sums added to y in order.
 //!
 //! Bound: for a few rows reading w, once; for many the multipliers. There a task's block of x and
 //! its block of w stay in the L2 cache, and six rows of x in L1 while w passes by.
@@ -29,7 +29,7 @@ const FEW_ROWS: usize = 24;
 /// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
 const STREAM: usize = 64 * 1024;
 
-/// Writes x·wᵀ to `y`, or adds it to `y` if `accumulate`. Shapes: y [m,n], x [m,k], w [n,k].
+/// Writes x·wᵀ to `y`, or adds it to `y` if `accumulate`. Shapes: `y [m,n]`, `x [m,k]`, `w [n,k]`.
 /// Sums are f32; `rounding` says whether x is rounded first.
 pub fn forward(
     cpu: &Cpu,
