@@ -5,13 +5,28 @@
 //!
 //! A layer's cache is keys and values, each [pages, kv_heads, PAGE, head_dim]. A sequence has a
 //! page table; its token at position p lies in page table[p / PAGE], slot p % PAGE.
+//!
+//! All scores of a row are kept, so softmax takes its maximum first and no sum is ever rescaled
+//! (unlike flash attention). Every sum runs over absolute positions in one order, so a row has the
+//! same bits in a prefill, in a chunk of one, and alone in decode. A task is some query rows of one
+//! kv head: its pages are read once for all of the task's rows and heads.
+
+mod block;
 
 use half::bf16;
 
-use super::Cpu;
+use super::pool::Disjoint;
+use super::{Cpu, context::grown, round};
+use block::{Block, Kernel};
 
 /// Tokens in a page of the cache.
 pub const PAGE: usize = 32;
+
+/// Query vectors (rows × heads of a kv head) of a task: eight tiles of six.
+const VECTORS: usize = 48;
+
+/// Scores a task keeps, if one query row does not need more: 512 KiB, half an L2 cache.
+const SCORES: usize = 128 * 1024;
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,41 +73,25 @@ pub enum CacheMut<'a> {
 }
 
 /// Writes rows of `k` and `v` [rows, kv_heads, head_dim] to the cache, rounded to nearest even
-/// where it is bf16. `slots[i]` = page · PAGE + slot is where row i goes.
+/// where it is bf16. `slots[i]` = page · PAGE + slot is where row i goes; where two rows share a
+/// slot the later one stays.
 pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32], shape: Shape) {
     let Shape { kv_heads, head_dim, .. } = shape;
     let rows = slots.len();
+    shape.check();
     assert_eq!(k.len(), rows * kv_heads * head_dim, "k is not [{rows}, {kv_heads}, {head_dim}]");
     assert_eq!(v.len(), rows * kv_heads * head_dim, "v is not [{rows}, {kv_heads}, {head_dim}]");
-    let _ = cpu;
     match cache {
         CacheMut::Bf16 { keys, values } => {
-            write(keys, k, slots, shape, bf16::from_f32);
-            write(values, v, slots, shape, bf16::from_f32);
+            write(cpu, [keys, values], [k, v], slots, shape, round::row);
         }
-        CacheMut::F32 { keys, values } => {
-            write(keys, k, slots, shape, |x| x);
-            write(values, v, slots, shape, |x| x);
-        }
-    }
-}
-
-fn write<T>(cache: &mut [T], x: &[f32], slots: &[u32], shape: Shape, round: impl Fn(f32) -> T) {
-    let Shape { kv_heads, head_dim, .. } = shape;
-    for (x, &slot) in x.chunks_exact(kv_heads * head_dim).zip(slots) {
-        let (page, slot) = (slot as usize / PAGE, slot as usize % PAGE);
-        for (head, x) in x.chunks_exact(head_dim).enumerate() {
-            let first = ((page * kv_heads + head) * PAGE + slot) * head_dim;
-            for (y, &x) in cache[first..first + head_dim].iter_mut().zip(x) {
-                *y = round(x);
-            }
-        }
+        CacheMut::F32 { keys, values } => write(cpu, [keys, values], [k, v], slots, shape, copy),
     }
 }
 
 /// Writes attention of each row of `q` [rows, heads, head_dim] to `out` [rows, heads · head_dim].
-/// The spans' own keys and values must have been appended. Rows in no span are left alone.
-/// With a bf16 cache q is rounded to bf16 first.
+/// The spans' own keys and values must have been appended. Rows in no span are left alone; spans
+/// are in ascending order of rows. With a bf16 cache q is rounded to bf16 first.
 pub fn forward(
     cpu: &Cpu,
     out: &mut [f32],
@@ -102,44 +101,239 @@ pub fn forward(
     spans: &[Span],
     shape: Shape,
 ) {
-    let Shape { heads, kv_heads, head_dim } = shape;
+    shape.check();
+    let Shape { heads, head_dim, .. } = shape;
+    let width = heads * head_dim;
+    assert_eq!(q.len() % width, 0, "q of {} is not rows of [{heads}, {head_dim}]", q.len());
     assert_eq!(out.len(), q.len(), "out and q differ in length");
-    assert_eq!(heads % kv_heads, 0, "{heads} heads over {kv_heads} kv heads");
-    let _ = cpu;
+    let pages = shape.pages(cache);
+    let (mut next_row, mut longest, mut cost) = (0, 0, 0);
     for span in spans {
+        let Span { first_row, rows, first_position, .. } = *span;
+        assert!(
+            next_row <= first_row && rows <= (q.len() / width).saturating_sub(first_row),
+            "rows {first_row}..+{rows} of {} after row {next_row}",
+            q.len() / width
+        );
+        next_row = first_row + rows;
+        if rows == 0 {
+            continue;
+        }
+        let len = first_position + rows;
         let table = &tables[span.table.clone()];
-        for i in 0..span.rows {
-            for head in 0..heads {
-                let first = ((span.first_row + i) * heads + head) * head_dim;
-                let at = |j: usize| {
-                    let page = table[j / PAGE] as usize;
-                    let kv_head = head / (heads / kv_heads);
-                    ((page * kv_heads + kv_head) * PAGE + j % PAGE) * head_dim
-                };
-                let positions = span.first_position + i + 1;
-                let q = |d: usize| match cache {
-                    Cache::Bf16 { .. } => bf16::from_f32(q[first + d]).to_f32(),
-                    Cache::F32 { .. } => q[first + d],
-                };
-                let k = |j: usize, d: usize| match cache {
-                    Cache::Bf16 { keys, .. } => keys[at(j) + d].to_f32(),
-                    Cache::F32 { keys, .. } => keys[at(j) + d],
-                };
-                let v = |j: usize, d: usize| match cache {
-                    Cache::Bf16 { values, .. } => values[at(j) + d].to_f32(),
-                    Cache::F32 { values, .. } => values[at(j) + d],
-                };
-                let scale = 1.0 / (head_dim as f32).sqrt();
-                let scores: Vec<f32> = (0..positions)
-                    .map(|j| (0..head_dim).map(|d| q(d) * k(j, d)).sum::<f32>() * scale)
-                    .collect();
-                let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let p: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-                let total: f32 = p.iter().sum();
-                for d in 0..head_dim {
-                    out[first + d] = (0..positions).map(|j| p[j] * v(j, d)).sum::<f32>() / total;
-                }
-            }
+        assert!(
+            len <= table.len() * PAGE,
+            "{len} positions in a page table of {} pages",
+            table.len()
+        );
+        for &page in &table[..len.div_ceil(PAGE)] {
+            assert!((page as usize) < pages, "page {page} in a cache of {pages} pages");
+        }
+        longest = longest.max(len);
+        cost += rows * len * width;
+    }
+    let layout = Layout::new(shape, longest);
+    let threads = cpu.threads();
+    let scratch = &mut *cpu.scratch();
+    let scores = grown(&mut scratch.scores, threads * layout.scores);
+    let call = Call { cpu, out: Disjoint::new(out), q, tables, spans, shape, layout, cost };
+    match cache {
+        #[cfg(target_arch = "x86_64")]
+        Cache::Bf16 { keys, values } if cpu.isa() == super::Isa::Avx512Bf16 => {
+            let rounded = grown(&mut scratch.bf16, threads * layout.queries);
+            call.run(rounded, scores, [keys, values], round::row, block::attend_avx512_bf16);
+        }
+        Cache::Bf16 { keys, values } => {
+            let rounded = grown(&mut scratch.f32, threads * layout.queries);
+            call.run(rounded, scores, [keys, values], round::row, block::widened(cpu.isa()));
+        }
+        Cache::F32 { keys, values } => {
+            let copied = grown(&mut scratch.f32, threads * layout.queries);
+            call.run(copied, scores, [keys, values], copy, block::widened(cpu.isa()));
         }
     }
 }
+
+impl Shape {
+    fn check(self) {
+        let Shape { heads, kv_heads, head_dim } = self;
+        assert!(heads > 0 && kv_heads > 0 && head_dim > 0, "empty shape {self:?}");
+        assert_eq!(heads % kv_heads, 0, "{heads} heads over {kv_heads} kv heads");
+    }
+
+    /// Pages the cache has.
+    fn pages(self, cache: Cache<'_>) -> usize {
+        let (keys, values) = match cache {
+            Cache::Bf16 { keys, values } => (keys.len(), values.len()),
+            Cache::F32 { keys, values } => (keys.len(), values.len()),
+        };
+        let page = self.page();
+        assert_eq!(keys, values, "keys and values differ in length");
+        assert_eq!(keys % page, 0, "a cache of {keys} is not pages of {page}");
+        keys / page
+    }
+
+    /// Elements of a page.
+    fn page(self) -> usize {
+        self.kv_heads * PAGE * self.head_dim
+    }
+}
+
+fn copy(_: &Cpu, y: &mut [f32], x: &[f32]) {
+    y.copy_from_slice(x);
+}
+
+/// Rounds or copies a row.
+type Convert<T> = fn(&Cpu, &mut [T], &[f32]);
+
+fn write<T: Copy + Send>(
+    cpu: &Cpu,
+    caches: [&mut [T]; 2],
+    inputs: [&[f32]; 2],
+    slots: &[u32],
+    shape: Shape,
+    convert: Convert<T>,
+) {
+    let Shape { kv_heads, head_dim, .. } = shape;
+    let caches = caches.map(Disjoint::new);
+    // By kv head, not by row: whatever the slots are, no two tasks write the same place.
+    let cost = 2 * slots.len() * head_dim;
+    cpu.for_rows(kv_heads, cost, &|first, count| {
+        for (cache, x) in caches.iter().zip(inputs) {
+            for (row, &slot) in slots.iter().enumerate() {
+                let (page, slot) = (slot as usize / PAGE, slot as usize % PAGE);
+                for head in first..first + count {
+                    let x = &x[(row * kv_heads + head) * head_dim..][..head_dim];
+                    let to = ((page * kv_heads + head) * PAGE + slot) * head_dim;
+                    // SAFETY: tasks have different heads, whose places in a cache do not overlap.
+                    convert(cpu, unsafe { cache.part(to, head_dim) }, x);
+                }
+            }
+        }
+    });
+}
+
+/// How much a task works on, and the scratch memory a thread has for it.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Query rows of a task.
+    rows: usize,
+    /// Elements of scores and weighted sums.
+    scores: usize,
+    /// Elements of rounded queries.
+    queries: usize,
+}
+
+impl Layout {
+    fn new(shape: Shape, longest: usize) -> Layout {
+        let group = shape.heads / shape.kv_heads;
+        let stride = block::stride(longest);
+        let rows = (VECTORS / group).min(SCORES / (group * stride).max(1)).max(1);
+        let vectors = rows * group;
+        let queries = vectors * shape.head_dim;
+        Layout { rows, scores: vectors * stride + queries, queries }
+    }
+}
+
+/// What every task of a call needs.
+struct Call<'a> {
+    cpu: &'a Cpu,
+    out: Disjoint<'a, f32>,
+    q: &'a [f32],
+    tables: &'a [u32],
+    spans: &'a [Span],
+    shape: Shape,
+    layout: Layout,
+    cost: usize,
+}
+
+impl Call<'_> {
+    fn run<X: Copy + Send, T: Sync>(
+        &self,
+        queries: &mut [X],
+        scores: &mut [f32],
+        [keys, values]: [&[T]; 2],
+        convert: Convert<X>,
+        kernel: Kernel<X, T>,
+    ) {
+        /// Products below which waking another thread costs more than it saves.
+        const WORTH: usize = 64 * 1024;
+        let Call { cpu, shape, layout, .. } = *self;
+        let (queries, scores) = (Disjoint::new(queries), Disjoint::new(scores));
+        let chunks: usize = self.spans.iter().map(|span| span.rows.div_ceil(layout.rows)).sum();
+        let task = |thread: usize, task: usize| {
+            // SAFETY: each thread has a part of its own.
+            let queries = unsafe { queries.part(thread * layout.queries, layout.queries) };
+            // SAFETY: as above.
+            let scores = unsafe { scores.part(thread * layout.scores, layout.scores) };
+            // The last rows first: they see the most keys, and the small tasks then fill the gaps.
+            let (chunk, kv_head) = (chunks - 1 - task / shape.kv_heads, task % shape.kv_heads);
+            self.task(chunk, kv_head, queries, scores, [keys, values], convert, kernel);
+        };
+        let tasks = chunks * shape.kv_heads;
+        if self.cost <= WORTH {
+            (0..tasks).for_each(|index| task(0, index));
+        } else {
+            cpu.pool().for_each(tasks, &task);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
+    fn task<X: Copy, T>(
+        &self,
+        mut chunk: usize,
+        kv_head: usize,
+        queries: &mut [X],
+        scores: &mut [f32],
+        [keys, values]: [&[T]; 2],
+        convert: Convert<X>,
+        kernel: Kernel<X, T>,
+    ) {
+        let Shape { heads, kv_heads, head_dim } = self.shape;
+        let group = heads / kv_heads;
+        let span = self.spans.iter().find(|span| {
+            let chunks = span.rows.div_ceil(self.layout.rows);
+            let here = chunk < chunks;
+            chunk -= if here { 0 } else { chunks };
+            here
+        });
+        let span = span.expect("chunks were counted over the spans");
+        let first = chunk * self.layout.rows;
+        let rows = self.layout.rows.min(span.rows - first);
+        let place =
+            |row: usize| ((span.first_row + first + row) * heads + kv_head * group) * head_dim;
+        let width = group * head_dim;
+        for row in 0..rows {
+            let q = &self.q[place(row)..][..width];
+            convert(self.cpu, &mut queries[row * width..(row + 1) * width], q);
+        }
+        let last_len = span.first_position + first + rows;
+        let (sums, scores) = scores.split_at_mut(rows * width);
+        let table = &self.tables[span.table.clone()][..last_len.div_ceil(PAGE)];
+        let block = Block {
+            queries: &queries[..rows * width],
+            scores,
+            sums: &mut *sums,
+            keys,
+            values,
+            table,
+            page_stride: self.shape.page(),
+            head_offset: kv_head * PAGE * head_dim,
+            first_len: last_len + 1 - rows,
+            rows,
+            group,
+            head_dim,
+        };
+        // SAFETY: `Cpu::with_isa` asserts the instruction set; `forward` asserts that the table's
+        // pages exist, and `Block::check` the rest.
+        unsafe { kernel(block.check()) };
+        for row in 0..rows {
+            // SAFETY: `forward` asserts that spans do not overlap, and tasks differ in rows or head.
+            let out = unsafe { self.out.part(place(row), width) };
+            out.copy_from_slice(&sums[row * width..(row + 1) * width]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -20,8 +20,10 @@ pub struct Cpu {
 pub(crate) struct Scratch {
     /// Rounded inputs: x of a matmul, q of attention.
     pub(crate) bf16: Vec<bf16>,
-    /// The same where products are taken in f32; attention's scores and sums.
+    /// The same where products are taken in f32.
     pub(crate) f32: Vec<f32>,
+    /// Attention's scores and weighted sums, by thread.
+    pub(crate) scores: Vec<f32>,
 }
 
 impl Cpu {

@@ -4,6 +4,8 @@
 //! Each output has one vector of partial sums that runs over the row in steps, a masked last step,
 //! and one reduction tree. So its bits depend on its two rows alone, not on the tile around it.
 
+#![allow(clippy::needless_range_loop)] // indices of tiles, as in the formulas
+
 use std::marker::PhantomData;
 
 use super::vector::{Element, Vector, methods};
@@ -62,8 +64,13 @@ impl<T: Copy> Copy for Rows<T> {}
 
 /// Writes (or adds, if `add`) m × n dot products of length k to `y`; m is at most TILE_ROWS.
 ///
+/// While four rows of w are used, as much is prefetched in one run from `ahead` elements after the
+/// first of them on, unless that is 0: rows of w are too short for the hardware to see the next
+/// ones coming (one row of x, w [151936, 1024] in bf16, one thread: 11 GB/s without, 22 with).
+///
 /// # Safety
 /// The CPU has the instruction set of `D`; x has m rows and w n rows of k elements, y m rows of n.
+#[allow(clippy::too_many_arguments)] // three operands, their sizes, and how
 #[inline(always)]
 pub(crate) unsafe fn strip<D: Dot>(
     y: Rows<*mut f32>,
@@ -73,16 +80,17 @@ pub(crate) unsafe fn strip<D: Dot>(
     n: usize,
     k: usize,
     add: bool,
+    ahead: usize,
 ) {
     // SAFETY: the caller's promise, passed on; every arm takes exactly the m rows there are.
     unsafe {
         match m {
-            1 => strip_of::<D, 1>(y, x, w, n, k, add),
-            2 if D::Sum::TILE_ROWS >= 2 => strip_of::<D, 2>(y, x, w, n, k, add),
-            3 if D::Sum::TILE_ROWS >= 3 => strip_of::<D, 3>(y, x, w, n, k, add),
-            4 if D::Sum::TILE_ROWS >= 4 => strip_of::<D, 4>(y, x, w, n, k, add),
-            5 if D::Sum::TILE_ROWS >= 5 => strip_of::<D, 5>(y, x, w, n, k, add),
-            6 if D::Sum::TILE_ROWS >= 6 => strip_of::<D, 6>(y, x, w, n, k, add),
+            1 => strip_of::<D, 1>(y, x, w, n, k, add, ahead),
+            2 if D::Sum::TILE_ROWS >= 2 => strip_of::<D, 2>(y, x, w, n, k, add, ahead),
+            3 if D::Sum::TILE_ROWS >= 3 => strip_of::<D, 3>(y, x, w, n, k, add, ahead),
+            4 if D::Sum::TILE_ROWS >= 4 => strip_of::<D, 4>(y, x, w, n, k, add, ahead),
+            5 if D::Sum::TILE_ROWS >= 5 => strip_of::<D, 5>(y, x, w, n, k, add, ahead),
+            6 if D::Sum::TILE_ROWS >= 6 => strip_of::<D, 6>(y, x, w, n, k, add, ahead),
             _ => unreachable!("a tile of {m} rows"),
         }
     }
@@ -98,13 +106,14 @@ unsafe fn strip_of<D: Dot, const M: usize>(
     n: usize,
     k: usize,
     add: bool,
+    ahead: usize,
 ) {
     let mut j = 0;
     // SAFETY: columns j .. j + 4 (or j) are below n, so rows of w and elements of y exist.
     unsafe {
         while j + 4 <= n {
             let w = Rows { start: w.start.add(j * w.stride), stride: w.stride };
-            let sums = tile::<D, M, 4>(x, w, k);
+            let sums = tile::<D, M, 4>(x, w, k, ahead);
             for i in 0..M {
                 let sums = D::Sum::reduce_add4(sums[i]);
                 let y = y.start.add(i * y.stride + j).cast::<[f32; 4]>();
@@ -121,7 +130,7 @@ unsafe fn strip_of<D: Dot, const M: usize>(
         }
         while j < n {
             let w = Rows { start: w.start.add(j * w.stride), stride: w.stride };
-            let sums = tile::<D, M, 1>(x, w, k);
+            let sums = tile::<D, M, 1>(x, w, k, ahead);
             for i in 0..M {
                 let sum = sums[i][0].reduce_add();
                 let y = y.start.add(i * y.stride + j);
@@ -141,6 +150,7 @@ unsafe fn tile<D: Dot, const M: usize, const N: usize>(
     x: Rows<*const D::X>,
     w: Rows<*const D::W>,
     k: usize,
+    ahead: usize,
 ) -> [[D::Sum; N]; M] {
     // SAFETY: elements l .. l + STEP (or the count that is left of k) of each row exist.
     unsafe {
@@ -150,6 +160,12 @@ unsafe fn tile<D: Dot, const M: usize, const N: usize>(
             let mut ws = [D::load_w(w.start.add(l)); N];
             for j in 1..N {
                 ws[j] = D::load_w(w.start.add(j * w.stride + l));
+            }
+            if N == 4 && ahead != 0 {
+                let next = w.start.wrapping_add(ahead + 4 * l);
+                for j in 0..N {
+                    D::Sum::prefetch(next.wrapping_add(j * D::STEP).cast());
+                }
             }
             for i in 0..M {
                 let x = D::load_x(x.start.add(i * x.stride + l));

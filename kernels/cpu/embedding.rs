@@ -1,6 +1,9 @@
-//! Embedding: y[i] = table[ids[i]], widened to f32.
+//! Embedding: `y[i] = table[ids[i]]`, widened to f32. Exact. Bound: bytes.
 
+use super::pool::Disjoint;
+use super::vector::{Element, Vector, for_each_isa};
 use super::{Cpu, Matrix};
+use half::{bf16, f16};
 
 /// Writes row `ids[i]` of `table` [vocab, n] to row i of `y` [ids.len(), n].
 ///
@@ -10,20 +13,85 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: Matrix<'_>, n: usiz
     assert!(n > 0, "rows of the table are empty");
     assert_eq!(table.len() % n, 0, "a table of {} is not rows of {n}", table.len());
     assert_eq!(y.len(), ids.len() * n, "y is not [{}, {n}]", ids.len());
-    let _ = cpu;
     let vocab = table.len() / n;
-    for (y, &id) in y.chunks_exact_mut(n).zip(ids) {
-        let id = id as usize;
-        assert!(id < vocab, "id {id} in a table of {vocab} rows");
-        let row = id * n..(id + 1) * n;
-        match table {
-            Matrix::Bf16(table) => {
-                y.iter_mut().zip(&table[row]).for_each(|(y, x)| *y = x.to_f32());
-            }
-            Matrix::F16(table) => {
-                y.iter_mut().zip(&table[row]).for_each(|(y, x)| *y = x.to_f32());
-            }
-            Matrix::F32(table) => y.copy_from_slice(&table[row]),
+    for &id in ids {
+        assert!((id as usize) < vocab, "id {id} in a table of {vocab} rows");
+    }
+    match table {
+        Matrix::Bf16(table) => copy_rows::<bf16>(cpu, y, ids, table, n),
+        Matrix::F16(table) => copy_rows::<f16>(cpu, y, ids, table, n),
+        Matrix::F32(table) => copy_rows::<f32>(cpu, y, ids, table, n),
+    }
+}
+
+fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: usize) {
+    let y = Disjoint::new(y);
+    cpu.for_rows(ids.len(), n, &|first, count| {
+        for (i, &id) in (first..).zip(&ids[first..first + count]) {
+            let row = id as usize * n;
+            // SAFETY: rows of y do not overlap; `Cpu::with_isa` asserts the instruction set; both
+            // slices have length n.
+            unsafe { widen_on(cpu.isa(), y.part(i * n, n), &table[row..row + n]) };
         }
+    });
+}
+
+for_each_isa! {
+    fn widen_on<T: Element>(y: &mut [f32], x: &[T]) = widen
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`, and the slices have the same length.
+#[inline(always)]
+unsafe fn widen<V: Vector, T: Element>(y: &mut [f32], x: &[T]) {
+    let (y, x, n) = (y.as_mut_ptr(), x.as_ptr(), x.len());
+    // SAFETY: i + the lanes read or written does not pass n.
+    unsafe {
+        let mut i = 0;
+        while i + V::LANES <= n {
+            T::load::<V>(x.add(i)).store(y.add(i));
+            i += V::LANES;
+        }
+        if i < n {
+            T::load_first::<V>(x.add(i), n - i).store_first(y.add(i), n - i);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::twin::{contexts, values};
+
+    #[test]
+    fn copies_the_rows_exactly() {
+        let vocab = 23;
+        for n in [1, 16, 33, 1030] {
+            let table = values(1, vocab * n);
+            let narrow: Vec<bf16> = table.iter().map(|x| bf16::from_f32(*x)).collect();
+            let half: Vec<f16> = table.iter().map(|x| f16::from_f32(*x)).collect();
+            for ids in [vec![], vec![22, 0, 7, 7], (0..100).map(|i| i * 5 % 23).collect()] {
+                for cpu in contexts() {
+                    let mut y = vec![f32::NAN; ids.len() * n];
+                    let want = |widened: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                        let rows = ids.iter().map(|id| *id as usize * n);
+                        rows.flat_map(|row| (row..row + n).map(widened).collect::<Vec<_>>())
+                            .collect()
+                    };
+                    forward(&cpu, &mut y, &ids, Matrix::F32(&table), n);
+                    assert_eq!(y, want(&|i| table[i]));
+                    forward(&cpu, &mut y, &ids, Matrix::Bf16(&narrow), n);
+                    assert_eq!(y, want(&|i| narrow[i].to_f32()));
+                    forward(&cpu, &mut y, &ids, Matrix::F16(&half), n);
+                    assert_eq!(y, want(&|i| half[i].to_f32()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "id 4 in a table of 4 rows")]
+    fn ids_are_checked() {
+        forward(&Cpu::new(1), &mut [0.0; 2], &[4], Matrix::F32(&[0.0; 8]), 2);
     }
 }

@@ -14,8 +14,11 @@ pub mod rope;
 pub mod sample;
 pub mod swiglu;
 
+#[cfg(test)]
+mod allocations;
 mod context;
 mod dot;
+mod exp;
 mod isa;
 mod pool;
 mod round;

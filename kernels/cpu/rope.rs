@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::Cpu;
 use super::pool::Disjoint;
+use super::vector::{Vector, for_each_isa};
 
 /// Positions a block of the table covers.
 const BLOCK: usize = 256;
@@ -79,19 +80,95 @@ pub fn forward(cpu: &Cpu, x: &mut [f32], positions: &[u32], table: &RopeTable, h
         for (x, &position) in x.chunks_exact_mut(width.max(1)).zip(&positions[first..]) {
             let (cos, sin) = table.row(position as usize);
             for head in x.chunks_exact_mut(head_dim) {
-                rotate(head, cos, sin);
+                // SAFETY: `Cpu::with_isa` asserts the instruction set.
+                unsafe { rotate_on(cpu.isa(), head, cos, sin) };
             }
         }
     });
 }
 
+for_each_isa! {
+    fn rotate_on(head: &mut [f32], cos: &[f32], sin: &[f32]) = rotate
+}
+
 /// Products and sums are rounded one by one, as transformers does, so every instruction set and
-/// any vectorization gives the same bits.
-fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+/// any vectorization by the compiler gives the same bits.
+///
+/// # Safety
+/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
+#[inline(always)]
+unsafe fn rotate<V: Vector>(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (low, high) = head.split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         let (a, b) = (*low, *high);
         *low = a * cos - b * sin;
         *high = b * cos + a * sin;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+
+    fn inv_freq(head_dim: usize) -> Vec<f32> {
+        (0..head_dim / 2).map(|i| 1e6f32.powf(-2.0 * i as f32 / head_dim as f32)).collect()
+    }
+
+    #[test]
+    fn equals_the_formula_on_awkward_shapes_with_the_same_bits_everywhere() {
+        for (rows, heads, head_dim) in [(0, 2, 4), (1, 1, 2), (3, 5, 80), (65, 4, 128), (300, 1, 6)]
+        {
+            let x = values(1, rows * heads * head_dim);
+            let positions: Vec<u32> = (0..rows as u32).map(|i| (i * 37 + 255) % 5000).collect();
+            let inv_freq = inv_freq(head_dim);
+            let h = head_dim / 2;
+            let (mut naive, mut exact) = (x.clone(), vec![0.0; x.len()]);
+            for (row, &position) in positions.iter().enumerate() {
+                for head in 0..heads {
+                    let first = (row * heads + head) * head_dim;
+                    for i in first..first + h {
+                        let angle = position as f32 * inv_freq[i - first];
+                        let (sin, cos) = angle.sin_cos();
+                        naive[i] = x[i] * cos - x[i + h] * sin;
+                        naive[i + h] = x[i + h] * cos + x[i] * sin;
+                        let (sin, cos) = f64::from(angle).sin_cos();
+                        let (a, b) = (f64::from(x[i]), f64::from(x[i + h]));
+                        exact[i] = a * cos - b * sin;
+                        exact[i + h] = b * cos + a * sin;
+                    }
+                }
+            }
+            let mut first: Option<Vec<f32>> = None;
+            for cpu in contexts() {
+                let table = RopeTable::new(&inv_freq, 5000);
+                let mut y = x.clone();
+                forward(&cpu, &mut y, &positions, &table, heads);
+                assert_close(&y, &naive, &exact, 1e-6, "rope");
+                match &first {
+                    Some(bits) => assert_same_bits(&y, bits, "instruction sets and threads"),
+                    None => first = Some(y),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn position_zero_is_the_identity_and_length_is_kept() {
+        let table = RopeTable::new(&inv_freq(64), 41);
+        let x = values(3, 128);
+        let mut y = x.clone();
+        forward(&Cpu::new(1), &mut y, &[0, 40], &table, 1);
+        assert_eq!(x[..64], y[..64]);
+        let squares = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        assert!((squares(&x[64..]) - squares(&y[64..])).abs() < 1e-5);
+        assert_ne!(x[64..], y[64..]);
+    }
+
+    #[test]
+    #[should_panic(expected = "position 41 in a rope table of 41 positions")]
+    fn positions_are_checked() {
+        let table = RopeTable::new(&inv_freq(4), 41);
+        forward(&Cpu::new(1), &mut [0.0; 4], &[41], &table, 1);
     }
 }

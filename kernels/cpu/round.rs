@@ -36,16 +36,19 @@ pub(crate) fn row<T: Rounded>(cpu: &Cpu, y: &mut [T], x: &[f32]) {
     unsafe { round_on(cpu.isa(), y, x) }
 }
 
-/// Rounds `x` into `y` of the same length on all threads.
-pub(crate) fn all<T: Rounded>(cpu: &Cpu, y: &mut [T], x: &[f32]) {
-    assert_eq!(y.len(), x.len(), "y and x differ in length");
-    /// Elements a unit of distribution has.
-    const UNIT: usize = 1024;
+/// Rounds rows of `x`, of length k, into `y`, whose rows are `stride` apart, on all threads.
+pub(crate) fn rows<T: Rounded>(cpu: &Cpu, y: &mut [T], stride: usize, x: &[f32], k: usize) {
+    if k == 0 {
+        return;
+    }
+    let count = x.len() / k;
+    assert!(stride >= k && y.len() == count * stride && x.len() == count * k, "{stride}, {k}");
     let y = Disjoint::new(y);
-    cpu.for_rows(x.len().div_ceil(UNIT), UNIT, &|first, count| {
-        let (first, end) = (first * UNIT, x.len().min((first + count) * UNIT));
-        // SAFETY: ranges of different tasks do not overlap.
-        row(cpu, unsafe { y.part(first, end - first) }, &x[first..end]);
+    cpu.for_rows(count, k, &|first, count| {
+        for row in first..first + count {
+            // SAFETY: rows do not overlap, since the stride is at least their length.
+            self::row(cpu, unsafe { y.part(row * stride, k) }, &x[row * k..(row + 1) * k]);
+        }
     });
 }
 
@@ -78,8 +81,8 @@ mod tests {
             let cpu = Cpu::with_isa(2, isa);
             let mut narrow = vec![bf16::ZERO; x.len()];
             let mut wide = vec![0f32; x.len()];
-            all(&cpu, &mut narrow, &x);
-            all(&cpu, &mut wide, &x);
+            rows(&cpu, &mut narrow, 64, &x, 64);
+            row(&cpu, &mut wide, &x);
             for i in 0..x.len() {
                 let want = bf16::from_f32(x[i]);
                 assert_eq!(narrow[i].to_bits(), want.to_bits(), "{:#x}", x[i].to_bits());

@@ -1,13 +1,105 @@
-//! SwiGLU: y = gate · sigmoid(gate) · up, elementwise.
+//! SwiGLU: y = gate · sigmoid(gate) · up, elementwise (Shazeer 2020, with SiLU).
+//!
+//! silu(x) = x / (1 + e^-x). It is 0 at -∞ and at all x whose e^-x overflows. Bound: bytes.
 
 use super::Cpu;
+use super::exp::exp;
+use super::pool::Disjoint;
+use super::vector::{Vector, for_each_isa};
 
 /// Writes silu(gate)·up to `y`; all three have the same length.
 pub fn forward(cpu: &Cpu, y: &mut [f32], gate: &[f32], up: &[f32]) {
     assert_eq!(y.len(), gate.len(), "y and gate differ in length");
     assert_eq!(y.len(), up.len(), "y and up differ in length");
-    let _ = cpu;
-    for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-        *y = gate.max(f32::MIN) / (1.0 + (-gate).exp()) * up;
+    /// Elements a unit of distribution has; a multiple of every vector.
+    const UNIT: usize = 1024;
+    let y = Disjoint::new(y);
+    cpu.for_rows(gate.len().div_ceil(UNIT), 4 * UNIT, &|first, count| {
+        let (first, end) = (first * UNIT, gate.len().min((first + count) * UNIT));
+        // SAFETY: ranges of different tasks do not overlap; `Cpu::with_isa` asserts the
+        // instruction set; lengths are equal by the asserts above.
+        unsafe {
+            let y = y.part(first, end - first);
+            swiglu_on(cpu.isa(), y, &gate[first..end], &up[first..end]);
+        }
+    });
+}
+
+for_each_isa! {
+    fn swiglu_on(y: &mut [f32], gate: &[f32], up: &[f32]) = swiglu
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`, and the slices have the same length.
+#[inline(always)]
+unsafe fn swiglu<V: Vector>(y: &mut [f32], gate: &[f32], up: &[f32]) {
+    let (y, gate, up, n) = (y.as_mut_ptr(), gate.as_ptr(), up.as_ptr(), y.len());
+    // SAFETY: i + LANES (or the count that is left) does not pass n, the length of all three.
+    unsafe {
+        let mut i = 0;
+        while i + V::LANES <= n {
+            silu(V::load(gate.add(i))).mul(V::load(up.add(i))).store(y.add(i));
+            i += V::LANES;
+        }
+        if i < n {
+            let (gate, up) = (V::load_first(gate.add(i), n - i), V::load_first(up.add(i), n - i));
+            silu(gate).mul(up).store_first(y.add(i), n - i);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+unsafe fn silu<V: Vector>(x: V) -> V {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        // A finite numerator keeps -∞ / ∞ away; the order of operands keeps NaN.
+        let x = V::splat(f32::MIN).max(x);
+        x.div(exp(V::splat(0.0).sub(x)).add(V::splat(1.0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+
+    #[test]
+    fn equals_the_naive_twin() {
+        for n in [0, 1, 15, 16, 33, 5000, 100_000] {
+            let gate: Vec<f32> = values(1, n).iter().map(|x| x * 12.0).collect();
+            let up = values(2, n);
+            let naive: Vec<f32> =
+                gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let pairs = gate.iter().zip(&up).map(|(g, u)| (f64::from(*g), f64::from(*u)));
+            let exact: Vec<f64> = pairs.map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let mut first: Option<(super::super::Isa, Vec<f32>)> = None;
+            for cpu in contexts() {
+                let mut y = vec![f32::NAN; n];
+                forward(&cpu, &mut y, &gate, &up);
+                assert_close(&y, &naive, &exact, 1e-6, &format!("{} {n}", cpu.isa()));
+                match &first {
+                    Some((isa, bits)) if *isa == cpu.isa() => assert_same_bits(&y, bits, "threads"),
+                    _ => first = Some((cpu.isa(), y)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn infinities_give_no_nan() {
+        let inf = f32::INFINITY;
+        let gate = [-1e30, -inf, f32::MIN, -200.0, 0.0, inf, f32::MAX, 1e30, f32::NAN];
+        for cpu in contexts() {
+            // Each value in a whole vector and in the tail.
+            let gates: Vec<f32> = gate.iter().copied().cycle().take(27).collect();
+            let mut y = vec![7.0; 27];
+            forward(&cpu, &mut y, &gates, &[1.0; 27]);
+            for y in y.chunks_exact(9) {
+                assert_eq!(y[..8], [0.0, 0.0, 0.0, 0.0, 0.0, inf, f32::MAX, 1e30]);
+                assert!(y[8].is_nan());
+            }
+        }
     }
 }

@@ -61,6 +61,10 @@ pub(crate) trait Vector: Copy {
     unsafe fn reduce_add4(of: [Self; 4]) -> [f32; 4];
     /// The largest lane; no lane may be NaN.
     unsafe fn reduce_max(self) -> f32;
+    /// Hints that the cache line at an address, valid or not, will be read.
+    unsafe fn prefetch(address: *const u8) {
+        let _ = address;
+    }
 }
 
 /// An element type a vector can be loaded from. Safety as for [`Vector`].
@@ -94,6 +98,7 @@ macro_rules! methods {
     ($(fn $name:ident($($arguments:tt)*) -> $result:ty $body:block)*) => {
         $(
             #[inline(always)]
+            #[allow(unused_unsafe)] // plain Rust needs none
             unsafe fn $name($($arguments)*) -> $result {
                 // SAFETY: the trait's contract: the instruction set is there, pointers are valid.
                 unsafe { $body }

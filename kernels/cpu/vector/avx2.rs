@@ -90,6 +90,7 @@ impl Vector for Avx2 {
             let (ac, bd) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
             std::mem::transmute::<__m128, [f32; 4]>(_mm_unpacklo_ps(ac, bd))
         }
+        fn prefetch(address: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         fn reduce_max(self) -> f32 {
             let high = _mm256_extractf128_ps::<1>(self.0);
             let four = _mm_max_ps(_mm256_castps256_ps128(self.0), high);

@@ -78,6 +78,7 @@ impl Vector for Avx512 {
             let sums = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one));
             std::mem::transmute::<__m128, [f32; 4]>(sums)
         }
+        fn prefetch(address: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         fn reduce_max(self) -> f32 {
             let high = _mm512_extractf32x8_ps::<1>(self.0);
             let eight = _mm256_max_ps(_mm512_castps512_ps256(self.0), high);

@@ -1,0 +1,318 @@
+//! A block of attention: consecutive query rows of a sequence, the heads of one kv head, all keys
+//! up to each row's position. Compiled once per instruction set and element type.
+
+#![allow(clippy::needless_range_loop)] // indices of tiles, as in the formulas
+
+use super::PAGE;
+use crate::cpu::Isa;
+use crate::cpu::dot::{Dot, Rows, Widened, strip};
+use crate::cpu::exp::exp;
+use crate::cpu::vector::{Element, Portable, Vector};
+
+/// Operands of a block. A query vector is one head of one row; they are numbered row by row.
+pub(super) struct Block<'a, X, T> {
+    /// [rows · group, head_dim], in the type scores are computed from.
+    pub(super) queries: &'a [X],
+    /// Scratch for [rows · group, stride(longest)].
+    pub(super) scores: &'a mut [f32],
+    /// The result, [rows · group, head_dim].
+    pub(super) sums: &'a mut [f32],
+    pub(super) keys: &'a [T],
+    pub(super) values: &'a [T],
+    /// Pages of the sequence, up to the last row's position.
+    pub(super) table: &'a [u32],
+    /// Elements from page to page.
+    pub(super) page_stride: usize,
+    /// Elements from a page's start to the kv head's tokens.
+    pub(super) head_offset: usize,
+    /// Number of keys the first row sees; every next row sees one more.
+    pub(super) first_len: usize,
+    pub(super) rows: usize,
+    pub(super) group: usize,
+    pub(super) head_dim: usize,
+}
+
+/// A compiled block. The CPU must have its instruction set, and [`Block::check`] must have passed.
+pub(super) type Kernel<X, T> = unsafe fn(Block<'_, X, T>);
+
+/// Elements from one vector's scores to the next one's; a multiple of every vector, and pages have
+/// room to be scored whole.
+pub(super) fn stride(len: usize) -> usize {
+    len.next_multiple_of(PAGE)
+}
+
+impl<X, T> Block<'_, X, T> {
+    /// Number of keys a query vector sees.
+    #[inline(always)]
+    fn len(&self, vector: usize) -> usize {
+        self.first_len + vector / self.group
+    }
+
+    /// Asserts what makes the kernels' pointers valid.
+    pub(super) fn check(self) -> Self {
+        let (vectors, longest) = (self.rows * self.group, self.first_len + self.rows - 1);
+        assert!(self.rows > 0 && self.group > 0 && self.first_len > 0, "a block is not empty");
+        assert_eq!(self.queries.len(), vectors * self.head_dim, "queries of a block");
+        assert_eq!(self.sums.len(), vectors * self.head_dim, "sums of a block");
+        assert!(self.scores.len() >= vectors * stride(longest), "scores of a block");
+        assert_eq!(self.table.len(), longest.div_ceil(PAGE), "pages of a block");
+        assert!(self.head_offset + PAGE * self.head_dim <= self.page_stride, "a head of a page");
+        let last = self.table.iter().max().map_or(0, |page| *page as usize);
+        assert!((last + 1) * self.page_stride <= self.keys.len(), "page {last} of keys");
+        assert!((last + 1) * self.page_stride <= self.values.len(), "page {last} of values");
+        self
+    }
+}
+
+/// Scores, softmax and weighted sums of a block.
+///
+/// # Safety
+/// The CPU has the instruction set of `D`, and the block has passed [`Block::check`].
+#[inline(always)]
+unsafe fn attend<D: Dot<W: Element>>(block: Block<'_, D::X, D::W>) {
+    let head_dim = block.head_dim;
+    let vectors = block.rows * block.group;
+    let stride = stride(block.len(vectors - 1));
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    // SAFETY: `Block::check` asserts that all vectors, their scores and the pages exist.
+    unsafe {
+        for (index, page) in block.table.iter().enumerate() {
+            let first = index * PAGE;
+            let keys = block.keys.as_ptr().add(*page as usize * block.page_stride);
+            let keys = Rows { start: keys.add(block.head_offset), stride: head_dim };
+            let mut i = first_vector(&block, first);
+            while i < vectors {
+                let m = D::Sum::TILE_ROWS.min(vectors - i);
+                // By fours: a page has all its slots, and a score nobody asked for is not read.
+                let n = (block.len(i + m - 1) - first).min(PAGE).next_multiple_of(4);
+                let scores = block.scores.as_mut_ptr().add(i * stride + first);
+                let scores = Rows { start: scores, stride };
+                let queries = block.queries.as_ptr().add(i * head_dim);
+                let queries = Rows { start: queries, stride: head_dim };
+                strip::<D>(scores, queries, m, keys, n, head_dim, false, 4 * head_dim);
+                i += m;
+            }
+        }
+        block.sums.fill(0.0);
+        for i in 0..vectors {
+            let len = block.len(i);
+            softmax::<D::Sum>(&mut block.scores[i * stride..(i + 1) * stride], len, scale);
+        }
+        for (index, page) in block.table.iter().enumerate() {
+            let first = index * PAGE;
+            let values = block.values.as_ptr().add(*page as usize * block.page_stride);
+            let values = values.add(block.head_offset);
+            let mut i = first_vector(&block, first);
+            while i < vectors {
+                let m = D::Sum::TILE_ROWS.min(vectors - i);
+                let sums = block.sums.as_mut_ptr().add(i * head_dim);
+                let scores = block.scores.as_ptr().add(i * stride + first);
+                let weights = Rows { start: scores, stride };
+                // Together as far as the first of the tile sees, then one by one: a key that a row
+                // does not see must not even be multiplied by 0, it may be anything.
+                let joint = (block.len(i) - first).min(PAGE);
+                weigh::<D::Sum, D::W>(sums, weights, m, values, joint, head_dim);
+                for j in 1..m {
+                    let more = (block.len(i + j) - first).min(PAGE) - joint;
+                    let sums = sums.add(j * head_dim);
+                    let weights = Rows { start: scores.add(j * stride + joint), stride };
+                    let values = values.add(joint * head_dim);
+                    weigh::<D::Sum, D::W>(sums, weights, 1, values, more, head_dim);
+                }
+                i += m;
+            }
+        }
+    }
+}
+
+/// The first query vector that sees the key at `position`.
+#[inline(always)]
+fn first_vector<X, T>(block: &Block<'_, X, T>, position: usize) -> usize {
+    (position + 1).saturating_sub(block.first_len) * block.group
+}
+
+/// Turns the first `len` scores into probabilities: p = e^(s·scale − max) / Σ. The sum of lane i
+/// runs over positions j ≡ i modulo the lanes, in order.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `scores` is a multiple of its lanes, at least `len`.
+#[inline(always)]
+unsafe fn softmax<V: Vector>(scores: &mut [f32], len: usize, scale: f32) {
+    let end = len.next_multiple_of(V::LANES);
+    scores[len..end].fill(f32::NEG_INFINITY);
+    let scores = scores[..end].as_mut_ptr();
+    // SAFETY: whole vectors up to `end`, which the slice above has.
+    unsafe {
+        let scale = V::splat(scale);
+        let mut max = V::splat(f32::NEG_INFINITY);
+        let mut j = 0;
+        while j < end {
+            max = max.max(V::load(scores.add(j)));
+            j += V::LANES;
+        }
+        // Scaling by a positive number and rounding keep the order.
+        let max = V::splat(max.reduce_max()).mul(scale);
+        let mut total = V::splat(0.0);
+        j = 0;
+        while j < end {
+            let p = exp(V::load(scores.add(j)).mul(scale).sub(max));
+            p.store(scores.add(j));
+            total = total.add(p);
+            j += V::LANES;
+        }
+        let inverse = V::splat(1.0 / total.reduce_add());
+        j = 0;
+        while j < end {
+            V::load(scores.add(j)).mul(inverse).store(scores.add(j));
+            j += V::LANES;
+        }
+    }
+}
+
+/// Adds Σ_{j<count} weight[i,j]·value[j] to m vectors of `sums`, in the order of j.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `sums` has m vectors of head_dim, `weights` m rows of
+/// `count`, `values` `count` vectors; m is at most TILE_ROWS.
+#[inline(always)]
+unsafe fn weigh<V: Vector, T: Element>(
+    sums: *mut f32,
+    weights: Rows<*const f32>,
+    m: usize,
+    values: *const T,
+    count: usize,
+    head_dim: usize,
+) {
+    // SAFETY: the caller's promise, passed on; every arm takes exactly the m vectors there are.
+    unsafe {
+        match m {
+            1 => weigh_rows::<V, T, 1>(sums, weights, values, count, head_dim),
+            2 if V::TILE_ROWS >= 2 => weigh_rows::<V, T, 2>(sums, weights, values, count, head_dim),
+            3 if V::TILE_ROWS >= 3 => weigh_rows::<V, T, 3>(sums, weights, values, count, head_dim),
+            4 if V::TILE_ROWS >= 4 => weigh_rows::<V, T, 4>(sums, weights, values, count, head_dim),
+            5 if V::TILE_ROWS >= 5 => weigh_rows::<V, T, 5>(sums, weights, values, count, head_dim),
+            6 if V::TILE_ROWS >= 6 => weigh_rows::<V, T, 6>(sums, weights, values, count, head_dim),
+            _ => unreachable!("a tile of {m} rows"),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`weigh`], with m = M.
+#[inline(always)]
+unsafe fn weigh_rows<V: Vector, T: Element, const M: usize>(
+    sums: *mut f32,
+    weights: Rows<*const f32>,
+    values: *const T,
+    count: usize,
+    head_dim: usize,
+) {
+    let mut d = 0;
+    // SAFETY: d + the lanes read or written does not pass head_dim.
+    unsafe {
+        while d + 4 * V::LANES <= head_dim {
+            weigh_tile::<V, T, M, 4>(
+                sums.add(d),
+                weights,
+                values.add(d),
+                count,
+                head_dim,
+                V::LANES,
+            );
+            d += 4 * V::LANES;
+        }
+        while d < head_dim {
+            let lanes = V::LANES.min(head_dim - d);
+            weigh_tile::<V, T, M, 1>(sums.add(d), weights, values.add(d), count, head_dim, lanes);
+            d += lanes;
+        }
+    }
+}
+
+/// N vectors of lanes of M sums; with N = 1 only the first `lanes`.
+///
+/// # Safety
+/// As for [`weigh_rows`], from the dimension `sums` and `values` point to.
+#[inline(always)]
+unsafe fn weigh_tile<V: Vector, T: Element, const M: usize, const N: usize>(
+    sums: *mut f32,
+    weights: Rows<*const f32>,
+    values: *const T,
+    count: usize,
+    head_dim: usize,
+    lanes: usize,
+) {
+    // SAFETY: the caller's promise: whole vectors exist unless N is 1, then the first `lanes` do.
+    unsafe {
+        let partial = N == 1 && lanes < V::LANES;
+        let mut tile = [[V::splat(0.0); N]; M];
+        for i in 0..M {
+            for n in 0..N {
+                let from = sums.add(i * head_dim + n * V::LANES);
+                tile[i][n] = if partial { V::load_first(from, lanes) } else { V::load(from) };
+            }
+        }
+        for j in 0..count {
+            let mut v = [V::splat(0.0); N];
+            for n in 0..N {
+                let from = values.add(j * head_dim + n * V::LANES);
+                v[n] = if partial { T::load_first(from, lanes) } else { T::load(from) };
+            }
+            for i in 0..M {
+                let weight = V::splat(*weights.start.add(i * weights.stride + j));
+                for n in 0..N {
+                    tile[i][n] = weight.mul_add(v[n], tile[i][n]);
+                }
+            }
+        }
+        for i in 0..M {
+            for n in 0..N {
+                let to = sums.add(i * head_dim + n * V::LANES);
+                if partial {
+                    tile[i][n].store_first(to, lanes);
+                } else {
+                    tile[i][n].store(to);
+                }
+            }
+        }
+    }
+}
+
+/// The block for f32 queries and a cache of type T.
+pub(super) fn widened<T: Element>(isa: Isa) -> Kernel<f32, T> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => attend_avx2::<T>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => attend_avx512::<T>,
+        _ => attend::<Widened<Portable, T>>,
+    }
+}
+
+/// Defines [`attend`] for one way to multiply, compiled for its instruction set; its contract.
+macro_rules! compiled {
+    ($name:ident, $features:literal, $x:ty, $t:ty, $dot:ty $(, $generic:ident)?) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name $(<$generic: Element>)? (block: Block<'_, $x, $t>) {
+            // SAFETY: the caller's promise, passed on.
+            unsafe { attend::<$dot>(block) }
+        }
+    };
+}
+compiled!(attend_avx2, "avx2,fma,f16c", f32, T, Widened<crate::cpu::vector::Avx2, T>, T);
+compiled!(
+    attend_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+    f32,
+    T,
+    Widened<crate::cpu::vector::Avx512, T>,
+    T
+);
+compiled!(
+    attend_avx512_bf16,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
+    half::bf16,
+    half::bf16,
+    crate::cpu::vector::Bf16Pairs
+);
