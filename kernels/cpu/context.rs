@@ -1,0 +1,118 @@
+//! The context every kernel takes first, and the operand types several kernels share.
+
+use half::{bf16, f16};
+
+use super::isa::Isa;
+use super::pool::{Pool, lock};
+use std::sync::{Mutex, MutexGuard};
+
+/// What a kernel needs beside its operands: the instruction set, chosen once, the threads, and
+/// scratch memory that is kept between calls. Calls from several threads take turns.
+#[derive(Debug)]
+pub struct Cpu {
+    isa: Isa,
+    pool: Pool,
+    scratch: Mutex<Scratch>,
+}
+
+/// Memory kernels reuse: it grows to the largest call and stays.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Rounded inputs: x of a matmul, q of attention.
+    pub(crate) bf16: Vec<bf16>,
+    /// The same where products are taken in f32; attention's scores and sums.
+    pub(crate) f32: Vec<f32>,
+}
+
+impl Cpu {
+    /// A context of `threads` threads (the caller's is one of them) with the best instruction set
+    /// ([`Isa::detect`]).
+    pub fn new(threads: usize) -> Cpu {
+        Cpu::with_isa(threads, Isa::detect())
+    }
+
+    /// A context with a given instruction set.
+    ///
+    /// # Panics
+    /// If this CPU does not have it: every kernel's use of its instructions rests on this assert.
+    pub fn with_isa(threads: usize, isa: Isa) -> Cpu {
+        assert!(isa.is_available(), "this CPU does not have {isa}");
+        Cpu { isa, pool: Pool::new(threads), scratch: Mutex::default() }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The threads, for kernels that distribute their own work.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        lock(&self.scratch)
+    }
+
+    /// Splits `rows` into ranges and runs `f(first, count)` on each, on several threads if the
+    /// whole is worth it. `row_cost` is about the number of f32 values touched a row.
+    pub(crate) fn for_rows(&self, rows: usize, row_cost: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+        /// Values a task should touch at least: about 4 µs of work, as long as waking a worker.
+        const TASK: usize = 16 * 1024;
+        let per_task = TASK.div_ceil(row_cost.max(1)).max(rows.div_ceil(4 * self.threads()));
+        self.pool.for_each(rows.div_ceil(per_task.max(1)), &|_, task| {
+            let first = task * per_task;
+            f(first, per_task.min(rows - first));
+        });
+    }
+}
+
+/// The first `len` elements of scratch memory, which grows if it has to; what they hold is whatever
+/// the last kernel left.
+pub(crate) fn grown<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+    if memory.len() < len {
+        memory.resize(len, T::default());
+    }
+    &mut memory[..len]
+}
+
+/// Row-major weights [n, k], used where they lie (a memory-mapped checkpoint).
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// IEEE single precision.
+    F32(&'a [f32]),
+}
+
+impl Matrix<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Matrix::Bf16(data) => data.len(),
+            Matrix::F16(data) => data.len(),
+            Matrix::F32(data) => data.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How a matmul rounds its input x before multiplying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at all.
+    Bf16,
+    /// Not at all.
+    F32,
+}

@@ -1,0 +1,370 @@
+//! Matrix product with row-major weights: y[m,n] = x[m,k] · w[n,k]ᵀ, or y += that.
+//!
+//! Weights are read where they lie, so every output is a dot product of two contiguous rows. Its
+//! order of summation is fixed by k alone: chunks of 1024 elements, each summed lane by lane and
+//! reduced by one tree ([`super::dot`]), chunk sums added to y in order.
+//!
+//! Bound: for a few rows reading w, once; for many the multipliers. There a task's block of x and
+//! its block of w stay in the L2 cache, and six rows of x in L1 while w passes by.
+
+use half::{bf16, f16};
+
+use super::dot::{Dot, Rows, Widened, strip};
+use super::pool::Disjoint;
+use super::vector::{Portable, Vector};
+use super::{Cpu, Isa, Matrix, Rounding, round};
+
+/// Elements of a row that are summed before the sum is added to y.
+const CHUNK: usize = 1024;
+
+/// Rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
+const ROW_BLOCK: usize = 192;
+
+/// Rows of w a task of many rows of x takes: 128 KiB of bf16 a chunk.
+const COLUMN_BLOCK: usize = 64;
+
+/// Up to this many rows of x a task walks along w once; above, blocks of w are read again from L2.
+const FEW_ROWS: usize = 12;
+
+/// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
+const STREAM: usize = 64 * 1024;
+
+/// Writes x·wᵀ to `y`, or adds it to `y` if `accumulate`. Shapes: y [m,n], x [m,k], w [n,k].
+/// Sums are f32; `rounding` says whether x is rounded first.
+pub fn forward(
+    cpu: &Cpu,
+    y: &mut [f32],
+    x: &[f32],
+    w: Matrix<'_>,
+    [m, n, k]: [usize; 3],
+    rounding: Rounding,
+    accumulate: bool,
+) {
+    assert_eq!(y.len(), m * n, "y is not [{m}, {n}]");
+    assert_eq!(x.len(), m * k, "x is not [{m}, {k}]");
+    assert_eq!(w.len(), n * k, "w is not [{n}, {k}]");
+    let size = Size { m, n, k, accumulate };
+    match w {
+        Matrix::Bf16(w) if rounding == Rounding::Bf16 => {
+            let scratch = &mut *cpu.scratch();
+            #[cfg(target_arch = "x86_64")]
+            if cpu.isa() == Isa::Avx512Bf16 {
+                let rounded = super::context::grown(&mut scratch.bf16, m * k);
+                round::all(cpu, rounded, x);
+                return distribute(cpu, y, rounded, w, size, block_avx512_bf16);
+            }
+            let rounded = super::context::grown(&mut scratch.f32, m * k);
+            round::all(cpu, rounded, x);
+            distribute(cpu, y, rounded, w, size, block_widened::<bf16>(cpu.isa()));
+        }
+        Matrix::Bf16(w) => distribute(cpu, y, x, w, size, block_widened::<bf16>(cpu.isa())),
+        Matrix::F16(w) => distribute(cpu, y, x, w, size, block_widened::<f16>(cpu.isa())),
+        Matrix::F32(w) => distribute(cpu, y, x, w, size, block_widened::<f32>(cpu.isa())),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Size {
+    m: usize,
+    n: usize,
+    k: usize,
+    accumulate: bool,
+}
+
+/// Computes a block of y; the arguments of [`block`].
+type Block<X, W> = unsafe fn(*mut f32, *const X, *const W, usize, usize, Size);
+
+/// Splits y into blocks and computes them on the threads. The split has no influence on any bit.
+fn distribute<X: Sync, W: Sync>(
+    cpu: &Cpu,
+    y: &mut [f32],
+    x: &[X],
+    w: &[W],
+    size: Size,
+    block: Block<X, W>,
+) {
+    let Size { m, n, k, .. } = size;
+    assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k, "shapes were checked before");
+    if m == 0 || n == 0 {
+        return;
+    }
+    let few = m <= FEW_ROWS;
+    let columns = if few {
+        // Contiguous runs of w, some per thread so that none waits for a thread that was held up.
+        let least = STREAM.div_ceil(k.max(1)).max(4);
+        n.div_ceil(8 * cpu.threads()).max(least).next_multiple_of(4)
+    } else {
+        COLUMN_BLOCK
+    };
+    let rows = if few { m } else { ROW_BLOCK };
+    let (row_blocks, column_blocks) = (m.div_ceil(rows), n.div_ceil(columns));
+    let y = Disjoint::new(y);
+    let task = |_: usize, task: usize| {
+        let first_row = task / column_blocks * rows;
+        let first_column = task % column_blocks * columns;
+        // SAFETY: `Cpu::with_isa` asserts the instruction set; rows and columns of the block lie
+        // inside y, x and w by the assert above; blocks of different tasks do not overlap.
+        unsafe {
+            block(
+                y.as_mut_ptr().add(first_row * n + first_column),
+                x.as_ptr().add(first_row * k),
+                w.as_ptr().add(first_column * k),
+                rows.min(m - first_row),
+                columns.min(n - first_column),
+                size,
+            );
+        }
+    };
+    if m * n * k <= STREAM {
+        (0..row_blocks * column_blocks).for_each(|index| task(0, index));
+    } else {
+        cpu.pool().for_each(row_blocks * column_blocks, &task);
+    }
+}
+
+/// Computes `rows` × `columns` outputs from `y`, `x`, `w` on; `size` gives the strides.
+///
+/// # Safety
+/// The CPU has the instruction set of `D`. The rows of x and w, of k elements, and the columns of
+/// y, in rows of n, exist, and nothing else uses that block of y.
+#[inline(always)]
+unsafe fn block<D: Dot>(
+    y: *mut f32,
+    x: *const D::X,
+    w: *const D::W,
+    rows: usize,
+    columns: usize,
+    size: Size,
+) {
+    let Size { n, k, accumulate, .. } = size;
+    // Few rows: one pass over w, four rows of it at a time. Many: each chunk as a block of its own.
+    let panel = if rows <= FEW_ROWS { 4 } else { columns.max(1) };
+    let mut j = 0;
+    while j < columns {
+        let panel = panel.min(columns - j);
+        let mut l = 0;
+        loop {
+            let chunk = CHUNK.min(k - l);
+            let mut i = 0;
+            while i < rows {
+                let tile_rows = D::Sum::TILE_ROWS.min(rows - i);
+                // SAFETY: i, j and l are inside the block the caller vouches for.
+                unsafe {
+                    strip::<D>(
+                        Rows { start: y.add(i * n + j), stride: n },
+                        Rows { start: x.add(i * k + l), stride: k },
+                        tile_rows,
+                        Rows { start: w.add(j * k + l), stride: k },
+                        panel,
+                        chunk,
+                        accumulate || l > 0,
+                    );
+                }
+                i += tile_rows;
+            }
+            l += chunk;
+            if l >= k {
+                break;
+            }
+        }
+        j += panel;
+    }
+}
+
+/// The block function for f32 inputs and weights of type W.
+fn block_widened<W: super::vector::Element>(isa: Isa) -> Block<f32, W> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => block_avx2::<W>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => block_avx512::<W>,
+        _ => block::<Widened<Portable, W>>,
+    }
+}
+
+/// Defines [`block`] for one way to multiply, compiled for its instruction set; its contract.
+macro_rules! compiled {
+    ($name:ident, $features:literal, $x:ty, $w:ty, $dot:ty $(, $t:ident)?) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        unsafe fn $name $(<$t: super::vector::Element>)? (
+            y: *mut f32,
+            x: *const $x,
+            w: *const $w,
+            rows: usize,
+            columns: usize,
+            size: Size,
+        ) {
+            // SAFETY: the caller's promise, passed on.
+            unsafe { block::<$dot>(y, x, w, rows, columns, size) }
+        }
+    };
+}
+compiled!(block_avx2, "avx2,fma,f16c", f32, W, Widened<super::vector::Avx2, W>, W);
+compiled!(
+    block_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+    f32,
+    W,
+    Widened<super::vector::Avx512, W>,
+    W
+);
+compiled!(
+    block_avx512_bf16,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
+    bf16,
+    bf16,
+    super::vector::Bf16Pairs
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+
+    /// Weights in the three types.
+    struct Weights {
+        bf16: Vec<bf16>,
+        f16: Vec<f16>,
+        f32: Vec<f32>,
+    }
+
+    impl Weights {
+        fn new(seed: u64, len: usize) -> Weights {
+            let f32 = values(seed, len);
+            let bf16 = f32.iter().map(|x| bf16::from_f32(*x)).collect();
+            let f16 = f32.iter().map(|x| f16::from_f32(*x)).collect();
+            Weights { bf16, f16, f32 }
+        }
+
+        fn matrices(&self) -> [Matrix<'_>; 3] {
+            [Matrix::Bf16(&self.bf16), Matrix::F16(&self.f16), Matrix::F32(&self.f32)]
+        }
+    }
+
+    fn widened(w: Matrix<'_>) -> Vec<f32> {
+        match w {
+            Matrix::Bf16(w) => w.iter().map(|w| w.to_f32()).collect(),
+            Matrix::F16(w) => w.iter().map(|w| w.to_f32()).collect(),
+            Matrix::F32(w) => w.to_vec(),
+        }
+    }
+
+    /// The naive twin in f32, and the exact result in f64, of x as it is rounded.
+    fn twins(
+        y: &[f32],
+        x: &[f32],
+        w: Matrix<'_>,
+        [m, n, k]: [usize; 3],
+        rounding: Rounding,
+    ) -> (Vec<f32>, Vec<f64>) {
+        let rounds = rounding == Rounding::Bf16 && matches!(w, Matrix::Bf16(_));
+        let round = |x: &f32| if rounds { bf16::from_f32(*x).to_f32() } else { *x };
+        let (x, w): (Vec<f32>, _) = (x.iter().map(round).collect(), widened(w));
+        let (mut naive, mut exact) = (y.to_vec(), Vec::new());
+        for i in 0..m {
+            for j in 0..n {
+                let pairs = || x[i * k..(i + 1) * k].iter().zip(&w[j * k..(j + 1) * k]);
+                naive[i * n + j] += pairs().map(|(x, w)| x * w).sum::<f32>();
+                let sum: f64 = pairs().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                exact.push(f64::from(y[i * n + j]) + sum);
+            }
+        }
+        (naive, exact)
+    }
+
+    #[test]
+    fn equals_the_naive_twin_on_awkward_shapes() {
+        let contexts = contexts();
+        let shapes = [
+            [0, 5, 7],
+            [3, 0, 7],
+            [2, 3, 0],
+            [1, 1, 1],
+            [1, 4, 16],
+            [2, 5, 15],
+            [3, 33, 33],
+            [5, 7, 31],
+            [7, 2, 100],
+            [13, 9, 1025],
+            [14, 67, 48],
+            [200, 66, 17],
+            [1, 130, 2100],
+        ];
+        for shape in shapes {
+            let [m, n, k] = shape;
+            let (x, w, y) = (values(1, m * k), Weights::new(2, n * k), values(3, m * n));
+            for w in w.matrices() {
+                for rounding in [Rounding::Bf16, Rounding::F32] {
+                    let zeros = vec![0.0; m * n];
+                    for (old, accumulate) in [(&zeros, false), (&y, true)] {
+                        let (naive, exact) = twins(old, &x, w, shape, rounding);
+                        for cpu in &contexts {
+                            // Not read unless accumulating: NaN would show.
+                            let mut got =
+                                if accumulate { y.clone() } else { vec![f32::NAN; m * n] };
+                            forward(cpu, &mut got, &x, w, shape, rounding, accumulate);
+                            let case = format!("{} {shape:?} {rounding:?}", cpu.isa());
+                            assert_close(&got, &naive, &exact, 1e-6, &case);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
+        for [n, k] in [[70, 16], [37, 1500], [150, 2049]] {
+            let (x, w) = (values(4, 256 * k), Weights::new(5, n * k));
+            for w in w.matrices() {
+                for rounding in [Rounding::Bf16, Rounding::F32] {
+                    let mut reference: Option<(Isa, Vec<f32>)> = None;
+                    for cpu in contexts() {
+                        let mut whole = vec![0.0; 256 * n];
+                        forward(&cpu, &mut whole, &x, w, [256, n, k], rounding, false);
+                        match &reference {
+                            Some((isa, rows)) if *isa == cpu.isa() => {
+                                assert_same_bits(&whole, rows, "threads");
+                            }
+                            _ => reference = Some((cpu.isa(), whole.clone())),
+                        }
+                        for batch in [1, 3, 7, 16, 64] {
+                            // From the end, so that rows fall on other places of the tiles.
+                            let first = 256 - batch;
+                            let mut part = vec![0.0; batch * n];
+                            let x = &x[first * k..];
+                            forward(&cpu, &mut part, x, w, [batch, n, k], rounding, false);
+                            let case = format!("{} batch {batch}", cpu.isa());
+                            assert_same_bits(&part, &whole[first * n..], &case);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn infinities_and_nans_pass_through() {
+        let w = Weights::new(6, 4 * 40);
+        let mut x = values(7, 3 * 40);
+        (x[5], x[45]) = (f32::INFINITY, f32::NAN);
+        for w in w.matrices() {
+            for cpu in contexts() {
+                let mut y = vec![0.0; 12];
+                forward(&cpu, &mut y, &x, w, [3, 4, 40], Rounding::Bf16, false);
+                assert!(y[..4].iter().all(|y| y.is_infinite()), "{y:?}");
+                assert!(y[4..8].iter().all(|y| y.is_nan()), "{y:?}");
+                assert!(y[8..].iter().all(|y| y.is_finite()), "{y:?}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "w is not [4, 8]")]
+    fn shapes_are_checked() {
+        let cpu = Cpu::new(1);
+        let w = Matrix::F32(&[0.0; 31]);
+        forward(&cpu, &mut [0.0; 8], &[0.0; 16], w, [2, 4, 8], Rounding::F32, false);
+    }
+}

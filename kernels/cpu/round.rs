@@ -1,0 +1,90 @@
+//! Rounding of f32 rows to bf16, to nearest even: inputs of products, keys and values.
+
+use half::bf16;
+
+use super::vector::{Vector, for_each_isa};
+use super::{Cpu, pool::Disjoint};
+
+/// An output of rounding: bf16, or f32 that holds the bf16 value.
+pub(crate) trait Rounded: Copy + Send + Default {
+    fn round(x: f32) -> Self;
+}
+
+impl Rounded for bf16 {
+    /// Equal to `bf16::from_f32`, written so that it vectorizes.
+    #[inline(always)]
+    fn round(x: f32) -> bf16 {
+        let bits = x.to_bits();
+        let quiet = (bits >> 16) | 0x40;
+        let nearest = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
+        let is_nan = bits & 0x7FFF_FFFF > 0x7F80_0000;
+        bf16::from_bits((if is_nan { quiet } else { nearest }) as u16)
+    }
+}
+
+impl Rounded for f32 {
+    #[inline(always)]
+    fn round(x: f32) -> f32 {
+        f32::from_bits(u32::from(bf16::round(x).to_bits()) << 16)
+    }
+}
+
+/// Rounds `x` into `y` of the same length on this thread.
+pub(crate) fn row<T: Rounded>(cpu: &Cpu, y: &mut [T], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "y and x differ in length");
+    // SAFETY: `Cpu::with_isa` asserts that this CPU has the instruction set.
+    unsafe { round_on(cpu.isa(), y, x) }
+}
+
+/// Rounds `x` into `y` of the same length on all threads.
+pub(crate) fn all<T: Rounded>(cpu: &Cpu, y: &mut [T], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "y and x differ in length");
+    /// Elements a unit of distribution has.
+    const UNIT: usize = 1024;
+    let y = Disjoint::new(y);
+    cpu.for_rows(x.len().div_ceil(UNIT), UNIT, &|first, count| {
+        let (first, end) = (first * UNIT, x.len().min((first + count) * UNIT));
+        // SAFETY: ranges of different tasks do not overlap.
+        row(cpu, unsafe { y.part(first, end - first) }, &x[first..end]);
+    });
+}
+
+for_each_isa! {
+    fn round_on<T: Rounded>(y: &mut [T], x: &[f32]) = round
+}
+
+/// # Safety
+/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
+#[inline(always)]
+unsafe fn round<V: Vector, T: Rounded>(y: &mut [T], x: &[f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = T::round(x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+
+    #[test]
+    fn equals_half_on_every_kind_of_number() {
+        // Every upper half with lower halves around the tie; all signs, subnormals, inf and NaN.
+        let lower = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
+        let x: Vec<f32> = (0..=0xFFFFu32)
+            .flat_map(|upper| lower.map(|lower| f32::from_bits((upper << 16) | lower)))
+            .collect();
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(2, isa);
+            let mut narrow = vec![bf16::ZERO; x.len()];
+            let mut wide = vec![0f32; x.len()];
+            all(&cpu, &mut narrow, &x);
+            all(&cpu, &mut wide, &x);
+            for i in 0..x.len() {
+                let want = bf16::from_f32(x[i]);
+                assert_eq!(narrow[i].to_bits(), want.to_bits(), "{:#x}", x[i].to_bits());
+                assert_eq!(wide[i].to_bits(), u32::from(want.to_bits()) << 16);
+            }
+        }
+    }
+}

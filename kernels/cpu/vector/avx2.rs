@@ -1,0 +1,111 @@
+//! Eight lanes with AVX2, FMA and F16C.
+
+use std::arch::x86_64::*;
+
+use super::{Vector, bf16, f16, methods};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(__m256);
+
+impl Vector for Avx2 {
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 3;
+
+    methods! {
+        fn splat(x: f32) -> Self { Avx2(_mm256_set1_ps(x)) }
+        fn load(from: *const f32) -> Self { Avx2(_mm256_loadu_ps(from)) }
+        fn load_first(from: *const f32, count: usize) -> Self {
+            Avx2(_mm256_maskload_ps(from, mask(count)))
+        }
+        fn load_bf16(from: *const bf16) -> Self {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)))
+        }
+        fn load_bf16_first(from: *const bf16, count: usize) -> Self {
+            let mut lanes = [bf16::ZERO; 8];
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
+            Self::load_bf16(lanes.as_ptr())
+        }
+        fn load_f16(from: *const f16) -> Self {
+            Avx2(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())))
+        }
+        fn load_f16_first(from: *const f16, count: usize) -> Self {
+            let mut lanes = [f16::ZERO; 8];
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
+            Self::load_f16(lanes.as_ptr())
+        }
+        fn store(self, to: *mut f32) -> () { _mm256_storeu_ps(to, self.0) }
+        fn store_first(self, to: *mut f32, count: usize) -> () {
+            _mm256_maskstore_ps(to, mask(count), self.0)
+        }
+        fn add(self, other: Self) -> Self { Avx2(_mm256_add_ps(self.0, other.0)) }
+        fn sub(self, other: Self) -> Self { Avx2(_mm256_sub_ps(self.0, other.0)) }
+        fn mul(self, other: Self) -> Self { Avx2(_mm256_mul_ps(self.0, other.0)) }
+        fn div(self, other: Self) -> Self { Avx2(_mm256_div_ps(self.0, other.0)) }
+        fn mul_add(self, factor: Self, term: Self) -> Self {
+            Avx2(_mm256_fmadd_ps(self.0, factor.0, term.0))
+        }
+        fn max(self, other: Self) -> Self { Avx2(_mm256_max_ps(self.0, other.0)) }
+        fn min(self, other: Self) -> Self { Avx2(_mm256_min_ps(self.0, other.0)) }
+        fn round(self) -> Self {
+            Avx2(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0))
+        }
+        fn scale(self, n: Self) -> Self {
+            // In two steps, so that each factor is a normal number.
+            let n = _mm256_cvtps_epi32(n.0);
+            let half = _mm256_srai_epi32::<1>(n);
+            let bias = _mm256_set1_epi32(127);
+            let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let rest = _mm256_sub_epi32(n, half);
+            let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias));
+            let once = _mm256_mul_ps(self.0, _mm256_castsi256_ps(first));
+            Avx2(_mm256_mul_ps(once, _mm256_castsi256_ps(second)))
+        }
+        fn reduce_add(self) -> f32 {
+            let high = _mm256_extractf128_ps::<1>(self.0);
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn reduce_add4(of: [Self; 4]) -> [f32; 4] {
+            let [a, b, c, d] = [of[0].0, of[1].0, of[2].0, of[3].0];
+            let ab = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(a, b),
+                _mm256_permute2f128_ps::<0x31>(a, b),
+            );
+            let cd = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(c, d),
+                _mm256_permute2f128_ps::<0x31>(c, d),
+            );
+            // [a a c c | b b d d]
+            let pairs = _mm256_add_ps(
+                _mm256_shuffle_ps::<0x44>(ab, cd),
+                _mm256_shuffle_ps::<0xEE>(ab, cd),
+            );
+            // [a c a c | b d b d]
+            let sums = _mm256_add_ps(
+                _mm256_shuffle_ps::<0x88>(pairs, pairs),
+                _mm256_shuffle_ps::<0xDD>(pairs, pairs),
+            );
+            let (ac, bd) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
+            std::mem::transmute::<__m128, [f32; 4]>(_mm_unpacklo_ps(ac, bd))
+        }
+        fn reduce_max(self) -> f32 {
+            let high = _mm256_extractf128_ps::<1>(self.0);
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), high);
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+/// All bits of the first `count` lanes set.
+///
+/// # Safety
+/// `count` is at most 8, and the CPU has AVX2.
+#[inline(always)]
+unsafe fn mask(count: usize) -> __m256i {
+    const MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: 8 values from 8 - count on lie inside MASKS.
+    unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - count).cast()) }
+}

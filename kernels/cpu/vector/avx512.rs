@@ -1,0 +1,126 @@
+//! Sixteen lanes with AVX-512 F, BW, DQ and VL; products of bf16 pairs with AVX-512 BF16.
+
+use std::arch::x86_64::*;
+
+use super::{Vector, bf16, f16, methods};
+use crate::cpu::dot::Dot;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(__m512);
+
+impl Vector for Avx512 {
+    const LANES: usize = 16;
+    const TILE_ROWS: usize = 6;
+
+    methods! {
+        fn splat(x: f32) -> Self { Avx512(_mm512_set1_ps(x)) }
+        fn load(from: *const f32) -> Self { Avx512(_mm512_loadu_ps(from)) }
+        fn load_first(from: *const f32, count: usize) -> Self {
+            Avx512(_mm512_maskz_loadu_ps(mask(count), from))
+        }
+        fn load_bf16(from: *const bf16) -> Self {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+        fn load_bf16_first(from: *const bf16, count: usize) -> Self {
+            let bits = _mm256_maskz_loadu_epi16(mask(count), from.cast());
+            let bits = _mm512_cvtepu16_epi32(bits);
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+        fn load_f16(from: *const f16) -> Self {
+            Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
+        }
+        fn load_f16_first(from: *const f16, count: usize) -> Self {
+            Avx512(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from.cast())))
+        }
+        fn store(self, to: *mut f32) -> () { _mm512_storeu_ps(to, self.0) }
+        fn store_first(self, to: *mut f32, count: usize) -> () {
+            _mm512_mask_storeu_ps(to, mask(count), self.0)
+        }
+        fn add(self, other: Self) -> Self { Avx512(_mm512_add_ps(self.0, other.0)) }
+        fn sub(self, other: Self) -> Self { Avx512(_mm512_sub_ps(self.0, other.0)) }
+        fn mul(self, other: Self) -> Self { Avx512(_mm512_mul_ps(self.0, other.0)) }
+        fn div(self, other: Self) -> Self { Avx512(_mm512_div_ps(self.0, other.0)) }
+        fn mul_add(self, factor: Self, term: Self) -> Self {
+            Avx512(_mm512_fmadd_ps(self.0, factor.0, term.0))
+        }
+        fn max(self, other: Self) -> Self { Avx512(_mm512_max_ps(self.0, other.0)) }
+        fn min(self, other: Self) -> Self { Avx512(_mm512_min_ps(self.0, other.0)) }
+        fn round(self) -> Self {
+            Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0))
+        }
+        fn scale(self, n: Self) -> Self { Avx512(_mm512_scalef_ps(self.0, n.0)) }
+        fn reduce_add(self) -> f32 {
+            let high = _mm512_extractf32x8_ps::<1>(self.0);
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), high);
+            let high = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn reduce_add4(of: [Self; 4]) -> [f32; 4] {
+            let [a, b, c, d] = [of[0].0, of[1].0, of[2].0, of[3].0];
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(a, b),
+                _mm512_shuffle_f32x4::<0xEE>(a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(c, d),
+                _mm512_shuffle_f32x4::<0xEE>(c, d),
+            );
+            // Four lanes of each: [a | b | c | d]
+            let four = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                _mm512_shuffle_f32x4::<0xDD>(ab, cd),
+            );
+            let two = _mm512_add_ps(four, _mm512_shuffle_ps::<0x4E>(four, four));
+            let one = _mm512_add_ps(two, _mm512_shuffle_ps::<0xB1>(two, two));
+            let sums = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one));
+            std::mem::transmute::<__m128, [f32; 4]>(sums)
+        }
+        fn reduce_max(self) -> f32 {
+            let high = _mm512_extractf32x8_ps::<1>(self.0);
+            let eight = _mm256_max_ps(_mm512_castps512_ps256(self.0), high);
+            let high = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), high);
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+/// A bit for each of the first `count` lanes, at most 16.
+#[inline(always)]
+fn mask(count: usize) -> __mmask16 {
+    ((1u32 << count) - 1) as __mmask16
+}
+
+/// Both operands bf16: `vdpbf16ps` adds the products of two neighboring pairs to each f32 lane.
+/// It takes subnormal operands for zero and flushes subnormal sums.
+pub(crate) struct Bf16Pairs;
+
+impl Dot for Bf16Pairs {
+    type X = bf16;
+    type W = bf16;
+    type XRegister = __m512bh;
+    type WRegister = __m512bh;
+    type Sum = Avx512;
+    const STEP: usize = 32;
+
+    methods! {
+        fn load_x(from: *const bf16) -> __m512bh {
+            std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(from.cast()))
+        }
+        fn load_x_first(from: *const bf16, count: usize) -> __m512bh {
+            let bits = _mm512_maskz_loadu_epi16((1u32 << count) - 1, from.cast());
+            std::mem::transmute::<__m512i, __m512bh>(bits)
+        }
+        fn load_w(from: *const bf16) -> __m512bh { Self::load_x(from) }
+        fn load_w_first(from: *const bf16, count: usize) -> __m512bh {
+            Self::load_x_first(from, count)
+        }
+        fn accumulate(sum: Avx512, x: __m512bh, w: __m512bh) -> Avx512 {
+            Avx512(_mm512_dpbf16_ps(sum.0, x, w))
+        }
+    }
+}
