@@ -66,7 +66,13 @@ pub(crate) fn parse_json(path: &Path, text: &str) -> Result<serde_json::Value, F
 /// A piece of a stranger's text for a message: control characters escaped, at most 100 characters.
 pub(crate) fn excerpt(text: &str) -> String {
     const LIMIT_CHARS: usize = 100;
-    let mut short: String = text.chars().take(LIMIT_CHARS).flat_map(char::escape_debug).collect();
+    let mut short = String::new();
+    for character in text.chars().take(LIMIT_CHARS) {
+        match character {
+            '"' | '\'' | '\\' => short.push(character),
+            _ => short.extend(character.escape_debug()),
+        }
+    }
     if text.chars().nth(LIMIT_CHARS).is_some() {
         short.push('…');
     }
@@ -114,6 +120,7 @@ mod tests {
     #[test]
     fn an_excerpt_is_short_and_escaped() {
         assert_eq!(excerpt("a\u{1b}[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(excerpt("{\"a\": '\\'}"), "{\"a\": '\\'}");
         assert_eq!(excerpt(&"x".repeat(101)).chars().count(), 101);
         assert_eq!(excerpt(&"x".repeat(100)), "x".repeat(100));
     }

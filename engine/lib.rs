@@ -1,6 +1,7 @@
 //! Tensors, weights, models, generation.
 #![deny(unsafe_code)] // allowed once: the memory map in weights.rs
 
+pub mod adapter;
 pub mod config;
 pub mod error;
 mod json_object;
