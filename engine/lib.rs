@@ -1,1 +1,3 @@
 //! Tensors, weights, models, generation.
+
+pub mod hub;
