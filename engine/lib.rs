@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod config;
 pub mod error;
+pub mod hub;
 mod json_object;
 pub mod weights;
 

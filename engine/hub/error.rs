@@ -1,0 +1,314 @@
+//! What can go wrong between an id and a directory, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A failure to turn a path or an id into local files.
+///
+/// Every message ends with what to do. None contains the token, a query string (download links are
+/// signed there) or the credentials of a proxy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// A string that names a path, but nothing is there.
+    #[error(
+        "{path}: no such file or directory; give an existing path, or a Hugging Face id as owner/name[@revision]",
+        path = path.display()
+    )]
+    PathNotFound {
+        /// The path as looked up.
+        path: PathBuf,
+    },
+    /// A model or adapter is a directory; this is something else.
+    #[error("{path}: is a file; give the directory that contains it", path = path.display())]
+    NotADirectory {
+        /// The path as looked up.
+        path: PathBuf,
+    },
+    /// Neither an existing path nor an id.
+    #[error(
+        "{spec:?}: {reason}; give an existing path, or a Hugging Face id as owner/name[@revision]"
+    )]
+    BadId {
+        /// What was given.
+        spec: String,
+        /// Which rule it breaks.
+        reason: &'static str,
+    },
+    /// Neither HF_HOME nor HOME says where the cache is.
+    #[error("no cache directory: set HF_HOME (or HOME) to a directory, or give a local path")]
+    NoCacheDirectory,
+    /// HF_ENDPOINT, a proxy variable or a certificate file cannot be used.
+    #[error("{variable}: {reason}; correct or unset it")]
+    BadSetting {
+        /// The environment variable the value came from.
+        variable: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No TLS on this processor.
+    #[error(
+        "https needs {reason}; copy the files here from another machine and give the local path, \
+         or set HF_ENDPOINT to an http:// mirror"
+    )]
+    TlsUnsupported {
+        /// What the processor lacks.
+        reason: &'static str,
+    },
+    /// The certificate or the handshake was refused.
+    #[error(
+        "{url}: TLS failed: {reason}; check the clock, and if a proxy inspects TLS set SSL_CERT_FILE to its certificates (PEM)"
+    )]
+    Tls {
+        /// Scheme, host and path.
+        url: String,
+        /// From the TLS library.
+        reason: String,
+    },
+    /// HF_HUB_OFFLINE is set and the cache lacks a file.
+    #[error(
+        "{repository}@{revision}: {file} is not in the cache {cache} and HF_HUB_OFFLINE is set; \
+         unset it and run once to download, or give a local path",
+        cache = cache.display()
+    )]
+    NotCached {
+        /// The id.
+        repository: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The first file found missing.
+        file: String,
+        /// The cache directory that was searched.
+        cache: PathBuf,
+    },
+    /// The token was refused.
+    #[error(
+        "{repository}: the token from {token_source} was refused (status {status}){message}; \
+         put a valid token with read access into HF_TOKEN (from {endpoint}/settings/tokens)"
+    )]
+    TokenRefused {
+        /// The id.
+        repository: String,
+        /// HF_TOKEN or the token file.
+        token_source: String,
+        /// 401 or 403.
+        status: u16,
+        /// What the server said, led by ": ", or empty.
+        message: String,
+        /// The server.
+        endpoint: String,
+    },
+    /// The repository's owner asks for terms to be accepted first.
+    #[error("{repository}: access is gated; accept the terms at {page}, then {token_advice}")]
+    Gated {
+        /// The id.
+        repository: String,
+        /// Where to accept.
+        page: String,
+        /// Set a token, or check the one that was sent.
+        token_advice: String,
+    },
+    /// No such repository, or a private one.
+    #[error(
+        "{repository}: no such repository at {endpoint} (and no such local path); check the spelling{private}"
+    )]
+    RepositoryNotFound {
+        /// The id.
+        repository: String,
+        /// The server.
+        endpoint: String,
+        /// What to do if it is private.
+        private: String,
+    },
+    /// The repository is there, the branch, tag or commit is not.
+    #[error(
+        "{repository}: no revision {revision:?}; check the spelling, or see the branches and tags at {page}"
+    )]
+    RevisionNotFound {
+        /// The id.
+        repository: String,
+        /// What was asked for.
+        revision: String,
+        /// Where they are listed.
+        page: String,
+    },
+    /// The repository is there, the file is not.
+    #[error("{repository}@{revision}: no file {file}; {hint}")]
+    FileNotFound {
+        /// The id.
+        repository: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The file's path in the repository.
+        file: String,
+        /// What is there instead, or what to check.
+        hint: String,
+    },
+    /// A dataset with no data file, or more than one.
+    #[error("{repository}: {problem}; name one as {repository}:FILE{candidates}")]
+    AmbiguousData {
+        /// The id.
+        repository: String,
+        /// None or several.
+        problem: &'static str,
+        /// The names, led by ", of ", or empty.
+        candidates: String,
+    },
+    /// Too many requests.
+    #[error(
+        "{url}: too many requests (status 429); wait some minutes, or set HF_TOKEN for a higher limit"
+    )]
+    RateLimited {
+        /// Scheme, host and path.
+        url: String,
+    },
+    /// Another status than was asked for.
+    #[error(
+        "{url}: the server answered with status {status}{message}; try again later, or set HF_HUB_OFFLINE=1 to use only the cache"
+    )]
+    Server {
+        /// Scheme, host and path.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the server said, led by ": ", or empty.
+        message: String,
+    },
+    /// No connection.
+    #[error(
+        "{url}: no connection: {reason}; check the network, HTTPS_PROXY and HF_ENDPOINT, \
+         or set HF_HUB_OFFLINE=1 to use only the cache, or give a local path"
+    )]
+    Network {
+        /// Scheme, host and path.
+        url: String,
+        /// From the system.
+        reason: String,
+    },
+    /// The server took too long.
+    #[error(
+        "{url}: no answer in time; run again to continue, raise HF_HUB_DOWNLOAD_TIMEOUT or HF_HUB_ETAG_TIMEOUT (seconds), \
+         or set HF_HUB_OFFLINE=1 to use only the cache"
+    )]
+    Timeout {
+        /// Scheme, host and path.
+        url: String,
+    },
+    /// The connection kept breaking in the middle of a file.
+    #[error(
+        "{file}: the connection ended {attempts} times, after {got} of {expected} bytes ({reason}); run again to continue"
+    )]
+    Truncated {
+        /// The file's path in the repository.
+        file: String,
+        /// Bytes on disk.
+        got: u64,
+        /// Bytes of the whole file.
+        expected: u64,
+        /// Connections tried.
+        attempts: u32,
+        /// How the last one ended.
+        reason: String,
+    },
+    /// The server sends another length than it announced.
+    #[error(
+        "{file}: the server sends {got} bytes where {expected} were announced; run again, and if it stays report it to {endpoint}"
+    )]
+    LengthMismatch {
+        /// The file's path in the repository.
+        file: String,
+        /// Announced.
+        expected: u64,
+        /// Sent.
+        got: u64,
+        /// The server.
+        endpoint: String,
+    },
+    /// The bytes are not those the repository names.
+    #[error(
+        "{file}: checksum is {got}, expected {expected}; the download was removed, run again to repeat it"
+    )]
+    Checksum {
+        /// The file's path in the repository.
+        file: String,
+        /// The ETag.
+        expected: String,
+        /// Computed.
+        got: String,
+    },
+    /// Refused before downloading.
+    #[error(
+        "{path}: {needed} bytes are needed and {available} are free; free some space or set HF_HOME to a larger disk",
+        path = path.display()
+    )]
+    DiskSpace {
+        /// The cache directory.
+        path: PathBuf,
+        /// Bytes still to download.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// The disk became full.
+    #[error("{path}: the disk is full; free some space and run again to continue", path = path.display())]
+    DiskFull {
+        /// The file being written.
+        path: PathBuf,
+    },
+    /// A file that should be small is not.
+    #[error("{file}: {size} bytes, at most {limit} are accepted; this is not a file of this kind")]
+    TooLarge {
+        /// The file's path in the repository.
+        file: String,
+        /// Announced, or received so far.
+        size: u64,
+        /// The most that is accepted.
+        limit: u64,
+    },
+    /// A name that would leave the directory, or is no file name.
+    #[error("{repository}: refuses the file name {file:?}: {reason}; do not trust this repository")]
+    UnsafeFileName {
+        /// The id.
+        repository: String,
+        /// As it stands in the index or listing.
+        file: String,
+        /// Which rule it breaks.
+        reason: &'static str,
+    },
+    /// model.safetensors.index.json cannot be used.
+    #[error("{path}: {reason}; the checkpoint is damaged, or not sharded safetensors", path = path.display())]
+    BadIndex {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An answer that does not follow the protocol.
+    #[error("{url}: {reason}; check that HF_ENDPOINT is a Hugging Face server")]
+    Protocol {
+        /// Scheme, host and path.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file operation failed.
+    #[error("{path}: cannot {action}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// An `io::Error` with what was tried; a full disk gets its own variant.
+pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> HubError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            HubError::DiskFull { path: path.to_path_buf() }
+        }
+        _ => HubError::Io { action, path: path.to_path_buf(), source },
+    }
+}
