@@ -4,8 +4,13 @@
 pub mod adapter;
 pub mod config;
 pub mod error;
+pub mod generate;
 pub mod hub;
 mod json_object;
+pub mod kv_cache;
+pub mod model;
+pub mod ops;
+pub mod tensor;
 pub mod weights;
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! **A mapped file must not be truncated while it is in use**: the kernel then answers a read past the new end with SIGBUS, which
 //! ends the process. Replacing a file by rename, as this program and the Hugging Face cache do, is safe: the map keeps the old one.
 
+mod handle;
 mod header;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -24,6 +25,7 @@ use serde_json::Value;
 
 use crate::config::{Config, ExpectedTensor};
 use crate::error::{FileError, excerpt, parse_json, read_text};
+pub use handle::Weight;
 use header::TensorInfo;
 
 /// A sharded index names each tensor once, in about 100 bytes.
@@ -33,7 +35,7 @@ const MAX_SHARDS: usize = 4096;
 
 /// The tensors of one checkpoint directory (or of one file), by name.
 pub struct Checkpoint {
-    files: Vec<MappedFile>,
+    files: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, Tensor>,
 }
 
@@ -114,7 +116,7 @@ struct Tensor {
     file: usize,
     info: TensorInfo,
     /// The aligned copy of a misaligned tensor, made on first use.
-    copy: OnceLock<Vec<u64>>,
+    copy: OnceLock<Arc<Vec<u64>>>,
 }
 
 impl Checkpoint {
@@ -201,10 +203,10 @@ impl Checkpoint {
                     len_bytes: bytes.len(),
                 })?;
                 // Two threads may both have copied; the first one's stays.
-                drop(tensor.copy.set(copy));
+                drop(tensor.copy.set(Arc::new(copy)));
             }
             let copy = tensor.copy.get().expect("set above");
-            bytes = &bytemuck::cast_slice(copy)[..bytes.len()];
+            bytes = &bytemuck::cast_slice(copy.as_slice())[..bytes.len()];
         }
         Ok(Some(TensorView { dtype: info.dtype, shape: &info.shape, bytes }))
     }
@@ -245,7 +247,7 @@ impl Checkpoint {
             }
             self.tensors.insert(name, Tensor { file, info, copy: OnceLock::new() });
         }
-        self.files.push(MappedFile { path: path.to_owned(), map });
+        self.files.push(Arc::new(MappedFile { path: path.to_owned(), map }));
         Ok(())
     }
 

@@ -1,0 +1,510 @@
+//! Generation: a queue of requests, continuous batching, shared prompts.
+//!
+//! Every [`Generator::step`] is one forward pass over a batch that holds one row for each running
+//! sequence and up to [`Options::prefill_rows`] rows of prompts. Sequences join when there is room
+//! and leave as they end. A prompt is prefilled once for all its samples, and prompts that begin
+//! alike share the pages of what they have in common (see [`crate::kv_cache`]).
+//!
+//! None of it can be seen in the results: a token depends on its own sequence, its request's seed
+//! and its sample's number only, never on what else ran in the batch.
+
+use std::{collections::VecDeque, sync::Mutex};
+
+use kernels::cpu::{
+    attention::PAGE,
+    lanes::Level,
+    log_prob::LogitsError,
+    philox::{Philox, Stream},
+    sample::{self, Sample, SamplingParams, Scratch},
+};
+
+use crate::{
+    kv_cache::{KvCache, PageTable},
+    model::{Batch, Model},
+    tensor::Tensor,
+};
+
+/// What to generate from one prompt.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The prompt's token ids. Not empty.
+    pub prompt: Vec<u32>,
+    /// One number a sample. With the seed it decides what is drawn: give every sample of a run
+    /// its own, or two samples of one prompt come out the same.
+    pub samples: Vec<u64>,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Completion tokens at most, the stop token included. At least 1.
+    pub max_new_tokens: usize,
+    /// Temperature and truncation.
+    pub sampling: SamplingParams,
+}
+
+/// Identifies a request within its generator, in order of submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model wrote a stop token.
+    Stop,
+    /// `max_new_tokens` were written.
+    Length,
+}
+
+/// One token of one sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Event {
+    /// Whose.
+    pub request: RequestId,
+    /// Index into the request's `samples`.
+    pub sample: usize,
+    /// The token. A stop token is reported too.
+    pub token: u32,
+    /// Its log-probability in nats at the sampling temperature, under the whole softmax. At
+    /// temperature 0 (greedy) that of temperature 1.
+    pub log_prob: f32,
+    /// Set with the sample's last token.
+    pub finish: Option<FinishReason>,
+}
+
+/// How much runs at once. None of it changes what is generated.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sequences at most.
+    pub max_batch: usize,
+    /// Prompt rows a step at most.
+    pub prefill_rows: usize,
+    /// Memory for keys and values, in bytes.
+    pub cache_bytes: usize,
+}
+
+/// What ran so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Forward passes.
+    pub steps: u64,
+    /// Prompt tokens that were computed.
+    pub prompt_tokens: u64,
+    /// Prompt tokens whose keys and values were found in the cache.
+    pub shared_tokens: u64,
+    /// Completion tokens.
+    pub generated_tokens: u64,
+}
+
+/// Why a request cannot run.
+#[derive(Debug, PartialEq)]
+pub enum Error {
+    /// Prompt and completion do not fit the model's positions.
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Completion tokens asked for.
+        max_new_tokens: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// One sequence does not fit the cache's memory.
+    CacheTooSmall {
+        /// Tokens of prompt and completion.
+        tokens: usize,
+        /// Bytes they need.
+        needed_bytes: usize,
+        /// Bytes there are.
+        cache_bytes: usize,
+    },
+    /// A prompt without tokens.
+    EmptyPrompt,
+    /// A token id beyond the model's vocabulary.
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
+    /// The model's logits cannot be sampled.
+    Sampling {
+        /// Whose.
+        request: RequestId,
+        /// What is wrong with them.
+        source: LogitsError,
+    },
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::TooLong { prompt, max_new_tokens, limit } => write!(
+                f,
+                "a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's \
+                 {limit} positions; shorten the prompt or lower --max-new-tokens"
+            ),
+            Error::CacheTooSmall { tokens, needed_bytes, cache_bytes } => write!(
+                f,
+                "{tokens} tokens need {} MiB of keys and values, the cache has {} MiB; raise \
+                 --cache-memory or lower --max-new-tokens",
+                needed_bytes.div_ceil(1 << 20),
+                cache_bytes >> 20
+            ),
+            Error::EmptyPrompt => write!(f, "the prompt has no tokens"),
+            Error::UnknownToken { token, vocab_size } => write!(
+                f,
+                "token id {token} is beyond the model's vocabulary of {vocab_size}; tokenizer.json \
+                 does not belong to this model"
+            ),
+            Error::Sampling { request, source } => {
+                write!(f, "request {}: {source}", request.0)
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A part of a request that is scheduled as one: all its samples, or as many as fit at once.
+struct Job {
+    id: RequestId,
+    request: Request,
+    /// Which of the request's samples: `first_sample..first_sample + samples`.
+    first_sample: usize,
+    samples: usize,
+}
+
+struct Prefill {
+    job: Job,
+    table: PageTable,
+}
+
+struct Sequence {
+    id: RequestId,
+    sample: usize,
+    draws: Philox,
+    sampling: SamplingParams,
+    max_new_tokens: usize,
+    table: PageTable,
+    last_token: u32,
+    generated: usize,
+    /// Pages it may still take.
+    reserved_pages: usize,
+    /// Leaves at the end of the step.
+    ended: bool,
+}
+
+/// Where a row of logits goes.
+enum Destination {
+    /// `running[index]`.
+    Running(usize),
+    /// All samples of the next prompt in `prefilled`; they join `running` in this step.
+    Prefilled,
+}
+
+/// One draw of a step.
+struct Draw {
+    logits_row: usize,
+    sequence: usize,
+    result: Option<Result<Sample, LogitsError>>,
+}
+
+/// Runs requests over one model.
+pub struct Generator<'m> {
+    model: &'m Model,
+    options: Options,
+    cache: KvCache,
+    cache_bytes: usize,
+    page_bytes: usize,
+    stop_tokens: Vec<u32>,
+    queue: VecDeque<Job>,
+    prefill: Option<Prefill>,
+    running: Vec<Sequence>,
+    /// Pages promised to running sequences and to the prompt under way.
+    reserved_pages: usize,
+    next_id: u64,
+    stats: Stats,
+    step: Step,
+    /// One for each thread.
+    scratch: Vec<Mutex<Scratch>>,
+}
+
+/// What a step works with, kept so that a warm step allocates nothing.
+#[derive(Default)]
+struct Step {
+    batch: Batch,
+    destinations: Vec<Destination>,
+    prefilled: Vec<Prefill>,
+    draws: Vec<Draw>,
+}
+
+impl<'m> Generator<'m> {
+    /// A generator over `model` that ends completions at `stop_tokens`.
+    pub fn new(model: &'m Model, stop_tokens: &[u32], options: Options) -> Generator<'m> {
+        assert!(options.max_batch > 0 && options.prefill_rows > 0, "{options:?}");
+        let dtype = model.cache_dtype();
+        let page_bytes = KvCache::page_bytes(model.config(), dtype);
+        let pages = (options.cache_bytes / page_bytes).clamp(1, u32::MAX as usize);
+        Generator {
+            model,
+            cache: KvCache::new(model.config(), dtype, pages),
+            cache_bytes: pages * page_bytes,
+            page_bytes,
+            stop_tokens: stop_tokens.to_vec(),
+            queue: VecDeque::new(),
+            prefill: None,
+            running: Vec::with_capacity(options.max_batch),
+            reserved_pages: 0,
+            next_id: 0,
+            stats: Stats::default(),
+            step: Step::default(),
+            scratch: (0..model.device().cpu().threads())
+                .map(|_| Mutex::new(Scratch::new(model.config().vocab_size)))
+                .collect(),
+            options,
+        }
+    }
+
+    /// Queues a request. Its tokens come from [`Generator::step`].
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, Error> {
+        assert!(!request.samples.is_empty(), "a request for no samples");
+        assert!(request.max_new_tokens > 0, "a request for no tokens");
+        let config = self.model.config();
+        if request.prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= config.vocab_size) {
+            return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
+        }
+        let (prompt, new) = (request.prompt.len(), request.max_new_tokens);
+        let tokens = prompt.saturating_add(new);
+        if tokens > config.max_position_embeddings {
+            let limit = config.max_position_embeddings;
+            return Err(Error::TooLong { prompt, max_new_tokens: new, limit });
+        }
+        let needed_pages = KvCache::pages_for(tokens);
+        if needed_pages > self.cache.pages() {
+            return Err(Error::CacheTooSmall {
+                tokens,
+                needed_bytes: needed_pages * self.page_bytes,
+                cache_bytes: self.cache_bytes,
+            });
+        }
+
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        // As many samples as can ever run together make one job.
+        let each = needed_pages - prompt / PAGE;
+        let shared = needed_pages - each;
+        let fitting = ((self.cache.pages() - shared) / each).clamp(1, self.options.max_batch);
+        let total = request.samples.len();
+        for first_sample in (0..total).step_by(fitting) {
+            let samples = fitting.min(total - first_sample);
+            self.queue.push_back(Job { id, request: request.clone(), first_sample, samples });
+        }
+        Ok(id)
+    }
+
+    /// Whether all submitted requests have ended.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.prefill.is_none() && self.running.is_empty()
+    }
+
+    /// Sequences that are queued, in jobs not yet started. Callers keep this small but not 0, so
+    /// that memory holds few prompts and the batch stays full.
+    pub fn queued(&self) -> usize {
+        self.queue.iter().map(|job| job.samples).sum()
+    }
+
+    /// What ran so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// One forward pass. Calls `on` for each token, in an order that depends on the schedule.
+    /// After an error the generator is of no further use.
+    pub fn step(&mut self, on: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        let mut step = std::mem::take(&mut self.step);
+        step.batch.clear();
+        step.destinations.clear();
+        step.draws.clear();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if sequence.table.len() % PAGE == 0 {
+                sequence.reserved_pages -= 1;
+                self.reserved_pages -= 1;
+            }
+            let position = sequence.table.len();
+            self.cache.extend(&mut sequence.table, 1);
+            step.batch.push(&[sequence.last_token], position, sequence.table.pages());
+            step.batch.want_logits();
+            step.destinations.push(Destination::Running(index));
+        }
+        self.schedule_prompts(&mut step);
+        let mut result = Ok(());
+        if step.batch.rows() > 0 {
+            let logits = self.model.forward(&step.batch, &mut self.cache);
+            self.stats.steps += 1;
+            self.plan_draws(&mut step);
+            self.draw(&logits, &mut step.draws);
+            result = self.apply_draws(&step.draws, on);
+        }
+        self.step = step;
+        result
+    }
+
+    /// Fills the batch with prompt rows: the prompt under way, then new ones while there is room.
+    fn schedule_prompts(&mut self, step: &mut Step) {
+        let Step { batch, destinations, prefilled, .. } = step;
+        let mut rows = self.options.prefill_rows;
+        let mut joining = 0;
+        while rows > 0 {
+            let Some(Prefill { job, mut table }) =
+                self.prefill.take().or_else(|| self.admit(joining))
+            else {
+                break;
+            };
+            let prompt = &job.request.prompt;
+            let start = table.len();
+            let chunk = (prompt.len() - start).min(rows);
+            let pages_before = table.pages().len();
+            self.cache.extend(&mut table, chunk);
+            self.reserved_pages -= table.pages().len() - pages_before;
+            self.cache.publish_prefix(&table, prompt);
+            batch.push(&prompt[start..start + chunk], start, table.pages());
+            self.stats.prompt_tokens += chunk as u64;
+            rows -= chunk;
+            let done = table.len() == prompt.len();
+            let prefill = Prefill { job, table };
+            if done {
+                batch.want_logits();
+                destinations.push(Destination::Prefilled);
+                joining += prefill.job.samples;
+                prefilled.push(prefill);
+            } else {
+                self.prefill = Some(prefill);
+            }
+        }
+    }
+
+    /// Takes the next job if all its samples can run to their end beside what runs already.
+    fn admit(&mut self, joining: usize) -> Option<Prefill> {
+        let job = self.queue.front()?;
+        if self.running.len() + joining + job.samples > self.options.max_batch {
+            return None;
+        }
+        let prompt = &job.request.prompt;
+        let all = KvCache::pages_for(prompt.len() + job.request.max_new_tokens);
+        // The last token is computed in any case: its logits are needed.
+        let (found, idle) = self.cache.find_prefix(&prompt[..prompt.len() - 1]);
+        let full = prompt.len() / PAGE;
+        let new = all - KvCache::pages_for(found) + (job.samples - 1) * (all - full);
+        if new + idle + self.reserved_pages > self.cache.available_pages() {
+            return None;
+        }
+        let job = self.queue.pop_front()?;
+        let prompt = &job.request.prompt;
+        let table = self.cache.attach_prefix(&prompt[..prompt.len() - 1]);
+        self.stats.shared_tokens += table.len() as u64;
+        self.reserved_pages += new;
+        Some(Prefill { job, table })
+    }
+
+    /// Says which sequence draws from which row of logits. Samples of finished prompts join here.
+    fn plan_draws(&mut self, step: &mut Step) {
+        let mut prefilled = step.prefilled.drain(..);
+        for (logits_row, destination) in step.destinations.iter().enumerate() {
+            let sequences = match *destination {
+                Destination::Running(index) => index..index + 1,
+                Destination::Prefilled => {
+                    let start = self.running.len();
+                    self.start_samples(prefilled.next().expect("one a destination"));
+                    start..self.running.len()
+                }
+            };
+            let draw = |sequence| Draw { logits_row, sequence, result: None };
+            step.draws.extend(sequences.map(draw));
+        }
+    }
+
+    fn draw(&self, logits: &Tensor, draws: &mut [Draw]) {
+        let level = Level::detect();
+        let count = draws.len();
+        let draws = Mutex::new(draws);
+        let pool = self.model.device().cpu().pool();
+        pool.for_each(count, &|thread, index| {
+            let (logits_row, sequence) = {
+                let draws = draws.lock().expect("no panic under the lock");
+                (draws[index].logits_row, &self.running[draws[index].sequence])
+            };
+            let uniform = sequence.draws.uniform_f64(sequence.generated as u32);
+            let mut scratch = self.scratch[thread].lock().expect("one thread, one scratch");
+            let logits = logits.row(logits_row);
+            let result = sample::draw(level, &mut scratch, logits, &sequence.sampling, uniform);
+            draws.lock().expect("no panic under the lock")[index].result = Some(result);
+        });
+    }
+
+    /// Reports the tokens drawn; sequences that end leave.
+    fn apply_draws(&mut self, draws: &[Draw], on: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        for draw in draws {
+            let sequence = &mut self.running[draw.sequence];
+            let sampled = draw
+                .result
+                .expect("every planned draw was made")
+                .map_err(|source| Error::Sampling { request: sequence.id, source })?;
+            sequence.generated += 1;
+            sequence.last_token = sampled.token;
+            self.stats.generated_tokens += 1;
+            let finish = if self.stop_tokens.contains(&sampled.token) {
+                Some(FinishReason::Stop)
+            } else if sequence.generated == sequence.max_new_tokens {
+                Some(FinishReason::Length)
+            } else {
+                None
+            };
+            on(Event {
+                request: sequence.id,
+                sample: sequence.sample,
+                token: sampled.token,
+                log_prob: sampled.log_prob,
+                finish,
+            });
+            sequence.ended = finish.is_some();
+        }
+        for index in (0..self.running.len()).rev() {
+            if self.running[index].ended {
+                let ended = self.running.swap_remove(index);
+                self.reserved_pages -= ended.reserved_pages;
+                self.cache.release(ended.table);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns a prefilled prompt into its running samples. The last takes the prompt's own table.
+    fn start_samples(&mut self, prefill: Prefill) {
+        let Prefill { job, table } = prefill;
+        let all = KvCache::pages_for(job.request.prompt.len() + job.request.max_new_tokens);
+        let mut table = Some(table);
+        for sample in job.first_sample..job.first_sample + job.samples {
+            let last = sample + 1 == job.first_sample + job.samples;
+            let own = if last {
+                table.take().expect("taken once")
+            } else {
+                let prompt = table.as_ref().expect("taken last");
+                let own = self.cache.fork(prompt);
+                self.reserved_pages -= own.len().div_ceil(PAGE) - own.len() / PAGE;
+                own
+            };
+            self.running.push(Sequence {
+                id: job.id,
+                sample,
+                draws: Philox::new(job.request.seed, job.request.samples[sample], Stream::TOKENS),
+                sampling: job.request.sampling,
+                max_new_tokens: job.request.max_new_tokens,
+                reserved_pages: all - own.pages().len(),
+                table: own,
+                last_token: 0,
+                generated: 0,
+                ended: false,
+            });
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The decoder: Qwen3, and its close kin Qwen2 and Llama.
+//!
+//! ```text
+//! x  = embedding(tokens)
+//! for each layer:
+//!     h = rms_norm(x);  q, k, v = h·Wq, h·Wk, h·Wv           (Qwen2 adds biases)
+//!     q, k = rope(rms_norm_heads(q)), rope(rms_norm_heads(k)) (the norms in Qwen3 only)
+//!     x = x + attention(q, k, v)·Wo
+//!     h = rms_norm(x);  x = x + swiglu(h·Wgate, h·Wup)·Wdown
+//! logits = rms_norm(x)·Wheadᵀ
+//! ```
+//!
+//! Weights are used where the checkpoint's files are mapped. The residual stream `x` is f32. One
+//! path serves prefill, decoding and scoring, and a row's results have the same bits in each.
+
+use kernels::cpu::{
+    Rounding,
+    attention::{PAGE, Shape, Span},
+    rope::RopeTable,
+};
+
+use crate::{
+    adapter::{Adapter, Projection},
+    config::{Config, FloatType},
+    kv_cache::{CacheDtype, KvCache},
+    ops::{
+        attention::{self, Rows},
+        embedding::embedding,
+        linear::{Linear, linear, linear_add},
+        rms_norm::{rms_norm, rms_norm_heads},
+        rope::{frequencies, rope},
+        swiglu::swiglu,
+    },
+    tensor::{Device, Tensor},
+    weights::{Checkpoint, Weight, WeightsError},
+};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// In which precision matmuls take their inputs, and keys and values are cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As the hardware wants it: inputs that meet bf16 weights are rounded to bf16, and so are
+    /// cached keys and values. Sums are f32.
+    Bf16,
+    /// Everything in f32, whatever the weights' type.
+    F32,
+}
+
+/// A checkpoint, ready to run on one device.
+pub struct Model {
+    config: Config,
+    precision: Precision,
+    device: Device,
+    embedding: Weight,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    head: Linear,
+    rope: RopeTable,
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    /// Qwen3's norms of queries and keys.
+    qk_norm: Option<[Vec<f32>; 2]>,
+    mlp_norm: Vec<f32>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// The rows of one forward pass: runs of consecutive tokens of some sequences.
+#[derive(Default)]
+pub struct Batch {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    spans: Vec<Span>,
+    tables: Vec<u32>,
+    slots: Vec<u32>,
+    logits_rows: Vec<usize>,
+}
+
+impl Batch {
+    /// Adds `tokens` of one sequence, the first at `position`. Its page table must cover them.
+    /// A sequence may come in several runs, in order.
+    pub fn push(&mut self, tokens: &[u32], position: usize, pages: &[u32]) {
+        let first_page = self.tables.len();
+        self.tables.extend_from_slice(pages);
+        self.spans.push(Span {
+            first_row: self.tokens.len(),
+            rows: tokens.len(),
+            first_position: position,
+            table: first_page..self.tables.len(),
+        });
+        self.tokens.extend_from_slice(tokens);
+        let positions = position..position + tokens.len();
+        self.positions.extend(positions.clone().map(|p| p as u32));
+        self.slots.extend(positions.map(|p| pages[p / PAGE] * PAGE as u32 + (p % PAGE) as u32));
+    }
+
+    /// Asks for the logits of the row pushed last.
+    pub fn want_logits(&mut self) {
+        self.logits_rows.push(self.tokens.len() - 1);
+    }
+
+    /// Asks for the logits of every row pushed so far.
+    pub fn want_all_logits(&mut self) {
+        self.logits_rows.clear();
+        self.logits_rows.extend(0..self.tokens.len());
+    }
+
+    /// Rows in it.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        let Batch { tokens, positions, spans, tables, slots, logits_rows } = self;
+        tokens.clear();
+        positions.clear();
+        spans.clear();
+        tables.clear();
+        slots.clear();
+        logits_rows.clear();
+    }
+}
+
+impl Model {
+    /// Builds the model over a checkpoint whose tensors were checked against `config`, with the
+    /// adapter's factors beside the projections they update.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        config: Config,
+        adapter: Option<&Adapter>,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Model, WeightsError> {
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for index in 0..config.num_hidden_layers {
+            let name = |part: &str| format!("model.layers.{index}.{part}");
+            let vector = |part: &str| checkpoint.weight(&name(part)).map(|w| w.to_f32());
+            let projection = |part: &str, which: Projection, bias: bool| {
+                Ok::<Linear, WeightsError>(Linear {
+                    weight: checkpoint.weight(&name(&format!("{part}.weight")))?,
+                    bias: if bias { Some(vector(&format!("{part}.bias"))?) } else { None },
+                    lora: adapter.and_then(|adapter| adapter.factors(index, which)).cloned(),
+                })
+            };
+            let bias = config.family.has_qkv_bias();
+            layers.push(Layer {
+                attention_norm: vector("input_layernorm.weight")?,
+                q: projection("self_attn.q_proj", Projection::Query, bias)?,
+                k: projection("self_attn.k_proj", Projection::Key, bias)?,
+                v: projection("self_attn.v_proj", Projection::Value, bias)?,
+                o: projection("self_attn.o_proj", Projection::Output, false)?,
+                qk_norm: if config.family.has_qk_norm() {
+                    Some([vector("self_attn.q_norm.weight")?, vector("self_attn.k_norm.weight")?])
+                } else {
+                    None
+                },
+                mlp_norm: vector("post_attention_layernorm.weight")?,
+                gate: projection("mlp.gate_proj", Projection::Gate, false)?,
+                up: projection("mlp.up_proj", Projection::Up, false)?,
+                down: projection("mlp.down_proj", Projection::Down, false)?,
+            });
+        }
+        let head = if config.tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
+        Ok(Model {
+            embedding: checkpoint.weight(EMBEDDING)?,
+            layers,
+            norm: checkpoint.weight("model.norm.weight")?.to_f32(),
+            head: Linear { weight: checkpoint.weight(head)?, bias: None, lora: None },
+            rope: RopeTable::new(
+                &frequencies(config.rope_theta, config.head_dim),
+                config.max_position_embeddings,
+            ),
+            config,
+            precision,
+            device,
+        })
+    }
+
+    /// The checkpoint's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What a cache for this model holds.
+    pub fn cache_dtype(&self) -> CacheDtype {
+        match self.precision {
+            Precision::Bf16 => CacheDtype::Bf16,
+            Precision::F32 => CacheDtype::F32,
+        }
+    }
+
+    /// Runs the batch, writing its keys and values to `cache`, and returns the logits
+    /// (`[rows asked for, vocab_size]`) of the rows that [`Batch`] asked for, in order.
+    pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Tensor {
+        let x = self.decoder(batch, cache, &mut |_, _| ());
+        let x = x.gather_rows(&batch.logits_rows);
+        self.logits(&self.final_norm(&x))
+    }
+
+    /// As [`Model::forward`] for all rows, but returns `[rows, vocab_size]` logits and shows
+    /// `observe` the hidden states (`[rows, hidden_size]`) as transformers numbers them: 0 the
+    /// embeddings, `l` after layer `l`, but the last one after the final norm.
+    pub fn forward_observed(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        observe: &mut dyn FnMut(usize, &Tensor),
+    ) -> Tensor {
+        let layers = self.layers.len();
+        let x = self.decoder(batch, cache, &mut |index, x| {
+            if index < layers {
+                observe(index, x);
+            }
+        });
+        let x = self.final_norm(&x);
+        observe(layers, &x);
+        self.logits(&x)
+    }
+
+    /// The residual stream after the last layer, `[rows, hidden_size]`.
+    fn decoder(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        observe: &mut dyn FnMut(usize, &Tensor),
+    ) -> Tensor {
+        let config = &self.config;
+        let rounding = self.rounding();
+        let eps = config.rms_norm_eps as f32;
+        let shape = Shape {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
+        let rows = Rows { spans: &batch.spans, tables: &batch.tables, slots: &batch.slots };
+
+        let mut x = embedding(&self.device, &self.embedding, &batch.tokens);
+        observe(0, &x);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let h = rms_norm(&x, &layer.attention_norm, eps);
+            let mut q = linear(&h, &layer.q, rounding);
+            let mut k = linear(&h, &layer.k, rounding);
+            let v = linear(&h, &layer.v, rounding);
+            if let Some([q_norm, k_norm]) = &layer.qk_norm {
+                q = rms_norm_heads(&q, q_norm, eps);
+                k = rms_norm_heads(&k, k_norm, eps);
+            }
+            rope(&mut q, &self.rope, &batch.positions);
+            rope(&mut k, &self.rope, &batch.positions);
+            attention::append(cache, index, &k, &v, &rows, shape);
+            let y = attention::attention(&q, cache, index, &rows, shape);
+            linear_add(&mut x, &y, &layer.o, rounding);
+
+            let h = rms_norm(&x, &layer.mlp_norm, eps);
+            let gate = linear(&h, &layer.gate, rounding);
+            let up = linear(&h, &layer.up, rounding);
+            linear_add(&mut x, &swiglu(&gate, &up), &layer.down, rounding);
+            observe(index + 1, &x);
+        }
+        x
+    }
+
+    fn final_norm(&self, x: &Tensor) -> Tensor {
+        rms_norm(x, &self.norm, self.config.rms_norm_eps as f32)
+    }
+
+    fn logits(&self, x: &Tensor) -> Tensor {
+        linear(x, &self.head, self.rounding())
+    }
+
+    fn rounding(&self) -> Rounding {
+        match self.precision {
+            Precision::Bf16 => Rounding::Bf16,
+            Precision::F32 => Rounding::F32,
+        }
+    }
+}
+
+impl Precision {
+    /// What suits a checkpoint whose matrices have this type: f32 ones keep f32.
+    pub fn for_weights(dtype: FloatType) -> Precision {
+        match dtype {
+            FloatType::Bf16 | FloatType::F16 => Precision::Bf16,
+            FloatType::F32 => Precision::F32,
+        }
+    }
+}
