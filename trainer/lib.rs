@@ -1,1 +1,3 @@
 //! Data, prompts, judging, RewardBench.
+
+pub mod check;

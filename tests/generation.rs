@@ -1,0 +1,235 @@
+//! What a sequence generates depends on the sequence alone: not on the batch it runs in, the number
+//! of threads, how its prompt was cut into chunks, or what it shared with others. All comparisons
+//! are of bits.
+
+use std::path::PathBuf;
+
+use engine::{
+    adapter::Adapter,
+    config::Config,
+    generate::{Error, FinishReason, Generator, Options, Request},
+    kv_cache::{KvCache, PageTable},
+    model::{Batch, Model, Precision},
+    tensor::Device,
+    weights::Checkpoint,
+};
+use kernels::cpu::{Cpu, Isa, lanes::Level, log_prob, sample::SamplingParams};
+
+fn golden(case: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
+fn open(case: &str, precision: Precision, cpu: Cpu) -> Model {
+    let directory = golden(case);
+    let config = Config::load(&directory.join("model")).unwrap();
+    let checkpoint = Checkpoint::open(&directory.join("model")).unwrap();
+    checkpoint.check(&config).unwrap();
+    let adapter = Adapter::load(&directory.join("adapter"), &config).unwrap();
+    Model::new(&checkpoint, config, Some(&adapter), precision, Device::new(cpu)).unwrap()
+}
+
+/// Tokens, log-prob bits and how each sample of each request ended.
+type Completion = (Vec<u32>, Vec<u32>, Option<FinishReason>);
+
+const WIDE: Options = Options { max_batch: 16, prefill_rows: 512, cache_bytes: 64 << 20 };
+
+fn generate(
+    model: &Model,
+    stop: &[u32],
+    options: Options,
+    requests: &[Request],
+) -> Vec<Vec<Completion>> {
+    let mut generator = Generator::new(model, stop, options);
+    let mut written: Vec<Vec<Completion>> =
+        requests.iter().map(|r| vec![Completion::default(); r.samples.len()]).collect();
+    for request in requests {
+        generator.submit(request.clone()).unwrap();
+    }
+    while !generator.is_idle() {
+        generator
+            .step(&mut |event| {
+                let (tokens, log_probs, finish) =
+                    &mut written[event.request.0 as usize][event.sample];
+                assert_eq!(*finish, None, "a token after the end");
+                tokens.push(event.token);
+                log_probs.push(event.log_prob.to_bits());
+                *finish = event.finish;
+            })
+            .unwrap();
+    }
+    written
+}
+
+/// Prompts of many lengths around the page size, some alike at the start, several samples each.
+fn requests(vocab: usize) -> Vec<Request> {
+    let sampling = SamplingParams { temperature: 0.9, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    let lengths = [1, 2, 31, 32, 33, 63, 64, 65, 70, 96, 100];
+    let mut sequence = 0;
+    let request = |(index, &length): (usize, &usize)| {
+        // Every second prompt begins as the one before it.
+        let seed = index / 2;
+        let prompt = (0..length).map(|i| ((i * 37 + seed * 101 + 5) % vocab) as u32).collect();
+        let samples = (0..1 + index % 3).map(|_| {
+            sequence += 1;
+            sequence
+        });
+        let samples = samples.collect();
+        let sampling = match index % 4 {
+            0 => SamplingParams { top_k: 20, ..sampling },
+            1 => SamplingParams { top_p: 0.8, ..sampling },
+            2 => sampling,
+            _ => SamplingParams::GREEDY,
+        };
+        Request { prompt, samples, seed: 7, max_new_tokens: 40, sampling }
+    };
+    lengths.iter().enumerate().map(request).collect()
+}
+
+#[test]
+fn completions_are_the_same_in_any_batch_at_any_thread_count() {
+    for (case, precision) in [
+        ("qwen3-tied", Precision::F32),
+        ("qwen3-tied-bf16", Precision::Bf16),
+        ("qwen3-untied", Precision::Bf16),
+        ("qwen2", Precision::F32),
+        ("llama", Precision::F32),
+    ] {
+        for isa in Isa::available() {
+            let model = open(case, precision, Cpu::with_isa(1, isa));
+            let requests = requests(model.config().vocab_size);
+            let stop: Vec<u32> = (0..16).collect();
+            let alone = Options { max_batch: 3, prefill_rows: 512, ..WIDE };
+            let expected: Vec<_> = requests
+                .iter()
+                .flat_map(|r| generate(&model, &stop, alone.clone(), std::slice::from_ref(r)))
+                .collect();
+            let ends = |reason| expected.iter().flatten().filter(|c| c.2 == Some(reason)).count();
+            assert!(ends(FinishReason::Stop) > 0 && ends(FinishReason::Length) > 0, "{case}");
+            for (threads, max_batch, prefill_rows) in
+                [(1, 7, 512), (1, 16, 5), (2, 16, 512), (2, 3, 33), (5, 64, 64)]
+            {
+                let model = open(case, precision, Cpu::with_isa(threads, isa));
+                let options = Options { max_batch, prefill_rows, ..WIDE };
+                let got = generate(&model, &stop, options.clone(), &requests);
+                assert!(got == expected, "{case} {isa} {threads} threads {options:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_gives_the_log_probs_of_one_forward_over_the_whole_sequence() {
+    for (case, precision) in [("qwen3-tied", Precision::F32), ("qwen3-tied-bf16", Precision::Bf16)]
+    {
+        for isa in Isa::available() {
+            let model = open(case, precision, Cpu::with_isa(2, isa));
+            let requests = requests(model.config().vocab_size);
+            let written = generate(&model, &[], WIDE, &requests);
+            for (request, completions) in requests.iter().zip(&written) {
+                for (tokens, log_probs, _) in completions {
+                    let temperature = match request.sampling.temperature {
+                        0.0 => 1.0,
+                        temperature => temperature,
+                    };
+                    let ids: Vec<u32> = request.prompt.iter().chain(tokens).copied().collect();
+                    let logits = logits_of_all_rows(&model, &ids);
+                    let vocab = model.config().vocab_size;
+                    let rows =
+                        &logits[(request.prompt.len() - 1) * vocab..][..tokens.len() * vocab];
+                    let (mut scored, mut entropies) =
+                        (vec![0.0; tokens.len()], vec![0.0; tokens.len()]);
+                    log_prob::forward(
+                        Level::detect(),
+                        &mut scored,
+                        &mut entropies,
+                        rows,
+                        tokens,
+                        temperature,
+                    )
+                    .unwrap();
+                    let scored: Vec<u32> = scored.iter().map(|x| x.to_bits()).collect();
+                    assert_eq!(
+                        &scored,
+                        log_probs,
+                        "{case} {isa}, prompt of {}",
+                        request.prompt.len()
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn logits_of_all_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut cache =
+        KvCache::new(model.config(), model.cache_dtype(), KvCache::pages_for(ids.len()));
+    let mut table = PageTable::default();
+    cache.extend(&mut table, ids.len());
+    let mut batch = Batch::default();
+    batch.push(ids, 0, table.pages());
+    batch.want_all_logits();
+    model.forward(&batch, &mut cache).data().to_vec()
+}
+
+#[test]
+fn a_prompt_is_computed_once_for_all_its_samples_and_for_prompts_that_begin_alike() {
+    let model = open("qwen3-tied", Precision::F32, Cpu::new(1));
+    let prompt: Vec<u32> = (0..100).map(|i| i * 3 % 256).collect();
+    let mut other_order = prompt.clone();
+    other_order[70] += 1;
+    let request = |prompt: &Vec<u32>, samples: std::ops::Range<u64>| Request {
+        prompt: prompt.clone(),
+        samples: samples.collect(),
+        seed: 0,
+        max_new_tokens: 3,
+        sampling: SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
+    };
+    let mut generator = Generator::new(&model, &[], WIDE);
+    generator.submit(request(&prompt, 0..8)).unwrap();
+    generator.submit(request(&other_order, 8..9)).unwrap();
+    while !generator.is_idle() {
+        generator.step(&mut |_| ()).unwrap();
+    }
+    let stats = generator.stats();
+    assert_eq!(stats.prompt_tokens, 100 + (100 - 64), "two pages of 32 are shared");
+    assert_eq!(stats.shared_tokens, 64);
+    assert_eq!(stats.generated_tokens, 9 * 3);
+    assert_eq!(stats.steps, 3, "both prompts in the first step, all samples side by side");
+}
+
+#[test]
+fn a_small_cache_makes_requests_wait_and_changes_nothing() {
+    let model = open("qwen3-tied", Precision::F32, Cpu::new(1));
+    let requests = requests(model.config().vocab_size);
+    let expected = generate(&model, &[3], WIDE, &requests);
+    let page = KvCache::page_bytes(model.config(), model.cache_dtype());
+    for pages in [5, 6, 9, 14] {
+        let options = Options { cache_bytes: pages * page, prefill_rows: 40, max_batch: 16 };
+        assert!(generate(&model, &[3], options, &requests) == expected, "{pages} pages");
+    }
+}
+
+#[test]
+fn requests_that_cannot_run_are_refused_with_the_reason() {
+    let model = open("qwen3-tied", Precision::F32, Cpu::new(1));
+    let limit = model.config().max_position_embeddings;
+    let page = KvCache::page_bytes(model.config(), model.cache_dtype());
+    let mut generator =
+        Generator::new(&model, &[], Options { cache_bytes: 2 * page, ..WIDE.clone() });
+    let request = |prompt: Vec<u32>, max_new_tokens| Request {
+        prompt,
+        samples: vec![0],
+        seed: 0,
+        max_new_tokens,
+        sampling: SamplingParams::GREEDY,
+    };
+    let mut submit = |prompt, new| generator.submit(request(prompt, new));
+    assert_eq!(submit(vec![], 1), Err(Error::EmptyPrompt));
+    assert!(matches!(submit(vec![1], limit), Err(Error::TooLong { .. })));
+    let error = submit(vec![1; 33], 32).unwrap_err();
+    assert!(matches!(error, Error::CacheTooSmall { tokens: 65, .. }), "{error}");
+    assert!(error.to_string().contains("--cache-memory"), "{error}");
+    let error = submit(vec![1, 9999], 1).unwrap_err();
+    assert!(error.to_string().contains("9999"), "{error}");
+    assert!(submit(vec![1; 32], 32).is_ok());
+}
