@@ -1,1 +1,4 @@
 //! Data, prompts, judging, RewardBench.
+#![forbid(unsafe_code)]
+
+pub mod verdict;
