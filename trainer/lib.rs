@@ -1,4 +1,8 @@
 //! Data, prompts, judging, RewardBench.
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
+pub mod data;
+pub mod fingerprint;
+pub mod lines;
 pub mod verdict;
