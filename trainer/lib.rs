@@ -5,4 +5,5 @@ pub mod bootstrap;
 pub mod data;
 pub mod fingerprint;
 pub mod lines;
+pub mod prompt;
 pub mod verdict;
