@@ -1,3 +1,10 @@
 //! Data, prompts, judging, RewardBench.
+#![forbid(unsafe_code)]
 
+pub mod bootstrap;
 pub mod check;
+pub mod data;
+pub mod fingerprint;
+pub mod lines;
+pub mod prompt;
+pub mod verdict;

@@ -1,0 +1,326 @@
+//! Every format, every column form, and files that are broken or hostile.
+
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/parquet")).join(name)
+}
+
+/// Writes a file and reads it as data.
+fn read_bytes(name: &str, bytes: &[u8]) -> Result<Vec<Pair>, DataError> {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    read(&path, None)
+}
+
+fn read_text(name: &str, text: &str) -> Result<Vec<Pair>, String> {
+    read_bytes(name, text.as_bytes()).map_err(|error| error.to_string())
+}
+
+fn refused(name: &str, text: &str) -> String {
+    read_text(name, text).expect_err(text)
+}
+
+fn user(text: &str) -> Vec<Message> {
+    vec![Message::new("user", text)]
+}
+
+#[test]
+fn jsonl_rows_become_pairs() {
+    let text = "\u{feff}{\"prompt\":\"Hi\",\"chosen\":\"a\",\"rejected\":\"\",\"subset\":\"s\",\"id\":7,\"more\":[1]}\r\n\
+                \n\
+                {\"prompt\":[{\"role\":\"user\",\"content\":\"1\"},{\"role\":\"assistant\",\"content\":\"2\"},{\"role\":\"user\",\"content\":\"3\"}],\"chosen\":\"a\",\"rejected\":\"b\",\"subset\":null}";
+    let pairs = read_text("d.jsonl", text).unwrap();
+    assert_eq!(
+        pairs[0],
+        Pair {
+            id: "7".into(),
+            row: 0,
+            prompt: user("Hi"),
+            chosen: "a".into(),
+            rejected: String::new(),
+            subset: Some("s".into())
+        }
+    );
+    assert_eq!((pairs[1].id.as_str(), pairs[1].row, pairs[1].prompt.len()), ("1", 1, 3));
+    assert_eq!(pairs[1].subset, None);
+    assert_eq!(read_text("rows", text).unwrap(), pairs, "known by its first byte");
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("d.jsonl");
+    std::fs::write(&path, text).unwrap();
+    assert_eq!(read(&path, Some(1)).unwrap(), pairs[..1]);
+}
+
+#[test]
+fn conversations_with_a_reply_at_their_end_are_split() {
+    let row = |chosen: &str, rejected: &str| {
+        format!("{{\"chosen\":{chosen},\"rejected\":{rejected},\"prompt\":\"unused\"}}")
+    };
+    let turns = |texts: &[&str]| {
+        let turn = |(i, text): (usize, &&str)| {
+            let role = if i % 2 == 0 { "user" } else { "assistant" };
+            serde_json::json!({"role": role, "content": text})
+        };
+        serde_json::Value::from(texts.iter().enumerate().map(turn).collect::<Vec<_>>()).to_string()
+    };
+    let read_one = |chosen: &[&str], rejected: &[&str]| {
+        read_text("d.jsonl", &row(&turns(chosen), &turns(rejected)))
+    };
+    let pair = &read_one(&["1", "2", "3", "a"], &["1", "2", "3", "b"]).unwrap()[0];
+    assert_eq!((pair.prompt.len(), pair.chosen.as_str(), pair.rejected.as_str()), (3, "a", "b"));
+    // Equal replies are still replies.
+    assert_eq!(read_one(&["1", "a"], &["1", "a"]).unwrap()[0].prompt, user("1"));
+    let error = read_one(&["1", "2", "3", "a"], &["1", "x", "3", "b"]).unwrap_err();
+    assert!(error.contains("line 1") && error.contains("they share 1"), "{error}");
+    assert!(read_one(&["1", "a"], &["1", "a", "2"]).is_err());
+    // Lists of the reply alone: the prompt column counts.
+    assert_eq!(read_one(&["a"], &["b"]).unwrap()[0].prompt, user("unused"));
+}
+
+#[test]
+fn csv_rows_become_pairs() {
+    let text = "\u{feff}prompt,chosen,rejected,extra,subset,id\n\
+                \"Hi, \"\"you\"\"\nthere\",a,,x,s,\n\
+                \"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"1\"\"},{\"\"role\"\":\"\"assistant\"\",\"\"content\"\":\"\"2\"\"}]\",[1],b,x,,k\n";
+    let pairs = read_text("d.csv", text).unwrap();
+    assert_eq!(
+        (pairs[0].prompt.clone(), pairs[0].rejected.as_str()),
+        (user("Hi, \"you\"\nthere"), "")
+    );
+    assert_eq!((pairs[0].id.as_str(), pairs[0].subset.as_deref()), ("0", Some("s")));
+    assert_eq!((pairs[1].prompt.len(), pairs[1].chosen.as_str()), (2, "[1]"));
+    assert_eq!((pairs[1].id.as_str(), pairs[1].subset.as_deref()), ("k", None));
+}
+
+#[test]
+fn parquet_rows_become_pairs_under_every_codec() {
+    for codec in ["snappy", "gzip", "brotli", "lz4", "none"] {
+        let pairs = read(&fixture(&format!("text-{codec}.parquet")), None).unwrap();
+        assert_eq!(pairs.len(), 3, "{codec}");
+        assert_eq!((pairs[0].chosen.as_str(), pairs[0].prompt.clone()), ("a é", user("Hi")));
+        assert_eq!((pairs[1].chosen.as_str(), pairs[1].subset.as_deref()), ("", None));
+        let ids: Vec<&str> = pairs.iter().map(|pair| pair.id.as_str()).collect();
+        assert_eq!(ids, ["7", "7#2", "9"]);
+        assert_eq!(read(&fixture("text-v2.parquet"), None).unwrap(), pairs);
+        assert_eq!(read(&fixture("text-v2.parquet"), Some(2)).unwrap(), pairs[..2]);
+    }
+    let pairs = read(&fixture("skywork.parquet"), None).unwrap();
+    assert_eq!((pairs[0].prompt.clone(), pairs[0].chosen.as_str()), (user("Hi"), "a"));
+    assert_eq!((pairs[1].prompt.len(), pairs[1].chosen == pairs[1].rejected), (3, true));
+    let pairs = read(&fixture("raw.parquet"), None).unwrap();
+    assert_eq!((pairs[0].prompt.len(), pairs[0].subset.as_deref()), (3, Some("s")));
+}
+
+#[test]
+fn equal_rows_have_equal_fingerprints_in_any_format() {
+    let from_parquet = read(&fixture("text-snappy.parquet"), None).unwrap();
+    let jsonl: String = [("Hi", "a é", "b", "\"s\"", 7), ("Why?", "", "c", "null", 7), ("", "x", "y", "\"t\"", 9)]
+        .iter()
+        .map(|(p, c, r, s, id)| {
+            format!("{{\"prompt\":\"{p}\",\"chosen\":\"{c}\",\"rejected\":\"{r}\",\"subset\":{s},\"id\":{id}}}\n")
+        })
+        .collect();
+    let from_jsonl = read_text("d.jsonl", &jsonl).unwrap();
+    assert_eq!(from_jsonl, from_parquet);
+    assert_eq!(fingerprint(&from_jsonl), fingerprint(&from_parquet));
+    assert_ne!(fingerprint(&from_jsonl[..2]), fingerprint(&from_parquet));
+}
+
+#[test]
+fn equal_ids_are_told_apart_by_position() {
+    let ids = ["a", "a", "a#2", "a", "a#2"];
+    let text: String = ids
+        .map(|id| {
+            format!("{{\"id\":\"{id}\",\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":\"r\"}}\n")
+        })
+        .concat();
+    let pairs = read_text("d.jsonl", &text).unwrap();
+    let ids: Vec<&str> = pairs.iter().map(|pair| pair.id.as_str()).collect();
+    assert_eq!(ids, ["a", "a#2", "a#2#2", "a#3", "a#2#3"]);
+}
+
+#[test]
+fn broken_jsonl_is_refused_with_its_line() {
+    let good = "{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":\"r\"}\n";
+    let second = |line: &str| refused("d.jsonl", &format!("{good}{line}"));
+    assert!(second("{\"prompt\":").contains("line 2: not a JSON object"));
+    assert!(second("[1]").contains("line 2: not a JSON object"));
+    assert!(second(&"[".repeat(10_000)).contains("line 2"));
+    assert!(
+        second("{\"prompt\":\"p\",\"chosen\":null,\"rejected\":\"r\"}")
+            .contains("line 2: chosen has no value")
+    );
+    assert!(
+        second("{\"prompt\":\"p\",\"chosen\":3,\"rejected\":\"r\"}").contains("chosen is a number")
+    );
+    assert!(
+        second("{\"prompt\":\"p\",\"chosen\":[],\"rejected\":\"r\"}").contains("an empty list")
+    );
+    assert!(
+        second("{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":[{\"role\":\"user\"}]}")
+            .contains("turn 0 has no content")
+    );
+    assert!(second("{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":[{\"role\":\"user\",\"content\":\"x\"}]}").contains("both be text"));
+    assert!(
+        second("{\"prompt\":[\"p\"],\"chosen\":\"c\",\"rejected\":\"r\"}")
+            .contains("prompt turn 0 is text")
+    );
+    assert!(
+        second("{\"prompt\":null,\"chosen\":\"c\",\"rejected\":\"r\"}")
+            .contains("prompt has no value")
+    );
+    assert!(
+        second("{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":\"r\",\"id\":1.5}")
+            .contains("id is a number")
+    );
+    assert!(
+        second("{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":\"r\",\"subset\":1}")
+            .contains("subset is a number")
+    );
+    let missing = second("{\"question\":\"p\",\"chosen\":\"c\"}");
+    assert!(missing.contains("no column rejected; found: chosen, question"), "{missing}");
+    assert!(second("{\"chosen\":\"c\",\"rejected\":\"r\"}").contains("no column prompt"));
+    let error = read_bytes("d.jsonl", &[good.as_bytes(), b"{\"prompt\":\"\xff\"}"].concat());
+    assert!(matches!(error, Err(DataError::NotUtf8 { line: 2, byte: 11, .. })), "{error:?}");
+    let long = format!("{good}{{\"prompt\":\"{}\"}}", "x".repeat(17 << 20));
+    assert!(refused("d.jsonl", &long).contains("line 2: longer than"));
+}
+
+#[test]
+fn broken_csv_is_refused_with_its_line() {
+    assert!(
+        refused("d.csv", "prompt,chosen\na,b\n")
+            .contains("no column rejected; found: chosen, prompt")
+    );
+    let error = refused("d.csv", "prompt,chosen,rejected\na,b,c\na,b\n");
+    assert!(error.contains("line 3: 2 cells where the header has 3"), "{error}");
+    assert!(refused("d.csv", "prompt,chosen,rejected\na,\"b,c\nd,e,f\n").contains("cells"));
+    let error = read_bytes("d.csv", b"prompt,chosen,rejected\na,b,c\xff\n");
+    assert!(matches!(error, Err(DataError::NotUtf8 { line: 2, byte: 1, .. })), "{error:?}");
+    assert!(refused("d.csv", "prompt,chosen,rejected\n").contains("no rows"));
+    let endless = format!("prompt,chosen,rejected\n\"{}", "x\n".repeat(33 << 20));
+    assert!(refused("d.csv", &endless).contains("longer than"));
+}
+
+#[test]
+fn files_that_are_not_data_are_refused_by_what_they_are() {
+    assert!(refused("d.jsonl", "").contains("no rows"));
+    assert!(refused("d.jsonl", "\n \n").contains("no rows"));
+    assert!(refused("d.parquet", "<html>404</html>").contains("web page"));
+    assert!(refused("d.parquet", "version https://git-lfs.github.com/spec/v1").contains("Git LFS"));
+    assert!(refused("d.parquet", "prompt,chosen").contains("no Parquet signature"));
+    assert!(refused("d.xlsx", "PK\u{3}\u{4}").contains("zip"));
+    assert!(refused("d.json", "[{}]").contains("an object a line"));
+    assert!(refused("d.txt", "hello").contains(".jsonl, .csv and .parquet"));
+    let gzip = read_bytes("d.jsonl.gz", b"\x1f\x8b\x08").unwrap_err().to_string();
+    assert!(gzip.contains("decompress"), "{gzip}");
+    assert!(matches!(read(Path::new("/nowhere/d.jsonl"), None), Err(DataError::Io { .. })));
+    assert!(matches!(read(&std::env::temp_dir(), None), Err(DataError::Io { .. })));
+}
+
+#[test]
+fn parquet_that_cannot_be_read_is_refused_by_what_it_is() {
+    let refused = |name: &str| read(&fixture(name), None).unwrap_err().to_string();
+    assert!(refused("text-zstd.parquet").contains("the codec zstd"));
+    assert!(refused("text-zstd.parquet").contains("compression='snappy'"));
+    assert!(refused("delta.parquet").contains("DELTA_"));
+    assert!(refused("binary.parquet").contains("row 1: a text is not valid UTF-8 at its byte 0"));
+    assert!(
+        refused("no-prompt.parquet").contains("no column prompt; found: chosen, rejected, text")
+    );
+    assert!(refused("no-columns.parquet").contains("no column chosen; found: text"));
+    assert!(refused("empty.parquet").contains("no rows"));
+    assert!(refused("float.parquet").contains("chosen"));
+}
+
+#[test]
+fn damaged_parquet_never_panics_and_never_grows() {
+    let names = [
+        "text-snappy",
+        "text-gzip",
+        "text-brotli",
+        "text-lz4",
+        "text-none",
+        "text-v2",
+        "skywork",
+        "raw",
+    ];
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("d.parquet");
+    let mut draws = crate::bootstrap::Draws::new(5);
+    let mut errors = 0;
+    for name in names {
+        let sound = std::fs::read(fixture(&format!("{name}.parquet"))).unwrap();
+        for round in 0..150 {
+            let mut bytes = sound.clone();
+            match round % 3 {
+                0 => bytes.truncate(draws.below(bytes.len())),
+                1 => {
+                    for _ in 0..1 + draws.below(3) {
+                        let at = draws.below(bytes.len());
+                        bytes[at] = draws.next_bits() as u8;
+                    }
+                }
+                // The varints of headers and footer: make a claim enormous.
+                _ => {
+                    let at = draws.below(bytes.len() - 8);
+                    bytes[at..at + 5].copy_from_slice(&[0xfe, 0xff, 0xff, 0xff, 0x0f]);
+                }
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            errors += usize::from(read(&path, None).is_err());
+        }
+    }
+    assert!(errors > 600, "most damage is noticed: {errors} of 1200");
+}
+
+#[test]
+fn hostile_parquet_claims_are_refused() {
+    let sound = std::fs::read(fixture("text-none.parquet")).unwrap();
+    let end = sound.len();
+    let mut footer_too_long = sound.clone();
+    footer_too_long[end - 8..end - 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let error = read_bytes("d.parquet", &footer_too_long).unwrap_err().to_string();
+    assert!(error.contains("footer claims 4294967295"), "{error}");
+    let cut = read_bytes("d.parquet", &sound[..end - 4]).unwrap_err().to_string();
+    assert!(cut.contains("its end is missing"), "{cut}");
+    assert!(read_bytes("d.parquet", b"PAR1PAR1").is_err());
+    assert!(read_bytes("d.parquet", b"PAR1\0\0\0\0PAR1").is_err());
+    // A schema that nests a thousand groups: version, then the list of elements.
+    let mut footer = vec![0x15, 0x02, 0x19, 0xfc];
+    footer.extend([0xe8, 0x07]); // 1000 elements
+    for _ in 0..1000 {
+        footer.extend([0x48, 0x01, b'g', 0x15, 0x02, 0x00]); // name (field 4), one child (field 5)
+    }
+    footer.push(0);
+    let mut bytes = b"PAR1".to_vec();
+    bytes.extend(&footer);
+    bytes.extend((footer.len() as u32).to_le_bytes());
+    bytes.extend(b"PAR1");
+    let error = read_bytes("d.parquet", &bytes).unwrap_err().to_string();
+    assert!(error.contains("nested too deeply"), "{error}");
+}
+
+#[test]
+fn known_names_are_data_only() {
+    assert_eq!(known("rewardbench").unwrap().dataset, "allenai/reward-bench");
+    assert_eq!(known("rewardbench2"), None);
+}
+
+#[test]
+fn the_shared_rows_are_read() {
+    let shared = std::env::var_os("J1_SHARED")
+        .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into());
+    for (name, rows) in [("rewardbench_dev120", 120), ("train_pairs_dev", 1_052)] {
+        let path = Path::new(&shared).join(format!("data/{name}.jsonl"));
+        match path.exists() {
+            true => assert_eq!(read(&path, None).unwrap().len(), rows),
+            false => eprintln!("not run: {} is absent", path.display()),
+        }
+    }
+}

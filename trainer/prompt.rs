@@ -1,0 +1,396 @@
+//! What the judge reads: a system prompt and a user message made from a template.
+//!
+//! The bundled template (`prompt/system.jinja`, `prompt/user.jinja`) has the sections, tags, markers
+//! and box of the published j1 prompt in our own wording, so published adapters see the form they
+//! were trained on. Chosen with `--template FILE`, a user's own template replaces it.
+//!
+//! # Template files
+//!
+//! A template is minijinja source (Jinja2's syntax) for the **user message**. These variables exist:
+//!
+//! | variable | value |
+//! |---|---|
+//! | `conversation` | the whole conversation as text, see [`conversation_text`] |
+//! | `messages` | the same as a list of `{role, content}` |
+//! | `question` | the last user turn |
+//! | `response_a`, `response_b` | the candidate replies; a template must use both |
+//!
+//! A file may open with its own **system prompt**: a first line `---system---`, the system prompt's
+//! source, a line `---user---`, the user message's source. Without that front part the bundled system
+//! prompt is kept; with an empty one there is no system message. A variable that does not exist is an
+//! error, not an empty string. As in chat templates, a line of tags only leaves no blank line behind.
+//!
+//! # Untrusted text
+//!
+//! Conversations and replies may be written to mislead the judge. They enter as values, never as template
+//! source, and [`neutralize`] splits the strings that could end a chat turn or forge a slot.
+
+mod neutralize;
+mod order;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, UndefinedBehavior};
+pub use neutralize::neutralize;
+pub use order::{Order, OrderPlan};
+
+use crate::data::Message;
+
+const SYSTEM: &str = include_str!("prompt/system.jinja");
+const USER: &str = include_str!("prompt/user.jinja");
+const VARIABLES: [&str; 5] = ["conversation", "messages", "question", "response_a", "response_b"];
+/// The largest template file that is read.
+const MAX_TEMPLATE: u64 = 64 << 10;
+/// The longest message a template may produce.
+const MAX_RENDERED: usize = 256 << 20;
+/// Template instructions allowed for one message, and beyond that for each turn of the conversation.
+const FUEL: (u64, u64) = (100_000, 1_000);
+
+/// Why a template could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// The file could not be read.
+    #[error("cannot read the template {}: {source}", path.display())]
+    Read {
+        /// The template file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is larger than any sensible template.
+    #[error("the template {} is larger than {MAX_TEMPLATE} bytes", path.display())]
+    TooLarge {
+        /// The template file.
+        path: PathBuf,
+    },
+    /// The file is not UTF-8.
+    #[error("the template {} is not UTF-8: byte {at} is invalid", path.display())]
+    NotUtf8 {
+        /// The template file.
+        path: PathBuf,
+        /// Offset of the first invalid byte.
+        at: usize,
+    },
+    /// The front part is opened and never closed.
+    #[error("{name}: the line ---system--- must be followed by a line ---user---")]
+    NoUserPart {
+        /// The template's name.
+        name: String,
+    },
+    /// The source is not a template.
+    #[error("{name}, line {line}: {message}")]
+    Syntax {
+        /// The template's name.
+        name: String,
+        /// Line in the file, from 1.
+        line: usize,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The template asks for something that is not there.
+    #[error(
+        "{name}, line {line}: '{variable}' is undefined; a template has conversation, messages, \
+         question, response_a and response_b"
+    )]
+    Undefined {
+        /// The template's name.
+        name: String,
+        /// Line in the file, from 1.
+        line: usize,
+        /// The expression that is undefined.
+        variable: String,
+    },
+    /// The template would hide a reply from the judge.
+    #[error("{name}: the template does not use {missing}; the judge must read both replies")]
+    ReplyUnused {
+        /// The template's name.
+        name: String,
+        /// `response_a` or `response_b`.
+        missing: &'static str,
+    },
+    /// The template ran too long.
+    #[error("{name}, line {line}: the template does too much work for one prompt")]
+    OutOfFuel {
+        /// The template's name.
+        name: String,
+        /// Line in the file, from 1.
+        line: usize,
+    },
+}
+
+/// One prompt of the judge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The system message, if the template has one.
+    pub system: Option<String>,
+    /// The user message.
+    pub user: String,
+}
+
+impl Prompt {
+    /// The prompt as chat messages.
+    pub fn messages(&self) -> Vec<Message> {
+        let system = self.system.iter().map(|text| Message::new("system", text));
+        system.chain([Message::new("user", &self.user)]).collect()
+    }
+}
+
+/// What a prompt is about.
+#[derive(Debug, Clone, Copy)]
+pub struct PromptInput<'a> {
+    /// The conversation up to and including the turn that the replies answer.
+    pub messages: &'a [Message],
+    /// The reply in slot A.
+    pub response_a: &'a str,
+    /// The reply in slot B.
+    pub response_b: &'a str,
+}
+
+/// A checked template.
+#[derive(Debug)]
+pub struct Template {
+    name: String,
+    environment: Environment<'static>,
+    has_system: bool,
+    /// Lines of the file before the system part and before the user part.
+    offsets: [usize; 2],
+    special_tokens: Vec<String>,
+    fingerprint: String,
+}
+
+impl Template {
+    /// The bundled j1 template.
+    pub fn bundled() -> Template {
+        Template::build("the j1 template", Some((SYSTEM, 0)), (USER, 0))
+            .expect("the bundled template is well formed")
+    }
+
+    /// Reads and checks a user's template file.
+    pub fn from_file(path: &Path) -> Result<Template, PromptError> {
+        use std::io::Read;
+        let read = |source| PromptError::Read { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(path).map_err(read)?;
+        file.take(MAX_TEMPLATE + 1).read_to_end(&mut bytes).map_err(read)?;
+        if bytes.len() as u64 > MAX_TEMPLATE {
+            return Err(PromptError::TooLarge { path: path.to_owned() });
+        }
+        let source = String::from_utf8(bytes).map_err(|error| PromptError::NotUtf8 {
+            path: path.to_owned(),
+            at: error.utf8_error().valid_up_to(),
+        })?;
+        Template::from_source(&path.display().to_string(), &source)
+    }
+
+    /// Checks a template given as text; `name` stands in its errors.
+    pub fn from_source(name: &str, source: &str) -> Result<Template, PromptError> {
+        let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+        let mut lines = source.split_inclusive('\n');
+        if lines.next().map(str::trim_end) != Some("---system---") {
+            return Template::build(name, Some((SYSTEM, 0)), (source, 0));
+        }
+        let start = source.find('\n').map_or(source.len(), |at| at + 1);
+        let mut at = start;
+        for (number, line) in lines.enumerate() {
+            if line.trim_end() == "---user---" {
+                let system = &source[start..at];
+                let system = (!system.trim().is_empty()).then_some((system, 1));
+                return Template::build(name, system, (&source[at + line.len()..], number + 2));
+            }
+            at += line.len();
+        }
+        Err(PromptError::NoUserPart { name: name.to_owned() })
+    }
+
+    /// Names further strings that must not reach the tokenizer whole from untrusted text: the
+    /// special tokens of the model at hand.
+    pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = String>) -> Template {
+        self.special_tokens = tokens.into_iter().filter(|token| token.len() > 1).collect();
+        self
+    }
+
+    /// A fingerprint of the template's source (not of its name).
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Renders the prompt for two replies. Untrusted text is passed through [`neutralize`].
+    pub fn render(&self, input: &PromptInput<'_>) -> Result<Prompt, PromptError> {
+        let clean = |text: &str| neutralize(text, &self.special_tokens).into_owned();
+        let messages: Vec<Message> = (input.messages.iter())
+            .map(|message| Message::new(&clean(&message.role), &clean(&message.content)))
+            .collect();
+        let question = messages.iter().rfind(|message| message.role == "user");
+        let question = question.or(messages.last()).map_or("", |message| &message.content);
+        let turns = messages.iter().map(|message| {
+            let turn = [("role", &message.role), ("content", &message.content)];
+            Value::from(BTreeMap::from(turn.map(|(key, text)| (key, Value::from(text.as_str())))))
+        });
+        let context = Value::from(BTreeMap::from([
+            ("conversation", Value::from(conversation_text(&messages))),
+            ("messages", Value::from(turns.collect::<Vec<_>>())),
+            ("question", Value::from(question)),
+            ("response_a", Value::from(clean(input.response_a))),
+            ("response_b", Value::from(clean(input.response_b))),
+        ]));
+        let fuel = FUEL.0.saturating_add(FUEL.1.saturating_mul(messages.len() as u64));
+        let system = match self.has_system {
+            true => Some(self.render_part("system", &context, fuel)?),
+            false => None,
+        };
+        Ok(Prompt { system, user: self.render_part("user", &context, fuel)? })
+    }
+
+    fn build(
+        name: &str,
+        system: Option<(&str, usize)>,
+        user: (&str, usize),
+    ) -> Result<Template, PromptError> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the default delimiters are distinct"));
+        environment.set_debug(true); // errors then know which expression failed
+        environment.set_fuel(Some(FUEL.0));
+        let mut fingerprint = crate::fingerprint::Fingerprint::new();
+        let mut template = Template {
+            name: name.to_owned(),
+            environment,
+            has_system: system.is_some(),
+            offsets: [system.map_or(0, |(_, offset)| offset), user.1],
+            special_tokens: Vec::new(),
+            fingerprint: String::new(),
+        };
+        for (part, source) in [("system", system.map(|(text, _)| text)), ("user", Some(user.0))] {
+            let Some(source) = source else { continue };
+            fingerprint.text(part);
+            fingerprint.text(source);
+            let added = template.environment.add_template_owned(part, source.to_owned());
+            added.map_err(|error| template.error(part, &error))?;
+        }
+        template.fingerprint = fingerprint.finish();
+        template.check_variables()?;
+        // A trial run finds most of what would fail on the first row of a long evaluation.
+        let messages =
+            ["user", "assistant", "user"].map(|role| Message::new(role, "What is one and one?"));
+        template.render(&PromptInput { messages: &messages, response_a: "2", response_b: "3" })?;
+        template.render(&PromptInput {
+            messages: &messages[..1],
+            response_a: "2",
+            response_b: "",
+        })?;
+        Ok(template)
+    }
+
+    /// Every variable is one of the documented ones or a global, and both replies are used.
+    fn check_variables(&self) -> Result<(), PromptError> {
+        let globals: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
+        let mut used = Vec::new();
+        for (part, template) in self.environment.templates() {
+            let mut names: Vec<String> = template.undeclared_variables(false).into_iter().collect();
+            names.sort();
+            for variable in names {
+                if VARIABLES.contains(&variable.as_str()) {
+                    used.push(variable);
+                } else if !globals.contains(&variable.as_str()) {
+                    let source = template.source();
+                    let line = source.find(&variable).map_or(1, |at| line_of(source, at));
+                    return Err(PromptError::Undefined {
+                        name: self.name.clone(),
+                        line: line + self.offset(part),
+                        variable,
+                    });
+                }
+            }
+        }
+        match ["response_a", "response_b"]
+            .into_iter()
+            .find(|reply| !used.iter().any(|u| u == reply))
+        {
+            Some(missing) => Err(PromptError::ReplyUnused { name: self.name.clone(), missing }),
+            None => Ok(()),
+        }
+    }
+
+    fn render_part(&self, part: &str, context: &Value, fuel: u64) -> Result<String, PromptError> {
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        let template = environment.get_template(part).expect("the part was added when it was read");
+        let mut text = Bounded(Vec::new());
+        (template.render_captured_to(context.clone(), &mut text))
+            .map_err(|error| self.error(part, &error))?;
+        Ok(String::from_utf8(text.0).expect("templates render text"))
+    }
+
+    fn offset(&self, part: &str) -> usize {
+        self.offsets[usize::from(part == "user")]
+    }
+
+    fn error(&self, part: &str, error: &minijinja::Error) -> PromptError {
+        use minijinja::ErrorKind;
+        let name = self.name.clone();
+        let line = error.line().unwrap_or(1) + self.offset(part);
+        let expression = || Some(error.template_source()?.get(error.range()?)?.to_owned());
+        match error.kind() {
+            ErrorKind::UndefinedError => {
+                let variable = expression().unwrap_or_else(|| "a value".to_owned());
+                PromptError::Undefined { name, line, variable }
+            }
+            ErrorKind::OutOfFuel => PromptError::OutOfFuel { name, line },
+            kind => {
+                let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+                PromptError::Syntax { name, line, message: format!("{kind}{detail}") }
+            }
+        }
+    }
+}
+
+/// The whole conversation as text. A single user turn is its content and nothing else, which is how the
+/// published adapters saw every conversation; with more turns each one is introduced by its role:
+/// `User: ...`, a blank line, `Assistant: ...`.
+pub fn conversation_text(messages: &[Message]) -> String {
+    if let [only] = messages
+        && only.role == "user"
+    {
+        return only.content.clone();
+    }
+    let mut text = String::new();
+    for message in messages {
+        if !text.is_empty() {
+            text.push_str("\n\n");
+        }
+        let mut letters = message.role.chars();
+        text.extend(letters.next().into_iter().flat_map(char::to_uppercase).chain(letters));
+        text.push_str(": ");
+        text.push_str(&message.content);
+    }
+    text
+}
+
+/// A writer that refuses to grow past [`MAX_RENDERED`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_RENDERED {
+            return Err(std::io::Error::other("the rendered prompt is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn line_of(source: &str, at: usize) -> usize {
+    source[..at].bytes().filter(|&byte| byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests;
