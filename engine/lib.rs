@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod config;
 pub mod error;
 mod json_object;
+pub mod tokenizer;
 pub mod weights;
 
 #[cfg(test)]
