@@ -154,6 +154,12 @@ pub enum ConfigError {
         "{}: model_type {got:?} is not supported; supported are qwen3, qwen2 and llama", path.display()
     )]
     UnsupportedModel { path: PathBuf, got: String },
+    /// No token ends a generation: it would always run to its limit.
+    #[error(
+        "{}: neither generation_config.json nor config.json names an \"eos_token_id\", so that no generation would end; add it to generation_config.json",
+        directory.display()
+    )]
+    NoEndOfSequence { directory: PathBuf },
     /// A variation of the architecture that this engine does not compute.
     #[error("{}: {key:?} = {got} is not supported ({supported})", path.display())]
     Unsupported { path: PathBuf, key: String, got: String, supported: &'static str },
@@ -320,6 +326,14 @@ impl Config {
 }
 
 impl GenerationConfig {
+    /// The ids that end a generation; an error if there are none. `directory` is for the message only.
+    pub fn stop_ids(&self, directory: &Path) -> Result<&[u32], ConfigError> {
+        match self.eos_token_ids.as_slice() {
+            [] => Err(ConfigError::NoEndOfSequence { directory: directory.to_owned() }),
+            ids => Ok(ids),
+        }
+    }
+
     /// Reads `directory`/generation_config.json, if there is one; what it does not say comes from config.json.
     pub fn load(directory: &Path, config: &Config) -> Result<GenerationConfig, ConfigError> {
         let path = directory.join("generation_config.json");

@@ -11,6 +11,7 @@ pub mod kv_cache;
 pub mod model;
 pub mod ops;
 pub mod tensor;
+pub mod tokenizer;
 pub mod weights;
 
 #[cfg(test)]

@@ -282,6 +282,11 @@ fn generation_config_overrides_the_stop_ids_of_config() {
     assert_eq!((read.temperature, read.top_p, read.top_k), (Some(0.6), Some(0.95), Some(20)));
     let parse = |text: &str| GenerationConfig::parse(text, Path::new("g.json"), &config);
     assert_eq!(parse("{}").unwrap().eos_token_ids, [151645]);
+    assert_eq!(read.stop_ids(Path::new("dir")).unwrap(), [151645, 151643]);
+    let none = parse(r#"{"eos_token_id": []}"#).unwrap();
+    let error = none.stop_ids(Path::new("dir")).unwrap_err();
+    assert!(matches!(error, ConfigError::NoEndOfSequence { .. }), "{error:?}");
+    assert!(error.to_string().contains("dir") && error.to_string().contains("eos_token_id"));
     let error = parse(r#"{"temperature": -1}"#).unwrap_err().to_string();
     assert!(error.contains("g.json") && error.contains("temperature"), "{error}");
     let error = parse(r#"{"top_p": 1.5}"#).unwrap_err().to_string();
