@@ -7,4 +7,7 @@ pub mod data;
 pub mod fingerprint;
 pub mod lines;
 pub mod prompt;
+pub mod results;
+pub mod rewardbench;
+pub mod scores;
 pub mod verdict;

@@ -1,0 +1,393 @@
+//! The output directory of `j1 eval`: what was judged, kept so that a killed run continues.
+//!
+//! | file | what it is | when it is written |
+//! |---|---|---|
+//! | `run.json` | the resolved settings; a run with others is refused | first, whole |
+//! | `outputs.jsonl` | a [`Record`] a line | appended and synced as each judgement ends; sorted at the end |
+//! | `results.csv` | the columns of the original evaluation | at the end, whole |
+//! | `scores.json` | RewardBench's results format, ours under `j1` | at the end, whole |
+//! | `timing.json` | how fast it went: the only file that two equal runs differ in | at the end, whole |
+//! | `.j1.lock` | an empty file; locked while a run is at work | |
+//!
+//! A line of outputs.jsonl is one write. A kill or a power cut can tear the last line only, which is cut off
+//! when the run continues, and judged again with the same outcome. Any other damage is an error, not a guess.
+//! All records are held in memory, about as much as outputs.jsonl is long.
+
+mod error;
+mod files;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+pub use error::ResultsError;
+pub use files::write_whole;
+use files::{Journal, replace};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::Pair;
+use crate::lines::{LineError, Lines, MAX_LINE};
+use crate::prompt::{Order, conversation_text};
+use crate::verdict::{MatchRule, Reason, Verdict, parse_soft, parse_strict};
+
+const RUN: &str = "run.json";
+const OUTPUTS: &str = "outputs.jsonl";
+const CSV: &str = "results.csv";
+const SCORES: &str = "scores.json";
+const TIMING: &str = "timing.json";
+const LOCK: &str = ".j1.lock";
+/// The largest run.json or timing.json that is read.
+const MAX_SETTINGS: u64 = 1 << 20;
+
+/// Why a judgement ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finish {
+    /// The model ended it.
+    Stop,
+    /// The token limit ended it.
+    Length,
+    /// The prompt did not fit, so nothing was generated.
+    PromptTooLong,
+    /// Not known: it was written by another program. Token counts and the log-probability are 0 then and are
+    /// left out of all statistics.
+    Unknown,
+}
+
+/// One judgement: a line of outputs.jsonl.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Position of the pair in the data, counted from 0.
+    pub row: u64,
+    /// The pair's id.
+    pub id: String,
+    /// The pair's subset.
+    pub subset: Option<String>,
+    /// Which reply stood in slot A.
+    pub order: Order,
+    /// Which sample of this pair and order, counted from 0.
+    pub vote: u32,
+    /// Length of the prompt in tokens.
+    pub prompt_tokens: u32,
+    /// Length of the completion in tokens.
+    pub tokens: u32,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Sum of the log-probabilities of the completion's tokens.
+    pub log_prob: f64,
+    /// The verdict by the published rule, slot A first.
+    pub strict: Verdict,
+    /// The verdict by the rule with recovery, slot A first.
+    pub soft: Verdict,
+    /// The judgement.
+    pub text: String,
+}
+
+/// What tells judgements of a run apart: row, order, vote.
+pub type Key = (u64, Order, u32);
+
+impl Record {
+    /// Row, order and vote.
+    pub fn key(&self) -> Key {
+        (self.row, self.order, self.vote)
+    }
+
+    /// The verdict by a rule, slot A first.
+    pub fn verdict(&self, rule: MatchRule) -> Verdict {
+        match rule {
+            MatchRule::Strict => self.strict,
+            MatchRule::Soft => self.soft,
+        }
+    }
+
+    /// The scores of the chosen and the rejected reply by a rule.
+    pub fn scores_by_label(&self, rule: MatchRule) -> Option<(f64, f64)> {
+        self.verdict(rule).scores().map(|scores| self.order.by_label(scores))
+    }
+}
+
+/// The verdicts of a judgement by the strict and the soft rule, with the blame for a missing one where it belongs.
+pub fn verdicts(text: &str, finish: Finish) -> (Verdict, Verdict) {
+    match finish {
+        Finish::PromptTooLong => {
+            let unparsed = Verdict::Unparsed(Reason::PromptTooLong);
+            (unparsed, unparsed)
+        }
+        _ => {
+            let truncated = finish == Finish::Length;
+            (parse_strict(text).or_truncated(truncated), parse_soft(text).or_truncated(truncated))
+        }
+    }
+}
+
+/// An output directory in use by this process.
+#[derive(Debug)]
+pub struct Results {
+    directory: PathBuf,
+    journal: Journal,
+    records: Vec<Record>,
+    done: BTreeSet<Key>,
+    /// Held, not read: closing it gives the directory free.
+    _lock: File,
+}
+
+impl Results {
+    /// Opens a directory, made if it is not there, for a run with these settings (a JSON object). If a run
+    /// with the same settings was begun in it, its judgements are read and the run continues.
+    pub fn open(directory: &Path, settings: &Value) -> Result<Results, ResultsError> {
+        assert!(settings.is_object(), "settings are a JSON object, got {settings}");
+        let io = |path: &Path, source| ResultsError::io("open", path, source);
+        fs::create_dir_all(directory).map_err(|e| ResultsError::io("create", directory, e))?;
+        let run = directory.join(RUN);
+        if !run.exists() {
+            refuse_foreign(directory)?;
+        }
+        let lock_path = directory.join(LOCK);
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(|source| io(&lock_path, source))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(ResultsError::Locked { path: directory.to_owned() });
+            }
+            // Some network file systems have no locks; a run is worth more than its guard.
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(source)) => return Err(io(&lock_path, source)),
+        }
+        files::remove_leftovers(directory)?;
+        let stored = read_json(&run)?;
+        match stored {
+            Some(stored) => compare_settings(&run, &stored, settings)?,
+            None => write_whole(&run, pretty(settings).as_bytes())?,
+        }
+        let outputs = directory.join(OUTPUTS);
+        let (records, done, length) = load(&outputs)?;
+        let journal = Journal::open(&outputs, length)?;
+        Ok(Results { directory: directory.to_owned(), journal, records, done, _lock: lock })
+    }
+
+    /// The judgements that need not be made again.
+    pub fn done(&self) -> &BTreeSet<Key> {
+        &self.done
+    }
+
+    /// All judgements so far: in the order they ended, after [`Results::finish`] by row, order and vote.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What timing.json says of the run, if it was finished before.
+    pub fn timing(&self) -> Result<Option<Value>, ResultsError> {
+        read_json(&self.directory.join(TIMING))
+    }
+
+    /// Adds a judgement; it is on the disk when this returns. After an error nothing was added, and the same
+    /// record can be appended again or the run be continued later.
+    pub fn append(&mut self, record: Record) -> Result<(), ResultsError> {
+        let key = record.key();
+        assert!(!self.done.contains(&key), "{key:?} was judged before");
+        if !record.log_prob.is_finite() {
+            return Err(ResultsError::NotFinite { row: record.row, value: record.log_prob });
+        }
+        let line = line(&record);
+        if line.len() as u64 > MAX_LINE {
+            return Err(ResultsError::TooLong {
+                path: self.journal.path().to_owned(),
+                line: self.records.len() as u64 + 1,
+            });
+        }
+        self.journal.append(&line)?;
+        self.done.insert(key);
+        self.records.push(record);
+        Ok(())
+    }
+
+    /// Sorts outputs.jsonl by row, order and vote, and writes results.csv, scores.json and, if given,
+    /// timing.json. Files that already hold the right bytes are left alone, so finishing twice changes nothing
+    /// (give no timing the second time). `pairs` are the data; `rule` decides the csv's scores.
+    pub fn finish(
+        &mut self,
+        pairs: &[Pair],
+        rule: MatchRule,
+        scores: &Value,
+        timing: Option<&Value>,
+    ) -> Result<(), ResultsError> {
+        self.records.sort_by_key(Record::key);
+        let by_row: HashMap<u64, &Pair> = pairs.iter().map(|pair| (pair.row, pair)).collect();
+        for record in &self.records {
+            if by_row.get(&record.row).is_none_or(|pair| pair.id != record.id) {
+                return Err(ResultsError::UnknownRow {
+                    path: self.journal.path().to_owned(),
+                    row: record.row,
+                    id: record.id.clone(),
+                });
+            }
+        }
+        let outputs = self.directory.join(OUTPUTS);
+        let replaced = replace(&outputs, |file| {
+            self.records.iter().try_for_each(|record| file.write_all(&line(record)))
+        })?;
+        if replaced {
+            let length = fs::metadata(&outputs)
+                .map_err(|source| ResultsError::io("read", &outputs, source))?
+                .len();
+            self.journal = Journal::open(&outputs, length)?;
+        }
+        replace(&self.directory.join(CSV), |file| {
+            let mut csv = csv::Writer::from_writer(file);
+            csv.write_record(CSV_COLUMNS).map_err(unwrap_csv)?;
+            for record in &self.records {
+                let cells = csv_cells(by_row[&record.row], record, rule);
+                csv.write_record(cells).map_err(unwrap_csv)?;
+            }
+            csv.flush()
+        })?;
+        write_whole(&self.directory.join(SCORES), pretty(scores).as_bytes())?;
+        if let Some(timing) = timing {
+            write_whole(&self.directory.join(TIMING), pretty(timing).as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+const CSV_COLUMNS: [&str; 6] = ["prompt", "chosen", "rejected", "judgement", "scores", "correct"];
+
+/// Cells as pandas writes the original's: scores `[9.0, 3.0]` (chosen first, empty if unparsed), correct
+/// `True` or `False`.
+fn csv_cells(pair: &Pair, record: &Record, rule: MatchRule) -> [String; 6] {
+    let scores = record.scores_by_label(rule);
+    let correct = scores.is_some_and(|(chosen, rejected)| chosen > rejected);
+    [
+        conversation_text(&pair.prompt),
+        pair.chosen.clone(),
+        pair.rejected.clone(),
+        record.text.clone(),
+        scores.map_or(String::new(), |(chosen, rejected)| format!("[{chosen:?}, {rejected:?}]")),
+        if correct { "True" } else { "False" }.to_owned(),
+    ]
+}
+
+/// The system's error inside, so that a full disk is still told as one.
+fn unwrap_csv(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    }
+}
+
+fn line(record: &Record) -> Vec<u8> {
+    let mut line = serde_json::to_vec(record).expect("a record is JSON");
+    line.push(b'\n');
+    line
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+/// A directory without a run may hold nothing but what a run that was killed at its start leaves.
+fn refuse_foreign(directory: &Path) -> Result<(), ResultsError> {
+    let io = |source| ResultsError::io("list", directory, source);
+    for entry in fs::read_dir(directory).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if name != LOCK && !files::is_leftover(&name) {
+            return Err(ResultsError::Foreign {
+                path: directory.to_owned(),
+                found: name.to_string_lossy().into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A small JSON object, or `None` if there is no such file.
+fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
+    let io = |source| ResultsError::io("read", path, source);
+    let not_json = |message: String| ResultsError::NotJson { path: path.to_owned(), message };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_SETTINGS + 1), &mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_SETTINGS {
+        return Err(not_json(format!("it is longer than {MAX_SETTINGS} bytes")));
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(value @ Value::Object(_)) => Ok(Some(value)),
+        Ok(_) => Err(not_json("it is not an object".to_owned())),
+        Err(error) => Err(not_json(error.to_string())),
+    }
+}
+
+/// The first setting, by name, that differs between what the directory was made with and this run.
+fn compare_settings(path: &Path, stored: &Value, given: &Value) -> Result<(), ResultsError> {
+    let Some((name, stored, given)) = difference("", Some(stored), Some(given)) else {
+        return Ok(());
+    };
+    let show = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
+    let (stored, given) = (show(stored), show(given));
+    Err(ResultsError::Setting { path: path.to_owned(), name, stored, given })
+}
+
+type Difference<'a> = (String, Option<&'a Value>, Option<&'a Value>);
+
+fn difference<'a>(
+    name: &str,
+    stored: Option<&'a Value>,
+    given: Option<&'a Value>,
+) -> Option<Difference<'a>> {
+    if let (Some(Value::Object(stored)), Some(Value::Object(given))) = (stored, given) {
+        let names: BTreeSet<&String> = stored.keys().chain(given.keys()).collect();
+        let separator = if name.is_empty() { "" } else { "." };
+        return names.into_iter().find_map(|key| {
+            difference(&format!("{name}{separator}{key}"), stored.get(key), given.get(key))
+        });
+    }
+    (stored != given).then(|| (name.to_owned(), stored, given))
+}
+
+/// The records of outputs.jsonl, their keys, and how many bytes of the file they take: what follows is a torn line.
+fn load(path: &Path) -> Result<(Vec<Record>, BTreeSet<Key>, u64), ResultsError> {
+    let io = |source| ResultsError::io("read", path, source);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        Err(error) => return Err(io(error)),
+    };
+    let mut lines = Lines::new(BufReader::new(file));
+    let (mut records, mut done, mut length) = (Vec::new(), BTreeSet::new(), 0);
+    loop {
+        let line = match lines.next_line() {
+            Ok(Some(line)) => line,
+            Ok(None) => break,
+            Err(LineError::Io(source)) => return Err(io(source)),
+            Err(LineError::TooLong(line)) => {
+                return Err(ResultsError::TooLong { path: path.to_owned(), line });
+            }
+        };
+        if !line.terminated {
+            break;
+        }
+        let record: Record = serde_json::from_slice(line.bytes).map_err(|error| {
+            let message = error.to_string();
+            ResultsError::Corrupt { path: path.to_owned(), line: line.number, message }
+        })?;
+        if !done.insert(record.key()) {
+            let (row, order, vote) = record.key();
+            let (path, line) = (path.to_owned(), line.number);
+            return Err(ResultsError::Duplicate { path, line, row, order, vote });
+        }
+        length = line.offset + line.bytes.len() as u64 + 1;
+        records.push(record);
+    }
+    Ok((records, done, length))
+}

@@ -1,0 +1,211 @@
+//! Files that appear whole or not at all, and one that grows a line at a time.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use super::ResultsError;
+
+/// Writes a file whole: a temporary file in the same directory, fsync, rename, fsync of the directory. On
+/// an error the file is what it was before, and nothing else is left. A file that already holds these
+/// bytes is left alone.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
+    replace(path, |file| file.write_all(bytes)).map(drop)
+}
+
+/// As [`write_whole`], for what should not be built in memory. Says whether the file was replaced.
+pub(super) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<bool, ResultsError> {
+    let temporary = temporary(path);
+    let done = write_temporary(path, &temporary, write);
+    if done.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+    }
+    done.map_err(|source| ResultsError::io("write", path, source))
+}
+
+fn write_temporary(
+    path: &Path,
+    temporary: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<bool> {
+    let file =
+        File::options().read(true).write(true).create(true).truncate(true).open(temporary)?;
+    let mut writer = BufWriter::with_capacity(1 << 16, file);
+    write(&mut writer)?;
+    let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    if equal(path, &mut file)? {
+        fs::remove_file(temporary)?;
+        return Ok(false);
+    }
+    file.sync_all()?;
+    fs::rename(temporary, path)?;
+    sync_directory(path)?;
+    Ok(true)
+}
+
+/// Makes what was renamed or created in a file's directory last.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Whether the file at `path` is there and holds the same bytes as `other`.
+fn equal(path: &Path, other: &mut File) -> io::Result<bool> {
+    let Ok(file) = File::open(path) else { return Ok(false) };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    other.rewind()?;
+    let mut bytes = BufReader::new(other).bytes();
+    for byte in BufReader::new(file).bytes() {
+        if Some(byte?) != bytes.next().transpose()? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Where a file is prepared. The process is named because not all writers hold a lock.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+/// Whether this is the temporary file of a run that was killed.
+pub(super) fn is_leftover(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let Some((name, process)) = name
+        .strip_suffix(".tmp")
+        .and_then(|name| name.strip_prefix('.'))
+        .and_then(|name| name.rsplit_once('.'))
+    else {
+        return false;
+    };
+    !process.is_empty()
+        && process.bytes().all(|byte| byte.is_ascii_digit())
+        && [super::RUN, super::OUTPUTS, super::CSV, super::SCORES, super::TIMING].contains(&name)
+}
+
+/// Removes the temporary files of runs that were killed. The directory must be locked.
+pub(super) fn remove_leftovers(directory: &Path) -> Result<(), ResultsError> {
+    let list = |source| ResultsError::io("list", directory, source);
+    for entry in fs::read_dir(directory).map_err(list)? {
+        let entry = entry.map_err(list)?;
+        if is_leftover(&entry.file_name()) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|source| ResultsError::io("remove", &path, source))?;
+        }
+    }
+    Ok(())
+}
+
+/// A file that whole lines are appended to.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Bytes of whole lines.
+    length: u64,
+    /// Whether a part of a line may stand at the end, which could not be cut off.
+    torn: bool,
+}
+
+impl Journal {
+    /// Opens or creates the file and cuts it off after `length` bytes.
+    pub(super) fn open(path: &Path, length: u64) -> Result<Journal, ResultsError> {
+        let io = |source| ResultsError::io("open", path, source);
+        let file = File::options().append(true).create(true).open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() != length {
+            file.set_len(length).map_err(io)?;
+        }
+        file.sync_all().map_err(io)?;
+        sync_directory(path).map_err(io)?;
+        Ok(Journal { path: path.to_owned(), file, length, torn: false })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends one line and waits until the disk has it. If that fails, the line is taken back.
+    pub(super) fn append(&mut self, line: &[u8]) -> Result<(), ResultsError> {
+        if self.torn {
+            self.file
+                .set_len(self.length)
+                .map_err(|e| ResultsError::io("repair", &self.path, e))?;
+            self.torn = false;
+        }
+        if let Err(source) = self.file.write_all(line).and_then(|()| self.file.sync_data()) {
+            self.torn = self.file.set_len(self.length).is_err();
+            return Err(ResultsError::io("write", &self.path, source));
+        }
+        self.length += line.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("scores.json");
+        let names = || {
+            let entries = fs::read_dir(directory.path()).unwrap();
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert!(replace(&path, |file| file.write_all(b"one")).unwrap());
+        assert!(!replace(&path, |file| file.write_all(b"one")).unwrap());
+        assert!(replace(&path, |file| file.write_all(b"two")).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        let failed = replace(&path, |file| {
+            file.write_all(&[b'x'; 1 << 17])?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        let message = failed.unwrap_err().to_string();
+        assert!(message.contains("disk is full") && message.contains("scores.json"), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(), ["scores.json"]);
+        // Where a directory stands in the way, the rename fails, after the whole file was written.
+        let blocked = directory.path().join("run.json");
+        fs::create_dir(&blocked).unwrap();
+        let error = write_whole(&blocked, b"{}").unwrap_err();
+        assert!(matches!(error, ResultsError::Io { action: "write", .. }), "{error}");
+        assert_eq!(names().len(), 2, "{:?}", names());
+        let missing = directory.path().join("none").join("run.json");
+        assert!(write_whole(&missing, b"{}").unwrap_err().to_string().contains("none/run.json"));
+    }
+
+    #[test]
+    fn leftovers_are_told_from_other_files() {
+        assert!(is_leftover(temporary(Path::new("a/results.csv")).file_name().unwrap()));
+        for name in
+            ["results.csv", ".results.csv.tmp", ".results.csv.x1.tmp", ".mine.12.tmp", ".tmp"]
+        {
+            assert!(!is_leftover(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_says_so_and_that_the_run_can_continue() {
+        let file = File::options().append(true).open("/dev/full").unwrap();
+        let path = PathBuf::from("out/outputs.jsonl");
+        let mut journal = Journal { path, file, length: 0, torn: false };
+        let message = journal.append(b"{}\n").unwrap_err().to_string();
+        for part in ["disk is full", "out/outputs.jsonl", "run the same command again"] {
+            assert!(message.contains(part), "{message}");
+        }
+        // The device cannot be cut back, so the next line must not follow a torn one.
+        assert!(journal.torn && journal.length == 0);
+        assert!(matches!(journal.append(b"{}\n"), Err(ResultsError::Io { action: "repair", .. })));
+    }
+}
