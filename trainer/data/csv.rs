@@ -8,13 +8,13 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use super::rows::{self, COLUMNS, Place};
-use super::{DataError, Pair};
+use super::rows::{self, Place};
+use super::{DataError, Pair, Replies};
 
 /// The most bytes that one record may take: an unclosed quote would swallow the rest of the file.
 const MAX_RECORD: u64 = 64 << 20;
 
-pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
+pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let used = Rc::new(Cell::new(0));
     let file = Metered { inner: File::open(path).map_err(io)?, used: used.clone() };
@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
             if values.contains_key(name) {
                 continue;
             }
-            if !COLUMNS.contains(&name.as_str()) {
+            if !replies.reads(name) {
                 values.insert(name.clone(), Value::Null);
                 continue;
             }
@@ -47,7 +47,7 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
             })?;
             values.insert(name.clone(), value(name, text));
         }
-        pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values)?);
+        pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values, replies)?);
     }
     Ok(pairs)
 }
