@@ -19,7 +19,7 @@
 //! An empty reply is legal, a missing one is an error that names its row. Of rows with the same id, as
 //! RewardBench has them, the second is called `id#2`, the third `id#3`, in the order of the file.
 
-mod csv;
+pub(crate) mod csv;
 mod jsonl;
 mod parquet;
 mod rows;
