@@ -20,7 +20,7 @@
 //! An empty reply is legal, a missing one is an error that names its row. Of rows with the same id, as
 //! RewardBench has them, the second is called `id#2`, the third `id#3`, in the order of the file.
 
-mod csv;
+pub(crate) mod csv;
 mod jsonl;
 mod pages;
 mod parquet;

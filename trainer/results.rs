@@ -391,3 +391,6 @@ fn load(path: &Path) -> Result<(Vec<Record>, BTreeSet<Key>, u64), ResultsError> 
     }
     Ok((records, done, length))
 }
+
+#[cfg(test)]
+mod tests;

@@ -399,3 +399,6 @@ fn intervals(rows: &[Row<'_>], seed: u64) -> (Option<Interval>, Option<Interval>
     }
     (percentile_interval(&mut overall), percentile_interval(&mut plain))
 }
+
+#[cfg(test)]
+mod tests;

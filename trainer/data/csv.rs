@@ -15,23 +15,10 @@ use super::{DataError, Pair, Replies};
 const MAX_RECORD: u64 = 64 << 20;
 
 pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
-    let used = Rc::new(Cell::new(0));
-    let file = Metered { inner: File::open(path).map_err(io)?, used: used.clone() };
-    let mut reader = csv::ReaderBuilder::new().from_reader(file);
-    let headers = reader.byte_headers().map_err(|error| self::error(path, error))?.clone();
-    let names: Vec<String> =
-        headers.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
-    let mut record = csv::ByteRecord::new();
     let mut pairs = Vec::new();
-    while pairs.len() < limit {
-        used.set(0);
-        if !reader.read_byte_record(&mut record).map_err(|error| self::error(path, error))? {
-            break;
-        }
-        let line = record.position().map_or(0, csv::Position::line);
+    visit(path, limit, |line, names, record| {
         let mut values = Map::new();
-        for (name, cell) in names.iter().zip(&record) {
+        for (name, cell) in names.iter().zip(record) {
             // Of columns with the same name the first counts; other columns are only named.
             if values.contains_key(name) {
                 continue;
@@ -40,16 +27,45 @@ pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pa
                 values.insert(name.clone(), Value::Null);
                 continue;
             }
-            let text = std::str::from_utf8(cell).map_err(|error| DataError::NotUtf8 {
-                path: path.to_owned(),
-                line,
-                byte: error.valid_up_to(),
-            })?;
-            values.insert(name.clone(), value(name, text));
+            values.insert(name.clone(), value(name, text(path, line, cell)?));
         }
         pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values, replies)?);
-    }
+        Ok(())
+    })?;
     Ok(pairs)
+}
+
+/// Shows the first `limit` records of a file, of bounded size each, with their line and the names of the columns.
+pub(crate) fn visit<E: From<DataError>>(
+    path: &Path,
+    limit: usize,
+    mut each: impl FnMut(u64, &[String], &csv::ByteRecord) -> Result<(), E>,
+) -> Result<(), E> {
+    let io = |source| DataError::Io { path: path.to_owned(), source };
+    let used = Rc::new(Cell::new(0));
+    let file = Metered { inner: File::open(path).map_err(io)?, used: used.clone() };
+    let mut reader = csv::ReaderBuilder::new().from_reader(file);
+    let headers = reader.byte_headers().map_err(|error| self::error(path, error))?.clone();
+    let names: Vec<String> =
+        headers.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
+    let mut record = csv::ByteRecord::new();
+    for _ in 0..limit {
+        used.set(0);
+        if !reader.read_byte_record(&mut record).map_err(|error| self::error(path, error))? {
+            break;
+        }
+        each(record.position().map_or(0, csv::Position::line), &names, &record)?;
+    }
+    Ok(())
+}
+
+/// A cell as text.
+pub(crate) fn text<'a>(path: &Path, line: u64, cell: &'a [u8]) -> Result<&'a str, DataError> {
+    std::str::from_utf8(cell).map_err(|error| DataError::NotUtf8 {
+        path: path.to_owned(),
+        line,
+        byte: error.valid_up_to(),
+    })
 }
 
 /// A cell's value: a list of messages if it is one in JSON, else text. Optional columns that are empty
