@@ -1,13 +1,18 @@
-//! CPU kernels, one file per kernel. Every kernel takes the [`Cpu`] context first.
+//! CPU kernels, one file per kernel. Most take the [`Cpu`] context first; what must have the same
+//! bits on every instruction set takes a [`lanes::Level`] ([`Cpu::level`]).
 //!
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
 pub mod attention;
 pub mod embedding;
+pub mod lanes;
+pub mod log_prob;
 pub mod matmul;
+pub mod philox;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod swiglu;
 
 #[cfg(test)]
