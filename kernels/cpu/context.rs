@@ -24,6 +24,8 @@ pub(crate) struct Scratch {
     pub(crate) f32: Vec<f32>,
     /// Attention's scores and weighted sums, by thread.
     pub(crate) scores: Vec<f32>,
+    /// The same where they are f64.
+    pub(crate) scores_f64: Vec<f64>,
 }
 
 impl Cpu {
@@ -110,11 +112,15 @@ impl Matrix<'_> {
     }
 }
 
-/// How a matmul rounds its input x before multiplying.
+/// How a matmul rounds: its input x before multiplying, and its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
-    /// To bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at all.
+    /// x to bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at
+    /// all. Sums are f32.
     Bf16,
-    /// Not at all.
+    /// x not at all. Sums are f32.
     F32,
+    /// x not at all. Products (exact) and sums are f64, and y is rounded to f32 once: y = x·wᵀ, or
+    /// y + x·wᵀ when accumulating. The same bits on every instruction set. For reference results.
+    F64Sums,
 }
