@@ -207,10 +207,6 @@ impl Doubles for Avx2Doubles {
             let ([a, b], [c, d], [e, f]) = (self.0, factor.0, term.0);
             Avx2Doubles([_mm256_fmadd_pd(a, c, e), _mm256_fmadd_pd(b, d, f)])
         }
-        fn narrow(self, to: *mut f32) -> () { self.singles().store(to) }
-        fn narrow_first(self, to: *mut f32, count: usize) -> () {
-            self.singles().store_first(to, count)
-        }
     }
 }
 
@@ -224,16 +220,6 @@ impl Avx2 {
             let (low, high) = (_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             Avx2Doubles([_mm256_cvtps_pd(low), _mm256_cvtps_pd(high)])
         }
-    }
-}
-
-impl Avx2Doubles {
-    /// # Safety
-    /// The CPU has AVX2.
-    #[inline(always)]
-    unsafe fn singles(self) -> Avx2 {
-        // SAFETY: the caller's promise.
-        unsafe { Avx2(_mm256_set_m128(_mm256_cvtpd_ps(self.0[1]), _mm256_cvtpd_ps(self.0[0]))) }
     }
 }
 

@@ -197,9 +197,5 @@ impl Doubles for Avx512Doubles {
         fn add_exact_product(self, factor: Self, term: Self) -> Self {
             Avx512Doubles(_mm512_fmadd_pd(self.0, factor.0, term.0))
         }
-        fn narrow(self, to: *mut f32) -> () { _mm256_storeu_ps(to, _mm512_cvtpd_ps(self.0)) }
-        fn narrow_first(self, to: *mut f32, count: usize) -> () {
-            _mm256_mask_storeu_ps(to, mask(count) as __mmask8, _mm512_cvtpd_ps(self.0))
-        }
     }
 }

@@ -95,6 +95,9 @@ impl Vector for Portable {
     type Doubles = PortableDoubles;
 
     methods! {
+        fn mul_f64_mul(self, r: f64, w: Self) -> Self {
+            lanes!(i => (f64::from(self.0[i]) * r * f64::from(w.0[i])) as f32)
+        }
         fn load_bf16(from: *const bf16) -> Self { lanes!(i => widen(*from.add(i))) }
         fn load_bf16_first(from: *const bf16, count: usize) -> Self {
             lanes!(i => if i < count { widen(*from.add(i)) } else { 0.0 })
@@ -192,16 +195,6 @@ impl Simd for PortableDoubles {
 impl Doubles for PortableDoubles {
     methods! {
         fn add_exact_product(self, factor: Self, term: Self) -> Self { self.mul_add(factor, term) }
-        fn narrow(self, to: *mut f32) -> () {
-            for i in 0..8 {
-                *to.add(i) = self.0[i] as f32;
-            }
-        }
-        fn narrow_first(self, to: *mut f32, count: usize) -> () {
-            for i in 0..count {
-                *to.add(i) = self.0[i] as f32;
-            }
-        }
     }
 }
 
