@@ -55,6 +55,7 @@ fn warm_kernels_do_not_allocate() {
     let pages = rows.div_ceil(PAGE);
     let mut keys = vec![bf16::ZERO; pages * 2 * PAGE * 64];
     let mut stored = keys.clone();
+    let f32_cache = vec![0.0; keys.len()];
     let tables: Vec<u32> = (0..pages as u32).collect();
     let positions: Vec<u32> = (0..rows as u32).collect();
     let spans = [Span { first_row: 0, rows, first_position: 0, table: 0..pages }];
@@ -63,7 +64,7 @@ fn warm_kernels_do_not_allocate() {
         let cpu = Cpu::with_isa(3, isa);
         let mut all = || {
             let weights = Matrix::Bf16(&w);
-            for rounding in [Rounding::Bf16, Rounding::F32] {
+            for rounding in [Rounding::Bf16, Rounding::F32, Rounding::F64Sums] {
                 matmul::forward(&cpu, &mut y, &x, weights, [rows, n, k], rounding, true);
             }
             rms_norm::forward(&cpu, &mut y, &x[..rows * n], &x[..n], 1e-6);
@@ -74,6 +75,8 @@ fn warm_kernels_do_not_allocate() {
             let half = rows * n / 2;
             attention::append(&cpu, cache, &x[..half], &x[half..2 * half], &positions, shape);
             let cache = Cache::Bf16 { keys: &keys, values: &stored };
+            attention::forward(&cpu, &mut y, &x[..rows * n], cache, &tables, &spans, shape);
+            let cache = Cache::F32 { keys: &f32_cache, values: &f32_cache };
             attention::forward(&cpu, &mut y, &x[..rows * n], cache, &tables, &spans, shape);
         };
         all();

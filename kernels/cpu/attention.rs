@@ -10,13 +10,18 @@
 //! (unlike flash attention). Every sum runs over absolute positions in one order, so a row has the
 //! same bits in a prefill, in a chunk of one, and alone in decode. A task is some query rows of one
 //! kv head: its pages are read once for all of the task's rows and heads.
+//!
+//! With an f32 cache, the reference precision, scores, softmax and weighted sums are f64 and each
+//! output is rounded once; its bits are the same on every instruction set.
 
 mod block;
 
 use half::bf16;
 
+use super::context::{Scratch, grown};
 use super::pool::Disjoint;
-use super::{Cpu, context::grown, round};
+use super::vector::Scalar;
+use super::{Cpu, round};
 use block::{Block, Kernel};
 
 /// Tokens in a page of the cache.
@@ -25,8 +30,8 @@ pub const PAGE: usize = 32;
 /// Query vectors (rows × heads of a kv head) of a task: eight tiles of six.
 const VECTORS: usize = 48;
 
-/// Scores a task keeps, if one query row does not need more: 512 KiB, half an L2 cache.
-const SCORES: usize = 128 * 1024;
+/// Bytes of scores a task keeps, if one query row does not need more: half an L2 cache.
+const SCORES: usize = 512 * 1024;
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +96,8 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
 
 /// Writes attention of each row of `q` [rows, heads, head_dim] to `out` [rows, heads · head_dim].
 /// The spans' own keys and values must have been appended. Rows in no span are left alone; spans
-/// are in ascending order of rows. With a bf16 cache q is rounded to bf16 first.
+/// are in ascending order of rows. With a bf16 cache q is rounded to bf16 first; with an f32 cache
+/// everything is computed in f64.
 pub fn forward(
     cpu: &Cpu,
     out: &mut [f32],
@@ -132,24 +138,28 @@ pub fn forward(
         longest = longest.max(len);
         cost += rows * len * width;
     }
-    let layout = Layout::new(shape, longest);
+    let scalar = match cache {
+        Cache::Bf16 { .. } => size_of::<f32>(),
+        Cache::F32 { .. } => size_of::<f64>(),
+    };
+    let layout = Layout::new(shape, longest, scalar);
     let threads = cpu.threads();
-    let scratch = &mut *cpu.scratch();
-    let scores = grown(&mut scratch.scores, threads * layout.scores);
+    let Scratch { bf16, f32, scores, scores_f64 } = &mut *cpu.scratch();
     let call = Call { cpu, out: Disjoint::new(out), q, tables, spans, shape, layout, cost };
+    let (queries, scores_len) = (threads * layout.queries, threads * layout.scores);
     match cache {
         #[cfg(target_arch = "x86_64")]
         Cache::Bf16 { keys, values } if cpu.isa() == super::Isa::Avx512Bf16 => {
-            let rounded = grown(&mut scratch.bf16, threads * layout.queries);
+            let (rounded, scores) = (grown(bf16, queries), grown(scores, scores_len));
             call.run(rounded, scores, [keys, values], round::row, block::attend_avx512_bf16);
         }
         Cache::Bf16 { keys, values } => {
-            let rounded = grown(&mut scratch.f32, threads * layout.queries);
+            let (rounded, scores) = (grown(f32, queries), grown(scores, scores_len));
             call.run(rounded, scores, [keys, values], round::row, block::widened(cpu.isa()));
         }
         Cache::F32 { keys, values } => {
-            let copied = grown(&mut scratch.f32, threads * layout.queries);
-            call.run(copied, scores, [keys, values], copy, block::widened(cpu.isa()));
+            let (copied, scores) = (grown(f32, queries), grown(scores_f64, scores_len));
+            call.run(copied, scores, [keys, values], copy, block::exact(cpu.isa()));
         }
     }
 }
@@ -225,10 +235,11 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(shape: Shape, longest: usize) -> Layout {
+    /// For sequences up to `longest` and scores of `scalar` bytes.
+    fn new(shape: Shape, longest: usize, scalar: usize) -> Layout {
         let group = shape.heads / shape.kv_heads;
         let stride = block::stride(longest);
-        let rows = (VECTORS / group).min(SCORES / (group * stride).max(1)).max(1);
+        let rows = (VECTORS / group).min(SCORES / scalar / (group * stride).max(1)).max(1);
         let vectors = rows * group;
         let queries = vectors * shape.head_dim;
         Layout { rows, scores: vectors * stride + queries, queries }
@@ -248,13 +259,13 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn run<X: Copy + Send, T: Sync>(
+    fn run<X: Copy + Send, T: Sync, S: Scalar>(
         &self,
         queries: &mut [X],
-        scores: &mut [f32],
+        scores: &mut [S],
         [keys, values]: [&[T]; 2],
         convert: Convert<X>,
-        kernel: Kernel<X, T>,
+        kernel: Kernel<X, T, S>,
     ) {
         /// Products below which waking another thread costs more than it saves.
         const WORTH: usize = 64 * 1024;
@@ -279,15 +290,15 @@ impl Call<'_> {
     }
 
     #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
-    fn task<X: Copy, T>(
+    fn task<X: Copy, T, S: Scalar>(
         &self,
         mut chunk: usize,
         kv_head: usize,
         queries: &mut [X],
-        scores: &mut [f32],
+        scores: &mut [S],
         [keys, values]: [&[T]; 2],
         convert: Convert<X>,
-        kernel: Kernel<X, T>,
+        kernel: Kernel<X, T, S>,
     ) {
         let Shape { heads, kv_heads, head_dim } = self.shape;
         let group = heads / kv_heads;
@@ -330,7 +341,9 @@ impl Call<'_> {
         for row in 0..rows {
             // SAFETY: `forward` asserts that spans do not overlap, and tasks differ in rows or head.
             let out = unsafe { self.out.part(place(row), width) };
-            out.copy_from_slice(&sums[row * width..(row + 1) * width]);
+            for (out, sum) in out.iter_mut().zip(&sums[row * width..(row + 1) * width]) {
+                *out = sum.to_f32();
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::isa::Isa;
+use super::lanes::{Kind, Level};
 use super::pool::{Pool, lock};
 use std::sync::{Mutex, MutexGuard};
 
@@ -11,6 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
+    level: Level,
     pool: Pool,
     scratch: Mutex<Scratch>,
 }
@@ -24,6 +26,8 @@ pub(crate) struct Scratch {
     pub(crate) f32: Vec<f32>,
     /// Attention's scores and weighted sums, by thread.
     pub(crate) scores: Vec<f32>,
+    /// The same where they are f64.
+    pub(crate) scores_f64: Vec<f64>,
 }
 
 impl Cpu {
@@ -39,12 +43,26 @@ impl Cpu {
     /// If this CPU does not have it: every kernel's use of its instructions rests on this assert.
     pub fn with_isa(threads: usize, isa: Isa) -> Cpu {
         assert!(isa.is_available(), "this CPU does not have {isa}");
-        Cpu { isa, pool: Pool::new(threads), scratch: Mutex::default() }
+        let level = Level(match isa {
+            Isa::Portable => Kind::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Kind::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => Kind::Avx512,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("{isa} is not available on this architecture"),
+        });
+        Cpu { isa, level, pool: Pool::new(threads), scratch: Mutex::default() }
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// The same choice, for kernels whose bits do not depend on it: log_prob and sample.
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     /// Number of threads, the caller's included.
@@ -110,11 +128,30 @@ impl Matrix<'_> {
     }
 }
 
-/// How a matmul rounds its input x before multiplying.
+/// How a matmul rounds: its input x before multiplying, and its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
-    /// To bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at all.
+    /// x to bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at
+    /// all. Sums are f32.
     Bf16,
-    /// Not at all.
+    /// x not at all. Sums are f32.
     F32,
+    /// x not at all. Products (exact) and sums are f64, and y is rounded to f32 once: y = x·wᵀ, or
+    /// y + x·wᵀ when accumulating. The same bits on every instruction set. For reference results.
+    F64Sums,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_follows_the_instruction_set() {
+        let mut levels: Vec<Level> =
+            Isa::available().into_iter().map(|isa| Cpu::with_isa(1, isa).level()).collect();
+        assert_eq!(levels[0], Level::PORTABLE);
+        // Two instruction sets share the widest level.
+        levels.dedup();
+        assert!(Level::available().starts_with(&levels), "{levels:?}");
+    }
 }

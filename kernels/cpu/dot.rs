@@ -8,7 +8,7 @@
 
 use std::marker::PhantomData;
 
-use super::vector::{Element, Vector, methods};
+use super::vector::{Doubles, Element, Simd, Vector, methods};
 
 /// A way to multiply and add: operand types, and one step of a sum of products. Safety as for
 /// [`Vector`]; `count` is below [`Dot::STEP`].
@@ -17,7 +17,7 @@ pub(crate) trait Dot {
     type W: Copy + Sync;
     type XRegister: Copy;
     type WRegister: Copy;
-    type Sum: Vector;
+    type Sum: Simd;
     /// Elements a step takes from each row.
     const STEP: usize;
 
@@ -48,6 +48,53 @@ impl<V: Vector, W: Element> Dot for Widened<V, W> {
     }
 }
 
+/// The same with products, which are exact, and sums in f64.
+pub(crate) struct WidenedDoubles<V, W>(PhantomData<(V, W)>);
+
+impl<V: Doubles, W: Element> Dot for WidenedDoubles<V, W> {
+    type X = f32;
+    type W = W;
+    type XRegister = V;
+    type WRegister = V;
+    type Sum = V;
+    const STEP: usize = V::LANES;
+
+    methods! {
+        fn load_x(from: *const f32) -> V { V::widen(from) }
+        fn load_x_first(from: *const f32, count: usize) -> V { V::widen_first(from, count) }
+        fn load_w(from: *const W) -> V { V::widen(from) }
+        fn load_w_first(from: *const W, count: usize) -> V { V::widen_first(from, count) }
+        fn accumulate(sum: V, x: V, w: V) -> V { x.add_exact_product(w, sum) }
+    }
+}
+
+/// What the sums of `D` are.
+pub(crate) type Scalar<D> = <<D as Dot>::Sum as Simd>::Scalar;
+
+/// Where a sum of type S is written or added, with one rounding if the types differ.
+pub(crate) trait Output<S>: Copy {
+    fn of(sum: S) -> Self;
+    fn plus(self, sum: S) -> Self;
+}
+
+macro_rules! output {
+    ($type:ty, $sum:ty) => {
+        impl Output<$sum> for $type {
+            #[inline(always)]
+            fn of(sum: $sum) -> $type {
+                sum as $type
+            }
+            #[inline(always)]
+            fn plus(self, sum: $sum) -> $type {
+                (<$sum>::from(self) + sum) as $type
+            }
+        }
+    };
+}
+output!(f32, f32);
+output!(f32, f64);
+output!(f64, f64);
+
 /// Rows starting at `start`, `stride` elements apart.
 pub(crate) struct Rows<T> {
     pub(crate) start: T,
@@ -72,8 +119,8 @@ impl<T: Copy> Copy for Rows<T> {}
 /// The CPU has the instruction set of `D`; x has m rows and w n rows of k elements, y m rows of n.
 #[allow(clippy::too_many_arguments)] // three operands, their sizes, and how
 #[inline(always)]
-pub(crate) unsafe fn strip<D: Dot>(
-    y: Rows<*mut f32>,
+pub(crate) unsafe fn strip<D: Dot, Y: Output<Scalar<D>>>(
+    y: Rows<*mut Y>,
     x: Rows<*const D::X>,
     m: usize,
     w: Rows<*const D::W>,
@@ -85,12 +132,12 @@ pub(crate) unsafe fn strip<D: Dot>(
     // SAFETY: the caller's promise, passed on; every arm takes exactly the m rows there are.
     unsafe {
         match m {
-            1 => strip_of::<D, 1>(y, x, w, n, k, add, ahead),
-            2 if D::Sum::TILE_ROWS >= 2 => strip_of::<D, 2>(y, x, w, n, k, add, ahead),
-            3 if D::Sum::TILE_ROWS >= 3 => strip_of::<D, 3>(y, x, w, n, k, add, ahead),
-            4 if D::Sum::TILE_ROWS >= 4 => strip_of::<D, 4>(y, x, w, n, k, add, ahead),
-            5 if D::Sum::TILE_ROWS >= 5 => strip_of::<D, 5>(y, x, w, n, k, add, ahead),
-            6 if D::Sum::TILE_ROWS >= 6 => strip_of::<D, 6>(y, x, w, n, k, add, ahead),
+            1 => strip_of::<D, Y, 1>(y, x, w, n, k, add, ahead),
+            2 if D::Sum::TILE_ROWS >= 2 => strip_of::<D, Y, 2>(y, x, w, n, k, add, ahead),
+            3 if D::Sum::TILE_ROWS >= 3 => strip_of::<D, Y, 3>(y, x, w, n, k, add, ahead),
+            4 if D::Sum::TILE_ROWS >= 4 => strip_of::<D, Y, 4>(y, x, w, n, k, add, ahead),
+            5 if D::Sum::TILE_ROWS >= 5 => strip_of::<D, Y, 5>(y, x, w, n, k, add, ahead),
+            6 if D::Sum::TILE_ROWS >= 6 => strip_of::<D, Y, 6>(y, x, w, n, k, add, ahead),
             _ => unreachable!("a tile of {m} rows"),
         }
     }
@@ -99,8 +146,8 @@ pub(crate) unsafe fn strip<D: Dot>(
 /// # Safety
 /// As for [`strip`], with m = M.
 #[inline(always)]
-unsafe fn strip_of<D: Dot, const M: usize>(
-    y: Rows<*mut f32>,
+unsafe fn strip_of<D: Dot, Y: Output<Scalar<D>>, const M: usize>(
+    y: Rows<*mut Y>,
     x: Rows<*const D::X>,
     w: Rows<*const D::W>,
     n: usize,
@@ -116,15 +163,15 @@ unsafe fn strip_of<D: Dot, const M: usize>(
             let sums = tile::<D, M, 4>(x, w, k, ahead);
             for i in 0..M {
                 let sums = D::Sum::reduce_add4(sums[i]);
-                let y = y.start.add(i * y.stride + j).cast::<[f32; 4]>();
+                let y = y.start.add(i * y.stride + j).cast::<[Y; 4]>();
+                let mut new = sums.map(Y::of);
                 if add {
                     let old = y.read_unaligned();
-                    let new =
-                        [old[0] + sums[0], old[1] + sums[1], old[2] + sums[2], old[3] + sums[3]];
-                    y.write_unaligned(new);
-                } else {
-                    y.write_unaligned(sums);
+                    for j in 0..4 {
+                        new[j] = old[j].plus(sums[j]);
+                    }
                 }
+                y.write_unaligned(new);
             }
             j += 4;
         }
@@ -134,7 +181,7 @@ unsafe fn strip_of<D: Dot, const M: usize>(
             for i in 0..M {
                 let sum = sums[i][0].reduce_add();
                 let y = y.start.add(i * y.stride + j);
-                *y = if add { *y + sum } else { sum };
+                *y = if add { (*y).plus(sum) } else { Y::of(sum) };
             }
             j += 1;
         }
@@ -154,7 +201,7 @@ unsafe fn tile<D: Dot, const M: usize, const N: usize>(
 ) -> [[D::Sum; N]; M] {
     // SAFETY: elements l .. l + STEP (or the count that is left of k) of each row exist.
     unsafe {
-        let mut sums = [[D::Sum::splat(0.0); N]; M];
+        let mut sums = [[D::Sum::splat(Scalar::<D>::default()); N]; M];
         let mut l = 0;
         while l + D::STEP <= k {
             let mut ws = [D::load_w(w.start.add(l)); N];

@@ -2,19 +2,20 @@
 //!
 //! Weights are read where they lie, so every output is a dot product of two contiguous rows. Its
 //! order of summation is fixed by k alone: chunks of 1024 elements, each summed lane by lane and
-//! reduced by one tree (dot.rs), chunk sums added to y in order.
+//! reduced by one tree (dot.rs), chunk sums added to y in order. Sums in f64 are not cut into
+//! chunks, so that y is rounded once; their bits are the same on every instruction set.
 //!
 //! Bound: for a few rows reading w, once; for many the multipliers. There a task's block of x and
 //! its block of w stay in the L2 cache, and six rows of x in L1 while w passes by.
 
 use half::{bf16, f16};
 
-use super::dot::{Dot, Rows, Widened, strip};
+use super::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use super::pool::Disjoint;
-use super::vector::{Portable, Vector};
+use super::vector::{Element, Portable, PortableDoubles, Simd};
 use super::{Cpu, Isa, Matrix, Rounding, round};
 
-/// Elements of a row that are summed before the sum is added to y.
+/// Elements of a row that are summed before the sum is added to y, but for sums in f64.
 const CHUNK: usize = 1024;
 
 /// Most rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
@@ -30,7 +31,7 @@ const FEW_ROWS: usize = 24;
 const STREAM: usize = 64 * 1024;
 
 /// Writes x·wᵀ to `y`, or adds it to `y` if `accumulate`. Shapes: `y [m,n]`, `x [m,k]`, `w [n,k]`.
-/// Sums are f32; `rounding` says whether x is rounded first.
+/// `rounding` says how x is rounded first and what sums are kept in.
 pub fn forward(
     cpu: &Cpu,
     y: &mut [f32],
@@ -43,7 +44,9 @@ pub fn forward(
     assert_eq!(Some(y.len()), m.checked_mul(n), "y is not [{m}, {n}]");
     assert_eq!(Some(x.len()), m.checked_mul(k), "x is not [{m}, {k}]");
     assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
-    let size = Size { m, n, k, x_stride: k, accumulate };
+    let exact = rounding == Rounding::F64Sums;
+    let chunk = if exact { usize::MAX } else { CHUNK };
+    let size = Size { m, n, k, x_stride: k, chunk, accumulate };
     // Rounded rows a line apart from a power of two: else those of a tile share a few cache sets.
     let padded = Size { x_stride: k.next_multiple_of(32) + 32, ..size };
     match w {
@@ -59,6 +62,9 @@ pub fn forward(
             round::rows(cpu, rounded, padded.x_stride, x, k);
             distribute(cpu, y, rounded, w, padded, block_widened::<bf16>(cpu.isa()));
         }
+        Matrix::Bf16(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
+        Matrix::F16(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
+        Matrix::F32(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
         Matrix::Bf16(w) => distribute(cpu, y, x, w, size, block_widened::<bf16>(cpu.isa())),
         Matrix::F16(w) => distribute(cpu, y, x, w, size, block_widened::<f16>(cpu.isa())),
         Matrix::F32(w) => distribute(cpu, y, x, w, size, block_widened::<f32>(cpu.isa())),
@@ -72,6 +78,8 @@ struct Size {
     k: usize,
     /// Elements from row to row of x.
     x_stride: usize,
+    /// Elements of a row that are summed before the sum is added to y.
+    chunk: usize,
     accumulate: bool,
 }
 
@@ -143,8 +151,10 @@ unsafe fn block<D: Dot>(
     rows: usize,
     columns: usize,
     size: Size,
-) {
-    let Size { n, k, x_stride, accumulate, .. } = size;
+) where
+    f32: Output<Scalar<D>>,
+{
+    let Size { n, k, x_stride, chunk: longest, accumulate, .. } = size;
     // Few rows: one pass over w, four rows of it at a time. Many: each chunk as a block of its own.
     let few = rows <= FEW_ROWS;
     let panel = if few { 4 } else { columns.max(1) };
@@ -153,7 +163,7 @@ unsafe fn block<D: Dot>(
         let panel = panel.min(columns - j);
         let mut l = 0;
         loop {
-            let chunk = CHUNK.min(k - l);
+            let chunk = longest.min(k - l);
             let mut i = 0;
             while i < rows {
                 let tile_rows = D::Sum::TILE_ROWS.min(rows - i);
@@ -162,7 +172,7 @@ unsafe fn block<D: Dot>(
                 let ahead = if few { 4 * k + 3 * l } else { 0 };
                 // SAFETY: i, j and l are inside the block the caller vouches for.
                 unsafe {
-                    strip::<D>(
+                    strip::<D, f32>(
                         Rows { start: y.add(i * n + j), stride: n },
                         Rows { start: x.add(i * x_stride + l), stride: x_stride },
                         tile_rows,
@@ -185,7 +195,7 @@ unsafe fn block<D: Dot>(
 }
 
 /// The block function for f32 inputs and weights of type W.
-fn block_widened<W: super::vector::Element>(isa: Isa) -> Block<f32, W> {
+fn block_widened<W: Element>(isa: Isa) -> Block<f32, W> {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => block_avx2::<W>,
@@ -195,12 +205,23 @@ fn block_widened<W: super::vector::Element>(isa: Isa) -> Block<f32, W> {
     }
 }
 
+/// The block function for f32 inputs, weights of type W and sums in f64.
+fn block_exact<W: Element>(isa: Isa) -> Block<f32, W> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => block_exact_avx2::<W>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => block_exact_avx512::<W>,
+        _ => block::<WidenedDoubles<PortableDoubles, W>>,
+    }
+}
+
 /// Defines [`block`] for one way to multiply, compiled for its instruction set; its contract.
 macro_rules! compiled {
     ($name:ident, $features:literal, $x:ty, $w:ty, $dot:ty $(, $t:ident)?) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
-        unsafe fn $name $(<$t: super::vector::Element>)? (
+        unsafe fn $name $(<$t: Element>)? (
             y: *mut f32,
             x: *const $x,
             w: *const $w,
@@ -223,6 +244,22 @@ compiled!(
     W
 );
 compiled!(
+    block_exact_avx2,
+    "avx2,fma,f16c",
+    f32,
+    W,
+    WidenedDoubles<super::vector::Avx2Doubles, W>,
+    W
+);
+compiled!(
+    block_exact_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+    f32,
+    W,
+    WidenedDoubles<super::vector::Avx512Doubles, W>,
+    W
+);
+compiled!(
     block_avx512_bf16,
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
     bf16,
@@ -233,7 +270,9 @@ compiled!(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+    use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
+
+    const ROUNDINGS: [Rounding; 3] = [Rounding::Bf16, Rounding::F32, Rounding::F64Sums];
 
     /// Weights in the three types.
     struct Weights {
@@ -308,17 +347,24 @@ mod tests {
             let [m, n, k] = shape;
             let (x, w, y) = (values(1, m * k), Weights::new(2, n * k), values(3, m * n));
             for w in w.matrices() {
-                for rounding in [Rounding::Bf16, Rounding::F32] {
+                for rounding in ROUNDINGS {
                     let zeros = vec![0.0; m * n];
                     for (old, accumulate) in [(&zeros, false), (&y, true)] {
                         let (naive, exact) = twins(old, &x, w, shape, rounding);
+                        let mut first: Option<Vec<f32>> = None;
                         for cpu in &contexts {
                             // Not read unless accumulating: NaN would show.
                             let mut got =
                                 if accumulate { y.clone() } else { vec![f32::NAN; m * n] };
                             forward(cpu, &mut got, &x, w, shape, rounding, accumulate);
                             let case = format!("{} {shape:?} {rounding:?}", cpu.isa());
-                            assert_close(&got, &naive, &exact, 1e-6, &case);
+                            if rounding == Rounding::F64Sums {
+                                assert_rounded_once(&got, &exact, 1e-13, &case);
+                                let bits = first.get_or_insert_with(|| got.clone());
+                                assert_same_bits(&got, bits, "instruction sets");
+                            } else {
+                                assert_close(&got, &naive, &exact, 1e-6, &case);
+                            }
                         }
                     }
                 }
@@ -331,7 +377,7 @@ mod tests {
         for [n, k] in [[70, 16], [37, 1500], [150, 2049]] {
             let (x, w) = (values(4, 256 * k), Weights::new(5, n * k));
             for w in w.matrices() {
-                for rounding in [Rounding::Bf16, Rounding::F32] {
+                for rounding in ROUNDINGS {
                     let mut reference: Option<(Isa, Vec<f32>)> = None;
                     for cpu in contexts() {
                         let mut whole = vec![0.0; 256 * n];
@@ -363,9 +409,9 @@ mod tests {
         let mut x = values(7, 3 * 40);
         (x[5], x[45]) = (f32::INFINITY, f32::NAN);
         for w in w.matrices() {
-            for cpu in contexts() {
+            for (cpu, rounding) in contexts().iter().flat_map(|cpu| ROUNDINGS.map(|r| (cpu, r))) {
                 let mut y = vec![0.0; 12];
-                forward(&cpu, &mut y, &x, w, [3, 4, 40], Rounding::Bf16, false);
+                forward(cpu, &mut y, &x, w, [3, 4, 40], rounding, false);
                 assert!(y[..4].iter().all(|y| y.is_infinite()), "{y:?}");
                 assert!(y[4..8].iter().all(|y| y.is_nan()), "{y:?}");
                 assert!(y[8..].iter().all(|y| y.is_finite()), "{y:?}");

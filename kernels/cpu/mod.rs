@@ -1,4 +1,5 @@
-//! CPU kernels, one file per kernel. Every kernel takes the [`Cpu`] context first.
+//! CPU kernels, one file per kernel. Most take the [`Cpu`] context first; what must have the same
+//! bits on every instruction set takes a [`lanes::Level`] ([`Cpu::level`]).
 //!
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.

@@ -25,6 +25,18 @@ pub(crate) fn assert_close(got: &[f32], naive: &[f32], exact: &[f64], floor: f64
     assert!(error <= bound, "{case}: error {error:e} above {bound:e}");
 }
 
+/// Asserts that every element of `got` is `exact` rounded to f32 once: at most half a unit in the
+/// last place off, plus `floor` for the f64 sums of both.
+pub(crate) fn assert_rounded_once(got: &[f32], exact: &[f64], floor: f64, case: &str) {
+    assert_eq!(got.len(), exact.len(), "{case}");
+    for (i, (got, exact)) in got.iter().zip(exact).enumerate() {
+        let nearest = (*exact as f32).abs();
+        let half = (f64::from(nearest.next_up()) - f64::from(nearest)) / 2.0;
+        let error = (f64::from(*got) - exact).abs();
+        assert!(error <= half + floor, "{case}: element {i}: {got} for {exact}, {error:e} off");
+    }
+}
+
 /// Asserts that two results have the same bits.
 pub(crate) fn assert_same_bits(a: &[f32], b: &[f32], case: &str) {
     assert_eq!(a.len(), b.len(), "{case}");

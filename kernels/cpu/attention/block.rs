@@ -1,22 +1,24 @@
 //! A block of attention: consecutive query rows of a sequence, the heads of one kv head, all keys
-//! up to each row's position. Compiled once per instruction set and element type.
+//! up to each row's position. Compiled once per instruction set and element type. Scores,
+//! probabilities and sums are f32, or f64 where the cache is f32.
 
 #![allow(clippy::needless_range_loop)] // indices of tiles, as in the formulas
 
+use half::bf16;
+
 use super::PAGE;
 use crate::cpu::Isa;
-use crate::cpu::dot::{Dot, Rows, Widened, strip};
-use crate::cpu::exp::exp;
-use crate::cpu::vector::{Element, Portable, Vector};
+use crate::cpu::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
+use crate::cpu::vector::{Element, Portable, PortableDoubles, Scalar as _, Simd};
 
 /// Operands of a block. A query vector is one head of one row; they are numbered row by row.
-pub(super) struct Block<'a, X, T> {
+pub(super) struct Block<'a, X, T, S> {
     /// [rows · group, head_dim], in the type scores are computed from.
     pub(super) queries: &'a [X],
     /// Scratch for [rows · group, stride(longest)].
-    pub(super) scores: &'a mut [f32],
+    pub(super) scores: &'a mut [S],
     /// The result, [rows · group, head_dim].
-    pub(super) sums: &'a mut [f32],
+    pub(super) sums: &'a mut [S],
     pub(super) keys: &'a [T],
     pub(super) values: &'a [T],
     /// Pages of the sequence, up to the last row's position.
@@ -33,7 +35,7 @@ pub(super) struct Block<'a, X, T> {
 }
 
 /// A compiled block. The CPU must have its instruction set, and [`Block::check`] must have passed.
-pub(super) type Kernel<X, T> = unsafe fn(Block<'_, X, T>);
+pub(super) type Kernel<X, T, S> = unsafe fn(Block<'_, X, T, S>);
 
 /// Elements from one vector's scores to the next one's; a multiple of every vector, and pages have
 /// room to be scored whole.
@@ -41,7 +43,7 @@ pub(super) fn stride(len: usize) -> usize {
     len.next_multiple_of(PAGE)
 }
 
-impl<X, T> Block<'_, X, T> {
+impl<X, T, S> Block<'_, X, T, S> {
     /// Number of keys a query vector sees.
     #[inline(always)]
     fn len(&self, vector: usize) -> usize {
@@ -69,11 +71,14 @@ impl<X, T> Block<'_, X, T> {
 /// # Safety
 /// The CPU has the instruction set of `D`, and the block has passed [`Block::check`].
 #[inline(always)]
-unsafe fn attend<D: Dot<W: Element>>(block: Block<'_, D::X, D::W>) {
+unsafe fn attend<D: Dot<W: Element>>(block: Block<'_, D::X, D::W, Scalar<D>>)
+where
+    Scalar<D>: Output<Scalar<D>>,
+{
     let head_dim = block.head_dim;
     let vectors = block.rows * block.group;
     let stride = stride(block.len(vectors - 1));
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scale = Scalar::<D>::inverse_sqrt(head_dim);
     // SAFETY: `Block::check` asserts that all vectors, their scores and the pages exist.
     unsafe {
         for (index, page) in block.table.iter().enumerate() {
@@ -89,11 +94,11 @@ unsafe fn attend<D: Dot<W: Element>>(block: Block<'_, D::X, D::W>) {
                 let scores = Rows { start: scores, stride };
                 let queries = block.queries.as_ptr().add(i * head_dim);
                 let queries = Rows { start: queries, stride: head_dim };
-                strip::<D>(scores, queries, m, keys, n, head_dim, false, 4 * head_dim);
+                strip::<D, Scalar<D>>(scores, queries, m, keys, n, head_dim, false, 4 * head_dim);
                 i += m;
             }
         }
-        block.sums.fill(0.0);
+        block.sums.fill(Scalar::<D>::default());
         for i in 0..vectors {
             let len = block.len(i);
             softmax::<D::Sum>(&mut block.scores[i * stride..(i + 1) * stride], len, scale);
@@ -127,7 +132,7 @@ unsafe fn attend<D: Dot<W: Element>>(block: Block<'_, D::X, D::W>) {
 
 /// The first query vector that sees the key at `position`.
 #[inline(always)]
-fn first_vector<X, T>(block: &Block<'_, X, T>, position: usize) -> usize {
+fn first_vector<X, T, S>(block: &Block<'_, X, T, S>, position: usize) -> usize {
     (position + 1).saturating_sub(block.first_len) * block.group
 }
 
@@ -137,14 +142,14 @@ fn first_vector<X, T>(block: &Block<'_, X, T>, position: usize) -> usize {
 /// # Safety
 /// The CPU has the instruction set of `V`; `scores` is a multiple of its lanes, at least `len`.
 #[inline(always)]
-unsafe fn softmax<V: Vector>(scores: &mut [f32], len: usize, scale: f32) {
+unsafe fn softmax<V: Simd>(scores: &mut [V::Scalar], len: usize, scale: V::Scalar) {
     let end = len.next_multiple_of(V::LANES);
-    scores[len..end].fill(f32::NEG_INFINITY);
+    scores[len..end].fill(V::Scalar::NEG_INFINITY);
     let scores = scores[..end].as_mut_ptr();
     // SAFETY: whole vectors up to `end`, which the slice above has.
     unsafe {
         let scale = V::splat(scale);
-        let mut max = V::splat(f32::NEG_INFINITY);
+        let mut max = V::splat(V::Scalar::NEG_INFINITY);
         let mut j = 0;
         while j < end {
             max = max.max(V::load(scores.add(j)));
@@ -152,15 +157,15 @@ unsafe fn softmax<V: Vector>(scores: &mut [f32], len: usize, scale: f32) {
         }
         // Scaling by a positive number and rounding keep the order.
         let max = V::splat(max.reduce_max()).mul(scale);
-        let mut total = V::splat(0.0);
+        let mut total = V::splat(V::Scalar::default());
         j = 0;
         while j < end {
-            let p = exp(V::load(scores.add(j)).mul(scale).sub(max));
+            let p = V::load(scores.add(j)).mul(scale).sub(max).exp();
             p.store(scores.add(j));
             total = total.add(p);
             j += V::LANES;
         }
-        let inverse = V::splat(1.0 / total.reduce_add());
+        let inverse = V::splat(total.reduce_add().inverse());
         j = 0;
         while j < end {
             V::load(scores.add(j)).mul(inverse).store(scores.add(j));
@@ -175,9 +180,9 @@ unsafe fn softmax<V: Vector>(scores: &mut [f32], len: usize, scale: f32) {
 /// The CPU has the instruction set of `V`; `sums` has m vectors of head_dim, `weights` m rows of
 /// `count`, `values` `count` vectors; m is at most TILE_ROWS.
 #[inline(always)]
-unsafe fn weigh<V: Vector, T: Element>(
-    sums: *mut f32,
-    weights: Rows<*const f32>,
+unsafe fn weigh<V: Simd, T: Element>(
+    sums: *mut V::Scalar,
+    weights: Rows<*const V::Scalar>,
     m: usize,
     values: *const T,
     count: usize,
@@ -200,9 +205,9 @@ unsafe fn weigh<V: Vector, T: Element>(
 /// # Safety
 /// As for [`weigh`], with m = M.
 #[inline(always)]
-unsafe fn weigh_rows<V: Vector, T: Element, const M: usize>(
-    sums: *mut f32,
-    weights: Rows<*const f32>,
+unsafe fn weigh_rows<V: Simd, T: Element, const M: usize>(
+    sums: *mut V::Scalar,
+    weights: Rows<*const V::Scalar>,
     values: *const T,
     count: usize,
     head_dim: usize,
@@ -234,9 +239,9 @@ unsafe fn weigh_rows<V: Vector, T: Element, const M: usize>(
 /// # Safety
 /// As for [`weigh_rows`], from the dimension `sums` and `values` point to.
 #[inline(always)]
-unsafe fn weigh_tile<V: Vector, T: Element, const M: usize, const N: usize>(
-    sums: *mut f32,
-    weights: Rows<*const f32>,
+unsafe fn weigh_tile<V: Simd, T: Element, const M: usize, const N: usize>(
+    sums: *mut V::Scalar,
+    weights: Rows<*const V::Scalar>,
     values: *const T,
     count: usize,
     head_dim: usize,
@@ -245,7 +250,7 @@ unsafe fn weigh_tile<V: Vector, T: Element, const M: usize, const N: usize>(
     // SAFETY: the caller's promise: whole vectors exist unless N is 1, then the first `lanes` do.
     unsafe {
         let partial = N == 1 && lanes < V::LANES;
-        let mut tile = [[V::splat(0.0); N]; M];
+        let mut tile = [[V::splat(V::Scalar::default()); N]; M];
         for i in 0..M {
             for n in 0..N {
                 let from = sums.add(i * head_dim + n * V::LANES);
@@ -253,10 +258,10 @@ unsafe fn weigh_tile<V: Vector, T: Element, const M: usize, const N: usize>(
             }
         }
         for j in 0..count {
-            let mut v = [V::splat(0.0); N];
+            let mut v = [V::splat(V::Scalar::default()); N];
             for n in 0..N {
                 let from = values.add(j * head_dim + n * V::LANES);
-                v[n] = if partial { T::load_first(from, lanes) } else { T::load(from) };
+                v[n] = if partial { V::widen_first(from, lanes) } else { V::widen(from) };
             }
             for i in 0..M {
                 let weight = V::splat(*weights.start.add(i * weights.stride + j));
@@ -278,41 +283,59 @@ unsafe fn weigh_tile<V: Vector, T: Element, const M: usize, const N: usize>(
     }
 }
 
-/// The block for f32 queries and a cache of type T.
-pub(super) fn widened<T: Element>(isa: Isa) -> Kernel<f32, T> {
+/// The block for a bf16 cache and rounded queries in f32.
+pub(super) fn widened(isa: Isa) -> Kernel<f32, bf16, f32> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => attend_avx2::<T>,
+        Isa::Avx2 => attend_avx2,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => attend_avx512::<T>,
-        _ => attend::<Widened<Portable, T>>,
+        Isa::Avx512 | Isa::Avx512Bf16 => attend_avx512,
+        _ => attend::<Widened<Portable, bf16>>,
+    }
+}
+
+/// The block for an f32 cache.
+pub(super) fn exact(isa: Isa) -> Kernel<f32, f32, f64> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => attend_exact_avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => attend_exact_avx512,
+        _ => attend::<WidenedDoubles<PortableDoubles, f32>>,
     }
 }
 
 /// Defines [`attend`] for one way to multiply, compiled for its instruction set; its contract.
 macro_rules! compiled {
-    ($name:ident, $features:literal, $x:ty, $t:ty, $dot:ty $(, $generic:ident)?) => {
+    ($name:ident, $features:literal, $dot:ty) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name $(<$generic: Element>)? (block: Block<'_, $x, $t>) {
+        pub(super) unsafe fn $name(
+            block: Block<'_, <$dot as Dot>::X, <$dot as Dot>::W, Scalar<$dot>>,
+        ) {
             // SAFETY: the caller's promise, passed on.
             unsafe { attend::<$dot>(block) }
         }
     };
 }
-compiled!(attend_avx2, "avx2,fma,f16c", f32, T, Widened<crate::cpu::vector::Avx2, T>, T);
+compiled!(attend_avx2, "avx2,fma,f16c", Widened<crate::cpu::vector::Avx2, bf16>);
 compiled!(
     attend_avx512,
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    f32,
-    T,
-    Widened<crate::cpu::vector::Avx512, T>,
-    T
+    Widened<crate::cpu::vector::Avx512, bf16>
 );
 compiled!(
     attend_avx512_bf16,
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
-    half::bf16,
-    half::bf16,
     crate::cpu::vector::Bf16Pairs
+);
+compiled!(
+    attend_exact_avx2,
+    "avx2,fma,f16c",
+    WidenedDoubles<crate::cpu::vector::Avx2Doubles, f32>
+);
+compiled!(
+    attend_exact_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+    WidenedDoubles<crate::cpu::vector::Avx512Doubles, f32>
 );

@@ -2,13 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::{Vector, bf16, f16, methods};
+use super::{Avx2, Doubles, Element, Simd, Vector, bf16, f16, methods};
 use crate::cpu::dot::Dot;
+use crate::cpu::exp;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
-impl Vector for Avx512 {
+impl Simd for Avx512 {
+    type Scalar = f32;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 6;
 
@@ -18,21 +20,6 @@ impl Vector for Avx512 {
         fn load_first(from: *const f32, count: usize) -> Self {
             Avx512(_mm512_maskz_loadu_ps(mask(count), from))
         }
-        fn load_bf16(from: *const bf16) -> Self {
-            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
-        }
-        fn load_bf16_first(from: *const bf16, count: usize) -> Self {
-            let bits = _mm256_maskz_loadu_epi16(mask(count), from.cast());
-            let bits = _mm512_cvtepu16_epi32(bits);
-            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
-        }
-        fn load_f16(from: *const f16) -> Self {
-            Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
-        }
-        fn load_f16_first(from: *const f16, count: usize) -> Self {
-            Avx512(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from.cast())))
-        }
         fn store(self, to: *mut f32) -> () { _mm512_storeu_ps(to, self.0) }
         fn store_first(self, to: *mut f32, count: usize) -> () {
             _mm512_mask_storeu_ps(to, mask(count), self.0)
@@ -40,7 +27,6 @@ impl Vector for Avx512 {
         fn add(self, other: Self) -> Self { Avx512(_mm512_add_ps(self.0, other.0)) }
         fn sub(self, other: Self) -> Self { Avx512(_mm512_sub_ps(self.0, other.0)) }
         fn mul(self, other: Self) -> Self { Avx512(_mm512_mul_ps(self.0, other.0)) }
-        fn div(self, other: Self) -> Self { Avx512(_mm512_div_ps(self.0, other.0)) }
         fn mul_add(self, factor: Self, term: Self) -> Self {
             Avx512(_mm512_fmadd_ps(self.0, factor.0, term.0))
         }
@@ -87,6 +73,34 @@ impl Vector for Avx512 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
+        fn widen<T: Element>(from: *const T) -> Self { T::load(from) }
+        fn widen_first<T: Element>(from: *const T, count: usize) -> Self {
+            T::load_first(from, count)
+        }
+        fn exp(self) -> Self { exp::exp(self) }
+    }
+}
+
+impl Vector for Avx512 {
+    type Doubles = Avx512Doubles;
+
+    methods! {
+        fn load_bf16(from: *const bf16) -> Self {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+        fn load_bf16_first(from: *const bf16, count: usize) -> Self {
+            let bits = _mm256_maskz_loadu_epi16(mask(count), from.cast());
+            let bits = _mm512_cvtepu16_epi32(bits);
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+        fn load_f16(from: *const f16) -> Self {
+            Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
+        }
+        fn load_f16_first(from: *const f16, count: usize) -> Self {
+            Avx512(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from.cast())))
+        }
+        fn div(self, other: Self) -> Self { Avx512(_mm512_div_ps(self.0, other.0)) }
     }
 }
 
@@ -122,6 +136,66 @@ impl Dot for Bf16Pairs {
         }
         fn accumulate(sum: Avx512, x: __m512bh, w: __m512bh) -> Avx512 {
             Avx512(_mm512_dpbf16_ps(sum.0, x, w))
+        }
+    }
+}
+
+/// Eight f64 lanes, one register.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Doubles(__m512d);
+
+impl Simd for Avx512Doubles {
+    type Scalar = f64;
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 6;
+
+    methods! {
+        fn splat(x: f64) -> Self { Avx512Doubles(_mm512_set1_pd(x)) }
+        fn load(from: *const f64) -> Self { Avx512Doubles(_mm512_loadu_pd(from)) }
+        fn load_first(from: *const f64, count: usize) -> Self {
+            Avx512Doubles(_mm512_maskz_loadu_pd(mask(count) as __mmask8, from))
+        }
+        fn widen<T: Element>(from: *const T) -> Self {
+            Avx512Doubles(_mm512_cvtps_pd(T::load::<Avx2>(from).0))
+        }
+        fn widen_first<T: Element>(from: *const T, count: usize) -> Self {
+            Avx512Doubles(_mm512_cvtps_pd(T::load_first::<Avx2>(from, count).0))
+        }
+        fn store(self, to: *mut f64) -> () { _mm512_storeu_pd(to, self.0) }
+        fn store_first(self, to: *mut f64, count: usize) -> () {
+            _mm512_mask_storeu_pd(to, mask(count) as __mmask8, self.0)
+        }
+        fn add(self, other: Self) -> Self { Avx512Doubles(_mm512_add_pd(self.0, other.0)) }
+        fn sub(self, other: Self) -> Self { Avx512Doubles(_mm512_sub_pd(self.0, other.0)) }
+        fn mul(self, other: Self) -> Self { Avx512Doubles(_mm512_mul_pd(self.0, other.0)) }
+        fn mul_add(self, factor: Self, term: Self) -> Self { self.mul(factor).add(term) }
+        fn max(self, other: Self) -> Self { Avx512Doubles(_mm512_max_pd(self.0, other.0)) }
+        fn min(self, other: Self) -> Self { Avx512Doubles(_mm512_min_pd(self.0, other.0)) }
+        fn round(self) -> Self {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            Avx512Doubles(_mm512_roundscale_pd::<NEAREST>(self.0))
+        }
+        fn scale(self, n: Self) -> Self { Avx512Doubles(_mm512_scalef_pd(self.0, n.0)) }
+        fn reduce_add(self) -> f64 {
+            let high = _mm512_extractf64x4_pd::<1>(self.0);
+            let four = _mm256_add_pd(_mm512_castpd512_pd256(self.0), high);
+            let high = _mm256_extractf128_pd::<1>(four);
+            let two = _mm_add_pd(_mm256_castpd256_pd128(four), high);
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+        fn reduce_add4(of: [Self; 4]) -> [f64; 4] {
+            [of[0].reduce_add(), of[1].reduce_add(), of[2].reduce_add(), of[3].reduce_add()]
+        }
+        fn reduce_max(self) -> f64 { _mm512_reduce_max_pd(self.0) }
+        fn prefetch(address: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        fn exp(self) -> Self { exp::exp_f64(self) }
+    }
+}
+
+impl Doubles for Avx512Doubles {
+    methods! {
+        fn add_exact_product(self, factor: Self, term: Self) -> Self {
+            Avx512Doubles(_mm512_fmadd_pd(self.0, factor.0, term.0))
         }
     }
 }
