@@ -2,6 +2,7 @@
 #![deny(unsafe_code)] // allowed once: the memory map in weights.rs
 
 pub mod adapter;
+pub mod chat;
 pub mod config;
 pub mod error;
 pub mod generate;
