@@ -1,3 +1,44 @@
 //! `j1`: judge, evaluate and train tiny reasoning reward models.
 
-fn main() {}
+mod args;
+mod check;
+mod eval;
+mod info;
+mod interrupt;
+mod judge;
+mod machine;
+mod output;
+mod session;
+
+use std::{io, process::ExitCode};
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+/// Why a command could not be done. Printed once, by `main`.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Judge(args) => judge::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Info(args) => info::run(&args),
+    };
+    match result {
+        Ok(status) => status,
+        // The reader has what it wanted (`j1 .. | head`).
+        Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("j1: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        || error.source().is_some_and(is_broken_pipe)
+}

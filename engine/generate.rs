@@ -12,7 +12,6 @@ use std::{collections::VecDeque, sync::Mutex};
 
 use kernels::cpu::{
     attention::PAGE,
-    lanes::Level,
     log_prob::LogitsError,
     philox::{Philox, Stream},
     sample::{self, Sample, SamplingParams, Scratch},
@@ -424,7 +423,7 @@ impl<'m> Generator<'m> {
     }
 
     fn draw(&self, logits: &Tensor, draws: &mut [Draw]) {
-        let level = Level::detect();
+        let level = self.model.device().cpu().level();
         let count = draws.len();
         let draws = Mutex::new(draws);
         let pool = self.model.device().cpu().pool();

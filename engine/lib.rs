@@ -9,6 +9,7 @@ pub mod generate;
 pub mod hub;
 mod json_object;
 pub mod kv_cache;
+pub mod language_model;
 pub mod model;
 pub mod ops;
 pub mod tensor;

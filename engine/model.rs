@@ -21,7 +21,7 @@ use kernels::cpu::{
 
 use crate::{
     adapter::{Adapter, Projection},
-    config::{Config, FloatType},
+    config::Config,
     kv_cache::{CacheDtype, KvCache},
     ops::{
         attention::{self, Rows},
@@ -35,7 +35,7 @@ use crate::{
     weights::{Checkpoint, Weight, WeightsError},
 };
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// In which precision matmuls take their inputs, and keys and values are cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,8 @@ pub enum Precision {
     /// As the hardware wants it: inputs that meet bf16 weights are rounded to bf16, and so are
     /// cached keys and values. Sums are f32.
     Bf16,
-    /// Everything in f32, whatever the weights' type.
+    /// The reference: everything in f32 whatever the weights' type, sums in f64. Slow; it is what
+    /// `j1 check` compares, where PyTorch's own f32 leaves little room for errors of ours.
     F32,
 }
 
@@ -195,6 +196,11 @@ impl Model {
         &self.device
     }
 
+    /// In which precision it runs.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// What a cache for this model holds.
     pub fn cache_dtype(&self) -> CacheDtype {
         match self.precision {
@@ -285,17 +291,7 @@ impl Model {
     fn rounding(&self) -> Rounding {
         match self.precision {
             Precision::Bf16 => Rounding::Bf16,
-            Precision::F32 => Rounding::F32,
-        }
-    }
-}
-
-impl Precision {
-    /// What suits a checkpoint whose matrices have this type: f32 ones keep f32.
-    pub fn for_weights(dtype: FloatType) -> Precision {
-        match dtype {
-            FloatType::Bf16 | FloatType::F16 => Precision::Bf16,
-            FloatType::F32 => Precision::F32,
+            Precision::F32 => Rounding::F64Sums,
         }
     }
 }

@@ -13,15 +13,13 @@ use std::{
 };
 
 use engine::{
-    adapter::Adapter,
-    config::Config,
     generate::{Generator, Options, Request},
     kv_cache::{KvCache, PageTable},
+    language_model::open_model,
     model::{Batch, Model, Precision},
     tensor::{Device, Tensor},
-    weights::Checkpoint,
 };
-use kernels::cpu::{lanes::Level, log_prob, sample::SamplingParams};
+use kernels::cpu::{lanes, log_prob, sample::SamplingParams};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -95,19 +93,8 @@ pub fn check(directory: &Path, device: &Device) -> Result<Vec<Finding>, CheckErr
 }
 
 fn open(directory: &Path, adapter: Option<&Path>, device: &Device) -> Result<Model, CheckError> {
-    let at = |path: &Path| {
-        let path = path.to_path_buf();
-        move |error: &dyn std::error::Error| CheckError { path, what: error.to_string() }
-    };
-    let config = Config::load(directory).map_err(|e| at(directory)(&e))?;
-    let checkpoint = Checkpoint::open(directory).map_err(|e| at(directory)(&e))?;
-    checkpoint.check(&config).map_err(|e| at(directory)(&e))?;
-    let adapter = match adapter {
-        Some(path) => Some(Adapter::load(path, &config).map_err(|e| at(path)(&e))?),
-        None => None,
-    };
-    Model::new(&checkpoint, config, adapter.as_ref(), Precision::F32, device.clone())
-        .map_err(|e| at(directory)(&e))
+    open_model(directory, adapter, Some(Precision::F32), device)
+        .map_err(|error| CheckError { path: directory.to_path_buf(), what: error.to_string() })
 }
 
 impl<'a> Case<'a> {
@@ -191,7 +178,7 @@ impl<'a> Case<'a> {
         // The last row has no next token; any stands in, its log-probability is dropped.
         let next: Vec<u32> = ids[1..].iter().chain(&ids[..1]).copied().collect();
         let (mut log_probs, mut entropies) = (vec![0.0; ids.len()], vec![0.0; ids.len()]);
-        let level = Level::detect();
+        let level = lanes::Level::detect();
         log_prob::forward(level, &mut log_probs, &mut entropies, logits, &next, temperature)
             .map_err(|e| self.error(e.to_string()))?;
         log_probs.pop();

@@ -5,6 +5,7 @@ pub mod bootstrap;
 pub mod check;
 pub mod data;
 pub mod fingerprint;
+pub mod judge;
 pub mod lines;
 pub mod prompt;
 pub mod rescore;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `W` is read where the checkpoint's file is mapped. With [`Rounding::Bf16`] the values of `x` are
-//! rounded to bf16 before they meet a bf16 `W`; the low-rank path is f32 throughout.
+//! rounded to bf16 before they meet a bf16 `W`; the low-rank path takes f32 throughout.
 
 use kernels::cpu::{Matrix, Rounding, matmul};
 
@@ -52,10 +52,14 @@ fn apply(y: &mut Tensor, x: &Tensor, linear: &Linear, rounding: Rounding, accumu
         }
     }
     if let Some(LoraFactors { a, b, rank, scale }) = lora {
+        let factors = match rounding {
+            Rounding::Bf16 => Rounding::F32,
+            Rounding::F32 | Rounding::F64Sums => rounding,
+        };
         let mut low = Tensor::uninitialized(&device, rows, *rank);
         let (a, b) = (Matrix::F32(a), Matrix::F32(b));
-        matmul::forward(cpu, low.data_mut(), x.data(), a, [rows, *rank, k], Rounding::F32, false);
+        matmul::forward(cpu, low.data_mut(), x.data(), a, [rows, *rank, k], factors, false);
         low.data_mut().iter_mut().for_each(|value| *value *= scale);
-        matmul::forward(cpu, y.data_mut(), low.data(), b, [rows, n, *rank], Rounding::F32, true);
+        matmul::forward(cpu, y.data_mut(), low.data(), b, [rows, n, *rank], factors, true);
     }
 }

@@ -1,0 +1,337 @@
+//! The command line: every flag once, with its help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Tiny reasoning reward models: judge, evaluate, train.
+#[derive(Parser, Debug)]
+#[command(
+    name = "j1",
+    version,
+    about,
+    propagate_version = true,
+    after_help = "\
+A judge is a Hugging Face checkpoint (Qwen3, Qwen2 or Llama), with or without a PEFT LoRA adapter.
+Results go to stdout and files, progress and logs to stderr.
+
+Exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted (what was done is kept)."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Judge one pair of replies, or a file of pairs, and show the reasoning
+    Judge(Judge),
+    /// Evaluate a judge on preference pairs and print a RewardBench table
+    Eval(Eval),
+    /// Compare this engine with dumps made by PyTorch
+    Check(Check),
+    /// Show the CPU features in use, a model's size, and the memory a run needs
+    Info(Info),
+}
+
+/// How the model is run.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct RuntimeArgs {
+    /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) adapter: Option<String>,
+
+    /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub(crate) dtype: DtypeArg,
+
+    /// Threads; results are the same at any number [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DtypeArg {
+    Auto,
+    Bf16,
+    F32,
+}
+
+/// How judgements are written.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Generation")]
+pub(crate) struct GenerationArgs {
+    /// Tokens of a judgement at most
+    #[arg(long, value_name = "N", default_value_t = 2048,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) max_new_tokens: u32,
+
+    /// Sampling temperature, 0 for greedy [default: generation_config.json's, else 0]
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+
+    /// Keep the likeliest tokens that hold this much probability, 1 for all
+    /// [default: generation_config.json's, else 1]
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+
+    /// Keep the K likeliest tokens, 0 for all [default: generation_config.json's, else 0]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<u32>,
+
+    /// Keep tokens at least this likely relative to the likeliest, 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(crate) min_p: f32,
+
+    /// Seed: the same seed gives the same judgements, in any batch and at any number of threads
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Whether the model may think before it answers (Qwen3's enable_thinking)
+    /// [default: as the chat template has it]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub(crate) thinking: Option<OnOff>,
+
+    /// Your own judge prompt, a minijinja file (see README, "Your own prompt")
+    #[arg(long, value_name = "FILE")]
+    pub(crate) template: Option<PathBuf>,
+
+    /// Judgements written at once
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
+
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) cache_memory: Option<u64>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnOff {
+    On,
+    Off,
+}
+
+/// Which reply stands in slot A.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OrderArg {
+    /// Both orders are judged
+    Both,
+    /// Drawn for each pair from the seed (RewardBench's protocol for generative judges)
+    Random,
+    /// The chosen reply always stands first (the published j1 protocol; flatters a judge that
+    /// prefers slot A)
+    ChosenFirst,
+}
+
+/// How the scores are read from a judgement.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MatchArg {
+    /// \boxed{x, y} inside <scores>, as the judge was told
+    Strict,
+    /// The last pair of scores that can be recovered outside <think>
+    Soft,
+}
+
+/// Arguments of `j1 judge`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 judge --model Qwen/Qwen3-0.6B --prompt 'What is 17*23?' --a '391' --b '381'
+  j1 judge --model ./qwen3 --adapter ./j1-nano --data pairs.jsonl --order both --json > out.jsonl
+
+FILE has a line a pair: {\"prompt\": \"...\" or [messages], \"a\": \"...\", \"b\": \"...\"}; chosen and
+rejected are taken for a and b.")]
+pub(crate) struct Judge {
+    /// Checkpoint: a directory, or a Hugging Face id such as Qwen/Qwen3-0.6B or owner/name@revision
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) runtime: RuntimeArgs,
+
+    /// What was asked: text, or @FILE to read it from a file
+    #[arg(long, value_name = "TEXT", requires_all = ["a", "b"], conflicts_with = "data",
+          required_unless_present = "data", help_heading = "Input")]
+    pub(crate) prompt: Option<String>,
+    /// Reply A: text, or @FILE
+    #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
+    pub(crate) a: Option<String>,
+    /// Reply B: text, or @FILE
+    #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
+    pub(crate) b: Option<String>,
+    /// Pairs to judge: .jsonl, .csv or .parquet
+    #[arg(long, value_name = "FILE", help_heading = "Input")]
+    pub(crate) data: Option<PathBuf>,
+    /// Pairs at most
+    #[arg(long, value_name = "N", requires = "data", help_heading = "Input")]
+    pub(crate) limit: Option<usize>,
+
+    /// Judge as given, or in both orders (and say whether they agree)
+    #[arg(long, value_enum, default_value_t = JudgeOrder::Given, help_heading = "Protocol")]
+    pub(crate) order: JudgeOrder,
+    /// Judgements a pair, replies shuffled for each; the scores are summed as in SPCT
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) votes: u32,
+    /// How scores are read
+    #[arg(long = "match", value_enum, default_value_t = MatchArg::Soft, help_heading = "Protocol")]
+    pub(crate) match_rule: MatchArg,
+    /// One JSON object a pair on stdout
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JudgeOrder {
+    /// Reply A in slot A
+    Given,
+    /// Both orders
+    Both,
+}
+
+/// Arguments of `j1 eval`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 eval --model Qwen/Qwen3-0.6B --data rewardbench --out runs/base
+  j1 eval --model ./qwen3 --adapter ./j1-nano --data pairs.jsonl --out runs/nano --limit 100
+  j1 eval --rescore runs/nano/outputs.jsonl --match soft
+
+Stop it at any time (Ctrl-C) and run the same command again: it goes on where it was, and the files
+end as if it had never stopped.
+
+DIR gets outputs.jsonl (a line a judgement), results.csv, scores.json (RewardBench's format and
+ours), run.json (the settings) and timing.json.")]
+pub(crate) struct Eval {
+    /// Checkpoint: a directory, or a Hugging Face id
+    #[arg(
+        long,
+        value_name = "DIR|ID",
+        required_unless_present = "rescore",
+        help_heading = "Model"
+    )]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) runtime: RuntimeArgs,
+
+    /// Pairs: .jsonl, .csv or .parquet with prompt, chosen, rejected and perhaps subset, or the
+    /// known name rewardbench
+    #[arg(
+        long,
+        value_name = "FILE|NAME",
+        required_unless_present = "rescore",
+        help_heading = "Input"
+    )]
+    pub(crate) data: Option<String>,
+    /// Score judgements that are already written (outputs.jsonl, or a results.csv), without a model
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out"],
+          help_heading = "Input")]
+    pub(crate) rescore: Option<PathBuf>,
+    /// Rows at most
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    pub(crate) limit: Option<usize>,
+    /// Prompt tokens at most; longer rows are counted as unparsed and reported, never cut
+    /// [default: what the model's positions leave]
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    pub(crate) max_prompt_tokens: Option<usize>,
+
+    /// Where the results go; an interrupted run in it is continued
+    #[arg(long, value_name = "DIR", required_unless_present = "rescore", help_heading = "Output")]
+    pub(crate) out: Option<PathBuf>,
+    /// The scores as JSON on stdout instead of the table
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    /// Which reply stands in slot A
+    #[arg(long, value_enum, default_value_t = OrderArg::Both, help_heading = "Protocol")]
+    pub(crate) order: OrderArg,
+    /// How scores are read
+    #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
+    pub(crate) match_rule: MatchArg,
+    /// Judgements a pair and order, scores summed as in SPCT
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) votes: u32,
+
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+/// Arguments of `j1 check`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A dump directory holds model/, adapter/, case.json and safetensors with what PyTorch computed:
+hidden states, logits, log-probabilities, entropies, greedy tokens. tests/golden has some, with the
+scripts that make them.")]
+pub(crate) struct Check {
+    /// Directories of dumps
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) directories: Vec<PathBuf>,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// The table as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `j1 info`.
+#[derive(Args, Debug)]
+pub(crate) struct Info {
+    /// Checkpoint: a directory, or a Hugging Face id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
+    /// Sequences at once, for the memory estimate
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) batch: usize,
+    /// Tokens of prompt and completion, for the memory estimate
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) length: usize,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Bytes from `512MB`, `8GB`, `1.5GiB` or a plain number.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: f64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        other => return Err(format!("unknown unit {other}; write 512MB, 8GB or 8GiB")),
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number * unit < 1e18 => Ok((number * unit) as u64),
+        _ => Err("not a size; write 512MB, 8GB or 8GiB".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512MB"), Ok(512_000_000));
+        assert_eq!(parse_size("1.5GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_size("17"), Ok(17));
+        for bad in ["", "GB", "-1GB", "12XB", "1e30GB", "nan", "inf"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

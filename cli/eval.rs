@@ -1,0 +1,224 @@
+//! `j1 eval`: a judge on preference pairs, to a RewardBench table.
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use engine::generate::Stats;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use trainer::{
+    data::{self, Pair},
+    judge::{End, Event, Sink, Task},
+    prompt::OrderPlan,
+    rescore::rescore,
+    results::{Record, Results},
+    scores::{Protocol, Scores, Timing},
+    verdict::MatchRule,
+};
+
+use crate::{
+    Failure,
+    args::{Eval, MatchArg, OrderArg},
+    interrupt,
+    output::print,
+    session::{Session, data_file},
+};
+
+pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
+    match &args.rescore {
+        Some(path) => rescored(args, path),
+        None => judged(args),
+    }
+}
+
+/// `--rescore`: judgements that are already written.
+fn rescored(args: &Eval, path: &Path) -> Result<ExitCode, Failure> {
+    let records = rescore(path)?;
+    let protocol = Protocol::of(&records, rule(args), args.generation.seed);
+    let scores = Scores::compute(&records, protocol);
+    report(args, &scores, &path.display().to_string(), None)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn judged(args: &Eval) -> Result<ExitCode, Failure> {
+    let required = "clap requires it without --rescore";
+    let model = args.model.as_deref().expect(required);
+    let out: &PathBuf = args.out.as_ref().expect(required);
+    let spec = args.data.as_deref().expect(required);
+
+    let pairs = data::read(&data_file(spec)?, args.limit)?;
+    let session = Session::open(model, &args.runtime, &args.generation)?;
+    let judge = session.judge(args.max_prompt_tokens)?;
+    let protocol = Protocol {
+        rule: rule(args),
+        order: match args.order {
+            OrderArg::Both => OrderPlan::Both,
+            OrderArg::Random => OrderPlan::Random,
+            OrderArg::ChosenFirst => OrderPlan::ChosenFirst,
+        },
+        votes: args.votes,
+        seed: args.generation.seed,
+    };
+    let mut settings = session.settings(&judge)?;
+    settings["data"] = json!(data::fingerprint(&pairs));
+    settings["rows"] = json!(pairs.len());
+    settings["order"] = json!(protocol.order.name());
+    settings["votes"] = json!(protocol.votes);
+    let mut results = Results::open(out, &settings)?;
+
+    let all = tasks(&pairs, &protocol);
+    let done = results.done();
+    let left: Vec<Task> = all
+        .iter()
+        .filter(|task| !done.contains(&(pairs[task.pair].row, task.order, task.vote)))
+        .copied()
+        .collect();
+    if left.len() < all.len() {
+        eprintln!("{}: {} of {} judgements are done", out.display(), done.len(), all.len());
+    }
+
+    let mut timing = None;
+    if !left.is_empty() {
+        let mut progress = Progress::start(all.len(), all.len() - left.len());
+        let end = judge.run(&pairs, &left, interrupt::flag(), &mut |event| {
+            match event {
+                Event::Text { .. } => {}
+                Event::Step(stats) => progress.step(stats),
+                Event::Done(_, record) => {
+                    progress.done(&record);
+                    results.append(record).map_err(Sink::from)?;
+                }
+            }
+            Ok(())
+        });
+        timing = Some(progress.finish());
+        if end? == End::Interrupted {
+            eprintln!(
+                "stopped with {} of {} judgements in {}; run the same command again to go on",
+                results.done().len(),
+                all.len(),
+                out.display()
+            );
+            return Ok(interrupt::status());
+        }
+    }
+
+    let scores = Scores::compute(results.records(), protocol);
+    let timing_json = timing.as_ref().map(|timing| to_json(timing, &session));
+    let name = args.runtime.adapter.as_deref().unwrap_or(model);
+    let scores_json = scores.to_json(name, "tokenizer");
+    results.finish(&pairs, protocol.rule, &scores_json, timing_json.as_ref())?;
+    report(args, &scores, name, timing.as_ref())?;
+    eprintln!("wrote outputs.jsonl, results.csv and scores.json to {}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rule(args: &Eval) -> MatchRule {
+    match args.match_rule {
+        MatchArg::Strict => MatchRule::Strict,
+        MatchArg::Soft => MatchRule::Soft,
+    }
+}
+
+/// All judgements of a run, those of one pair and order side by side.
+fn tasks(pairs: &[Pair], protocol: &Protocol) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let first = tasks.len();
+        for vote in 0..protocol.votes {
+            let orders = protocol.order.orders(protocol.seed, pair.row, vote);
+            tasks.extend(orders.iter().map(|&order| Task { pair: index, order, vote }));
+        }
+        tasks[first..].sort_by_key(|task| (task.order, task.vote));
+    }
+    tasks
+}
+
+fn report(
+    args: &Eval,
+    scores: &Scores,
+    name: &str,
+    timing: Option<&Timing>,
+) -> Result<(), Failure> {
+    Ok(match args.json {
+        true => print(&format!("{:#}\n", scores.to_json(name, "tokenizer")))?,
+        false => print(&scores.render(name, timing))?,
+    })
+}
+
+fn to_json(timing: &Timing, session: &Session) -> Value {
+    let cpu = session.language_model.model.device().cpu();
+    json!({
+        "seconds": timing.seconds,
+        "prompt_tokens": timing.prompt_tokens,
+        "tokens": timing.tokens,
+        "tokens_per_second": timing.tokens_per_second(),
+        "threads": cpu.threads(),
+        "instructions": cpu.isa().name(),
+    })
+}
+
+/// A bar on a terminal, else a line now and then.
+struct Progress {
+    bar: ProgressBar,
+    lines: bool,
+    started: Instant,
+    last_line: Instant,
+    stats: Stats,
+    unparsed: u64,
+}
+
+impl Progress {
+    fn start(total: usize, done: usize) -> Progress {
+        let bar = ProgressBar::new(total as u64).with_position(done as u64);
+        let style = "[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {eta} left  {msg}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        bar.reset_eta();
+        let now = Instant::now();
+        Progress {
+            bar,
+            lines: !std::io::stderr().is_terminal(),
+            started: now,
+            last_line: now,
+            stats: Stats::default(),
+            unparsed: 0,
+        }
+    }
+
+    fn step(&mut self, stats: Stats) {
+        self.stats = stats;
+        let message = || {
+            let seconds = self.started.elapsed().as_secs_f64();
+            let rate = stats.generated_tokens as f64 / seconds;
+            format!("{rate:.0} tokens/s, {} unparsed", self.unparsed)
+        };
+        if self.lines {
+            if self.last_line.elapsed() > Duration::from_secs(30) {
+                let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+                let left = self.bar.eta().as_secs();
+                eprintln!("{done}/{all} judgements, {left} s left, {}", message());
+                self.last_line = Instant::now();
+            }
+        } else {
+            self.bar.set_message(message());
+        }
+    }
+
+    fn done(&mut self, record: &Record) {
+        self.unparsed += u64::from(record.strict.scores().is_none());
+        self.bar.inc(1);
+    }
+
+    fn finish(self) -> Timing {
+        self.bar.finish_and_clear();
+        Timing {
+            seconds: self.started.elapsed().as_secs_f64(),
+            prompt_tokens: self.stats.prompt_tokens,
+            tokens: self.stats.generated_tokens,
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! `j1 judge`: one pair of replies or a file of them, with the reasoning.
+
+use std::{collections::BTreeMap, io, path::Path, process::ExitCode};
+
+use serde_json::{Value, json};
+use trainer::{
+    data::{self, Message, Pair},
+    judge::{End, Event, Sink, Task},
+    prompt::{Order, OrderPlan},
+    results::{Finish, Record},
+    verdict::{MatchRule, Verdict, parts},
+};
+
+use crate::{
+    Failure,
+    args::{Judge, JudgeOrder, MatchArg},
+    interrupt,
+    output::print,
+    session::Session,
+};
+
+pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
+    let pairs = pairs(args)?;
+    let session = Session::open(&args.model, &args.runtime, &args.generation)?;
+    let judge = session.judge(None)?;
+    let rule = match args.match_rule {
+        MatchArg::Strict => MatchRule::Strict,
+        MatchArg::Soft => MatchRule::Soft,
+    };
+    let tasks = tasks(args, &pairs);
+    let mut report = Report::new(args, &pairs, &tasks, rule);
+    let end = judge.run(&pairs, &tasks, interrupt::flag(), &mut |event| {
+        match event {
+            Event::Text { task, text } => report.text(task, text),
+            Event::Step(_) => Ok(()),
+            Event::Done(task, record) => report.done(task, record),
+        }
+        .map_err(Sink::from)
+    })?;
+    Ok(match end {
+        End::Complete => ExitCode::SUCCESS,
+        End::Interrupted => interrupt::status(),
+    })
+}
+
+/// The pairs on the command line or in the file. Reply A takes the place of the chosen one.
+fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
+    if let Some(path) = &args.data {
+        return Ok(data::read(path, args.limit)?);
+    }
+    let text = |value: &Option<String>| -> Result<String, Failure> {
+        let value = value.as_deref().expect("clap requires prompt, a and b together");
+        match value.strip_prefix('@') {
+            Some(path) => std::fs::read_to_string(Path::new(path))
+                .map_err(|error| format!("{path}: {error}").into()),
+            None => Ok(value.to_string()),
+        }
+    };
+    Ok(vec![Pair {
+        id: "pair".to_string(),
+        row: 0,
+        prompt: vec![Message::new("user", &text(&args.prompt)?)],
+        chosen: text(&args.a)?,
+        rejected: text(&args.b)?,
+        subset: None,
+    }])
+}
+
+fn tasks(args: &Judge, pairs: &[Pair]) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let first = tasks.len();
+        for vote in 0..args.votes {
+            let orders: &[Order] = match (args.order, args.votes) {
+                (JudgeOrder::Both, _) => &[Order::ChosenFirst, Order::RejectedFirst],
+                (JudgeOrder::Given, 1) => &[Order::ChosenFirst],
+                // SPCT shuffles the replies for each sample.
+                _ => OrderPlan::Random.orders(args.generation.seed, pair.row, vote),
+            };
+            tasks.extend(orders.iter().map(|&order| Task { pair: index, order, vote }));
+        }
+        tasks[first..].sort_by_key(|task| (task.order, task.vote));
+    }
+    tasks
+}
+
+/// Prints judgements in the order of the tasks, whatever the order they are written in: the first
+/// that is not printed yet streams, the others wait.
+struct Report<'a> {
+    args: &'a Judge,
+    pairs: &'a [Pair],
+    tasks: &'a [Task],
+    rule: MatchRule,
+    /// Index of the task that streams.
+    current: usize,
+    /// Text of tasks that wait, and whether the current one's heading is out.
+    waiting: BTreeMap<usize, String>,
+    headed: bool,
+    records: BTreeMap<usize, Record>,
+}
+
+impl<'a> Report<'a> {
+    fn new(args: &'a Judge, pairs: &'a [Pair], tasks: &'a [Task], rule: MatchRule) -> Report<'a> {
+        let (waiting, records) = Default::default();
+        Report { args, pairs, tasks, rule, current: 0, waiting, headed: false, records }
+    }
+
+    fn index(&self, task: Task) -> usize {
+        self.tasks.iter().position(|&other| other == task).expect("a task of this run")
+    }
+
+    fn text(&mut self, task: Task, text: &str) -> io::Result<()> {
+        if self.args.json {
+            return Ok(());
+        }
+        let index = self.index(task);
+        if index == self.current {
+            self.stream(text)
+        } else {
+            self.waiting.entry(index).or_default().push_str(text);
+            Ok(())
+        }
+    }
+
+    fn stream(&mut self, text: &str) -> io::Result<()> {
+        if !self.headed {
+            self.headed = true;
+            print(&self.heading())?;
+        }
+        print(text)
+    }
+
+    fn heading(&self) -> String {
+        let task = self.tasks[self.current];
+        let slot = match task.order {
+            Order::ChosenFirst => "reply A first",
+            Order::RejectedFirst => "reply B first",
+        };
+        let mut heading = format!("── {} · {slot}", self.pairs[task.pair].id);
+        if self.args.votes > 1 {
+            heading += &format!(" · vote {} of {}", task.vote + 1, self.args.votes);
+        }
+        heading + " ──\n"
+    }
+
+    fn done(&mut self, task: Task, record: Record) -> io::Result<()> {
+        let index = self.index(task);
+        self.records.insert(index, record);
+        while let Some(record) = self.records.get(&self.current) {
+            let end = end(record, self.rule);
+            if !self.args.json {
+                let text = self.waiting.remove(&self.current).unwrap_or_default();
+                self.stream(&text)?;
+                print(&end)?;
+            }
+            let pair = self.tasks[self.current].pair;
+            self.current += 1;
+            self.headed = false;
+            if self.tasks.get(self.current).is_none_or(|next| next.pair != pair) {
+                self.conclude(pair)?;
+            } else if let Some(text) = self.waiting.remove(&self.current) {
+                self.stream(&text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The outcome of a pair, all of whose judgements are there.
+    fn conclude(&mut self, pair: usize) -> io::Result<()> {
+        let records: Vec<Record> = (0..self.tasks.len())
+            .filter(|&index| self.tasks[index].pair == pair)
+            .filter_map(|index| self.records.remove(&index))
+            .collect();
+        let outcome = Outcome::of(&records, self.rule);
+        match self.args.json {
+            true => print(&format!("{}\n", outcome.to_json(&self.pairs[pair], &records, self.rule))),
+            false => print(&format!("{}\n\n", outcome.sentence())),
+        }
+    }
+}
+
+/// What follows a judgement: the scores as read.
+fn end(record: &Record, rule: MatchRule) -> String {
+    let verdict = match record.verdict(rule) {
+        Verdict::Scores(..) => {
+            let (a, b) = record.scores_by_label(rule).expect("scores");
+            format!("scores: A {a}, B {b}")
+        }
+        Verdict::Unparsed(reason) => format!("no verdict: {}", reason.name()),
+    };
+    let cut = match record.finish {
+        Finish::Length => ", cut at --max-new-tokens",
+        _ => "",
+    };
+    format!("\n[{verdict}; {} tokens{cut}]\n", record.tokens)
+}
+
+/// The scores of all judgements of one pair together.
+struct Outcome {
+    /// Sums over the judgements with a verdict; reply A first, wherever it stood.
+    scores: (f64, f64),
+    verdicts: usize,
+    judgements: usize,
+    /// Whether both orders prefer the same reply, if both were judged and have verdicts.
+    agree: Option<bool>,
+}
+
+impl Outcome {
+    fn of(records: &[Record], rule: MatchRule) -> Outcome {
+        let sum = |order: Option<Order>| {
+            let of_order = records.iter().filter(|r| order.is_none_or(|order| r.order == order));
+            let scores = of_order.filter_map(|record| record.scores_by_label(rule));
+            scores.fold((0.0, 0.0, 0), |(a, b, n), scores| (a + scores.0, b + scores.1, n + 1))
+        };
+        let (a, b, verdicts) = sum(None);
+        let preference = |order| match sum(Some(order)) {
+            (_, _, 0) => None,
+            (a, b, _) => a.partial_cmp(&b),
+        };
+        let preferences = (preference(Order::ChosenFirst), preference(Order::RejectedFirst));
+        let agree = match preferences {
+            (Some(first), Some(second)) => Some(first == second),
+            _ => None,
+        };
+        Outcome { scores: (a, b), verdicts, judgements: records.len(), agree }
+    }
+
+    fn winner(&self) -> Option<&'static str> {
+        let (a, b) = self.scores;
+        match self.verdicts {
+            0 => None,
+            _ if a > b => Some("A"),
+            _ if b > a => Some("B"),
+            _ => Some("tie"),
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let (a, b) = self.scores;
+        let mut sentence = match self.winner() {
+            None => "No verdict could be read".to_string(),
+            Some("tie") => format!("Tie, {a} each"),
+            Some(winner) => format!("Reply {winner} is better, {a} to {b} (A to B)"),
+        };
+        if self.judgements > 1 {
+            sentence += &format!(", summed over {} of {}", self.verdicts, self.judgements);
+            sentence += " judgements";
+        }
+        match self.agree {
+            Some(true) => sentence += "; both orders agree",
+            Some(false) => sentence += "; the orders disagree",
+            None => {}
+        }
+        sentence + "."
+    }
+
+    fn to_json(&self, pair: &Pair, records: &[Record], rule: MatchRule) -> Value {
+        let judgement = |record: &Record| {
+            let parts = parts(&record.text);
+            let unparsed = match record.verdict(rule) {
+                Verdict::Scores(..) => None,
+                Verdict::Unparsed(reason) => Some(reason.name()),
+            };
+            json!({
+                "order": match record.order {
+                    Order::ChosenFirst => "a-first",
+                    Order::RejectedFirst => "b-first",
+                },
+                "vote": record.vote,
+                "scores": record.scores_by_label(rule).map(|(a, b)| json!({ "a": a, "b": b })),
+                "unparsed": unparsed,
+                "criteria": parts.criteria,
+                "analysis": parts.analysis,
+                "text": record.text,
+                "tokens": record.tokens,
+                "prompt_tokens": record.prompt_tokens,
+                "finish": record.finish,
+            })
+        };
+        json!({
+            "id": pair.id,
+            "winner": self.winner(),
+            "scores": { "a": self.scores.0, "b": self.scores.1 },
+            "agree": self.agree,
+            "judgements": records.iter().map(judgement).collect::<Vec<_>>(),
+        })
+    }
+}

@@ -1,0 +1,24 @@
+//! What the machine has.
+
+use engine::tensor::Device;
+use kernels::cpu::Cpu;
+
+/// A device of `threads` threads, or of all cores.
+pub(crate) fn device(threads: Option<u16>) -> Device {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Device::new(Cpu::new(threads.map_or(cores, usize::from)))
+}
+
+/// Memory that can be taken without swapping, in bytes; unknown on systems without /proc.
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Memory for keys and values where the user names none: a quarter of what is free.
+pub(crate) fn default_cache_bytes() -> u64 {
+    const UNKNOWN: u64 = 8 << 30;
+    (available_memory().unwrap_or(UNKNOWN) / 4).max(64 << 20)
+}

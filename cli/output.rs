@@ -1,0 +1,64 @@
+//! Writing results to stdout, and tables.
+
+use std::io::{self, Write};
+
+/// Writes `text` to stdout at once. A reader that has gone away (`j1 .. | head`) is an error of
+/// kind `BrokenPipe`, which `main` turns into a quiet end.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Columns of text, left-aligned first column, others right-aligned, two spaces between.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let padding = " ".repeat(width - cell.chars().count());
+            match column {
+                0 => line += &format!("{cell}{padding}"),
+                _ => line += &format!("  {padding}{cell}"),
+            }
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// `1.5 GiB`, `117 MiB`, `3 KiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        c if c >= 1024.0_f64.powi(3) => format!("{:.2} GiB", c / 1024.0_f64.powi(3)),
+        c if c >= 1024.0_f64.powi(2) => format!("{:.0} MiB", c / 1024.0_f64.powi(2)),
+        c => format!("{:.0} KiB", c / 1024.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align() {
+        let row = |cells: &[&str]| cells.iter().map(|cell| cell.to_string()).collect();
+        let text = table(&[row(&["a", "n"]), row(&["long", "1"]), row(&["é", "100"])]);
+        assert_eq!(text, "a       n\nlong    1\né     100\n");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!(bytes(1 << 30), "1.00 GiB");
+        assert_eq!(bytes(117 << 20), "117 MiB");
+        assert_eq!(bytes(0), "0 KiB");
+    }
+}

@@ -1,0 +1,222 @@
+//! What `judge` and `eval` have in common: from flags to an opened judge.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use engine::{
+    config::GenerationConfig,
+    generate::Options,
+    hub::{self, Hub},
+    language_model::LanguageModel,
+    model::Precision,
+};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use kernels::cpu::sample::SamplingParams;
+use serde_json::{Value, json};
+use trainer::{data, fingerprint, judge::Judge, prompt::Template};
+
+use crate::{
+    Failure,
+    args::{DtypeArg, GenerationArgs, OnOff, RuntimeArgs},
+    machine,
+};
+
+/// A judge's parts, opened.
+pub(crate) struct Session {
+    pub(crate) language_model: LanguageModel,
+    template: Template,
+    sampling: SamplingParams,
+    generation: GenerationArgs,
+    directory: PathBuf,
+    adapter: Option<PathBuf>,
+}
+
+impl Session {
+    /// Resolves and opens everything. Says on stderr what it waits for.
+    pub(crate) fn open(
+        model: &str,
+        runtime: &RuntimeArgs,
+        generation: &GenerationArgs,
+    ) -> Result<Session, Failure> {
+        let hub = Hub::from_env();
+        let mut downloads = Downloads::default();
+        let directory = hub.resolve_model(model, &mut |event| downloads.show(event))?;
+        let adapter = runtime
+            .adapter
+            .as_deref()
+            .map(|spec| hub.resolve_adapter(spec, &mut |event| downloads.show(event)))
+            .transpose()?;
+        let precision = match runtime.dtype {
+            DtypeArg::Auto => None,
+            DtypeArg::Bf16 => Some(Precision::Bf16),
+            DtypeArg::F32 => Some(Precision::F32),
+        };
+        let device = machine::device(runtime.threads);
+        let language_model =
+            LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+        let template = match &generation.template {
+            Some(path) => Template::from_file(path)?,
+            None => Template::bundled(),
+        };
+        let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+        let sampling = sampling(generation, &language_model.generation);
+        sampling.validate()?;
+        let generation = generation.clone();
+        Ok(Session { language_model, template, sampling, generation, directory, adapter })
+    }
+
+    /// The judge. `max_prompt_tokens`: `None` for what the model's positions leave.
+    pub(crate) fn judge(&self, max_prompt_tokens: Option<usize>) -> Result<Judge<'_>, Failure> {
+        let limit = self.language_model.model.config().max_position_embeddings;
+        let max_new_tokens = self.generation.max_new_tokens as usize;
+        let Some(room) = limit.checked_sub(max_new_tokens).filter(|&room| room > 0) else {
+            return Err(format!(
+                "--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has \
+                 {limit} positions"
+            )
+            .into());
+        };
+        Ok(Judge {
+            language_model: &self.language_model,
+            template: &self.template,
+            thinking: self.generation.thinking.map(|thinking| thinking == OnOff::On),
+            sampling: self.sampling,
+            seed: self.generation.seed,
+            max_new_tokens,
+            max_prompt_tokens: max_prompt_tokens.unwrap_or(room).min(room),
+            options: Options {
+                max_batch: self.generation.batch as usize,
+                prefill_rows: 512,
+                cache_bytes: self
+                    .generation
+                    .cache_memory
+                    .unwrap_or_else(machine::default_cache_bytes)
+                    as usize,
+            },
+        })
+    }
+
+    /// Everything that decides what judgements say, for run.json. Threads, batch and memory do not.
+    pub(crate) fn settings(&self, judge: &Judge) -> Result<Value, Failure> {
+        let model = &self.language_model.model;
+        let SamplingParams { temperature, top_k, top_p, min_p } = judge.sampling;
+        let adapter = self.adapter.as_deref().map(directory_fingerprint).transpose()?;
+        let precision = match model.precision() {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        Ok(json!({
+            "j1": env!("CARGO_PKG_VERSION"),
+            "model": directory_fingerprint(&self.directory)?,
+            "adapter": adapter,
+            "dtype": precision,
+            "instructions": model.device().cpu().isa().name(),
+            "template": self.template.fingerprint(),
+            "thinking": judge.thinking,
+            "seed": judge.seed,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "max_new_tokens": judge.max_new_tokens,
+            "max_prompt_tokens": judge.max_prompt_tokens,
+        }))
+    }
+}
+
+/// Flags first, then generation_config.json, then greedy.
+fn sampling(flags: &GenerationArgs, recommended: &GenerationConfig) -> SamplingParams {
+    let or = |flag: Option<f32>, file: Option<f64>, default: f32| {
+        flag.or(file.map(|value| value as f32)).unwrap_or(default)
+    };
+    SamplingParams {
+        temperature: or(flags.temperature, recommended.temperature, 0.0),
+        top_p: or(flags.top_p, recommended.top_p, 1.0),
+        top_k: flags.top_k.or(recommended.top_k).unwrap_or(0),
+        min_p: flags.min_p,
+    }
+}
+
+/// The file of preference pairs that `spec` names: a known name, a path, or a Hugging Face id.
+pub(crate) fn data_file(spec: &str) -> Result<PathBuf, Failure> {
+    let hub = Hub::from_env();
+    let mut downloads = Downloads::default();
+    let mut progress = |event: hub::Event<'_>| downloads.show(event);
+    Ok(match data::known(spec) {
+        Some(known) if !Path::new(spec).exists() => {
+            hub.resolve_dataset_file(known.dataset, known.file, &mut progress)?
+        }
+        _ => hub.resolve_data(spec, &mut progress)?,
+    })
+}
+
+/// Of the files that decide what a checkpoint or adapter computes. Not of where it lies.
+fn directory_fingerprint(directory: &Path) -> io::Result<String> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(directory)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<_>>()?;
+    names.sort();
+    let mut all = fingerprint::Fingerprint::new();
+    for path in names {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let print = match extension {
+            Some("safetensors") => fingerprint::of_large_file(&path)?,
+            Some("json" | "jinja") => fingerprint::of_file(&path)?,
+            _ => continue,
+        };
+        all.text(&path.file_name().unwrap_or_default().to_string_lossy());
+        all.text(&print);
+    }
+    Ok(all.finish())
+}
+
+/// Download events as progress bars on stderr.
+#[derive(Default)]
+struct Downloads {
+    bars: HashMap<String, ProgressBar>,
+}
+
+impl Downloads {
+    fn show(&mut self, event: hub::Event<'_>) {
+        match event {
+            hub::Event::Started { file, total_bytes, resumed_bytes } => {
+                let bar = ProgressBar::new(total_bytes.unwrap_or(0));
+                let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+                bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+                bar.set_message(file.to_string());
+                bar.set_position(resumed_bytes);
+                if bar.is_hidden() {
+                    let size = total_bytes.map_or("?".to_string(), |b| HumanBytes(b).to_string());
+                    eprintln!("downloading {file} ({size})");
+                }
+                self.bars.insert(file.to_string(), bar);
+            }
+            hub::Event::Received { file, bytes } => {
+                if let Some(bar) = self.bars.get(file) {
+                    bar.set_position(bytes);
+                }
+            }
+            hub::Event::Finished { file } => {
+                if let Some(bar) = self.bars.remove(file) {
+                    bar.finish();
+                }
+            }
+            hub::Event::Retrying { what, reason, attempt, attempts, pause } => {
+                let pause: Duration = pause;
+                eprintln!(
+                    "{what}: {reason}; attempt {attempt} of {attempts} in {:.0} s",
+                    pause.as_secs_f64()
+                );
+            }
+            hub::Event::WaitingForLock { file } => {
+                eprintln!("waiting for another process that downloads {file}");
+            }
+            hub::Event::Warning { message } => eprintln!("warning: {message}"),
+            _ => {}
+        }
+    }
+}

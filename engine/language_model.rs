@@ -1,0 +1,93 @@
+//! A checkpoint opened whole: model, adapter, tokenizer, chat template, stop tokens.
+
+use std::path::Path;
+
+use crate::{
+    adapter::{Adapter, AdapterError},
+    chat::{ChatError, ChatTemplate},
+    config::{Config, ConfigError, GenerationConfig},
+    model::{Model, Precision},
+    tensor::Device,
+    tokenizer::{Tokenizer, TokenizerError},
+    weights::{Checkpoint, Dtype, WeightsError},
+};
+
+/// Everything that turns chat messages into text.
+pub struct LanguageModel {
+    /// The decoder, its adapter applied.
+    pub model: Model,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to text.
+    pub chat: ChatTemplate,
+    /// What generation_config.json recommends.
+    pub generation: GenerationConfig,
+}
+
+/// A checkpoint or adapter that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a file
+pub enum OpenError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// Without one, every completion would run to its limit.
+    #[error(
+        "{path}: neither generation_config.json nor config.json names an eos_token_id, so no \
+         completion could end; add \"eos_token_id\" to generation_config.json"
+    )]
+    NoStopToken { path: String },
+}
+
+/// Opens the decoder alone, checking every tensor's name, shape and type. `precision`: `None` for
+/// what suits the weights.
+pub fn open_model(
+    directory: &Path,
+    adapter: Option<&Path>,
+    precision: Option<Precision>,
+    device: &Device,
+) -> Result<Model, OpenError> {
+    // Before the configuration, so that a wrong path is called one.
+    let checkpoint = Checkpoint::open(directory)?;
+    let config = Config::load(directory)?;
+    checkpoint.check(&config)?;
+    let adapter = adapter.map(|path| Adapter::load(path, &config)).transpose()?;
+    let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
+    let precision = precision.unwrap_or(match stored {
+        Dtype::F32 => Precision::F32,
+        _ => Precision::Bf16,
+    });
+    Ok(Model::new(&checkpoint, config, adapter.as_ref(), precision, device.clone())?)
+}
+
+impl LanguageModel {
+    /// Opens the checkpoint in `directory`, with the adapter in `adapter` if there is one.
+    pub fn open(
+        directory: &Path,
+        adapter: Option<&Path>,
+        precision: Option<Precision>,
+        device: &Device,
+    ) -> Result<LanguageModel, OpenError> {
+        let model = open_model(directory, adapter, precision, device)?;
+        let tokenizer = Tokenizer::load(directory)?;
+        tokenizer.check_against(model.config().vocab_size)?;
+        let chat = ChatTemplate::load(directory)?;
+        let generation = GenerationConfig::load(directory, model.config())?;
+        if generation.eos_token_ids.is_empty() {
+            return Err(OpenError::NoStopToken { path: directory.display().to_string() });
+        }
+        Ok(LanguageModel { model, tokenizer, chat, generation })
+    }
+
+    /// Ids that end a completion.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.generation.eos_token_ids
+    }
+}

@@ -1,0 +1,314 @@
+//! The judge at work: pairs of replies in, judgements out.
+//!
+//! Judgements of one prompt (the votes of one pair in one order) are samples of one request; both
+//! orders of a pair share what their prompts have in common. What a judgement says depends on its
+//! pair, order, vote and the seed alone, so a run may be cut and continued anywhere.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use engine::{
+    chat::{self, ChatError, ChatOptions},
+    generate::{self, FinishReason, Generator, Request, RequestId, Stats},
+    language_model::LanguageModel,
+    tokenizer::{DecodeStream, TokenizerError},
+};
+use kernels::cpu::sample::SamplingParams;
+
+use crate::{
+    data::Pair,
+    prompt::{Order, PromptError, PromptInput, Template},
+    results::{Finish, Record, verdicts},
+};
+
+/// Votes of one pair and order at most.
+pub const MAX_VOTES: u32 = 1 << 16;
+
+/// What templates that write the date into the prompt (Llama 3's) get, 26 July 2024 as in their own
+/// default: the same pairs give the same prompts on any day.
+const TEMPLATE_DATE_S: i64 = 1_721_952_000;
+
+/// How judgements are written.
+pub struct Judge<'a> {
+    /// The model with its tokenizer and chat template.
+    pub language_model: &'a LanguageModel,
+    /// What the judge is asked.
+    pub template: &'a Template,
+    /// Whether it may think first; `None` leaves it to the chat template.
+    pub thinking: Option<bool>,
+    /// Temperature and truncation.
+    pub sampling: SamplingParams,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Tokens of a judgement at most.
+    pub max_new_tokens: usize,
+    /// Longer prompts are not judged, and reported as such.
+    pub max_prompt_tokens: usize,
+    /// How much runs at once.
+    pub options: generate::Options,
+}
+
+/// One judgement to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Index of the pair in the slice given to [`Judge::run`].
+    pub pair: usize,
+    /// Which reply stands in slot A.
+    pub order: Order,
+    /// Number of the judgement among those of this pair and order.
+    pub vote: u32,
+}
+
+/// What happens during a run.
+pub enum Event<'e> {
+    /// More text of one judgement.
+    Text {
+        /// Which.
+        task: Task,
+        /// What became whole with the last token.
+        text: &'e str,
+    },
+    /// A forward pass ended.
+    Step(Stats),
+    /// A judgement is complete.
+    Done(Task, Record),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All judgements were made.
+    Complete,
+    /// The caller's flag was raised; judgements under way are lost.
+    Interrupted,
+}
+
+/// What whoever receives the events may fail with.
+pub type Sink = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a part
+pub enum JudgeError {
+    #[error("row {row} ({id}): {source}")]
+    Prompt { row: u64, id: String, source: PromptError },
+    #[error("row {row} ({id}): {source}")]
+    Chat { row: u64, id: String, source: ChatError },
+    #[error("row {row} ({id}): {source}")]
+    Tokenizer { row: u64, id: String, source: TokenizerError },
+    #[error("row {row} ({id}): {source}")]
+    Generate { row: u64, id: String, source: generate::Error },
+    #[error("{0}")]
+    Sink(#[source] Sink),
+}
+
+/// A request under way: all votes of one pair and order that are still to be made.
+struct Open<'a> {
+    prompt_tokens: usize,
+    votes: Vec<Vote<'a>>,
+    left: usize,
+}
+
+struct Vote<'a> {
+    task: Task,
+    text: DecodeStream<'a>,
+    tokens: usize,
+    log_prob: f64,
+}
+
+impl Judge<'_> {
+    /// The prompt of a pair in an order, as token ids.
+    pub fn prompt(&self, pair: &Pair, order: Order) -> Result<Vec<u32>, JudgeError> {
+        let (row, id) = (pair.row, || pair.id.clone());
+        let (response_a, response_b) = order.slots(pair);
+        let input = PromptInput { messages: &pair.prompt, response_a, response_b };
+        let prompt = self
+            .template
+            .render(&input)
+            .map_err(|source| JudgeError::Prompt { row, id: id(), source })?;
+        let messages: Vec<chat::Message> = prompt
+            .messages()
+            .into_iter()
+            .map(|message| chat::Message { role: message.role, content: message.content })
+            .collect();
+        let options = ChatOptions {
+            add_generation_prompt: true,
+            enable_thinking: self.thinking,
+            now_s: Some(TEMPLATE_DATE_S),
+        };
+        let text = self
+            .language_model
+            .chat
+            .render(&messages, &options)
+            .map_err(|source| JudgeError::Chat { row, id: id(), source })?;
+        self.language_model
+            .tokenizer
+            .encode(&text)
+            .map_err(|source| JudgeError::Tokenizer { row, id: id(), source })
+    }
+
+    /// Makes the judgements `tasks` asks for (those of one pair and order side by side), telling
+    /// `on` as they come, in an order that depends on the schedule. Ends early when `stop` is set.
+    pub fn run(
+        &self,
+        pairs: &[Pair],
+        tasks: &[Task],
+        stop: &AtomicBool,
+        on: &mut dyn FnMut(Event) -> Result<(), Sink>,
+    ) -> Result<End, JudgeError> {
+        let LanguageModel { model, .. } = self.language_model;
+        let stop_tokens = self.language_model.stop_tokens();
+        let mut generator = Generator::new(model, stop_tokens, self.options.clone());
+        let mut requests =
+            tasks.chunk_by(|a, b| (a.pair, a.order) == (b.pair, b.order)).peekable();
+        let mut open: HashMap<RequestId, Open> = HashMap::new();
+        loop {
+            while generator.queued() < self.options.max_batch {
+                let Some(votes) = requests.next() else { break };
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(End::Interrupted);
+                }
+                self.submit(&mut generator, &mut open, pairs, votes, on)?;
+            }
+            if generator.is_idle() {
+                return Ok(End::Complete);
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(End::Interrupted);
+            }
+            let mut failure = None;
+            let step = generator.step(&mut |event| {
+                if failure.is_none() {
+                    failure = self.receive(&mut open, pairs, event, on).err();
+                }
+            });
+            if let Err(source) = step {
+                let generate::Error::Sampling { request, .. } = &source else {
+                    unreachable!("a step fails by its logits only: {source}");
+                };
+                let pair = &pairs[open[request].votes[0].task.pair];
+                let (row, id) = (pair.row, pair.id.clone());
+                return Err(JudgeError::Generate { row, id, source });
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            on(Event::Step(generator.stats())).map_err(JudgeError::Sink)?;
+        }
+    }
+
+    /// Queues the votes of one pair and order, or reports them as too long.
+    fn submit<'s>(
+        &'s self,
+        generator: &mut Generator,
+        open: &mut HashMap<RequestId, Open<'s>>,
+        pairs: &[Pair],
+        votes: &[Task],
+        on: &mut dyn FnMut(Event) -> Result<(), Sink>,
+    ) -> Result<(), JudgeError> {
+        let pair = &pairs[votes[0].pair];
+        let prompt = self.prompt(pair, votes[0].order)?;
+        let prompt_tokens = prompt.len();
+        if prompt_tokens > self.max_prompt_tokens {
+            for &task in votes {
+                let vote = Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
+                let record =
+                    record(pair, &vote, prompt_tokens, Finish::PromptTooLong, String::new());
+                on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
+            }
+            return Ok(());
+        }
+        let request = Request {
+            prompt,
+            samples: votes.iter().map(|task| sequence(pair, task)).collect(),
+            seed: self.seed,
+            max_new_tokens: self.max_new_tokens,
+            sampling: self.sampling,
+        };
+        let id = generator.submit(request).map_err(|source| JudgeError::Generate {
+            row: pair.row,
+            id: pair.id.clone(),
+            source,
+        })?;
+        let vote =
+            |&task: &Task| Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
+        let votes: Vec<Vote> = votes.iter().map(vote).collect();
+        open.insert(id, Open { prompt_tokens, left: votes.len(), votes });
+        Ok(())
+    }
+
+    /// Takes one token.
+    fn receive(
+        &self,
+        open: &mut HashMap<RequestId, Open>,
+        pairs: &[Pair],
+        event: generate::Event,
+        on: &mut dyn FnMut(Event) -> Result<(), Sink>,
+    ) -> Result<(), JudgeError> {
+        let request = open.get_mut(&event.request).expect("events of open requests only");
+        let vote = &mut request.votes[event.sample];
+        let task = vote.task;
+        let pair = &pairs[task.pair];
+        let tokenizer_failed =
+            |source| JudgeError::Tokenizer { row: pair.row, id: pair.id.clone(), source };
+        vote.tokens += 1;
+        vote.log_prob += f64::from(event.log_prob);
+        if event.finish != Some(FinishReason::Stop) {
+            let text = vote.text.push(event.token).map_err(tokenizer_failed)?;
+            if !text.is_empty() {
+                on(Event::Text { task, text: &text }).map_err(JudgeError::Sink)?;
+            }
+        }
+        let Some(finish) = event.finish else { return Ok(()) };
+        let mut text = vote.text.text().to_string();
+        let rest = vote.text.clone().finish().map_err(tokenizer_failed)?;
+        if !rest.is_empty() {
+            on(Event::Text { task, text: &rest }).map_err(JudgeError::Sink)?;
+            text += &rest;
+        }
+        let finish = match finish {
+            FinishReason::Stop => Finish::Stop,
+            FinishReason::Length => Finish::Length,
+        };
+        let record = record(pair, vote, request.prompt_tokens, finish, text);
+        request.left -= 1;
+        if request.left == 0 {
+            open.remove(&event.request);
+        }
+        on(Event::Done(task, record)).map_err(JudgeError::Sink)
+    }
+
+    fn stream(&self) -> DecodeStream<'_> {
+        self.language_model.tokenizer.stream(true)
+    }
+}
+
+fn record(pair: &Pair, vote: &Vote, prompt_tokens: usize, finish: Finish, text: String) -> Record {
+    let (strict, soft) = verdicts(&text, finish);
+    Record {
+        row: pair.row,
+        id: pair.id.clone(),
+        subset: pair.subset.clone(),
+        order: vote.task.order,
+        vote: vote.task.vote,
+        prompt_tokens: prompt_tokens as u32,
+        tokens: vote.tokens as u32,
+        finish,
+        log_prob: vote.log_prob,
+        strict,
+        soft,
+        text,
+    }
+}
+
+/// The number under which a judgement draws: its own among all of a run's, whatever is left out.
+fn sequence(pair: &Pair, task: &Task) -> u64 {
+    assert!(task.vote < MAX_VOTES, "vote {}", task.vote);
+    let order = match task.order {
+        Order::ChosenFirst => 0,
+        Order::RejectedFirst => 1,
+    };
+    (pair.row << 17) | (order << 16) | u64::from(task.vote)
+}
