@@ -12,7 +12,8 @@
 //! | `subset` | text | optional |
 //! | `id` | text or whole number; without it, the row number counted from 0 | optional |
 //!
-//! Other columns are ignored. Where the replies are lists of messages (Skywork's form), the turns that both
+//! Where only a judgement is wanted ([`Replies::Any`]), `a` and `b` may stand in for `chosen` and
+//! `rejected`; they are taken as the first and the second reply. Other columns are ignored. Where the replies are lists of messages (Skywork's form), the turns that both
 //! share are the prompt and the last turn of each is the reply; if they share none, `prompt` is the
 //! prompt. In CSV, a cell that is a JSON list of messages is read as one, and an empty cell is an empty text.
 //!
@@ -21,6 +22,7 @@
 
 pub(crate) mod csv;
 mod jsonl;
+mod pages;
 mod parquet;
 mod rows;
 mod thrift;
@@ -162,8 +164,9 @@ pub enum DataError {
     },
     /// Needed columns are missing.
     #[error(
-        "{}: there is no column {missing}; found: {found}. Needed are chosen and rejected, and prompt \
-         unless these are lists of messages; subset and id are optional", path.display()
+        "{}: there is no column {missing}; found: {found}. Needed are chosen and rejected (to \
+         judge without labels: a and b), and prompt unless these are lists of messages; subset and id \
+         are optional", path.display()
     )]
     MissingColumn {
         /// The data file.
@@ -207,13 +210,42 @@ pub enum DataError {
     },
 }
 
-/// Reads the pairs of a file, the first `limit` rows if given. At least one pair is returned.
+/// Under which names the replies may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replies {
+    /// As `chosen` and `rejected` only: what is scored needs labels.
+    Labeled,
+    /// A row without these may have `a` and `b`, which become [`Pair::chosen`] and [`Pair::rejected`].
+    Any,
+}
+
+impl Replies {
+    /// Whether the column of this name is read.
+    fn reads(self, column: &str) -> bool {
+        match column {
+            "prompt" | "chosen" | "rejected" | "subset" | "id" => true,
+            "a" | "b" => self == Replies::Any,
+            _ => false,
+        }
+    }
+}
+
+/// Reads the labeled pairs of a file, the first `limit` rows if given. At least one pair is returned.
 pub fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Pair>, DataError> {
+    read_with(path, limit, Replies::Labeled)
+}
+
+/// Like [`read`], with a say in what the replies are called.
+pub fn read_with(
+    path: &Path,
+    limit: Option<usize>,
+    replies: Replies,
+) -> Result<Vec<Pair>, DataError> {
     let limit = limit.unwrap_or(usize::MAX);
     let rows = match detect(path)? {
-        Format::Jsonl => jsonl::read(path, limit)?,
-        Format::Csv => csv::read(path, limit)?,
-        Format::Parquet => parquet::read(path, limit)?,
+        Format::Jsonl => jsonl::read(path, limit, replies)?,
+        Format::Csv => csv::read(path, limit, replies)?,
+        Format::Parquet => parquet::read(path, limit, replies)?,
     };
     if rows.is_empty() {
         return Err(DataError::Empty { path: path.to_owned() });
@@ -260,7 +292,8 @@ pub fn fingerprint(pairs: &[Pair]) -> String {
     let mut fingerprint = crate::fingerprint::Fingerprint::new();
     for pair in pairs {
         fingerprint.text(&pair.id);
-        fingerprint.text(pair.subset.as_deref().unwrap_or("\0"));
+        fingerprint.text(if pair.subset.is_some() { "subset" } else { "no subset" });
+        fingerprint.text(pair.subset.as_deref().unwrap_or(""));
         fingerprint.text(&pair.prompt.len().to_string());
         for message in &pair.prompt {
             fingerprint.text(&message.role);

@@ -8,13 +8,13 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use super::rows::{self, COLUMNS, Place};
-use super::{DataError, Pair};
+use super::rows::{self, Place};
+use super::{DataError, Pair, Replies};
 
 /// The most bytes that one record may take: an unclosed quote would swallow the rest of the file.
 const MAX_RECORD: u64 = 64 << 20;
 
-pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
+pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
     let mut pairs = Vec::new();
     visit(path, limit, |line, names, record| {
         let mut values = Map::new();
@@ -23,13 +23,13 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
             if values.contains_key(name) {
                 continue;
             }
-            if !COLUMNS.contains(&name.as_str()) {
+            if !replies.reads(name) {
                 values.insert(name.clone(), Value::Null);
                 continue;
             }
             values.insert(name.clone(), value(name, text(path, line, cell)?));
         }
-        pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values)?);
+        pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values, replies)?);
         Ok(())
     })?;
     Ok(pairs)

@@ -7,10 +7,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::rows::{self, Place};
-use super::{DataError, Pair};
+use super::{DataError, Pair, Replies};
 use crate::lines::{LineError, Lines, MAX_LINE};
 
-pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
+pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut lines = Lines::new(BufReader::new(File::open(path).map_err(io)?));
     let mut pairs = Vec::new();
@@ -38,7 +38,13 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
             let message = message.replace(&format!(" at line 1 column {}", error.column()), "");
             DataError::Syntax { path: path.to_owned(), line: line.number, message }
         })?;
-        pairs.push(rows::pair(path, Place::Line(line.number), pairs.len() as u64, values)?);
+        pairs.push(rows::pair(
+            path,
+            Place::Line(line.number),
+            pairs.len() as u64,
+            values,
+            replies,
+        )?);
     }
     Ok(pairs)
 }

@@ -1,10 +1,13 @@
 //! Rows from a Parquet file, by the `parquet` crate's record API, which this module does not trust with
 //! hostile files: it allocates what page headers claim and recurses as deep as the schema says. So
 //! before it reads, the footer's schema and every page header of the needed columns are walked
-//! (`thrift.rs`) and refused beyond the limits below; what still panics becomes an error.
+//! (`pages.rs`, `thrift.rs`) and refused beyond the limits below, and the texts of the needed columns
+//! are measured where they lie, because a dictionary can repeat one long text a million times. What
+//! still panics becomes an error.
 //!
-//! Read are snappy, gzip, brotli, lz4 and uncompressed pages, in plain and dictionary encoding. Zstandard
-//! (whose crate compiles C) and the DELTA encodings of texts are refused by name.
+//! Read are snappy, gzip, lz4 and uncompressed pages, in plain and dictionary encoding. Zstandard (whose
+//! crate compiles C), brotli and the old framed lz4 (which nobody bounds) and the DELTA encodings are
+//! refused by name.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -13,32 +16,33 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-use parquet::basic::Compression;
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::column::reader::ColumnReader;
+use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
-use parquet::schema::types::{Type, TypePtr};
+use parquet::schema::types::{ColumnPath, Type, TypePtr};
 use serde_json::{Map, Value};
 
-use super::rows::{self, COLUMNS, Place};
+use super::pages::{Budget, check_column};
+use super::rows::{self, Place};
 use super::thrift::{Cursor, Problem, Wire};
-use super::{DataError, Pair};
+use super::{DataError, Pair, Replies};
 
 /// The largest footer, in bytes.
-const MAX_FOOTER: u64 = 64 << 20;
+const MAX_FOOTER: u64 = 16 << 20;
 /// The deepest and the largest schema.
 const MAX_SCHEMA: (usize, usize) = (16, 10_000);
-/// The largest page after decompression, in bytes.
-const MAX_PAGE: i64 = 256 << 20;
-/// The most values of a column in one row group (and so in one row).
-const MAX_CHUNK_VALUES: i64 = 4 << 20;
 /// The most rows of a file.
 const MAX_ROWS: i64 = 16 << 20;
 /// The most text a file may unfold to: this, or so many times the file's size if that is more.
 const MAX_TEXT: (u64, u64) = (256 << 20, 64);
+/// What a value costs beside its bytes, so that empty texts are not free.
+const VALUE_COST: u64 = 64;
+/// How many rows are measured at a time.
+const MEASURED: usize = 1024;
 
-pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
+pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
@@ -46,12 +50,12 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<Pair>, DataError> {
     let caught = quietly(|| {
         let reader = SerializedFileReader::new(file.try_clone().map_err(io)?)
             .map_err(|error| damaged(path, error.to_string()))?;
-        read_rows(path, file, file_len, &reader, limit)
+        read_rows(path, file, file_len, &reader, limit, replies)
     });
     caught.unwrap_or_else(|message| Err(damaged(path, format!("its data are damaged ({message})"))))
 }
 
-fn damaged(path: &Path, message: impl Into<String>) -> DataError {
+pub(super) fn damaged(path: &Path, message: impl Into<String>) -> DataError {
     DataError::Parquet { path: path.to_owned(), message: message.into() }
 }
 
@@ -123,28 +127,35 @@ fn read_rows(
     file_len: u64,
     reader: &SerializedFileReader<File>,
     limit: usize,
+    replies: Replies,
 ) -> Result<Vec<Pair>, DataError> {
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema();
     let fields: Vec<TypePtr> = schema.get_fields().to_vec();
     let (needed, others): (Vec<TypePtr>, Vec<TypePtr>) =
-        fields.into_iter().partition(|field| COLUMNS.contains(&field.name()));
+        fields.into_iter().partition(|field| replies.reads(field.name()));
     let rows = metadata.file_metadata().num_rows();
     if !(0..=MAX_ROWS).contains(&rows) {
         return Err(damaged(path, format!("it claims {rows} rows")));
     }
+    let max_text = MAX_TEXT.0.max(file_len.saturating_mul(MAX_TEXT.1));
+    let mut budget = Budget::new(max_text);
+    let mut rows_left = rows;
     for group in metadata.row_groups() {
+        if !(0..=rows_left).contains(&group.num_rows()) {
+            return Err(damaged(path, "its row groups claim other rows than the file"));
+        }
+        rows_left -= group.num_rows();
         for column in group.columns() {
-            let root = column.column_path().parts().first().map_or("", String::as_str);
-            if needed.iter().any(|field| field.name() == root) {
-                check_column(path, &mut file, file_len, column)?;
+            if replies.reads(root(column.column_path())) {
+                check_column(path, &mut file, file_len, column, &mut budget)?;
             }
         }
     }
     let others: Vec<String> = others.iter().map(|field| field.name().to_owned()).collect();
     if needed.is_empty() {
         let values = others.iter().map(|name| (name.clone(), Value::Null)).collect();
-        return rows::pair(path, Place::Row(0), 0, values).map(|pair| vec![pair]);
+        return rows::pair(path, Place::Row(0), 0, values, replies).map(|pair| vec![pair]);
     }
     let projection = Type::group_type_builder(schema.name())
         .with_fields(needed.iter().map(Arc::clone).collect())
@@ -152,8 +163,7 @@ fn read_rows(
         .map_err(|error| damaged(path, error.to_string()))?;
     let iterator = RowIter::from_file(Some(projection), reader)
         .map_err(|error| damaged(path, error.to_string()))?;
-    let max_text = MAX_TEXT.0.max(file_len.saturating_mul(MAX_TEXT.1));
-    let mut text = 0;
+    measure(path, max_text, reader, limit, replies)?;
     let mut pairs = Vec::new();
     for (number, row) in iterator.take(limit).enumerate() {
         let number = number as u64;
@@ -166,128 +176,70 @@ fn read_rows(
         for name in &others {
             values.entry(name.clone()).or_insert(Value::Null);
         }
-        let pair = rows::pair(path, Place::Row(number), number, values)?;
-        let turns = pair.prompt.iter().map(|turn| turn.content.len() + turn.role.len());
-        text += (turns.sum::<usize>() + pair.chosen.len() + pair.rejected.len()) as u64;
-        if text > max_text {
-            return Err(damaged(path, format!("it unfolds to more than {max_text} bytes of text")));
-        }
-        pairs.push(pair);
+        pairs.push(rows::pair(path, Place::Row(number), number, values, replies)?);
     }
     Ok(pairs)
 }
 
-/// Walks the page headers of a column chunk.
-fn check_column(
+/// Refuses a file whose needed columns unfold to more text than [`MAX_TEXT`]. The values are looked at
+/// where they lie in their pages; none is copied.
+fn measure(
     path: &Path,
-    file: &mut File,
-    file_len: u64,
-    column: &ColumnChunkMetaData,
+    max_text: u64,
+    reader: &SerializedFileReader<File>,
+    limit: usize,
+    replies: Replies,
 ) -> Result<(), DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
-    let name = column.column_path().string();
-    let unsupported = |feature: &str| DataError::Unsupported {
-        path: path.to_owned(),
-        column: name.clone(),
-        feature: feature.to_owned(),
-    };
-    match column.compression() {
-        Compression::ZSTD(_) => return Err(unsupported("the codec zstd")),
-        Compression::LZO => return Err(unsupported("the codec lzo")),
-        _ => {}
-    }
-    let bad = |what: String| damaged(path, format!("column {name}: {what}"));
-    let positive = |n: i64| u64::try_from(n).map_err(|_| bad("a negative offset".to_owned()));
-    let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-    let (start, length) = (positive(start)?, positive(column.compressed_size())?);
-    let end = start.checked_add(length).filter(|&end| end <= file_len);
-    let end = end.ok_or_else(|| bad("its pages lie outside the file".to_owned()))?;
-    if column.num_values() > MAX_CHUNK_VALUES {
-        return Err(bad(format!("{} values in one row group", column.num_values())));
-    }
-    let (mut at, mut values) = (start, 0_i64);
-    while at < end && values < column.num_values() {
-        let mut window = 64 << 10;
-        let (page, header) = loop {
-            let bytes = read_at(file, at, window.min(end - at)).map_err(io)?;
-            match Page::read(&bytes) {
-                Ok(found) => break found,
-                // A header with long statistics: look further.
-                Err(_) if window < end - at && window < MAX_FOOTER => window *= 16,
-                Err(problem) => return Err(bad(problem.to_owned())),
+    let bad = |error: parquet::errors::ParquetError| damaged(path, error.to_string());
+    let (mut text, mut rows_left) = (0_u64, limit);
+    for index in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(index).map_err(bad)?;
+        let rows = rows_left.min(group.metadata().num_rows() as usize);
+        for column in 0..group.num_columns() {
+            if !replies.reads(root(group.metadata().column(column).column_path())) {
+                continue;
             }
-        };
-        if !(0..=MAX_PAGE).contains(&page.uncompressed) || page.compressed < 0 {
-            return Err(bad(format!("a page claims {} bytes", page.uncompressed)));
+            // Numbers are as long as their values are many, and those were counted.
+            let ColumnReader::ByteArrayColumnReader(mut values) =
+                group.get_column_reader(column).map_err(bad)?
+            else {
+                continue;
+            };
+            let mut left = rows;
+            while left > 0 {
+                let mut found: Vec<ByteArray> = Vec::new();
+                let (mut definitions, mut repetitions) = (Vec::new(), Vec::new());
+                let (read, _, levels) = values
+                    .read_records(
+                        MEASURED.min(left),
+                        Some(&mut definitions),
+                        Some(&mut repetitions),
+                        &mut found,
+                    )
+                    .map_err(bad)?;
+                if read == 0 {
+                    break;
+                }
+                left = left.saturating_sub(read);
+                text += found.iter().map(|value| value.len() as u64).sum::<u64>();
+                text = text.saturating_add(VALUE_COST.saturating_mul(levels as u64));
+                if text > max_text {
+                    let what = format!("it unfolds to more than {max_text} bytes of text");
+                    return Err(damaged(path, what));
+                }
+            }
         }
-        // A dictionary's values are texts with a length of four bytes or numbers of four or eight;
-        // those of one or no byte are not worth a dictionary.
-        if page.dictionary && !(0..=page.uncompressed).contains(&page.values) {
-            return Err(bad(format!("a dictionary claims {} values", page.values)));
-        }
-        if let Some(name) = [(6, "DELTA_LENGTH_BYTE_ARRAY"), (7, "DELTA_BYTE_ARRAY")]
-            .into_iter()
-            .find_map(|(code, name)| (code == page.encoding).then_some(name))
-        {
-            return Err(unsupported(&format!("the encoding {name}")));
-        }
-        if !page.dictionary {
-            values = values.saturating_add(page.values.max(0));
-        }
-        if page.values < 0 || values > MAX_CHUNK_VALUES {
-            return Err(bad(format!("its pages claim {values} values")));
-        }
-        at = at.saturating_add(header).saturating_add(page.compressed as u64);
-        if at > end {
-            return Err(bad("a page is longer than its column".to_owned()));
-        }
+        rows_left -= rows;
     }
     Ok(())
 }
 
-/// What matters of a page header.
-#[derive(Debug, Default)]
-struct Page {
-    uncompressed: i64,
-    compressed: i64,
-    values: i64,
-    encoding: i64,
-    dictionary: bool,
+/// The top-level column of a leaf.
+fn root(path: &ColumnPath) -> &str {
+    path.parts().first().map_or("", String::as_str)
 }
 
-impl Page {
-    /// Reads a header at the start of `bytes`; returns its length, too.
-    fn read(bytes: &[u8]) -> Result<(Page, u64), Problem> {
-        let mut page = Page { uncompressed: -1, compressed: -1, ..Page::default() };
-        let mut cursor = Cursor::new(bytes);
-        cursor.walk(|field, wire, cursor| {
-            match (field, wire) {
-                (2, Wire::Integer) => page.uncompressed = cursor.integer()?,
-                (3, Wire::Integer) => page.compressed = cursor.integer()?,
-                // Data page, dictionary page, data page of version 2.
-                (5 | 7 | 8, Wire::Struct) => {
-                    page.dictionary = field == 7;
-                    let encoding = if field == 8 { 4 } else { 2 };
-                    cursor.walk(|inner, wire, cursor| {
-                        match (inner, wire) {
-                            (1, Wire::Integer) => page.values = cursor.integer()?,
-                            (_, Wire::Integer) if inner == encoding => {
-                                page.encoding = cursor.integer()?;
-                            }
-                            _ => return Ok(false),
-                        }
-                        Ok(true)
-                    })?;
-                }
-                _ => return Ok(false),
-            }
-            Ok(true)
-        })?;
-        Ok((page, cursor.position() as u64))
-    }
-}
-
-fn read_at(file: &mut File, at: u64, length: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_at(file: &mut File, at: u64, length: u64) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(at))?;
     let mut bytes = Vec::new();
     file.take(length).read_to_end(&mut bytes)?;

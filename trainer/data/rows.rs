@@ -5,10 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{DataError, Message, Pair};
-
-/// The columns that are read.
-pub(super) const COLUMNS: [&str; 5] = ["prompt", "chosen", "rejected", "subset", "id"];
+use super::{DataError, Message, Pair, Replies};
 
 /// Where a row stands in its file, for errors.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +20,7 @@ pub(super) fn pair(
     place: Place,
     row: u64,
     mut values: Map<String, Value>,
+    replies: Replies,
 ) -> Result<Pair, DataError> {
     let problem = |problem: String| DataError::Row {
         path: path.to_owned(),
@@ -42,7 +40,13 @@ pub(super) fn pair(
         None => Err(missing(column)),
         Some(value) => turns(value).map_err(|what| problem(format!("{column} {what}"))),
     };
-    let (chosen, rejected) = (reply("chosen")?, reply("rejected")?);
+    let unlabeled = |name: &String| name == "a" || name == "b";
+    let labeled = |name: &String| name == "chosen" || name == "rejected";
+    let (first, second) = match replies {
+        Replies::Any if found.iter().any(unlabeled) && !found.iter().any(labeled) => ("a", "b"),
+        _ => ("chosen", "rejected"),
+    };
+    let (chosen, rejected) = (reply(first)?, reply(second)?);
     let prompt = match values.remove("prompt") {
         None | Some(Value::Null) => None,
         Some(value) => Some(turns(value).map_err(|what| problem(format!("prompt {what}")))?),
@@ -50,7 +54,7 @@ pub(super) fn pair(
     let (shared, chosen, rejected) = match (chosen, rejected) {
         (Turns::Text(chosen), Turns::Text(rejected)) => (Vec::new(), chosen, rejected),
         (Turns::List(chosen), Turns::List(rejected)) => split(chosen, rejected).map_err(problem)?,
-        _ => return Err(problem("chosen and rejected must both be text or both lists".to_owned())),
+        _ => return Err(problem(format!("{first} and {second} must both be text or both lists"))),
     };
     let prompt = match prompt {
         _ if !shared.is_empty() => shared,

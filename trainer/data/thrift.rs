@@ -19,7 +19,8 @@ pub(super) struct Cursor<'a> {
 /// A field's or element's wire type.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Wire {
-    Bool,
+    /// In a field, the value is in its header.
+    Bool(bool),
     Byte,
     Integer,
     Double,
@@ -43,13 +44,13 @@ impl<'a> Cursor<'a> {
     /// at its value; it returns true if it consumed the value, else the value is skipped.
     pub(super) fn walk(
         &mut self,
-        mut visit: impl FnMut(i32, Wire, &mut Self) -> Result<bool, Problem>,
+        mut visit: impl FnMut(i16, Wire, &mut Self) -> Result<bool, Problem>,
     ) -> Result<(), Problem> {
-        let mut field = 0_i32;
+        let mut field = 0_i16;
         while let Some((wire, delta)) = self.field_header()? {
             field = match delta {
                 0 => {
-                    i32::try_from(self.integer()?).map_err(|_| "a field number is out of range")?
+                    i16::try_from(self.integer()?).map_err(|_| "a field number is out of range")?
                 }
                 delta => field.checked_add(delta).ok_or("a field number is out of range")?,
             };
@@ -85,7 +86,7 @@ impl<'a> Cursor<'a> {
             return Err("its metadata is nested too deeply");
         }
         match wire {
-            Wire::Bool => Ok(()), // the value is in the field's header
+            Wire::Bool(_) => Ok(()), // the value is in the field's header
             Wire::Byte => self.byte().map(drop),
             Wire::Integer => self.varint().map(drop),
             Wire::Double => self.advance(8),
@@ -128,13 +129,13 @@ impl<'a> Cursor<'a> {
     /// In a list or map a boolean takes a byte of its own.
     fn skip_element(&mut self, element: Wire, depth: usize) -> Result<(), Problem> {
         match element {
-            Wire::Bool => self.byte().map(drop),
+            Wire::Bool(_) => self.byte().map(drop),
             other => self.skip(other, depth + 1),
         }
     }
 
     /// The next field's type and the step to its number (0: the number follows), or `None` at the stop.
-    fn field_header(&mut self) -> Result<Option<(Wire, i32)>, Problem> {
+    fn field_header(&mut self) -> Result<Option<(Wire, i16)>, Problem> {
         match self.byte()? {
             0 => Ok(None),
             header => Ok(Some((wire_of(header & 15)?, (header >> 4).into()))),
@@ -173,7 +174,7 @@ impl<'a> Cursor<'a> {
 
 fn wire_of(code: u8) -> Result<Wire, Problem> {
     Ok(match code {
-        1 | 2 => Wire::Bool,
+        1 | 2 => Wire::Bool(code == 1),
         3 => Wire::Byte,
         4..=6 => Wire::Integer,
         7 => Wire::Double,
