@@ -82,7 +82,7 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
     out.push('\n');
     let rows = |value: Option<Share>| match value {
         Some(Share { share, of }) => format!("{}  of {of} rows", percent(share)),
-        None => "-".to_owned(),
+        None => format!("{:>6}", "-"),
     };
     line(out, "Chosen reply in slot A", &rows(scores.chosen_first));
     line(out, "Rejected reply in slot A", &rows(scores.rejected_first));
@@ -90,7 +90,7 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
         line(out, "Both orders prefer the same", &rows(scores.agreement));
         line(out, "Right in both orders", &rows(scores.consistent));
     }
-    let share_of_a = scores.share_of_a.map_or("-".to_owned(), |Share { share, of }| {
+    let share_of_a = scores.share_of_a.map_or(format!("{:>6}", "-"), |Share { share, of }| {
         format!("{}  of {of} judgements that prefer a slot", percent(share))
     });
     line(out, "Verdicts for slot A", &share_of_a);
@@ -122,8 +122,8 @@ fn published(out: &mut String) {
 /// What `--order chosen-first` hides.
 fn inflation(out: &mut String, share_of_a: Option<Share>) {
     out.push_str(
-        "\nWith --order chosen-first the chosen reply always stands in slot A, so a preference for slot A counts as \
-         being right: a judge that always says A scores 100.\n",
+        "\nWith --order chosen-first the chosen reply always stands in slot A, so a preference for slot A\n\
+         counts as being right: a judge that always says A scores 100.\n",
     );
     match share_of_a {
         Some(Share { share, .. }) => writeln!(
