@@ -269,6 +269,9 @@ def write_adapter(directory, base, c):
     model.peft_config["default"].base_model_name_or_path = "../model"
     model.save_pretrained(directory)
     (directory / "README.md").unlink()
+    config = json.loads((directory / "adapter_config.json").read_text())
+    config["target_modules"].sort()  # PEFT keeps a set, whose order changes from run to run
+    write_json(directory / "adapter_config.json", config)
     if c["options"].get("half_adapter"):
         file = directory / "adapter_model.safetensors"
         save_file({name: weight.half() for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
