@@ -108,7 +108,10 @@ fn model_rows(config: &Config, budget: &Budget, args: &Info) -> Vec<[String; 2]>
     let Info { batch, length, .. } = args;
     vec![
         ["family".to_string(), config.family.model_type().to_string()],
-        ["layers, width".to_string(), format!("{}, {}", config.num_hidden_layers, config.hidden_size)],
+        [
+            "layers, width".to_string(),
+            format!("{}, {}", config.num_hidden_layers, config.hidden_size),
+        ],
         [
             "heads (query, kv, width)".to_string(),
             format!(

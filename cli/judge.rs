@@ -173,7 +173,9 @@ impl<'a> Report<'a> {
             .collect();
         let outcome = Outcome::of(&records, self.rule);
         match self.args.json {
-            true => print(&format!("{}\n", outcome.to_json(&self.pairs[pair], &records, self.rule))),
+            true => {
+                print(&format!("{}\n", outcome.to_json(&self.pairs[pair], &records, self.rule)))
+            }
             false => print(&format!("{}\n\n", outcome.sentence())),
         }
     }

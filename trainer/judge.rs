@@ -10,7 +10,7 @@ use std::{
 };
 
 use engine::{
-    chat::{self, ChatError, ChatOptions},
+    chat::{self, ChatError, RenderOptions},
     generate::{self, FinishReason, Generator, Request, RequestId, Stats},
     language_model::LanguageModel,
     tokenizer::{DecodeStream, TokenizerError},
@@ -25,10 +25,6 @@ use crate::{
 
 /// Votes of one pair and order at most.
 pub const MAX_VOTES: u32 = 1 << 16;
-
-/// What templates that write the date into the prompt (Llama 3's) get, 26 July 2024 as in their own
-/// default: the same pairs give the same prompts on any day.
-const TEMPLATE_DATE_S: i64 = 1_721_952_000;
 
 /// How judgements are written.
 pub struct Judge<'a> {
@@ -124,29 +120,27 @@ impl Judge<'_> {
         let (row, id) = (pair.row, || pair.id.clone());
         let (response_a, response_b) = order.slots(pair);
         let input = PromptInput { messages: &pair.prompt, response_a, response_b };
-        let prompt = self
-            .template
-            .render(&input)
-            .map_err(|source| JudgeError::Prompt { row, id: id(), source })?;
+        let prompt = self.template.render(&input).map_err(|source| JudgeError::Prompt {
+            row,
+            id: id(),
+            source,
+        })?;
         let messages: Vec<chat::Message> = prompt
             .messages()
             .into_iter()
             .map(|message| chat::Message { role: message.role, content: message.content })
             .collect();
-        let options = ChatOptions {
-            add_generation_prompt: true,
-            enable_thinking: self.thinking,
-            now_s: Some(TEMPLATE_DATE_S),
-        };
+        let options = RenderOptions { add_generation_prompt: true, enable_thinking: self.thinking };
         let text = self
             .language_model
             .chat
-            .render(&messages, &options)
+            .render(&messages, options)
             .map_err(|source| JudgeError::Chat { row, id: id(), source })?;
-        self.language_model
-            .tokenizer
-            .encode(&text)
-            .map_err(|source| JudgeError::Tokenizer { row, id: id(), source })
+        self.language_model.tokenizer.encode(&text).map_err(|source| JudgeError::Tokenizer {
+            row,
+            id: id(),
+            source,
+        })
     }
 
     /// Makes the judgements `tasks` asks for (those of one pair and order side by side), telling
@@ -161,8 +155,7 @@ impl Judge<'_> {
         let LanguageModel { model, .. } = self.language_model;
         let stop_tokens = self.language_model.stop_tokens();
         let mut generator = Generator::new(model, stop_tokens, self.options.clone());
-        let mut requests =
-            tasks.chunk_by(|a, b| (a.pair, a.order) == (b.pair, b.order)).peekable();
+        let mut requests = tasks.chunk_by(|a, b| (a.pair, a.order) == (b.pair, b.order)).peekable();
         let mut open: HashMap<RequestId, Open> = HashMap::new();
         loop {
             while generator.queued() < self.options.max_batch {
@@ -232,8 +225,7 @@ impl Judge<'_> {
             id: pair.id.clone(),
             source,
         })?;
-        let vote =
-            |&task: &Task| Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
+        let vote = |&task: &Task| Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
         let votes: Vec<Vote> = votes.iter().map(vote).collect();
         open.insert(id, Open { prompt_tokens, left: votes.len(), votes });
         Ok(())
