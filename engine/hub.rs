@@ -15,7 +15,7 @@
 //! # Why not the crate hf-hub
 //!
 //! Tried on 2026-11-23. hf-hub 1.0 brings 235 crates (reqwest, tokio, Xet), of which aws-lc-sys and blake3 compile C,
-//! and starts a broken download again from its first byte. hf-hub 0.5 with its feature `ureq` brings 77 crates and ureq's
+//! and starts a broken download again from its first byte. hf-hub 0.5 with its feature `ureq` brings 57 crates and ureq's
 //! default TLS, whose ring is C; it resumes, but knows neither HF_HUB_OFFLINE nor HF_HUB_CACHE, treats every status
 //! alike, and panics on a redirect without an address. Neither compares a checksum. What would be left of either is
 //! the names of four directories. So this is ureq 3 with rustls over graviola: 26 crates more than before, no C.
