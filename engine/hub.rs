@@ -1,7 +1,7 @@
 //! Paths and Hugging Face ids to local files: what `--model`, `--adapter` and `--data` accept.
 //!
 //! A path that exists is taken as it is. `owner/name[@revision]` goes through the standard cache, in
-//! huggingface_hub's layout ([cache](self) on disk is shared with Python in both directions):
+//! huggingface_hub's layout, so it is shared with Python in both directions:
 //!
 //! - offline (HF_HUB_OFFLINE), or pinned to a commit that is cached: no connection at all;
 //! - else one request asks which commit the revision stands at. If that fails and the cache has a complete
@@ -14,12 +14,13 @@
 //!
 //! # Why not the crate hf-hub
 //!
-//! Tried on 2026-11-23. hf-hub 1.0 needs aws-lc-sys and blake3, both C, and 235 crates (reqwest, tokio, Xet). hf-hub
-//! 0.5 with `ureq` has 77 crates and turns on ureq's default TLS, whose ring is C; it sends no token on metadata
-//! redirects of renamed repositories, knows neither HF_HUB_CACHE nor HF_HUB_OFFLINE, and neither compares a
-//! checksum. So this is ureq 3 (36 crates with everything, ten of which were here already) with rustls over
-//! graviola: no C, and every rule above in one place.
+//! Tried on 2026-11-23. hf-hub 1.0 brings 235 crates (reqwest, tokio, Xet), of which aws-lc-sys and blake3 compile C,
+//! and starts a broken download again from its first byte. hf-hub 0.5 with its feature `ureq` brings 57 crates and ureq's
+//! default TLS, whose ring is C; it resumes, but knows neither HF_HUB_OFFLINE nor HF_HUB_CACHE, treats every status
+//! alike, and panics on a redirect without an address. Neither compares a checksum. What would be left of either is
+//! the names of four directories. So this is ureq 3 with rustls over graviola: 26 crates more than before, no C.
 
+mod address;
 mod cache;
 mod checksum;
 mod client;

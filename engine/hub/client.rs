@@ -1,6 +1,7 @@
 //! HTTP to the hub: requests, redirects, repetition, and what each answer means.
 
 use super::HubError;
+use super::address::{Origin, join, percent_encode, without_query};
 use super::cache::{Kind, Repository};
 use super::config::{HubConfig, Retry};
 use super::reference::{Reference, is_commit};
@@ -56,10 +57,6 @@ pub(super) enum Failure {
     /// It will not.
     Lasting(HubError),
 }
-
-/// Scheme, host and port: the token goes to one origin only.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Origin(String, String, u16);
 
 impl Client {
     pub(super) fn new(config: &HubConfig) -> Result<Client, HubError> {
@@ -501,20 +498,6 @@ impl Client {
     }
 }
 
-impl Origin {
-    fn of(uri: &Uri) -> Option<Origin> {
-        let scheme = uri.scheme_str()?.to_ascii_lowercase();
-        let port = match scheme.as_str() {
-            "http" => 80,
-            "https" => 443,
-            _ => return None,
-        };
-        let host = uri.host().filter(|host| !host.is_empty())?;
-        let port = uri.port_u16().unwrap_or(port);
-        Some(Origin(scheme, host.to_ascii_lowercase(), port))
-    }
-}
-
 /// TLS by rustls over graviola; roots from Mozilla, or from the user's own file.
 fn tls_config(config: &HubConfig) -> Result<TlsConfig, HubError> {
     let mut tls = TlsConfig::builder();
@@ -550,48 +533,4 @@ fn tls_config(config: &HubConfig) -> Result<TlsConfig, HubError> {
         tls = tls.root_certs(RootCerts::from(certificates));
     }
     Ok(tls.build())
-}
-
-/// A redirect's address: absolute, or relative to the request's.
-fn join(base: &Uri, location: &str) -> String {
-    let scheme = base.scheme_str().unwrap_or("https");
-    let authority = base.authority().map_or("", |authority| authority.as_str());
-    if let Some(rest) = location.strip_prefix("//") {
-        format!("{scheme}://{rest}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else if location.contains("://") {
-        location.to_string()
-    } else {
-        let directory = base.path().rsplit_once('/').map_or("", |(head, _)| head);
-        format!("{scheme}://{authority}{directory}/{location}")
-    }
-}
-
-/// For messages: a query may hold a signature, a user part a password.
-fn without_query(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let host = authority.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}://{host}{path}")
-        }
-        None => url.to_string(),
-    }
-}
-
-/// RFC 3986: all but the unreserved characters, and the slashes of a path.
-fn percent_encode(text: &str, keep_slashes: bool) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                encoded.push(char::from(byte));
-            }
-            b'/' if keep_slashes => encoded.push('/'),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod failures;
+mod https;
 mod local;
 mod server;
 

@@ -152,10 +152,18 @@ fn offline_without_a_cache_says_so() {
 
 #[test]
 fn a_ref_that_is_no_commit_is_not_followed() {
-    let scratch = Scratch::new();
-    let root = scratch.repository();
-    fs::create_dir_all(root.join("refs")).unwrap();
-    fs::write(root.join("refs/main"), "../../../../etc").unwrap();
+    let (scratch, fake) = (Scratch::new(), FakeHub::model());
+    python_cache(&scratch, &fake);
+    // A whole model, but not where a ref may lead.
+    let elsewhere = scratch.0.join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    for (name, bytes, _) in &fake.files {
+        fs::write(elsewhere.join(name), bytes).unwrap();
+    }
+    let escape = "../../../elsewhere";
+    let snapshots = scratch.repository().join("snapshots");
+    assert!(snapshots.join(escape).join("config.json").exists());
+    fs::write(scratch.repository().join("refs/main"), escape).unwrap();
     let mut offline = config(&scratch, &closed_port());
     offline.offline = true;
     let error = resolve(&Hub::new(offline)).unwrap_err();
