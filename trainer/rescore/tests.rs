@@ -1,3 +1,5 @@
+//! Written judgements, ours and the original evaluation's.
+
 use std::fs;
 
 use super::*;

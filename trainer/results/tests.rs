@@ -1,3 +1,5 @@
+//! Interrupted runs, torn lines, other settings.
+
 use serde_json::json;
 
 use super::*;

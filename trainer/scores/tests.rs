@@ -1,3 +1,5 @@
+//! Scores computed by hand.
+
 use std::time::Instant;
 
 use super::*;

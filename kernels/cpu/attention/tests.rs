@@ -1,3 +1,5 @@
+//! Attention against a naive twin, and the same bits however rows are cut.
+
 use half::bf16;
 
 use super::*;

@@ -1,0 +1,238 @@
+//! The program as its users run it: exit status, messages, files, interruption.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+fn model() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/qwen3-tied/model")
+        .display()
+        .to_string()
+}
+
+fn j1(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_j1")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn fails(args: &[&str], status: i32, says: &[&str]) {
+    let output = j1(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
+    for word in says {
+        assert!(stderr.contains(word), "{args:?} should say {word:?}: {stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?} printed a result");
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A file of `rows` pairs.
+fn pairs(directory: &Path, rows: usize) -> String {
+    let path = directory.join("pairs.jsonl");
+    let line = |row: usize| {
+        let (chosen, rejected) = (row * 2, row * 2 + 1);
+        format!(
+            "{{\"prompt\": \"Say {row}\", \"chosen\": \"{chosen}\", \"rejected\": \"{rejected}\", \
+             \"subset\": \"math-prm\"}}\n"
+        )
+    };
+    fs::write(&path, (0..rows).map(line).collect::<String>()).unwrap();
+    path.display().to_string()
+}
+
+fn bytes(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    ["outputs.jsonl", "results.csv", "scores.json", "run.json"]
+        .map(|name| (name.to_string(), fs::read(directory.join(name)).unwrap()))
+        .to_vec()
+}
+
+fn eval_args<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["eval", "--model", model, "--data", data, "--out", out];
+    args.extend(["--max-new-tokens", "24", "--temperature", "1"]);
+    args.extend(more);
+    args
+}
+
+#[test]
+fn bad_usage_and_wrong_paths_are_explained() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    let (out, model) = (path("out"), model());
+    let write = |name: &str, text: &[u8]| {
+        fs::write(scratch.path().join(name), text).unwrap();
+        path(name)
+    };
+    let data = pairs(scratch.path(), 1);
+
+    fails(&["frobnicate"], 2, &["frobnicate"]);
+    fails(&["judge", "--model", &model], 2, &["--prompt"]);
+    fails(&["judge", "--model", &model, "--prompt", "x", "--a", "y"], 2, &["--b"]);
+    fails(&["eval", "--model", &model], 2, &["--data", "--out"]);
+    fails(&eval_args(&model, &data, &out, &["--max-new-tokens", "0"]), 2, &["max-new-tokens"]);
+    fails(&["judge", "--model", &model, "--data", &data, "--cache-memory", "12XB"], 2, &["XB"]);
+
+    let bad_eval = |model: &str, data: &str, says: &[&str]| {
+        fails(&eval_args(model, data, &out, &[]), 1, says);
+    };
+    bad_eval("./no/such/model", &data, &["no/such/model"]);
+    bad_eval(&data, &data, &["directory"]);
+    bad_eval(&model, "./no-such-file.jsonl", &["no-such-file.jsonl"]);
+    bad_eval(&model, &write("empty.jsonl", b""), &["empty.jsonl"]);
+    bad_eval(&model, &write("columns.jsonl", b"{\"question\": \"x\"}\n"), &["question", "prompt"]);
+    bad_eval(&model, &write("broken.jsonl", b"{\"prompt\": \n"), &["broken.jsonl", "1"]);
+    bad_eval(&model, &write("utf8.jsonl", b"{\"prompt\": \"\xff\"}\n"), &["utf8.jsonl", "UTF-8"]);
+    bad_eval(&model, &write("columns.csv", b"a,b\n1,2\n"), &["columns.csv", "prompt"]);
+    bad_eval(&model, &write("x.parquet", b"PAR1 no such thing"), &["x.parquet"]);
+    fails(&eval_args(&model, &data, &out, &["--temperature=-1"]), 1, &["temperature"]);
+    fails(&eval_args(&model, &data, &out, &["--top-p", "7"]), 1, &["top_p"]);
+    fails(&eval_args(&model, &data, &out, &["--adapter", "./nowhere"]), 1, &["nowhere"]);
+    fails(&eval_args(&model, &data, &out, &["--template", "./nowhere.jinja"]), 1, &["nowhere"]);
+    let template = write("t.jinja", b"{{ response_a }} {{ respnse_b }}");
+    fails(&eval_args(&model, &data, &out, &["--template", &template]), 1, &["respons"]);
+    fails(&eval_args(&model, &data, &data, &[]), 1, &["pairs.jsonl"]);
+    fails(&eval_args(&model, &data, &out, &["--max-new-tokens", "50000"]), 1, &["40960"]);
+    fails(&["eval", "--rescore", "./nothing.jsonl"], 1, &["nothing.jsonl"]);
+    fails(&["check", "./nothing"], 1, &["nothing"]);
+    fails(&["info", "--model", "./nothing"], 1, &["nothing"]);
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_by_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = pairs(scratch.path(), 1);
+    let original = PathBuf::from(model());
+    let damaged = |name: &str, file: &str, change: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
+        let directory = scratch.path().join(name);
+        fs::create_dir(&directory).unwrap();
+        for entry in fs::read_dir(&original).unwrap() {
+            let from = entry.unwrap().path();
+            fs::copy(&from, directory.join(from.file_name().unwrap())).unwrap();
+        }
+        let path = directory.join(file);
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        if let Some(bytes) = change(bytes) {
+            fs::write(&path, bytes).unwrap();
+        }
+        let out = scratch.path().join(format!("{name}-out"));
+        let (directory, out) = (directory.display().to_string(), out.display().to_string());
+        fails(&eval_args(&directory, &data, &out, &[]), 1, &[file]);
+        assert!(!Path::new(&out).exists(), "{name}: nothing is written for a refused model");
+    };
+    let cut = |mut bytes: Vec<u8>| {
+        bytes.truncate(bytes.len() / 2);
+        Some(bytes)
+    };
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        damaged(&format!("missing-{file}"), file, &|_| None);
+        damaged(&format!("cut-{file}"), file, &cut);
+        damaged(&format!("noise-{file}"), file, &|bytes| Some(vec![0xff; bytes.len()]));
+        damaged(&format!("empty-{file}"), file, &|_| Some(Vec::new()));
+    }
+}
+
+#[test]
+fn an_evaluation_ends_with_the_same_bytes_however_it_ran() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, data) = (model(), pairs(scratch.path(), 6));
+    let out = |name: &str| scratch.path().join(name).display().to_string();
+    let whole = out("whole");
+    let table = stdout(&j1(&eval_args(&model, &data, &whole, &[])));
+    assert!(table.contains("math-prm") && table.contains("80.70"), "{table}");
+    let expected = bytes(Path::new(&whole));
+
+    let narrow = out("narrow");
+    stdout(&j1(&eval_args(&model, &data, &narrow, &["--threads", "1", "--batch", "1"])));
+    assert!(bytes(Path::new(&narrow)) == expected, "at one thread, one at a time");
+
+    // Killed at several moments: what is there is kept, the rest is made again.
+    let killed = out("killed");
+    for wait_ms in [30, 60, 90, 120] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
+            .args(eval_args(&model, &data, &killed, &["--batch", "2"]))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    stdout(&j1(&eval_args(&model, &data, &killed, &[])));
+    assert!(bytes(Path::new(&killed)) == expected, "killed four times");
+
+    // Again: nothing to do, the same table but for the timing.
+    stdout(&j1(&eval_args(&model, &data, &whole, &[])));
+    assert!(bytes(Path::new(&whole)) == expected);
+    fails(&eval_args(&model, &data, &whole, &["--seed", "1"]), 1, &["seed"]);
+
+    let outputs = Path::new(&whole).join("outputs.jsonl").display().to_string();
+    let rescored = stdout(&j1(&["eval", "--rescore", &outputs, "--match", "soft", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&rescored).unwrap();
+    assert!(json["j1"].is_object(), "{json}");
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_counted_and_never_cut() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, data) = (model(), pairs(scratch.path(), 3));
+    let out = scratch.path().join("out");
+    let text = out.display().to_string();
+    let args = eval_args(&model, &data, &text, &["--max-prompt-tokens", "50"]);
+    stdout(&j1(&args));
+    let outputs = fs::read_to_string(out.join("outputs.jsonl")).unwrap();
+    assert_eq!(outputs.matches("\"finish\":\"prompt-too-long\"").count(), 6, "{outputs}");
+}
+
+#[test]
+fn a_judgement_is_the_same_in_text_and_in_json() {
+    let model = model();
+    let mut args = vec!["judge", "--model", &model, "--prompt", "Hi", "--a", "yes", "--b", "no"];
+    args.extend(["--max-new-tokens", "30", "--order", "both", "--seed", "3"]);
+    let text = stdout(&j1(&args));
+    args.push("--json");
+    let json: serde_json::Value = serde_json::from_str(&stdout(&j1(&args))).unwrap();
+    let judgements = json["judgements"].as_array().unwrap();
+    assert_eq!(judgements.len(), 2);
+    for judgement in judgements {
+        let written = judgement["text"].as_str().unwrap();
+        assert!(text.contains(written), "{written:?} is not in {text:?}");
+    }
+}
+
+#[test]
+fn a_closed_stdout_is_no_failure() {
+    let model = model();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
+        .args(["judge", "--model", &model, "--prompt", "Hi", "--a", "yes", "--b", "no"])
+        .args(["--max-new-tokens", "2000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{:?} {stderr}", output.status);
+}
+
+#[test]
+fn the_dumps_are_within_their_bounds() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let cases =
+        ["qwen3-tied", "qwen3-tied-bf16", "qwen3-untied", "qwen3-sharded", "qwen2", "llama"];
+    let cases = cases.map(|case| golden.join(case).display().to_string());
+    let mut args = vec!["check"];
+    args.extend(cases.iter().map(String::as_str));
+    let table = stdout(&j1(&args));
+    assert!(table.contains("all ") && !table.contains("FAILED"), "{table}");
+}
