@@ -1,113 +1,126 @@
-//! Chat templates: the messages of a conversation to the one text that the model reads.
+//! Conversations to prompts: a checkpoint's chat template, rendered as transformers' `apply_chat_template` does.
 //!
-//! The template is Jinja, from the checkpoint: chat_template.jinja, else `chat_template` of tokenizer_config.json (a string, or a
-//! list of which "default" is taken). It is rendered as transformers' `apply_chat_template` does: trim_blocks and lstrip_blocks,
-//! the variables messages, tools and documents (none), add_generation_prompt, enable_thinking (only if given) and the special
-//! tokens by name, and the functions raise_exception and strftime_now. What Jinja takes from Python (str(), string methods, json.dumps)
-//! is in `python`.
+//! The template is Jinja: chat_template.jinja, or "chat_template" in tokenizer_config.json. It sees `messages`,
+//! `add_generation_prompt`, `enable_thinking` where given, and the special tokens of tokenizer_config.json by name. Python's string
+//! methods, `tojson` as `json.dumps(ensure_ascii=False)`, loop controls and `raise_exception` are there as in transformers;
+//! `strftime_now` is not, because a prompt that depends on the day cannot be reproduced.
 //!
-//! A template is a stranger's program: its size is bounded, and a budget of steps and bytes (minijinja's fuel) ends one that loops or
-//! swells. It sees nothing but these variables.
-
-mod python;
-#[cfg(test)]
-mod tests;
+//! A template comes from a stranger: its size, its work and the memory that it may ask for are bounded, and what exceeds them is
+//! an error. One hole is known: minijinja 3.1 joins lists lazily and, after 32 joins of joins, copies the result without counting it, so
+//! that a template which doubles a list 33 times takes all memory. Contents of messages are put in as they are, special tokens in them included.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 use regex::Regex;
 
 use crate::error::{FileError, excerpt, parse_json, read_text};
 
-/// Large tables of reserved tokens make a megabyte.
+mod python;
+
+/// The longest templates of the field have 30 KB. The crate folds constants in time quadratic in the length of an expression, before
+/// any fuel is counted: at this length seconds, not hours.
+const TEMPLATE_LIMIT_BYTES: u64 = 64 << 10;
+/// Llama 3's has 50 KB, others list thousands of added tokens.
 const CONFIG_LIMIT_BYTES: u64 = 16 << 20;
-/// Ten times the longest template of the field.
-const TEMPLATE_LIMIT_BYTES: u64 = 256 << 10;
-/// A unit of fuel is one instruction or 64 bytes. Qwen3's template takes about 60 instructions a message and copies
-/// its text some ten times; this leaves each more than tenfold, and bounds a hostile template to about 20 MB and 0.1 s beyond it.
-const FUEL: u64 = 30_000_000;
-const FUEL_PER_MESSAGE: u64 = 2_000;
-const FUEL_PER_BYTE: u64 = 2;
+const NAME: &str = "chat_template";
+/// Variables that a template may print, from tokenizer_config.json.
+const TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Work that any template may do: a unit is an instruction or 64 bytes of data. Qwen3's takes about 100 a message.
+const FUEL: u64 = 500_000;
+const FUEL_PER_MESSAGE: u64 = 5_000;
+/// Every template reads a text some ten times; this is 32 times.
+const BYTES_PER_FUEL: u64 = 2;
+/// The nesting of blocks and calls; a macro counts several. The crate's own limit of 500 is made for larger stacks than a thread's.
+const RECURSION_LIMIT: usize = 200;
+
+/// The crate parses, compiles and drops long chains such as 1+1+1 by recursion, and drops lists in lists so: as deep as there are
+/// source bytes, or units of fuel. A thread with a stack for the worst keeps that from ending the process; what a sound template
+/// does not touch of it costs nothing.
+const STACK_BYTES: u64 = 16 << 20;
+const STACK_BYTES_PER_SOURCE_BYTE: u64 = 2048;
+const STACK_BYTES_PER_FUEL: u64 = 128;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// Who speaks: system, user, assistant or tool, or what else the template knows.
     pub role: String,
-    /// The text.
+    /// What is said.
     pub content: String,
 }
 
-/// How to render.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChatOptions {
-    /// Whether to end with the opening of an assistant's turn.
-    pub add_generation_prompt: bool,
-    /// Qwen3's switch; `None` does not define the variable.
-    pub enable_thinking: Option<bool>,
-    /// What `strftime_now` tells, in seconds since 1970 UTC; `None` asks the clock. Some templates (Llama 3's) write the date
-    /// into the prompt: fix it where the same input must give the same output.
-    pub now_s: Option<i64>,
-}
-
-impl Default for ChatOptions {
-    /// For generation: with the assistant's opening, thinking as the template has it.
-    fn default() -> ChatOptions {
-        ChatOptions { add_generation_prompt: true, enable_thinking: None, now_s: None }
+impl Message {
+    /// A turn of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: content.into() }
     }
 }
 
-/// The chat template of a checkpoint directory.
-pub struct ChatTemplate {
-    path: PathBuf,
-    environment: Environment<'static>,
-    special_tokens: Vec<(String, Value)>,
+/// What a template is told besides the messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenderOptions {
+    /// Whether the prompt ends with the opening of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Qwen3's switch; `None` leaves the variable undefined, which it reads as on.
+    pub enable_thinking: Option<bool>,
 }
 
-/// A template that cannot be found, parsed or rendered.
+/// The chat template of a checkpoint directory.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    path: PathBuf,
+    source: String,
+    environment: Environment<'static>,
+    tokens: Vec<(&'static str, String)>,
+}
+
+/// A template that cannot be loaded, refuses the conversation, or exceeds its bounds.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the fields say what they hold
 pub enum ChatError {
-    /// A file.
+    /// A file itself.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The checkpoint has none.
+    /// Nowhere a template.
     #[error(
-        "{}: no chat template (no chat_template.jinja, no \"chat_template\" in tokenizer_config.json); this is a base model, use one that was trained to chat",
+        "{}: no chat template, neither chat_template.jinja nor \"chat_template\" in tokenizer_config.json; this may be a base model: \
+         take the chat_template.jinja of its instruction-tuned variant",
         directory.display()
     )]
     NoTemplate { directory: PathBuf },
-    /// Several templates, none of them "default".
-    #[error("{}: \"chat_template\" has {names:?}, but none named \"default\"", path.display())]
+    /// A value in tokenizer_config.json of a wrong type.
+    #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
+    WrongType { path: PathBuf, key: String, expected: &'static str, got: String },
+    /// Several templates, none of them the default.
+    #[error("{}: \"chat_template\" lists {names:?}, none of which is \"default\"", path.display())]
     NoDefault { path: PathBuf, names: Vec<String> },
-    /// A value of tokenizer_config.json of the wrong type.
-    #[error("{}: {key:?} should be {expected}", path.display())]
-    WrongType { path: PathBuf, key: String, expected: &'static str },
-    /// The template is larger than any sound one.
-    #[error("{}: the chat template has {len_bytes} bytes, more than {TEMPLATE_LIMIT_BYTES}", path.display())]
-    TooLarge { path: PathBuf, len_bytes: usize },
-    /// Not Jinja, or Jinja that is not known here.
-    #[error("{}: the chat template does not parse: {message}", path.display())]
-    Syntax { path: PathBuf, message: String },
-    /// The template refused the conversation (`raise_exception`).
+    /// A template longer than any sound one.
+    #[error("{}: a chat template of {len_bytes} bytes, more than the {limit_bytes} that one may have", path.display())]
+    TooLarge { path: PathBuf, len_bytes: usize, limit_bytes: u64 },
+    /// Not Jinja.
+    #[error("{}: line {line} of the chat template: {message}", path.display())]
+    Syntax { path: PathBuf, line: usize, message: String },
+    /// The template called `raise_exception`.
     #[error("{}: the chat template refuses this conversation: {message}", path.display())]
     Refused { path: PathBuf, message: String },
-    /// The budget is spent.
-    #[error(
-        "{}: the chat template does not end or swells: stopped after its budget of {fuel} steps", path.display()
-    )]
-    OutOfFuel { path: PathBuf, fuel: u64 },
-    /// Any other failure.
-    #[error("{}: the chat template fails: {message}", path.display())]
-    Render { path: PathBuf, message: String },
+    /// An unknown filter, an undefined value used, a recursion too deep.
+    #[error("{}: line {line} of the chat template: {message}", path.display())]
+    Render { path: PathBuf, line: usize, message: String },
+    /// More work than any sound template does for such a conversation.
+    #[error("{}: line {line} of the chat template: stopped after {fuel} steps; the template may never end", path.display())]
+    OutOfFuel { path: PathBuf, line: usize, fuel: u64 },
+    /// The operating system gives no thread to render in.
+    #[error("{}: no thread with a stack of {stack_bytes} bytes for the chat template: {source}", path.display())]
+    NoThread { path: PathBuf, stack_bytes: u64, source: std::io::Error },
 }
 
 impl ChatTemplate {
-    /// Finds the chat template of a checkpoint.
+    /// Reads the template of `directory`, and its special tokens. chat_template.jinja goes before tokenizer_config.json.
     pub fn load(directory: &Path) -> Result<ChatTemplate, ChatError> {
         let config_path = directory.join("tokenizer_config.json");
         let config = match read_text(&config_path, CONFIG_LIMIT_BYTES) {
@@ -115,105 +128,136 @@ impl ChatTemplate {
             Err(FileError::NotFound { .. }) => serde_json::json!({}),
             Err(error) => return Err(error.into()),
         };
-        let special_tokens = special_tokens(&config_path, &config)?;
-        let file_path = directory.join("chat_template.jinja");
-        match read_text(&file_path, TEMPLATE_LIMIT_BYTES) {
-            Ok(source) => ChatTemplate::parse(&source, &file_path, special_tokens),
-            Err(FileError::NotFound { .. }) => match template_source(&config_path, &config)? {
-                Some(source) => ChatTemplate::parse(source, &config_path, special_tokens),
+        if !config.is_object() {
+            return Err(wrong_type(&config_path, "the file", "a JSON object", &config));
+        }
+        let tokens = special_tokens(&config_path, &config)?;
+        let path = directory.join("chat_template.jinja");
+        match read_text(&path, TEMPLATE_LIMIT_BYTES) {
+            Ok(source) => ChatTemplate::parse(path, source, tokens),
+            Err(FileError::NotFound { .. }) => match configured_template(&config_path, &config)? {
+                Some(source) => ChatTemplate::parse(config_path, source, tokens),
                 None => Err(ChatError::NoTemplate { directory: directory.to_owned() }),
             },
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Parses a template; `special_tokens` are further variables (`eos_token` and so on), `path` is for messages only.
+    /// The prompt of a conversation.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        options: RenderOptions,
+    ) -> Result<String, ChatError> {
+        let len_bytes = messages.iter().map(|turn| turn.role.len() + turn.content.len()).sum();
+        let values = messages.iter().map(|turn| {
+            Value::from_pairs([("role", turn.role.as_str()), ("content", turn.content.as_str())])
+        });
+        self.render_values(values.collect(), len_bytes, options)
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     fn parse(
-        source: &str,
-        path: &Path,
-        special_tokens: Vec<(String, Value)>,
+        path: PathBuf,
+        source: String,
+        tokens: Vec<(&'static str, String)>,
     ) -> Result<ChatTemplate, ChatError> {
         if source.len() as u64 > TEMPLATE_LIMIT_BYTES {
-            return Err(ChatError::TooLarge { path: path.to_owned(), len_bytes: source.len() });
+            let (len_bytes, limit_bytes) = (source.len(), TEMPLATE_LIMIT_BYTES);
+            return Err(ChatError::TooLarge { path, len_bytes, limit_bytes });
         }
         let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(
-                |error| ChatError::Syntax { path: path.to_owned(), message: message(&error) },
-            )?,
-        );
-        environment.set_debug(false);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the default delimiters are sound"));
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.set_debug(false); // messages quote what they need; conversations stay out of them
+        // Not Jinja's, and they print or build more than fuel counts.
+        environment.remove_filter("pprint");
+        environment.remove_filter("chain");
+        environment.remove_global("debug");
         python::install(&mut environment);
-        environment.add_template_owned("chat_template", as_jinja_reads_it(source)).map_err(
-            |error| ChatError::Syntax { path: path.to_owned(), message: message(&error) },
-        )?;
-        Ok(ChatTemplate { path: path.to_owned(), environment, special_tokens })
-    }
-
-    /// The text of a conversation.
-    pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<String, ChatError> {
-        let bytes: usize =
-            messages.iter().map(|message| message.role.len() + message.content.len()).sum();
-        let fuel = FUEL
-            .saturating_add((messages.len() as u64).saturating_mul(FUEL_PER_MESSAGE))
-            .saturating_add((bytes as u64).saturating_mul(FUEL_PER_BYTE));
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(fuel));
-        let now_s = options.now_s;
-        environment.add_function("strftime_now", move |format: &str| {
-            python::strftime(format, now_s.unwrap_or_else(seconds_since_1970))
-        });
-        let template =
-            environment.get_template("chat_template").map_err(|error| self.failed(&error, fuel))?;
-        let text = template.render(self.variables(messages, options));
-        text.map_err(|error| self.failed(&error, fuel))
-    }
-
-    fn variables(&self, messages: &[Message], options: &ChatOptions) -> Value {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| {
-                Value::from_iter([
-                    ("role", Value::from(message.role.as_str())),
-                    ("content", Value::from(message.content.as_str())),
-                ])
+        let stack_bytes = STACK_BYTES + STACK_BYTES_PER_SOURCE_BYTE * source.len() as u64;
+        on_a_stack_of(stack_bytes, &path, || {
+            let added = environment.add_template_owned(NAME, as_jinja_reads_it(&source));
+            added.map_err(|error| {
+                let (line, message) = (error.line().unwrap_or(0), describe(&error));
+                ChatError::Syntax { path: path.clone(), line, message }
             })
-            .collect();
-        // In transformers' order of precedence, later ones win.
-        let mut variables = self.special_tokens.clone();
-        let mut set = |name: &str, value: Value| variables.push((name.to_owned(), value));
-        set("messages", Value::from(messages));
-        set("tools", Value::from(()));
-        set("documents", Value::from(()));
-        set("add_generation_prompt", Value::from(options.add_generation_prompt));
-        if let Some(enable_thinking) = options.enable_thinking {
-            set("enable_thinking", Value::from(enable_thinking));
-        }
-        Value::from_iter(variables)
+        })?;
+        Ok(ChatTemplate { path, source, environment, tokens })
     }
 
-    fn failed(&self, error: &minijinja::Error, fuel: u64) -> ChatError {
+    fn render_values(
+        &self,
+        messages: Vec<Value>,
+        len_bytes: usize,
+        options: RenderOptions,
+    ) -> Result<String, ChatError> {
+        let fuel = FUEL
+            + FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64)
+            + len_bytes as u64 / BYTES_PER_FUEL;
+        let mut variables = vec![
+            ("messages", Value::from(messages)),
+            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ];
+        variables.extend(options.enable_thinking.map(|on| ("enable_thinking", Value::from(on))));
+        variables.extend(self.tokens.iter().map(|(name, token)| (*name, Value::from(token))));
+        let stack_bytes = STACK_BYTES.saturating_add(STACK_BYTES_PER_FUEL.saturating_mul(fuel));
+        on_a_stack_of(stack_bytes, &self.path, || {
+            // Shares everything, but fuel is a setting of its own.
+            let mut environment = self.environment.clone();
+            environment.set_fuel(Some(fuel));
+            let template = environment.get_template(NAME).expect("added on loading");
+            let rendered = template.render(Value::from_pairs(variables));
+            rendered.map_err(|error| self.failure(&error, fuel))
+        })
+    }
+
+    fn failure(&self, error: &minijinja::Error, fuel: u64) -> ChatError {
         let path = self.path.clone();
+        let line = error.line().unwrap_or(0);
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-        while let Some(error) = cause {
-            if let Some(refusal) = error.downcast_ref::<python::Raised>() {
+        while let Some(this) = cause {
+            if let Some(refusal) = this.downcast_ref::<python::Raised>() {
                 return ChatError::Refused { path, message: excerpt(&refusal.0) };
             }
-            if let Some(error) = error.downcast_ref::<minijinja::Error>()
-                && error.kind() == ErrorKind::OutOfFuel
-            {
-                return ChatError::OutOfFuel { path, fuel };
+            let inner = this.downcast_ref::<minijinja::Error>();
+            if inner.is_some_and(|inner| inner.kind() == ErrorKind::OutOfFuel) {
+                return ChatError::OutOfFuel { path, line, fuel };
             }
-            cause = error.source();
+            cause = this.source();
         }
-        ChatError::Render { path, message: message(error) }
+        ChatError::Render { path, line, message: describe(error) }
     }
 }
 
-impl std::fmt::Debug for ChatTemplate {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("ChatTemplate").field("path", &self.path).finish_non_exhaustive()
-    }
+/// Runs `call` in a thread of its own and waits. A panic of the template crate becomes an error.
+fn on_a_stack_of<T: Send>(
+    stack_bytes: u64,
+    path: &Path,
+    call: impl FnOnce() -> Result<T, ChatError> + Send,
+) -> Result<T, ChatError> {
+    let size = usize::try_from(stack_bytes).unwrap_or(usize::MAX);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(size).spawn_scoped(scope, call);
+        let thread = thread.map_err(|source| ChatError::NoThread {
+            path: path.to_owned(),
+            stack_bytes,
+            source,
+        })?;
+        thread.join().unwrap_or_else(|_| {
+            let message = "crate minijinja panicked".to_owned();
+            Err(ChatError::Render { path: path.to_owned(), line: 0, message })
+        })
+    })
 }
 
 /// What Jinja and transformers do with the source before the grammar: line ends become \n, and the block
@@ -225,77 +269,70 @@ fn as_jinja_reads_it(source: &str) -> String {
     GENERATION.replace_all(&source, "{%${1} ${2}with ${3}%}").into_owned()
 }
 
-fn template_source<'a>(
+/// "chat_template": a text, or a list of named ones of which "default" counts.
+fn configured_template(
     path: &Path,
-    config: &'a serde_json::Value,
-) -> Result<Option<&'a str>, ChatError> {
-    use serde_json::Value;
-    let wrong = || ChatError::WrongType {
-        path: path.to_owned(),
-        key: "chat_template".to_owned(),
-        expected: "a template or a list of {name, template}",
-    };
-    let named = match config.get("chat_template") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(source)) => return Ok(Some(source)),
-        Some(Value::Array(named)) => named,
-        Some(_) => return Err(wrong()),
+    config: &serde_json::Value,
+) -> Result<Option<String>, ChatError> {
+    const KEY: &str = "chat_template";
+    let expected = "a template or a list of {\"name\", \"template\"}";
+    let list = match config.get(KEY) {
+        None | Some(serde_json::Value::Null) => return Ok(None),
+        Some(serde_json::Value::String(source)) => return Ok(Some(source.clone())),
+        Some(serde_json::Value::Array(list)) => list,
+        Some(other) => return Err(wrong_type(path, KEY, expected, other)),
     };
     let mut names = Vec::new();
-    for entry in named {
-        let text = |key| entry.get(key).and_then(Value::as_str).ok_or_else(wrong);
-        let (name, source) = (text("name")?, text("template")?);
+    for entry in list {
+        let text = |key: &str| entry.get(key).and_then(serde_json::Value::as_str);
+        let (Some(name), Some(source)) = (text("name"), text("template")) else {
+            return Err(wrong_type(path, KEY, expected, entry));
+        };
         if name == "default" {
-            return Ok(Some(source));
+            return Ok(Some(source.to_owned()));
         }
         names.push(excerpt(name));
     }
+    names.truncate(8); // enough for a message
     Err(ChatError::NoDefault { path: path.to_owned(), names })
 }
 
-/// The special tokens that transformers hands to a template: those that are set, each a string or an object with `content`.
+/// The special tokens that are given, as text or as an AddedToken's JSON.
 fn special_tokens(
     path: &Path,
     config: &serde_json::Value,
-) -> Result<Vec<(String, Value)>, ChatError> {
-    const NAMES: [&str; 8] = [
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "sep_token",
-        "pad_token",
-        "cls_token",
-        "mask_token",
-        "additional_special_tokens",
-    ];
-    fn token(value: &serde_json::Value) -> Option<Value> {
-        value.as_str().or_else(|| value.get("content")?.as_str()).map(Value::from)
-    }
+) -> Result<Vec<(&'static str, String)>, ChatError> {
     let mut tokens = Vec::new();
-    for name in NAMES {
-        let Some(value) = config.get(name).filter(|value| !value.is_null()) else { continue };
-        let token = match value.as_array() {
-            Some(list) => list.iter().map(token).collect::<Option<Vec<Value>>>().map(Value::from),
-            None => token(value),
-        };
-        let wrong = || ChatError::WrongType {
-            path: path.to_owned(),
-            key: name.to_owned(),
-            expected: "a token, that is a string or an object with \"content\"",
-        };
-        tokens.push((name.to_owned(), token.ok_or_else(wrong)?));
+    for key in TOKENS {
+        let Some(value) = config.get(key).filter(|value| !value.is_null()) else { continue };
+        let content = value.as_str().or_else(|| value.get("content")?.as_str());
+        match content {
+            Some(content) => tokens.push((key, content.to_owned())),
+            None => return Err(wrong_type(path, key, "a token or {\"content\": token}", value)),
+        }
     }
     Ok(tokens)
 }
 
-/// An error of minijinja in one line, with the template's line.
-fn message(error: &minijinja::Error) -> String {
-    let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
-    let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
-    format!("{}{line}", excerpt(&format!("{}{detail}", error.kind())))
+fn wrong_type(
+    path: &Path,
+    key: &str,
+    expected: &'static str,
+    got: &serde_json::Value,
+) -> ChatError {
+    let got = excerpt(&got.to_string());
+    ChatError::WrongType { path: path.to_owned(), key: key.to_owned(), expected, got }
 }
 
-fn seconds_since_1970() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
-    elapsed.map_or(0, |elapsed| i64::try_from(elapsed.as_secs()).unwrap_or(0))
+/// The crate's message without its location, which is said apart.
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {}", error.kind(), excerpt(detail)),
+        None => error.kind().to_string(),
+    }
 }
+
+#[cfg(test)]
+mod fixture_tests;
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
 //! What Jinja templates take from Python, where minijinja differs: str() and repr() of values, json.dumps, string methods, the
-//! whitespace that strip() and split() know, strftime, and transformers' raise_exception.
+//! whitespace that strip() and split() know, and transformers' raise_exception.
 //!
 //! Methods that can make much out of little pay for it in fuel before they allocate.
 
@@ -110,14 +110,18 @@ impl<'a, 'template, 'env> Writer<'a, 'template, 'env> {
                 write_string_repr(&mut self.text, text);
             }
             ValueKind::Seq | ValueKind::Iterable => {
+                let brackets = if value.is_tuple() { ['(', ')'] } else { ['[', ']'] };
                 self.enter()?;
-                self.text.push('[');
-                for (index, item) in value.try_iter()?.enumerate() {
-                    self.text.push_str(if index > 0 { ", " } else { "" });
+                self.text.push(brackets[0]);
+                let mut len = 0;
+                for item in value.try_iter()? {
+                    self.text.push_str(if len > 0 { ", " } else { "" });
                     self.write_repr(&item)?;
                     self.pay(0)?;
+                    len += 1;
                 }
-                self.text.push(']');
+                self.text.push_str(if value.is_tuple() && len == 1 { "," } else { "" });
+                self.text.push(brackets[1]);
                 self.depth -= 1;
             }
             ValueKind::Map => {
@@ -344,6 +348,8 @@ fn call_method(
 ) -> Result<Value, Error> {
     let fallback = minijinja_contrib::pycompat::unknown_method_callback;
     let Some(text) = value.as_str() else { return fallback(state, value, method, arguments) };
+    let read = arguments.iter().filter_map(|argument| Some(argument.as_str()?.len()));
+    pay_for(state, read.fold(text.len(), usize::saturating_add))?;
     match method {
         "strip" | "lstrip" | "rstrip" => {
             let (characters,): (Option<&str>,) = from_args(arguments)?;
@@ -482,88 +488,4 @@ fn title(text: &str) -> String {
         inside = character.is_alphabetic();
     }
     titled
-}
-
-/// strftime in UTC and the C locale, for the directives that templates use.
-pub(super) fn strftime(format: &str, now_s: i64) -> Result<String, Error> {
-    const DAYS: [&str; 7] =
-        ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    let (days, second) = (now_s.div_euclid(86_400), now_s.rem_euclid(86_400));
-    let (year, month, day) = civil_from_days(days);
-    let day_of_year = days - days_from_civil(year, 1, 1) + 1;
-    let weekday = DAYS[(days + 4).rem_euclid(7) as usize];
-    let month_name = MONTHS[month as usize - 1];
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    let half_hour = if hour % 12 == 0 { 12 } else { hour % 12 };
-    let mut text = String::new();
-    let mut characters = format.chars();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            text.push(character);
-            continue;
-        }
-        let piece = match characters.next() {
-            Some('Y') => format!("{year}"),
-            Some('y') => format!("{:02}", year.rem_euclid(100)),
-            Some('m') => format!("{month:02}"),
-            Some('d') => format!("{day:02}"),
-            Some('e') => format!("{day:2}"),
-            Some('j') => format!("{day_of_year:03}"),
-            Some('B') => month_name.to_owned(),
-            Some('b' | 'h') => month_name[..3].to_owned(),
-            Some('A') => weekday.to_owned(),
-            Some('a') => weekday[..3].to_owned(),
-            Some('H') => format!("{hour:02}"),
-            Some('I') => format!("{half_hour:02}"),
-            Some('M') => format!("{minute:02}"),
-            Some('S') => format!("{:02}", second % 60),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
-            Some('F') => format!("{year}-{month:02}-{day:02}"),
-            Some('T') => format!("{hour:02}:{minute:02}:{:02}", second % 60),
-            Some('Z') => "UTC".to_owned(),
-            Some('z') => "+0000".to_owned(),
-            Some('%') => "%".to_owned(),
-            other => {
-                let other = other.map(String::from).unwrap_or_default();
-                let message = format!("strftime_now: the directive %{other} is not supported");
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
-        };
-        text.push_str(&piece);
-    }
-    Ok(text)
-}
-
-/// Days since 1970-01-01 of a date of the Gregorian calendar, and back (Hinnant, "chrono-compatible low-level date algorithms").
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
-}
-
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
 }
