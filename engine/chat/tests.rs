@@ -165,7 +165,6 @@ fn work_and_memory_are_bounded() {
         "{{ 'x' | indent(4000000000) }}",
         "{{ '%4000000000d' | format(1) }}",
     ] {
-        eprintln!("{:?} {source:.80}", started.elapsed());
         match render(source) {
             Err(ChatError::OutOfFuel { .. } | ChatError::Render { .. }) => {}
             other => panic!("{source}: {:?}", other.map(|text| text.len())),
