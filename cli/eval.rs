@@ -144,10 +144,11 @@ fn report(
     name: &str,
     timing: Option<&Timing>,
 ) -> Result<(), Failure> {
-    Ok(match args.json {
+    match args.json {
         true => print(&format!("{:#}\n", scores.to_json(name, "tokenizer")))?,
         false => print(&scores.render(name, timing))?,
-    })
+    }
+    Ok(())
 }
 
 fn to_json(timing: &Timing, session: &Session) -> Value {

@@ -256,7 +256,7 @@ impl KvCache {
             self.retain(page);
             pages.push(page);
         }
-        if table.len % PAGE > 0 {
+        if !table.len.is_multiple_of(PAGE) {
             let page = self.take_page();
             let from = table.pages[full] as usize * self.page_len;
             for layer in &mut self.layers {

@@ -89,7 +89,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("large");
         let mut bytes = vec![7u8; 3 << 20];
-        let mut fingerprint = |bytes: &[u8]| {
+        let fingerprint = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             of_large_file(&path).unwrap()
         };
