@@ -77,7 +77,6 @@ fn bad_usage_and_wrong_paths_are_explained() {
     fails(&["judge", "--model", &model], 2, &["--prompt"]);
     fails(&["judge", "--model", &model, "--prompt", "x", "--a", "y"], 2, &["--b"]);
     fails(&["eval", "--model", &model], 2, &["--data", "--out"]);
-    fails(&eval_args(&model, &data, &out, &["--max-new-tokens", "0"]), 2, &["max-new-tokens"]);
     fails(&["judge", "--model", &model, "--data", &data, "--cache-memory", "12XB"], 2, &["XB"]);
 
     let bad_eval = |model: &str, data: &str, says: &[&str]| {
@@ -92,14 +91,16 @@ fn bad_usage_and_wrong_paths_are_explained() {
     bad_eval(&model, &write("utf8.jsonl", b"{\"prompt\": \"\xff\"}\n"), &["utf8.jsonl", "UTF-8"]);
     bad_eval(&model, &write("columns.csv", b"a,b\n1,2\n"), &["columns.csv", "prompt"]);
     bad_eval(&model, &write("x.parquet", b"PAR1 no such thing"), &["x.parquet"]);
-    fails(&eval_args(&model, &data, &out, &["--temperature=-1"]), 1, &["temperature"]);
+    let plain = ["eval", "--model", &model, "--data", &data, "--out", &out];
+    fails(&[&plain[..], &["--temperature=-1"]].concat(), 1, &["temperature"]);
+    fails(&[&plain[..], &["--max-new-tokens", "50000"]].concat(), 1, &["40960"]);
+    fails(&[&plain[..], &["--max-new-tokens", "0"]].concat(), 2, &["max-new-tokens"]);
     fails(&eval_args(&model, &data, &out, &["--top-p", "7"]), 1, &["top_p"]);
     fails(&eval_args(&model, &data, &out, &["--adapter", "./nowhere"]), 1, &["nowhere"]);
     fails(&eval_args(&model, &data, &out, &["--template", "./nowhere.jinja"]), 1, &["nowhere"]);
     let template = write("t.jinja", b"{{ response_a }} {{ respnse_b }}");
     fails(&eval_args(&model, &data, &out, &["--template", &template]), 1, &["respons"]);
     fails(&eval_args(&model, &data, &data, &[]), 1, &["pairs.jsonl"]);
-    fails(&eval_args(&model, &data, &out, &["--max-new-tokens", "50000"]), 1, &["40960"]);
     fails(&["eval", "--rescore", "./nothing.jsonl"], 1, &["nothing.jsonl"]);
     fails(&["check", "./nothing"], 1, &["nothing"]);
     fails(&["info", "--model", "./nothing"], 1, &["nothing"]);
