@@ -2,4 +2,5 @@
 
 mod cli;
 mod generation;
+mod smollm2;
 mod tidy;

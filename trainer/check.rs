@@ -5,7 +5,9 @@
 //! file of reference values without the adapter (`base`) and one with it (`lora`). Compared are, of
 //! every sequence alone: hidden states, logits, log-probabilities, entropies; all sequences in one
 //! batch against the padded reference, and bit for bit against the sequences alone; and greedy
-//! continuations, token by token.
+//! continuations, token by token. A reference in bf16 is compared too (see [`bfloat16`]).
+
+mod bfloat16;
 
 use std::{
     fmt,
@@ -82,18 +84,24 @@ pub fn check(directory: &Path, device: &Device) -> Result<Vec<Finding>, CheckErr
         let reference = directory.join(format!("{variant}.safetensors"));
         if reference.is_file() {
             let adapter = adapter.map(|name| directory.join(name));
-            let model = open(&directory.join("model"), adapter.as_deref(), device)?;
+            let model = open(&directory.join("model"), adapter.as_deref(), Precision::F32, device)?;
             findings.extend(case.compare(&model, variant, &reference)?);
         }
     }
+    findings.extend(bfloat16::compare(&case, device)?);
     if findings.is_empty() {
-        return Err(case.error("neither base.safetensors nor lora.safetensors is there"));
+        return Err(case.error("there is no base, lora or bfloat16.safetensors"));
     }
     Ok(findings)
 }
 
-fn open(directory: &Path, adapter: Option<&Path>, device: &Device) -> Result<Model, CheckError> {
-    open_model(directory, adapter, Some(Precision::F32), device)
+fn open(
+    directory: &Path,
+    adapter: Option<&Path>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Model, CheckError> {
+    open_model(directory, adapter, Some(precision), device)
         .map_err(|error| CheckError { path: directory.to_path_buf(), what: error.to_string() })
 }
 
@@ -122,8 +130,7 @@ impl<'a> Case<'a> {
         variant: &'static str,
         reference: &Path,
     ) -> Result<Vec<Finding>, CheckError> {
-        let bytes = std::fs::read(reference)
-            .map_err(|e| self.error(format!("{}: {e}", reference.display())))?;
+        let bytes = self.bytes(reference)?;
         let dump = SafeTensors::deserialize(&bytes)
             .map_err(|e| self.error(format!("{}: {e}", reference.display())))?;
         let vocab = model.config().vocab_size;
@@ -160,12 +167,11 @@ impl<'a> Case<'a> {
         self.batch(&mut errors, model, &dump, &alone)?;
         self.greedy(&mut errors, model, &format!("greedy_{variant}"))?;
 
-        let case = self.name.clone();
-        Ok(errors
-            .0
-            .into_iter()
-            .map(|error| Finding { case: case.clone(), variant, ..error })
-            .collect())
+        Ok(errors.named(self, variant))
+    }
+
+    fn bytes(&self, path: &Path) -> Result<Vec<u8>, CheckError> {
+        std::fs::read(path).map_err(|e| self.error(format!("{}: {e}", path.display())))
     }
 
     /// Log-probability of each next token, and the entropy of each row.
@@ -290,6 +296,20 @@ fn forward(model: &Model, sequences: &[&[u32]], observe: &mut dyn FnMut(usize, &
 struct Errors(Vec<Finding>);
 
 impl Errors {
+    /// The findings under the names of their case.
+    fn named(self, case: &Case, variant: &'static str) -> Vec<Finding> {
+        let named = |error| Finding { case: case.name.clone(), variant, ..error };
+        self.0.into_iter().map(named).collect()
+    }
+
+    /// Allows `quantity` an error of `bound`, or more if an earlier part of it was allowed more.
+    fn bound(&mut self, quantity: &str, bound: f64) {
+        let finding = self.0.iter_mut().find(|finding| finding.quantity == quantity);
+        let finding = finding.expect("compared before");
+        // The first comparison came with the bound for f32.
+        finding.bound = if finding.bound == BOUND { bound } else { finding.bound.max(bound) };
+    }
+
     fn values(&mut self, quantity: &str, ours: &[f32], reference: &[f32]) {
         let difference = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
         let largest =
@@ -319,6 +339,7 @@ impl Errors {
     }
 }
 
+/// A list of lists of ids; a plain list of ids is one list.
 fn token_lists(value: &Value) -> Option<Vec<Vec<u32>>> {
     let ids = |list: &Value| -> Option<Vec<u32>> {
         list.as_array()?
@@ -326,5 +347,8 @@ fn token_lists(value: &Value) -> Option<Vec<Vec<u32>>> {
             .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
             .collect()
     };
-    value.as_array()?.iter().map(ids).collect()
+    match ids(value) {
+        Some(list) => Some(vec![list]),
+        None => value.as_array()?.iter().map(ids).collect(),
+    }
 }
