@@ -237,3 +237,37 @@ fn the_dumps_are_within_their_bounds() {
     let table = stdout(&j1(&args));
     assert!(table.contains("all ") && !table.contains("FAILED"), "{table}");
 }
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_is_done_and_the_run_goes_on_later() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, data) = (model(), pairs(scratch.path(), 12));
+    let out = |name: &str| scratch.path().join(name).display().to_string();
+    let (whole, stopped) = (out("whole"), out("stopped"));
+    stdout(&j1(&eval_args(&model, &data, &whole, &[])));
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
+        .args(eval_args(&model, &data, &stopped, &["--batch", "1", "--threads", "1"]))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once something is judged, and long before all is.
+    let outputs = Path::new(&stopped).join("outputs.jsonl");
+    while !fs::read(&outputs).is_ok_and(|bytes| !bytes.is_empty()) {
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(child.try_wait().unwrap(), None, "ended before it was interrupted");
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("same command again"), "{stderr}");
+    let kept = fs::read_to_string(&outputs).unwrap().lines().count();
+    assert!((1..24).contains(&kept), "{kept} judgements");
+
+    stdout(&j1(&eval_args(&model, &data, &stopped, &[])));
+    assert!(bytes(Path::new(&stopped)) == bytes(Path::new(&whole)));
+}
