@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, path::Path, process::ExitCode};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use trainer::{
     data::{self, Message, Pair},
@@ -97,12 +98,21 @@ struct Report<'a> {
     waiting: BTreeMap<usize, String>,
     headed: bool,
     records: BTreeMap<usize, Record>,
+    /// Where the text does not stream there would be nothing to see for a long time.
+    bar: ProgressBar,
 }
 
 impl<'a> Report<'a> {
     fn new(args: &'a Judge, pairs: &'a [Pair], tasks: &'a [Task], rule: MatchRule) -> Report<'a> {
         let (waiting, records) = Default::default();
-        Report { args, pairs, tasks, rule, current: 0, waiting, headed: false, records }
+        let bar = match args.json {
+            true => ProgressBar::new(tasks.len() as u64),
+            false => ProgressBar::hidden(),
+        };
+        let style = "[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        bar.tick();
+        Report { args, pairs, tasks, rule, current: 0, waiting, headed: false, records, bar }
     }
 
     fn index(&self, task: Task) -> usize {
@@ -145,6 +155,7 @@ impl<'a> Report<'a> {
 
     fn done(&mut self, task: Task, record: Record) -> io::Result<()> {
         let index = self.index(task);
+        self.bar.inc(1);
         self.records.insert(index, record);
         while let Some(record) = self.records.get(&self.current) {
             let end = end(record, self.rule);
@@ -174,7 +185,8 @@ impl<'a> Report<'a> {
         let outcome = Outcome::of(&records, self.rule);
         match self.args.json {
             true => {
-                print(&format!("{}\n", outcome.to_json(&self.pairs[pair], &records, self.rule)))
+                let line = outcome.to_json(&self.pairs[pair], &records, self.rule);
+                self.bar.suspend(|| print(&format!("{line}\n")))
             }
             false => print(&format!("{}\n\n", outcome.sentence())),
         }
