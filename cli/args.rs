@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use trainer::verdict::MatchRule;
 
 /// Tiny reasoning reward models: judge, evaluate, train.
 #[derive(Parser, Debug)]
@@ -132,6 +133,15 @@ pub(crate) enum MatchArg {
     Strict,
     /// The last pair of scores that can be recovered outside <think>
     Soft,
+}
+
+impl From<MatchArg> for MatchRule {
+    fn from(arg: MatchArg) -> MatchRule {
+        match arg {
+            MatchArg::Strict => MatchRule::Strict,
+            MatchArg::Soft => MatchRule::Soft,
+        }
+    }
 }
 
 /// Arguments of `j1 judge`.

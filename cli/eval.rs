@@ -17,12 +17,11 @@ use trainer::{
     rescore::rescore,
     results::{Record, Results},
     scores::{Protocol, Scores, Timing},
-    verdict::MatchRule,
 };
 
 use crate::{
     Failure,
-    args::{Eval, MatchArg, OrderArg},
+    args::{Eval, OrderArg},
     interrupt,
     output::print,
     session::{Session, data_file},
@@ -38,7 +37,7 @@ pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
 /// `--rescore`: judgements that are already written.
 fn rescored(args: &Eval, path: &Path) -> Result<ExitCode, Failure> {
     let records = rescore(path)?;
-    let protocol = Protocol::of(&records, rule(args), args.generation.seed);
+    let protocol = Protocol::of(&records, args.match_rule.into(), args.generation.seed);
     let scores = Scores::compute(&records, protocol);
     report(args, &scores, &path.display().to_string(), None)?;
     Ok(ExitCode::SUCCESS)
@@ -54,7 +53,7 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let session = Session::open(model, &args.runtime, &args.generation)?;
     let judge = session.judge(args.max_prompt_tokens)?;
     let protocol = Protocol {
-        rule: rule(args),
+        rule: args.match_rule.into(),
         order: match args.order {
             OrderArg::Both => OrderPlan::Both,
             OrderArg::Random => OrderPlan::Random,
@@ -115,13 +114,6 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     report(args, &scores, name, timing.as_ref())?;
     eprintln!("wrote outputs.jsonl, results.csv and scores.json to {}", out.display());
     Ok(ExitCode::SUCCESS)
-}
-
-fn rule(args: &Eval) -> MatchRule {
-    match args.match_rule {
-        MatchArg::Strict => MatchRule::Strict,
-        MatchArg::Soft => MatchRule::Soft,
-    }
 }
 
 /// All judgements of a run, those of one pair and order side by side.

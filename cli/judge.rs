@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, path::Path, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use trainer::{
-    data::{self, Message, Pair},
+    data::{self, Message, Pair, Replies},
     judge::{End, Event, Sink, Task},
     prompt::{Order, OrderPlan},
     results::{Finish, Record},
@@ -14,7 +14,7 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::{Judge, JudgeOrder, MatchArg},
+    args::{Judge, JudgeOrder},
     interrupt,
     output::print,
     session::Session,
@@ -24,12 +24,8 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
     let pairs = pairs(args)?;
     let session = Session::open(&args.model, &args.runtime, &args.generation)?;
     let judge = session.judge(None)?;
-    let rule = match args.match_rule {
-        MatchArg::Strict => MatchRule::Strict,
-        MatchArg::Soft => MatchRule::Soft,
-    };
     let tasks = tasks(args, &pairs);
-    let mut report = Report::new(args, &pairs, &tasks, rule);
+    let mut report = Report::new(args, &pairs, &tasks, args.match_rule.into());
     let end = judge.run(&pairs, &tasks, interrupt::flag(), &mut |event| {
         match event {
             Event::Text { task, text } => report.text(task, text),
@@ -47,7 +43,7 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
 /// The pairs on the command line or in the file. Reply A takes the place of the chosen one.
 fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
     if let Some(path) = &args.data {
-        return Ok(data::read(path, args.limit)?);
+        return Ok(data::read_with(path, args.limit, Replies::Any)?);
     }
     let text = |value: &Option<String>| -> Result<String, Failure> {
         let value = value.as_deref().expect("clap requires prompt, a and b together");

@@ -38,12 +38,6 @@ pub enum OpenError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Chat(#[from] ChatError),
-    /// Without one, every completion would run to its limit.
-    #[error(
-        "{path}: neither generation_config.json nor config.json names an eos_token_id, so no \
-         completion could end; add \"eos_token_id\" to generation_config.json"
-    )]
-    NoStopToken { path: String },
 }
 
 /// Opens the decoder alone, checking every tensor's name, shape and type. `precision`: `None` for
@@ -80,9 +74,8 @@ impl LanguageModel {
         tokenizer.check_against(model.config().vocab_size)?;
         let chat = ChatTemplate::load(directory)?;
         let generation = GenerationConfig::load(directory, model.config())?;
-        if generation.eos_token_ids.is_empty() {
-            return Err(OpenError::NoStopToken { path: directory.display().to_string() });
-        }
+        // Without one, every completion would run to its limit.
+        generation.stop_ids(directory)?;
         Ok(LanguageModel { model, tokenizer, chat, generation })
     }
 

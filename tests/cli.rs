@@ -211,6 +211,22 @@ fn a_judgement_is_the_same_in_text_and_in_json() {
 }
 
 #[test]
+fn a_file_of_pairs_may_name_its_replies_either_way() {
+    let (scratch, model) = (tempfile::tempdir().unwrap(), model());
+    let judge = |name: &str, text: &str| {
+        let path = scratch.path().join(name).display().to_string();
+        fs::write(&path, text).unwrap();
+        let output = j1(&["judge", "--model", &model, "--data", &path, "--max-new-tokens", "8"]);
+        stdout(&output)
+    };
+    let plain = judge("a.jsonl", "{\"prompt\": \"Hi\", \"a\": \"yes\", \"b\": \"no\"}\n");
+    let labeled =
+        judge("b.jsonl", "{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\"}\n");
+    assert!(plain.contains("reply A first"), "{plain}");
+    assert_eq!(plain, labeled);
+}
+
+#[test]
 fn a_closed_stdout_is_no_failure() {
     let model = model();
     let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
