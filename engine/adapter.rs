@@ -213,6 +213,16 @@ impl Adapter {
         self.layers[layer][projection as usize].as_ref()
     }
 
+    /// Replaces the factors of one matrix.
+    pub(crate) fn set_factors(
+        &mut self,
+        layer: usize,
+        projection: Projection,
+        factors: LoraFactors,
+    ) {
+        self.layers[layer][projection as usize] = Some(factors);
+    }
+
     /// What multiplies B (A x).
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;

@@ -31,7 +31,7 @@ pub enum CacheDtype {
 }
 
 impl CacheDtype {
-    fn size_bytes(self) -> usize {
+    pub(crate) fn size_bytes(self) -> usize {
         match self {
             CacheDtype::Bf16 => 2,
             CacheDtype::F32 => 4,

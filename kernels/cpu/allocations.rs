@@ -75,9 +75,9 @@ fn warm_kernels_do_not_allocate() {
             let half = rows * n / 2;
             attention::append(&cpu, cache, &x[..half], &x[half..2 * half], &positions, shape);
             let cache = Cache::Bf16 { keys: &keys, values: &stored };
-            attention::forward(&cpu, &mut y, &x[..rows * n], cache, &tables, &spans, shape);
+            attention::forward(&cpu, &mut y, None, &x[..rows * n], cache, &tables, &spans, shape);
             let cache = Cache::F32 { keys: &f32_cache, values: &f32_cache };
-            attention::forward(&cpu, &mut y, &x[..rows * n], cache, &tables, &spans, shape);
+            attention::forward(&cpu, &mut y, None, &x[..rows * n], cache, &tables, &spans, shape);
         };
         all();
         // Which thread takes which task varies: a thread may meet a kernel late.

@@ -30,6 +30,12 @@ pub struct Stream(pub u32);
 impl Stream {
     /// Choosing the next token while generating.
     pub const TOKENS: Stream = Stream(0);
+    /// The first values of a LoRA A.
+    pub const ADAPTER: Stream = Stream(1);
+    /// Dropout masks.
+    pub const DROPOUT: Stream = Stream(2);
+    /// The order of training pairs, and which reply stands in slot A.
+    pub const DATA: Stream = Stream(3);
 }
 
 /// The draws of one sequence: a random word for every position.
