@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one module a topic.
 
+mod allocations;
 mod cli;
 mod generation;
 mod smollm2;

@@ -4,6 +4,7 @@
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
+pub mod allocations;
 pub mod attention;
 pub mod embedding;
 pub mod lanes;
@@ -15,8 +16,6 @@ pub mod rope;
 pub mod sample;
 pub mod swiglu;
 
-#[cfg(test)]
-mod allocations;
 mod context;
 mod dot;
 mod exp;
