@@ -18,3 +18,6 @@ pub mod weights;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+#[path = "../tests/shared.rs"]
+mod shared;
