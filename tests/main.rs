@@ -2,6 +2,8 @@
 
 mod allocations;
 mod cli;
+#[cfg(unix)]
+mod disk;
 mod generation;
 mod smollm2;
 mod tidy;
