@@ -107,14 +107,17 @@ fn csv_rows_become_pairs() {
 #[test]
 fn parquet_rows_become_pairs_under_every_codec() {
     for codec in ["snappy", "gzip", "lz4", "none"] {
-        let pairs = read(&fixture(&format!("text-{codec}.parquet")), None).unwrap();
+        let pairs = read(&fixture(&format!("text-{codec}.parquet"))).unwrap();
         assert_eq!(pairs.len(), 3, "{codec}");
         assert_eq!((pairs[0].chosen.as_str(), pairs[0].prompt.clone()), ("a é", user("Hi")));
         assert_eq!((pairs[1].chosen.as_str(), pairs[1].subset.as_deref()), ("", None));
         let ids: Vec<&str> = pairs.iter().map(|pair| pair.id.as_str()).collect();
         assert_eq!(ids, ["7", "7#2", "9"]);
         assert_eq!(read(&fixture("text-v2.parquet")).unwrap(), pairs);
-        assert_eq!(read(&fixture("text-v2.parquet"), Some(2)).unwrap(), pairs[..2]);
+        assert_eq!(
+            read_with(&fixture("text-v2.parquet"), Some(2), Replies::Labeled).unwrap(),
+            pairs[..2]
+        );
     }
     let pairs = read(&fixture("skywork.parquet")).unwrap();
     assert_eq!((pairs[0].prompt.clone(), pairs[0].chosen.as_str()), (user("Hi"), "a"));
