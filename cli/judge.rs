@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
 /// The pairs on the command line or in the file. Reply A takes the place of the chosen one.
 fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
     if let Some(path) = &args.data {
-        return Ok(data::read_with(path, args.limit, Replies::Any)?);
+        return Ok(data::read_with(path, args.limit.map(|limit| limit as usize), Replies::Any)?);
     }
     let text = |value: &Option<String>| -> Result<String, Failure> {
         let value = value.as_deref().expect("clap requires prompt, a and b together");

@@ -93,6 +93,11 @@ impl PageTable {
     pub fn pages(&self) -> &[u32] {
         &self.pages
     }
+
+    /// Takes the memory to list `pages` pages now, so that no step has to grow the list.
+    pub(crate) fn reserve(&mut self, pages: usize) {
+        self.pages.reserve_exact(pages.saturating_sub(self.pages.len()));
+    }
 }
 
 /// Identity of a prefix in the index. Never used twice, so an evicted prefix cannot come back as

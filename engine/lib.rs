@@ -19,3 +19,6 @@ pub mod weights;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+#[path = "../tests/shared.rs"]
+mod shared;

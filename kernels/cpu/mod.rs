@@ -5,6 +5,7 @@
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
 pub mod add;
+pub mod allocations;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
@@ -18,8 +19,6 @@ pub mod rope;
 pub mod sample;
 pub mod swiglu;
 
-#[cfg(test)]
-mod allocations;
 mod context;
 mod dot;
 mod exp;
