@@ -10,7 +10,7 @@ use kernels::cpu::log_prob::RowError;
 
 use super::{Layer, Model};
 use crate::{
-    adapter::{Adapter, LoraFactors, Projection},
+    adapter::{Adapter, LoraFactors, Projection, peft_key},
     ops::{
         attention::{Layout, packed_attention},
         embedding::embedding,
@@ -85,7 +85,7 @@ pub struct TrainingPass {
     pub checkpoint: bool,
 }
 
-/// A factor of the adapter, by the name that PEFT's files give it.
+/// A factor of the adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterName {
     /// Layer.
@@ -94,6 +94,14 @@ pub struct ParameterName {
     pub projection: Projection,
     /// A, or B.
     pub is_a: bool,
+}
+
+impl ParameterName {
+    /// Its name in PEFT's files.
+    pub fn peft_key(&self) -> String {
+        let ParameterName { layer, projection, is_a } = *self;
+        peft_key(layer, projection, is_a, "weight")
+    }
 }
 
 impl Model {
