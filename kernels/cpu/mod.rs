@@ -4,11 +4,13 @@
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
+pub mod adamw;
 pub mod attention;
 pub mod embedding;
 pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
+pub mod norm;
 pub mod philox;
 pub mod rms_norm;
 pub mod rope;

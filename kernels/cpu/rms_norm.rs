@@ -56,7 +56,7 @@ unsafe fn rms_norm<V: Vector>(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
 /// # Safety
 /// The CPU has the instruction set of `V`; x has n elements.
 #[inline(always)]
-unsafe fn sum_of_squares<V: Doubles>(x: *const f32, n: usize) -> f64 {
+pub(super) unsafe fn sum_of_squares<V: Doubles>(x: *const f32, n: usize) -> f64 {
     // SAFETY: i + the lanes read does not pass n.
     unsafe {
         // Four sums in turn hide the latency of the addition.
