@@ -98,6 +98,29 @@ mod tests {
     }
 
     #[test]
+    fn rates_are_those_of_get_scheduler() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/learning.json");
+        let json: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let golden = &json["schedule"];
+        for shape in [Shape::Constant, Shape::Linear, Shape::Cosine] {
+            let schedule = Schedule {
+                peak: golden["peak"].as_f64().unwrap(),
+                shape,
+                warmup_steps: golden["warmup_steps"].as_u64().unwrap(),
+                total_steps: golden["total_steps"].as_u64().unwrap(),
+            };
+            let name = serde_json::to_value(shape).unwrap();
+            let rates = golden["rates"][name.as_str().unwrap()].as_array().unwrap();
+            assert_eq!(rates.len(), 41);
+            for (step, rate) in rates.iter().enumerate() {
+                let (got, want) = (schedule.rate(step as u64), rate.as_f64().unwrap());
+                assert!((got - want).abs() < 1e-19, "{shape:?} {step}: {got} for {want}");
+            }
+        }
+    }
+
+    #[test]
     fn a_warm_up_longer_than_the_run_never_ends() {
         assert_eq!(rates(Shape::Linear, 8, 4, 6), [0.0, 0.125, 0.25, 0.375, 0.5, 0.625]);
         assert_eq!(rates(Shape::Cosine, 0, 0, 2), [0.0, 0.0]);
