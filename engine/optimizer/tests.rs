@@ -226,8 +226,7 @@ fn the_shared_dumps_steps_are_pytorchs() {
         let gradient = slices(&directory.join("grads.safetensors"));
         let cpu = Cpu::new(2);
 
-        let (mut w, mut adamw) =
-            (start.clone(), optimizer(settings(&info["adamw"], None), &start));
+        let (mut w, mut adamw) = (start.clone(), optimizer(settings(&info["adamw"], None), &start));
         let outcome = take_step(&mut adamw, &cpu, lr, &mut w, &gradient);
         let norm = info["clip_total_norm_before"].as_f64().unwrap();
         assert!((outcome.norm() / norm - 1.0).abs() < 1e-6, "{outcome:?} {norm}");
