@@ -1,10 +1,11 @@
-//! Data, prompts, judging, RewardBench.
+//! Data, prompts, judging, RewardBench, rewards and losses.
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;
 pub mod check;
 pub mod data;
 pub mod fingerprint;
+pub mod grpo;
 pub mod judge;
 pub mod lines;
 pub mod prompt;

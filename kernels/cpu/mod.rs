@@ -4,14 +4,19 @@
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
+<<<<<<< HEAD
 pub mod add;
 pub mod allocations;
+=======
+pub mod adamw;
+>>>>>>> learn
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
+pub mod norm;
 pub mod philox;
 pub mod product;
 pub mod rms_norm;
