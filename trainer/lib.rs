@@ -7,6 +7,7 @@ pub mod data;
 pub mod fingerprint;
 pub mod judge;
 pub mod lines;
+pub mod prepare;
 pub mod prompt;
 pub mod rescore;
 pub mod results;
