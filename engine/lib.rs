@@ -12,12 +12,9 @@ pub mod kv_cache;
 pub mod language_model;
 pub mod model;
 pub mod ops;
-<<<<<<< HEAD
-pub mod tape;
-=======
 pub mod optimizer;
 pub mod schedule;
->>>>>>> learn
+pub mod tape;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;

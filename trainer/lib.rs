@@ -8,11 +8,15 @@ pub mod fingerprint;
 pub mod grpo;
 pub mod judge;
 pub mod lines;
+pub mod metrics;
+pub mod prepare;
 pub mod prompt;
 pub mod rescore;
 pub mod results;
 pub mod rewardbench;
 pub mod scores;
+pub mod settings;
+pub mod tensorboard;
 pub mod verdict;
 
 #[cfg(test)]

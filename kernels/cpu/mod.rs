@@ -4,12 +4,9 @@
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
-<<<<<<< HEAD
+pub mod adamw;
 pub mod add;
 pub mod allocations;
-=======
-pub mod adamw;
->>>>>>> learn
 pub mod attention;
 pub mod dropout;
 pub mod embedding;

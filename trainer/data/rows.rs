@@ -1,6 +1,7 @@
 //! From a row's values to a [`Pair`], the same for every format.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -9,9 +10,18 @@ use super::{DataError, Message, Pair, Replies};
 
 /// Where a row stands in its file, for errors.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
+pub(crate) enum Place {
     Line(u64),
     Row(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line(line) => write!(f, "line {line}"),
+            Place::Row(row) => write!(f, "row {row}"),
+        }
+    }
 }
 
 /// Makes a pair of a row. `columns` are the names to list when one is missing.
@@ -24,10 +34,7 @@ pub(super) fn pair(
 ) -> Result<Pair, DataError> {
     let problem = |problem: String| DataError::Row {
         path: path.to_owned(),
-        place: match place {
-            Place::Line(line) => format!("line {line}"),
-            Place::Row(row) => format!("row {row}"),
-        },
+        place: place.to_string(),
         problem,
     };
     let found: Vec<String> = values.keys().cloned().collect();
@@ -103,13 +110,13 @@ pub(super) fn with_unique_ids(mut pairs: Vec<Pair>) -> Vec<Pair> {
     pairs
 }
 
-enum Turns {
+pub(crate) enum Turns {
     Text(String),
     List(Vec<Message>),
 }
 
 /// Text or a list of messages; the error says what else it is.
-fn turns(value: Value) -> Result<Turns, String> {
+pub(crate) fn turns(value: Value) -> Result<Turns, String> {
     match value {
         Value::String(text) => Ok(Turns::Text(text)),
         Value::Array(items) if items.is_empty() => Err("is an empty list".to_owned()),
