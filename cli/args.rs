@@ -299,8 +299,8 @@ Examples:
   j1 data prepare pairs.csv --out data/mine --held-out 0.1 --max-chars 20000
 
 DIR gets train.jsonl, held_out.jsonl (a line a pair: id, source, prompt, chosen, rejected) and
-prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on depends
-on its prompt and the seed alone. The files appear whole or not at all.")]
+prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on
+depends on its prompt and the seed alone. The files appear whole or not at all.")]
 pub(crate) struct Prepare {
     /// Pairs: .parquet (Skywork's nested messages, too), .csv or .jsonl, or a known name: skywork,
     /// rewardbench

@@ -124,7 +124,7 @@ pub fn prepare(
     let benchmark = Benchmark::read(&options.exclude)?;
     let io = |path: &Path, source| PrepareError::io("read", path, source);
     let print = fingerprint::of_file(input).map_err(|source| io(input, source))?;
-    let survey = Survey::take(input, options, &benchmark, stop, progress, &mut |_, _, _| {})?;
+    let survey = Survey::take(input, options, &benchmark, stop, progress, &mut |_, _| {})?;
     if survey.kept() == 0 {
         return Err(PrepareError::NothingKept {
             path: input.to_owned(),

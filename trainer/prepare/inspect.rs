@@ -105,7 +105,7 @@ pub fn inspect(
         &Benchmark::default(),
         stop,
         progress,
-        &mut |names, _, row| {
+        &mut |names, row| {
             for name in names {
                 if columns.len() < MAX_NAMES || columns.contains_key(name) {
                     let column = columns.entry(name.clone()).or_default();

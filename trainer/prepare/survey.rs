@@ -30,6 +30,9 @@ enum Fate {
     Dropped,
 }
 
+/// Sees the columns of every row, and the row if it is sound by itself; it may still be a duplicate, or overlap.
+pub(super) type EachRow<'a> = &'a mut dyn FnMut(&[String], Option<&Row>);
+
 /// What becomes of all rows of a file.
 #[derive(Debug)]
 pub(super) struct Survey {
@@ -43,15 +46,14 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Reads a file. `each` sees the columns of every row, its place, and the row itself if it is sound by
-    /// itself (it may still be a duplicate, or overlap).
+    /// Reads a file.
     pub(super) fn take(
         path: &Path,
         options: &Options,
         benchmark: &Benchmark,
         stop: &AtomicBool,
         progress: &mut dyn FnMut(Progress),
-        each: &mut dyn FnMut(&[String], Place, Option<&Row>),
+        each: EachRow<'_>,
     ) -> Result<Survey, PrepareError> {
         let mut survey = Survey {
             fates: Vec::new(),
@@ -69,11 +71,11 @@ impl Survey {
             let columns: Vec<String> = values.keys().cloned().collect();
             match check(values) {
                 Ok(row) => {
-                    each(&columns, place, Some(&row));
+                    each(&columns, Some(&row));
                     survey.sound(place, &row, options, benchmark);
                 }
                 Err(Refusal { reason, detail }) => {
-                    each(&columns, place, None);
+                    each(&columns, None);
                     survey.drop_row(reason, place, &detail);
                 }
             }
