@@ -6,7 +6,8 @@
 //! w = w·decay                decay = 1 - lr·λ
 //! m = m + (1 - β₁)(g - m)
 //! v = v·β₂ + (1 - β₂)·g·g
-//! w = w - step_size·m / (√v / correction + ε)    step_size = lr / (1 - β₁ᵗ), correction = √(1 - β₂ᵗ)
+//! w = w - step_size·m / (√v / correction + ε)
+//!                            step_size = lr / (1 - β₁ᵗ), correction = √(1 - β₂ᵗ)
 //! ```
 //!
 //! The operations and their order are those of `torch.optim.AdamW` (`_single_tensor_adam`), each

@@ -183,7 +183,7 @@ mod tests {
             let std = difference * 0.5f64.sqrt();
             let want = difference / 2.0 / (std + 1e-4);
             assert_near(&got.values, &[want, -want]);
-            assert!((got.values[0] - 0.7071).abs() < 6e-4, "{got:?}");
+            assert!((got.values[0] - std::f32::consts::FRAC_1_SQRT_2).abs() < 6e-4, "{got:?}");
         }
     }
 

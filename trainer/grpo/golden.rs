@@ -220,15 +220,11 @@ fn advantages_and_losses_are_trls() {
         let losses = dumped("loss").concat();
         for (part, want) in losses.iter().enumerate() {
             let mut sums = Sums::default();
-            for row in 0..4 {
+            for (row, &advantage) in theirs[part].iter().enumerate() {
                 let i = 4 * part + row;
                 let log_probs = vec![-1.5; lens[i]];
-                let completion = Completion {
-                    log_probs: &log_probs,
-                    old: None,
-                    reference: None,
-                    advantage: theirs[part][row],
-                };
+                let completion =
+                    Completion { log_probs: &log_probs, old: None, reference: None, advantage };
                 let mut d = vec![0.0; lens[i]];
                 sums.add(&completion_loss(&Settings::default(), &completion, weights[i], &mut d));
             }

@@ -148,8 +148,8 @@ pub struct Completion<'a> {
 /// Returns the completion's part of the step's loss with its statistics, and writes its
 /// derivative with respect to each of `log_probs` to `d_log_probs`.
 ///
-/// `weight` is the completion's of [`token_weights`]. At weight 0 loss and derivative are exactly 0, whatever the
-/// log-probabilities are.
+/// `weight` is the completion's of [`token_weights`]. At weight 0 loss and derivative are exactly 0,
+/// whatever the log-probabilities are.
 ///
 /// # Panics
 /// If slices differ in length, or β is not 0 and there is no reference.
@@ -168,26 +168,26 @@ pub fn completion_loss(
         "beta is {} and there are no reference log-probs",
         settings.beta
     );
-    let mut token_sums = Sums { tokens: n, ..Sums::default() };
+    let mut sums = Sums { tokens: n, ..Sums::default() };
     let mut loss = 0.0;
     for (t, d) in d_log_probs.iter_mut().enumerate() {
         let token = token_loss(settings, completion, t);
         loss += token.loss;
         *d = if weight == 0.0 { 0.0 } else { (weight * token.derivative) as f32 };
         if let Some(kl) = token.kl {
-            *token_sums.kl.get_or_insert(0.0) += kl;
+            *sums.kl.get_or_insert(0.0) += kl;
         }
-        token_sums.clipped_low += usize::from(token.clipped == Some(Side::Low));
-        token_sums.clipped_high += usize::from(token.clipped == Some(Side::High));
+        sums.clipped_low += usize::from(token.clipped == Some(Side::Low));
+        sums.clipped_high += usize::from(token.clipped == Some(Side::High));
     }
     if weight != 0.0 {
-        token_sums.loss = weight * loss;
+        sums.loss = weight * loss;
     }
     if n > 0 {
-        token_sums.lowest_share = Some(token_sums.clipped_low as f64 / n as f64);
-        token_sums.highest_share = Some(token_sums.clipped_high as f64 / n as f64);
+        sums.lowest_share = Some(sums.clipped_low as f64 / n as f64);
+        sums.highest_share = Some(sums.clipped_high as f64 / n as f64);
     }
-    token_sums
+    sums
 }
 
 #[derive(Clone, Copy, PartialEq)]

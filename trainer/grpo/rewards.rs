@@ -1,19 +1,23 @@
 //! Rewards of judgements: a list of named, weighted, pure functions.
 //!
-//! | name | value |
-//! |---|---|
-//! | `format` | 0 to 0.2: (1/8 for each of the six tags anywhere + 2/8 if the box parses) / 5, as haizelabs/j1-micro has it |
-//! | `verdict` | 1 if the chosen reply has the strictly higher score, else 0 |
-//! | `verdict_signed` | the same as +1 and -1 (SPCT, arXiv 2504.02495) |
-//! | `consistency` | 1 if this judgement and its partner in the other order are both right, else 0 (J1, arXiv 2505.10320) |
-//! | `length` | 0 up to max - cache tokens, then down in a line to -1 at max (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13) |
+//! ```text
+//! format           0 to 0.2: (1/8 for each of the six tags anywhere + 2/8 if the box parses) / 5, the
+//!                  original's score (haizelabs/j1-micro, rewards.py)
+//! verdict          1 if the chosen reply has the strictly higher score, else 0
+//! verdict_signed   the same as +1 and -1 (SPCT, arXiv 2504.02495)
+//! consistency      1 if this judgement and its partner in the other order are both right, else 0
+//!                  (J1, arXiv 2505.10320)
+//! length           0 up to max - cache tokens, then down in a line to -1 at max
+//!                  (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13)
+//! ```
 //!
 //! A tie, or a judgement without a verdict, is not right: it earns what a wrong one does.
 //!
 //! Partners: a pair's two orders are two prompts, so two groups of G samples in the same step, and
-//! sample i of one is the partner of sample i of the other. Samples are exchangeable, so pairing by index is as
-//! good as by chance, and it is the same when a run is repeated. Given a right sample, its expected
-//! reward is the other order's share of right samples: a judge that favors a slot earns nothing.
+//! sample i of one is the partner of sample i of the other. Samples are exchangeable, so pairing by
+//! index is as good as by chance, and it is the same when a run is repeated. Given a right sample, its
+//! expected reward is the other order's share of right samples: a judge that always favors one slot
+//! earns nothing.
 
 use serde::{Deserialize, Serialize};
 
