@@ -12,6 +12,7 @@ pub mod kv_cache;
 pub mod language_model;
 pub mod model;
 pub mod ops;
+pub mod template;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
