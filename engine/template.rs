@@ -1,6 +1,6 @@
 //! Templates that strangers wrote, rendered in bounded time and memory: chat templates of checkpoints and judge templates.
 //!
-//! The language is minijinja's with Python's ways ([`python`]). What a template may do is bounded by fuel, which the crate counts:
+//! The language is minijinja's with Python's ways (`python`). What a template may do is bounded by fuel, which the crate counts:
 //! an instruction, or 64 bytes of data, is a unit. The crate does not count everything, so three things come on top:
 //!
 //! - `guard` puts checks between the compiled instructions. No value nests deeper than 64, so that nothing that walks, compares or
@@ -178,7 +178,7 @@ fn failure(error: &Error, fuel: u64) -> TemplateError {
         cause = this.source();
     }
     // The crate knows the expression only where debug is on, that is, in strict templates.
-    let expression = || Some(error.template_source()?.get(error.range()?)?);
+    let expression = || error.template_source()?.get(error.range()?);
     match (error.kind(), expression()) {
         (ErrorKind::UndefinedError, Some(text)) => {
             TemplateError::Undefined { line, expression: excerpt(text) }

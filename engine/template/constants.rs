@@ -114,7 +114,8 @@ impl Search {
 
     /// Whether all are constant.
     fn all(&mut self, expressions: &[Expr]) -> bool {
-        expressions.iter().fold(true, |all, it| (self.shape(it) != Shape::Open) && all)
+        // Not Iterator::all, which would leave the rest unread.
+        expressions.iter().filter(|it| self.shape(it) == Shape::Open).count() == 0
     }
 
     fn shape(&mut self, expression: &Expr) -> Shape {
