@@ -15,6 +15,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod schedule;
 pub mod tape;
+pub mod template;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
