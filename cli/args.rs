@@ -1,8 +1,11 @@
 //! The command line: every flag once, with its help.
 
+mod train;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use train::{Rollout, Train};
 use trainer::verdict::MatchRule;
 
 /// Tiny reasoning reward models: judge, evaluate, train.
@@ -29,6 +32,10 @@ pub(crate) enum Command {
     Judge(Judge),
     /// Evaluate a judge on preference pairs and print a RewardBench table
     Eval(Eval),
+    /// Train a judge with GRPO on preference pairs, from a base model to a LoRA adapter
+    Train(Box<Train>),
+    /// Sample judgements and what they earn: the first half of a training step, alone
+    Rollout(Box<Rollout>),
     /// Check, split and inspect preference data
     Data(Data),
     /// Compare this engine with dumps made by PyTorch

@@ -15,7 +15,7 @@ use crate::{
     Failure,
     args::{DataCommand, Inspect, Prepare},
     interrupt,
-    output::{print, table},
+    output::{note, print, table},
     session::data_file,
 };
 
@@ -30,7 +30,7 @@ pub(crate) fn run(command: &DataCommand) -> Result<ExitCode, Failure> {
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if matches!(error.downcast_ref(), Some(PrepareError::Interrupted)) => {
-            eprintln!("{error}");
+            note(&error.to_string());
             Ok(interrupt::status())
         }
         Err(error) => Err(error),
@@ -57,7 +57,7 @@ fn run_prepare(args: &Prepare) -> Result<(), Failure> {
         false => print(&prepared(&report, &options))?,
     }
     let out = args.out.display();
-    eprintln!("wrote train.jsonl, held_out.jsonl and prepare.json to {out}");
+    note(&format!("wrote train.jsonl, held_out.jsonl and prepare.json to {out}"));
     Ok(())
 }
 
@@ -197,7 +197,7 @@ impl Bar {
             self.bar.set_message(state.doing);
             self.bar.set_position(state.rows as u64);
         } else if self.last_line.elapsed() > Duration::from_secs(30) {
-            eprintln!("{} {} rows", state.doing, state.rows);
+            note(&format!("{} {} rows", state.doing, state.rows));
             self.last_line = Instant::now();
         }
     }

@@ -26,6 +26,11 @@ pub(crate) fn flag() -> &'static AtomicBool {
     &ASKED
 }
 
+/// The same flag, for what comes before or after the run that [`flag`] was called for.
+pub(crate) fn raised() -> &'static AtomicBool {
+    &ASKED
+}
+
 /// The status of a run that was stopped.
 pub(crate) fn status() -> ExitCode {
     ExitCode::from(STATUS)

@@ -10,7 +10,9 @@ mod interrupt;
 mod judge;
 mod machine;
 mod output;
+mod rollout;
 mod session;
+mod train;
 
 use std::{io, process::ExitCode};
 
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Judge(args) => judge::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
         Command::Data(args) => data::run(&args.command),
         Command::Check(args) => check::run(&args),
         Command::Info(args) => info::run(&args),

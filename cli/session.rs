@@ -43,19 +43,8 @@ impl Session {
         runtime: &RuntimeArgs,
         generation: &GenerationArgs,
     ) -> Result<Session, Failure> {
-        let hub = Hub::from_env();
-        let mut downloads = Downloads::default();
-        let directory = hub.resolve_model(model, &mut |event| downloads.show(event))?;
-        let adapter = runtime
-            .adapter
-            .as_deref()
-            .map(|spec| hub.resolve_adapter(spec, &mut |event| downloads.show(event)))
-            .transpose()?;
-        let precision = match runtime.dtype {
-            DtypeArg::Auto => None,
-            DtypeArg::Bf16 => Some(Precision::Bf16),
-            DtypeArg::F32 => Some(Precision::F32),
-        };
+        let (directory, adapter) = resolve(model, runtime.adapter.as_deref())?;
+        let precision = precision(runtime.dtype);
         let device = machine::device(runtime.threads);
         let language_model =
             LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
@@ -129,6 +118,29 @@ impl Session {
     }
 }
 
+/// The directories of a model and an adapter, fetched if they have to be.
+pub(crate) fn resolve(
+    model: &str,
+    adapter: Option<&str>,
+) -> Result<(PathBuf, Option<PathBuf>), Failure> {
+    let hub = Hub::from_env();
+    let mut downloads = Downloads::default();
+    let directory = hub.resolve_model(model, &mut |event| downloads.show(event))?;
+    let adapter = adapter
+        .map(|spec| hub.resolve_adapter(spec, &mut |event| downloads.show(event)))
+        .transpose()?;
+    Ok((directory, adapter))
+}
+
+/// The precision that a flag asks for; `None` for what suits the weights.
+pub(crate) fn precision(flag: DtypeArg) -> Option<Precision> {
+    match flag {
+        DtypeArg::Auto => None,
+        DtypeArg::Bf16 => Some(Precision::Bf16),
+        DtypeArg::F32 => Some(Precision::F32),
+    }
+}
+
 /// Flags first, then generation_config.json, then greedy.
 fn sampling(flags: &GenerationArgs, recommended: &GenerationConfig) -> SamplingParams {
     let or = |flag: Option<f32>, file: Option<f64>, default: f32| {
@@ -156,7 +168,7 @@ pub(crate) fn data_file(spec: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Of the files that decide what a checkpoint or adapter computes. Not of where it lies.
-fn directory_fingerprint(directory: &Path) -> io::Result<String> {
+pub(crate) fn directory_fingerprint(directory: &Path) -> io::Result<String> {
     let mut names: Vec<PathBuf> = std::fs::read_dir(directory)?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<io::Result<_>>()?;

@@ -48,17 +48,30 @@ pub fn open_model(
     precision: Option<Precision>,
     device: &Device,
 ) -> Result<Model, OpenError> {
+    let load = |config: &Config| adapter.map(|path| Adapter::load(path, config)).transpose();
+    Ok(open_decoder(directory, load, precision, device)?.0)
+}
+
+/// As [`open_model`], with the adapter that `adapter` gives for the model's configuration, which is
+/// returned too.
+fn open_decoder(
+    directory: &Path,
+    adapter: impl FnOnce(&Config) -> Result<Option<Adapter>, AdapterError>,
+    precision: Option<Precision>,
+    device: &Device,
+) -> Result<(Model, Option<Adapter>), OpenError> {
     // Before the configuration, so that a wrong path is called one.
     let checkpoint = Checkpoint::open(directory)?;
     let config = Config::load(directory)?;
     checkpoint.check(&config)?;
-    let adapter = adapter.map(|path| Adapter::load(path, &config)).transpose()?;
+    let adapter = adapter(&config)?;
     let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
     let precision = precision.unwrap_or(match stored {
         Dtype::F32 => Precision::F32,
         _ => Precision::Bf16,
     });
-    Ok(Model::new(&checkpoint, config, adapter.as_ref(), precision, device.clone())?)
+    let model = Model::new(&checkpoint, config, adapter.as_ref(), precision, device.clone())?;
+    Ok((model, adapter))
 }
 
 impl LanguageModel {
@@ -70,6 +83,23 @@ impl LanguageModel {
         device: &Device,
     ) -> Result<LanguageModel, OpenError> {
         let model = open_model(directory, adapter, precision, device)?;
+        LanguageModel::around(model, directory)
+    }
+
+    /// Opens the checkpoint with an adapter that is made for its configuration, and returns that too.
+    pub fn open_with(
+        directory: &Path,
+        adapter: impl FnOnce(&Config) -> Result<Adapter, AdapterError>,
+        precision: Option<Precision>,
+        device: &Device,
+    ) -> Result<(LanguageModel, Adapter), OpenError> {
+        let make = |config: &Config| adapter(config).map(Some);
+        let (model, adapter) = open_decoder(directory, make, precision, device)?;
+        let adapter = adapter.expect("made above");
+        Ok((LanguageModel::around(model, directory)?, adapter))
+    }
+
+    fn around(model: Model, directory: &Path) -> Result<LanguageModel, OpenError> {
         let tokenizer = Tokenizer::load(directory)?;
         tokenizer.check_against(model.config().vocab_size)?;
         let chat = ChatTemplate::load(directory)?;

@@ -21,6 +21,8 @@ pub mod tokenizer;
 pub mod weights;
 
 #[cfg(test)]
+mod check_gradient;
+#[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 #[path = "../tests/shared.rs"]

@@ -6,10 +6,12 @@
 //! every sequence alone: hidden states, logits, log-probabilities, entropies; all sequences in one
 //! batch against the padded reference, and bit for bit against the sequences alone; and greedy
 //! continuations, token by token. Gradients of the adapter's factors are compared where the dump has
-//! them (see [`gradients`]), and so is a reference in bf16 (see [`bfloat16`]).
+//! them (see [`gradients`]), losses and optimizer steps (see [`learning`]), and a reference in bf16 (see
+//! [`bfloat16`]).
 
 mod bfloat16;
 mod gradients;
+mod learning;
 
 use std::{
     fmt,
@@ -91,6 +93,7 @@ pub fn check(directory: &Path, device: &Device) -> Result<Vec<Finding>, CheckErr
         }
     }
     findings.extend(gradients::compare(&case, device)?);
+    findings.extend(learning::compare(&case, device)?);
     findings.extend(bfloat16::compare(&case, device)?);
     if findings.is_empty() {
         return Err(case.error("there is no base, lora or bfloat16.safetensors"));
@@ -116,9 +119,13 @@ impl<'a> Case<'a> {
             error(format!("{e}; a dump directory has case.json, model/ and base.safetensors"))
         })?;
         let json: Value = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
-        let inputs = token_lists(&json["input_ids"])
-            .filter(|lists| !lists.is_empty() && lists.iter().all(|list| !list.is_empty()))
-            .ok_or_else(|| error("input_ids is not a list of lists of token ids".to_string()))?;
+        // A dump of a TRL step has its inputs in tensors.
+        let inputs = match json.get("input_ids") {
+            None if directory.join("step.safetensors").is_file() => Vec::new(),
+            _ => token_lists(&json["input_ids"])
+                .filter(|lists| !lists.is_empty() && lists.iter().all(|list| !list.is_empty()))
+                .ok_or_else(|| error("input_ids is not a list of lists of token ids".to_string()))?,
+        };
         let name = directory.file_name().map_or("dump".into(), |name| name.to_string_lossy());
         Ok(Case { name: name.into_owned(), directory, inputs, json })
     }

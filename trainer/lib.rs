@@ -14,9 +14,11 @@ pub mod prompt;
 pub mod rescore;
 pub mod results;
 pub mod rewardbench;
+pub mod rollout;
 pub mod scores;
 pub mod settings;
 pub mod tensorboard;
+pub mod train;
 pub mod verdict;
 
 #[cfg(test)]

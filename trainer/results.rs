@@ -137,31 +137,7 @@ impl Results {
     /// Opens a directory, made if it is not there, for a run with these settings (a JSON object). If a run
     /// with the same settings was begun in it, its judgements are read and the run continues.
     pub fn open(directory: &Path, settings: &Value) -> Result<Results, ResultsError> {
-        assert!(settings.is_object(), "settings are a JSON object, got {settings}");
-        let io = |path: &Path, source| ResultsError::io("open", path, source);
-        fs::create_dir_all(directory).map_err(|e| ResultsError::io("create", directory, e))?;
-        let run = directory.join(RUN);
-        if !run.exists() {
-            refuse_foreign(directory)?;
-        }
-        let lock_path = directory.join(LOCK);
-        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(|source| io(&lock_path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(ResultsError::Locked { path: directory.to_owned() });
-            }
-            // Some network file systems have no locks; a run is worth more than its guard.
-            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(source)) => return Err(io(&lock_path, source)),
-        }
-        files::remove_leftovers(directory)?;
-        let stored = read_json(&run)?;
-        match stored {
-            Some(stored) => compare_settings(&run, &stored, settings)?,
-            None => write_whole(&run, pretty(settings).as_bytes())?,
-        }
+        let lock = claim(directory, settings)?;
         let outputs = directory.join(OUTPUTS);
         let (records, done, length) = load(&outputs)?;
         let journal = Journal::open(&outputs, length)?;
@@ -247,6 +223,37 @@ impl Results {
     }
 }
 
+/// Makes a directory this run's: creates it, locks it against other processes while the file lives, and
+/// compares the settings in its run.json with this run's, or writes them if there are none.
+pub(crate) fn claim(directory: &Path, settings: &Value) -> Result<File, ResultsError> {
+    assert!(settings.is_object(), "settings are a JSON object, got {settings}");
+    let io = |path: &Path, source| ResultsError::io("open", path, source);
+    fs::create_dir_all(directory).map_err(|e| ResultsError::io("create", directory, e))?;
+    let run = directory.join(RUN);
+    if !run.exists() {
+        refuse_foreign(directory)?;
+    }
+    let lock_path = directory.join(LOCK);
+    let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+    let lock = lock.map_err(|source| io(&lock_path, source))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(ResultsError::Locked { path: directory.to_owned() });
+        }
+        // Some network file systems have no locks; a run is worth more than its guard.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(source)) => return Err(io(&lock_path, source)),
+    }
+    files::remove_leftovers(directory)?;
+    let stored = read_json(&run)?;
+    match stored {
+        Some(stored) => compare_settings(&run, &stored, settings)?,
+        None => write_whole(&run, pretty(settings).as_bytes())?,
+    }
+    Ok(lock)
+}
+
 const CSV_COLUMNS: [&str; 6] = ["prompt", "chosen", "rejected", "judgement", "scores", "correct"];
 
 /// Cells as pandas writes the original's: scores `[9.0, 3.0]` (chosen first, empty if unparsed), correct
@@ -298,7 +305,7 @@ fn refuse_foreign(directory: &Path) -> Result<(), ResultsError> {
 }
 
 /// A small JSON object, or `None` if there is no such file.
-fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
     let io = |source| ResultsError::io("read", path, source);
     let not_json = |message: String| ResultsError::NotJson { path: path.to_owned(), message };
     let file = match File::open(path) {

@@ -224,11 +224,22 @@ impl Settings {
 
     /// Reads settings from text; `name` stands in errors.
     pub fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
-        let settings = keys::parse(name, text)?;
+        let settings = keys::parse(name, text, None)?;
         settings
             .validate()
             .map_err(|problem| SettingsError::Conflict { name: name.to_owned(), problem })?;
         Ok(settings)
+    }
+
+    /// These settings with `KEY=VALUE` in place of one value, such as `loss.type=grpo`. A word needs no quotes.
+    pub fn with(&self, assignment: &str) -> Result<Settings, SettingsError> {
+        let parse = |text: &str| keys::parse(assignment, text, Some(self));
+        match (parse(assignment), assignment.split_once('=')) {
+            (Err(SettingsError::Syntax { .. }), Some((key, value))) => {
+                parse(&format!("{key} = {:?}", value.trim()))
+            }
+            (result, _) => result,
+        }
     }
 
     /// Every key with its meaning, what is allowed, and its value.

@@ -202,7 +202,7 @@ impl Backward for Attention<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::{check_gradient, values};
+    use crate::check_gradient::{check_gradient, values};
 
     fn layout(sequences: &[(usize, &[usize])]) -> Layout {
         let mut layout = Layout::default();

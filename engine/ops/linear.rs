@@ -291,7 +291,7 @@ impl Update<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::{check_gradient, values};
+    use crate::check_gradient::{check_gradient, values};
 
     const F32: Pass = Pass { rounding: Rounding::F32, adapter: true, dropout: None };
 

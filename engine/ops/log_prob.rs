@@ -158,7 +158,7 @@ impl Backward for LogProb<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::{check_gradient, values};
+    use crate::check_gradient::{check_gradient, values};
     use kernels::cpu::{Cpu, lanes::Level};
 
     #[test]

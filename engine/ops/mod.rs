@@ -8,6 +8,3 @@ pub mod log_prob;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
-
-#[cfg(test)]
-mod gradient;

@@ -58,7 +58,7 @@ impl Backward for RmsNorm<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::check_gradient;
+    use crate::check_gradient::check_gradient;
 
     #[test]
     fn gradient() {

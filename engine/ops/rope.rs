@@ -63,7 +63,7 @@ pub fn frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::check_gradient;
+    use crate::check_gradient::check_gradient;
 
     #[test]
     fn gradient() {

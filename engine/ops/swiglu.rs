@@ -48,7 +48,7 @@ impl Backward for Swiglu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::{check_gradient, values};
+    use crate::check_gradient::{check_gradient, values};
 
     #[test]
     fn gradient() {

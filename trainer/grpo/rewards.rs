@@ -3,8 +3,8 @@
 //! ```text
 //! format           0 to 0.2: (1/8 for each of the six tags anywhere + 2/8 if the box parses) / 5, the
 //!                  original's score (haizelabs/j1-micro, rewards.py)
-//! verdict          1 if the chosen reply has the strictly higher score, else 0
-//! verdict_signed   the same as +1 and -1 (SPCT, arXiv 2504.02495)
+//! verdict          1 if the chosen reply has the strictly higher score, else 0; or another number
+//!                  for what is wrong, such as SPCT's -1 (arXiv 2504.02495)
 //! consistency      1 if this judgement and its partner in the other order are both right, else 0
 //!                  (J1, arXiv 2505.10320)
 //! length           0 up to max - cache tokens, then down in a line to -1 at max
@@ -54,15 +54,16 @@ impl Rollout<'_> {
 }
 
 /// A reward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reward {
     /// How much of the form was kept.
     Format,
-    /// Right is 1, else 0.
-    Verdict,
-    /// Right is 1, else -1.
-    VerdictSigned,
+    /// Right is 1.
+    Verdict {
+        /// What a wrong verdict, a tie or none earns: 0, or SPCT's -1.
+        wrong: f64,
+    },
     /// Right in both orders is 1, else 0.
     Consistency,
     /// Punishes what nears the token limit.
@@ -79,8 +80,7 @@ impl Reward {
     pub fn name(self) -> &'static str {
         match self {
             Reward::Format => "format",
-            Reward::Verdict => "verdict",
-            Reward::VerdictSigned => "verdict_signed",
+            Reward::Verdict { .. } => "verdict",
             Reward::Consistency => "consistency",
             Reward::Length { .. } => "length",
         }
@@ -94,8 +94,7 @@ impl Reward {
         let flag = |right: bool, wrong: f64| if right { 1.0 } else { wrong };
         let of = |(i, rollout): (usize, &Rollout)| match self {
             Reward::Format => format(rollout.text),
-            Reward::Verdict => flag(rollout.is_right(), 0.0),
-            Reward::VerdictSigned => flag(rollout.is_right(), -1.0),
+            Reward::Verdict { wrong } => flag(rollout.is_right(), wrong),
             Reward::Consistency => flag(rollout.is_right() && partner(rollouts, i).is_right(), 0.0),
             Reward::Length { max_tokens, cache_tokens } => {
                 length(rollout.tokens, max_tokens, cache_tokens)
@@ -230,8 +229,8 @@ mod tests {
         ];
         let rollouts = cases.map(|(verdict, order, _)| rollout(verdict, order, None));
         let right = cases.map(|(.., right)| if right { 1.0 } else { 0.0 });
-        assert_eq!(Reward::Verdict.values(&rollouts), right);
-        assert_eq!(Reward::VerdictSigned.values(&rollouts), right.map(|r| 2.0 * r - 1.0));
+        assert_eq!(Reward::Verdict { wrong: 0.0 }.values(&rollouts), right);
+        assert_eq!(Reward::Verdict { wrong: -1.0 }.values(&rollouts), right.map(|r| 2.0 * r - 1.0));
     }
 
     #[test]
@@ -250,7 +249,10 @@ mod tests {
         }
         let want = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
         assert_eq!(Reward::Consistency.values(&rollouts), want);
-        assert_eq!(Reward::Verdict.values(&rollouts), [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
+        assert_eq!(
+            Reward::Verdict { wrong: 0.0 }.values(&rollouts),
+            [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+        );
     }
 
     #[test]
@@ -290,7 +292,7 @@ mod tests {
             rollout(Verdict::Unparsed(Reason::Empty), Order::ChosenFirst, None),
         ];
         let length = Reward::Length { max_tokens: 10, cache_tokens: 4 };
-        let entries = [(Reward::Format, 1.0), (Reward::Verdict, 2.0), (length, 0.5)];
+        let entries = [(Reward::Format, 1.0), (Reward::Verdict { wrong: 0.0 }, 2.0), (length, 0.5)];
         let entries = entries.map(|(reward, weight)| Entry { reward, weight });
         let table = Table::new(&entries, &rollouts);
         let names: Vec<_> = table.columns.iter().map(|c| c.entry.reward.name()).collect();

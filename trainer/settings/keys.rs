@@ -194,7 +194,11 @@ pub(super) fn write(settings: &Settings) -> String {
 }
 
 /// Settings from a file's text; keys that are left out have the preset's values.
-pub(super) fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
+pub(super) fn parse(
+    name: &str,
+    text: &str,
+    base: Option<&Settings>,
+) -> Result<Settings, SettingsError> {
     let line = |at: usize| text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;
     let table = DeTable::parse(text).map_err(|error| SettingsError::Syntax {
         name: name.to_owned(),
@@ -204,7 +208,10 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
     let table = table.into_inner();
     // Before all others, wherever it stands; if it is not one, it is refused below.
     let preset = table.get("preset").and_then(|value| Preset::read(value.get_ref()));
-    let mut settings = Settings::preset(preset.unwrap_or(Preset::J1Nano));
+    let mut settings = match base {
+        Some(base) => base.clone(),
+        None => Settings::preset(preset.unwrap_or(Preset::J1Nano)),
+    };
     let parser = Parser { name, text, line: &line, keys: keys() };
     parser.table("", &table, &mut settings)?;
     Ok(settings)

@@ -347,3 +347,20 @@ fn files_are_read_within_bounds() {
     std::fs::write(&path, b"preset = \"\xff\"").unwrap();
     assert!(read().unwrap_err().contains("UTF-8"), "{:?}", read());
 }
+
+#[test]
+fn one_value_can_be_replaced() {
+    let settings = Settings::preset(Preset::Spct);
+    let changed = settings.with("loss.type=dr_grpo").unwrap().with("train.steps = 7").unwrap();
+    assert_eq!((changed.loss.kind, changed.train.steps), (LossType::DrGrpo, 7));
+    assert_eq!(Settings { loss: settings.loss.clone(), train: settings.train.clone(), ..changed }, settings);
+    for (assignment, part) in [
+        ("loss.typ=grpo", "loss.type"),
+        ("loss.type=none", "loss.type = \"none\""),
+        ("train.steps=many", "train.steps"),
+        ("train.steps", "not TOML"),
+    ] {
+        let error = settings.with(assignment).unwrap_err().to_string();
+        assert!(error.contains(part) && error.starts_with(assignment), "{error}");
+    }
+}

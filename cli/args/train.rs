@@ -1,0 +1,155 @@
+//! Flags of `j1 train` and `j1 rollout`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use trainer::settings::Preset;
+
+use super::{DtypeArg, parse_size};
+
+/// Arguments of `j1 train`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 train --preset j1-nano --data data/skywork/train.jsonl --held-out data/skywork/held_out.jsonl \\
+           --out runs/nano
+  j1 train --preset j1-nano --print-config > my.toml     then edit it, and
+  j1 train --config my.toml --model ./qwen3 --data pairs.jsonl --out runs/mine
+  j1 train --out runs/mine --resume
+
+Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on as if it had never
+stopped, to the bit.
+
+DIR gets config.toml (every setting), metrics.jsonl (a line a step), TensorBoard events,
+rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end,
+adapter/ in PEFT's form.")]
+pub(crate) struct Train {
+    /// Recipe to start from
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "config",
+          help_heading = "Settings")]
+    pub(crate) preset: Option<PresetArg>,
+    /// Settings in TOML; keys that it leaves out are its preset's
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    pub(crate) config: Option<PathBuf>,
+    /// Replace one setting, such as optimizer.learning_rate=3e-5; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Settings")]
+    pub(crate) set: Vec<String>,
+    /// Print all settings, each with its meaning, and end
+    #[arg(long, help_heading = "Settings")]
+    pub(crate) print_config: bool,
+
+    /// Checkpoint of the base model: a directory, or a Hugging Face id [default: the settings']
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    pub(crate) model: Option<String>,
+    /// Adapter to go on from [default: a new one]
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    pub(crate) adapter: Option<String>,
+    /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
+    pub(crate) dtype: DtypeArg,
+
+    /// Training pairs: .jsonl, .csv or .parquet, or the known name skywork [default: the settings']
+    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    pub(crate) data: Option<String>,
+    /// Pairs for evaluation, judged in both orders every train.eval_every steps
+    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    pub(crate) held_out: Option<String>,
+
+    /// Directory of the run
+    #[arg(long, value_name = "DIR", required_unless_present = "print_config",
+          help_heading = "Run")]
+    pub(crate) out: Option<PathBuf>,
+    /// Continue the run in --out, with the settings it has
+    #[arg(long, conflicts_with_all = ["preset", "config", "set", "print_config", "adapter"],
+          help_heading = "Run")]
+    pub(crate) resume: bool,
+    /// Threads; results are the same at any number [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Run")]
+    pub(crate) threads: Option<u16>,
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Run")]
+    pub(crate) cache_memory: Option<u64>,
+}
+
+/// Arguments of `j1 rollout`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  j1 rollout --model ./qwen3 --data pairs.jsonl --group 8 --limit 50 --out rollouts.jsonl
+
+A line a judgement: its text, verdict, rewards, and the advantage it would have in training. The file
+appears whole or not at all.")]
+pub(crate) struct Rollout {
+    /// Checkpoint: a directory, or a Hugging Face id
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    pub(crate) model: String,
+    /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    pub(crate) adapter: Option<String>,
+    /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
+    pub(crate) dtype: DtypeArg,
+
+    /// Pairs: .jsonl, .csv or .parquet, or a known name
+    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    pub(crate) data: String,
+    /// Pairs at most, from the start of the file
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub(crate) limit: Option<usize>,
+
+    /// Recipe whose sampling and rewards are used
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "config",
+          help_heading = "Settings")]
+    pub(crate) preset: Option<PresetArg>,
+    /// The same from a file in TOML
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    pub(crate) config: Option<PathBuf>,
+    /// Replace one setting; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Settings")]
+    pub(crate) set: Vec<String>,
+    /// Judgements of each prompt [default: the settings']
+    #[arg(long, value_name = "G", help_heading = "Settings",
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) group: Option<u32>,
+    /// Seed [default: the settings']
+    #[arg(long, value_name = "S", help_heading = "Settings")]
+    pub(crate) seed: Option<u64>,
+
+    /// The file to write
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) out: PathBuf,
+    /// Threads; results are the same at any number [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Output")]
+    pub(crate) threads: Option<u16>,
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Output")]
+    pub(crate) cache_memory: Option<u64>,
+}
+
+/// The recipes, by their names in settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PresetArg(pub(crate) Preset);
+
+impl ValueEnum for PresetArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [PresetArg; 4] = [
+            PresetArg(Preset::J1Nano),
+            PresetArg(Preset::J1Micro),
+            PresetArg(Preset::Spct),
+            PresetArg(Preset::Trl0152),
+        ];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        let help = match self.0 {
+            Preset::J1Nano => "the j1 recipe on Qwen3-0.6B, its faults mended",
+            Preset::J1Micro => "the same on Qwen3-1.7B",
+            Preset::Spct => "SPCT's RL stage: G = 4, +1 or -1, no format reward",
+            Preset::Trl0152 => "the original, as it ran on TRL 0.15.2",
+        };
+        Some(clap::builder::PossibleValue::new(self.0.name()).help(help))
+    }
+}

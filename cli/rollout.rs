@@ -1,0 +1,144 @@
+//! `j1 rollout`: judgements and what they earn, without learning from them.
+
+use std::{path::Path, process::ExitCode, sync::atomic::Ordering};
+
+use engine::{generate::Options, language_model::LanguageModel};
+use indicatif::{ProgressBar, ProgressStyle};
+use trainer::{
+    data,
+    prompt::{Order, Template},
+    results::write_whole,
+    settings::{Orders, Preset, Settings},
+    train::{plan::Slot, sample::Sampler},
+};
+
+use crate::{
+    Failure,
+    args::Rollout,
+    interrupt, machine,
+    output::note,
+    session::{data_file, precision, resolve},
+};
+
+pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
+    let settings = settings(args)?;
+    let mut pairs = data::read(&data_file(&args.data)?)?;
+    pairs.truncate(args.limit.unwrap_or(usize::MAX));
+    let (directory, adapter) = resolve(&args.model, args.adapter.as_deref())?;
+    let device = machine::device(args.threads);
+    let precision = precision(args.dtype);
+    let language_model = LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+    let template = match settings.data.template.as_str() {
+        "" => Template::bundled(),
+        path => Template::from_file(Path::new(path))?,
+    };
+    let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+
+    let group_size = settings.rollout.group_size;
+    let prompts = settings.rollout.prompts_per_step;
+    let options = Options {
+        max_batch: (prompts * group_size).clamp(group_size, 256),
+        prefill_rows: 512,
+        cache_bytes: args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize,
+    };
+    let sampler = Sampler {
+        language_model: &language_model,
+        template: &template,
+        settings: &settings,
+        pairs: &pairs,
+        options,
+    };
+    let slots = slots(&sampler, &settings)?;
+    if slots.is_empty() {
+        return Err("no pair has a prompt that fits data.max_prompt_tokens".into());
+    }
+
+    let stop = interrupt::flag();
+    let bar = ProgressBar::new(slots.len() as u64);
+    let style = "{msg} [{bar:30}] {pos}/{len} prompts {eta}";
+    bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+    let (mut text, mut rewards) = (Vec::new(), Vec::new());
+    // As many prompts at a time as a training step has: whole pairs.
+    for (part, slots) in slots.chunks(prompts).enumerate() {
+        let own = |index: usize| index - part * prompts;
+        let slots: Vec<Slot> =
+            slots.iter().map(|slot| Slot { partner: slot.partner.map(own), ..*slot }).collect();
+        let (count, first) = (slots.len(), (part * prompts * group_size) as u64);
+        let sampled = sampler.sample(slots, first, stop, &mut |stats| {
+            bar.set_message(format!("{} tokens", stats.generated_tokens));
+        })?;
+        let Some(sampled) = sampled else {
+            bar.finish_and_clear();
+            note("stopped; nothing was written");
+            return Ok(interrupt::status());
+        };
+        for mut record in sampler.records(&sampled, 0) {
+            record.group += part * prompts;
+            rewards.push(record.reward);
+            serde_json::to_writer(&mut text, &record)?;
+            text.push(b'\n');
+        }
+        bar.inc(count as u64);
+    }
+    bar.finish_and_clear();
+    if stop.load(Ordering::Relaxed) {
+        note("stopped after the last prompt");
+    }
+    write_whole(&args.out, &text)?;
+    let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+    note(&format!(
+        "wrote {} judgements to {}; mean reward {mean:.4}",
+        rewards.len(),
+        args.out.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(args: &Rollout) -> Result<Settings, Failure> {
+    let mut settings = match (&args.config, args.preset) {
+        (Some(path), _) => Settings::from_file(path)?,
+        (None, preset) => Settings::preset(preset.map_or(Preset::J1Nano, |preset| preset.0)),
+    };
+    for assignment in &args.set {
+        settings = settings.with(assignment)?;
+    }
+    if let Some(group) = args.group {
+        settings.rollout.group_size = group as usize;
+    }
+    if let Some(seed) = args.seed {
+        settings.train.seed = seed;
+    }
+    settings.validate()?;
+    Ok(settings)
+}
+
+/// Every pair that fits, in the order of the file; says how many do not.
+fn slots(sampler: &Sampler, settings: &Settings) -> Result<Vec<Slot>, Failure> {
+    let judge = sampler.judge();
+    let (mut slots, mut over_long): (Vec<Slot>, usize) = (Vec::new(), 0);
+    for (index, pair) in sampler.pairs.iter().enumerate() {
+        let orders = match settings.data.orders {
+            Orders::Both => trainer::prompt::OrderPlan::Both,
+            Orders::Random => trainer::prompt::OrderPlan::Random,
+        };
+        let orders: &[Order] = orders.orders(settings.train.seed, pair.row, 0);
+        let mut longest = 0;
+        for &order in orders {
+            longest = longest.max(judge.prompt(pair, order)?.len());
+        }
+        if longest > settings.data.max_prompt_tokens {
+            over_long += 1;
+            continue;
+        }
+        let first = slots.len();
+        slots.extend(orders.iter().enumerate().map(|(place, &order)| {
+            let partner = (orders.len() == 2).then_some(first + 1 - place);
+            Slot { pair: index, order, partner }
+        }));
+    }
+    if over_long > 0 {
+        let limit = settings.data.max_prompt_tokens;
+        note(&format!("{over_long} pairs have prompts above {limit} tokens and are left out"));
+    }
+    Ok(slots)
+}

@@ -1,0 +1,491 @@
+//! `j1 train`: from a base model and preference pairs to an adapter.
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    adapter::{Adapter, AdapterSettings, Projection},
+    language_model::LanguageModel,
+    model::Precision,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use trainer::{
+    data::{self, Pair},
+    prompt::Template,
+    results::ResultsError,
+    scores::Scores,
+    settings::{LoraSettings, OverLong, Preset, Settings, SettingsError},
+    train::{
+        Progress, StepReport, Trainer,
+        prompts::{Fitting, fitting},
+        run::{self, Ended, Event, RunDirectory},
+        sample::Sampler,
+    },
+};
+
+use crate::{
+    Failure,
+    args::Train,
+    interrupt, machine,
+    output::{note, print, table},
+    session::{data_file, directory_fingerprint, precision, resolve},
+};
+
+pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
+    if args.print_config {
+        print(&settings(args)?.to_toml())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let out = args.out.as_deref().expect("clap requires it without --print-config");
+    let settings = match args.resume {
+        false => settings(args)?,
+        true => resumed_settings(args, out)?,
+    };
+    let outcome = train(args, &settings, out)?;
+    Ok(match outcome {
+        Ended::Complete => ExitCode::SUCCESS,
+        Ended::Interrupted => interrupt::status(),
+    })
+}
+
+/// Settings from a preset or a file, then from flags.
+fn settings(args: &Train) -> Result<Settings, Failure> {
+    let mut settings = match (&args.config, args.preset) {
+        (Some(path), _) => Settings::from_file(path)?,
+        (None, Some(preset)) => Settings::preset(preset.0),
+        (None, None) => Settings::preset(Preset::J1Nano),
+    };
+    for assignment in &args.set {
+        settings = settings.with(assignment)?;
+    }
+    let replace = |place: &mut String, flag: &Option<String>| {
+        if let Some(value) = flag {
+            place.clone_from(value);
+        }
+    };
+    replace(&mut settings.model.path, &args.model);
+    replace(&mut settings.model.adapter, &args.adapter);
+    replace(&mut settings.data.train, &args.data);
+    replace(&mut settings.data.held_out, &args.held_out);
+    settings.validate().map_err(|problem| {
+        let name = "the settings".to_owned();
+        SettingsError::Conflict { name, problem }
+    })?;
+    Ok(settings)
+}
+
+/// The settings of the run in `out`; paths may have moved.
+fn resumed_settings(args: &Train, out: &Path) -> Result<Settings, Failure> {
+    let config = RunDirectory::config_of(out).ok_or_else(|| run::RunError::NothingToResume {
+        directory: out.to_owned(),
+    })?;
+    let mut settings = Settings::from_file(&config)?;
+    for (place, flag) in [
+        (&mut settings.model.path, &args.model),
+        (&mut settings.data.train, &args.data),
+        (&mut settings.data.held_out, &args.held_out),
+    ] {
+        if let Some(value) = flag {
+            place.clone_from(value);
+        }
+    }
+    Ok(settings)
+}
+
+/// A file of pairs, with the fingerprint of its content.
+fn read_pairs(spec: &str) -> Result<(Vec<Pair>, String), Failure> {
+    let pairs = data::read(&data_file(spec)?)?;
+    let fingerprint = data::fingerprint(&pairs);
+    Ok((pairs, fingerprint))
+}
+
+fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure> {
+    let (model, start) = (&settings.model.path, &settings.model.adapter);
+    if model.is_empty() {
+        return Err("no model: give --model, or model.path in the settings".into());
+    }
+    if settings.data.train.is_empty() {
+        return Err("no training data: give --data, or data.train in the settings".into());
+    }
+    if !args.resume && RunDirectory::config_of(out).is_some() {
+        return Err(run::RunError::Exists { directory: out.to_owned() }.into());
+    }
+    let (pairs, pairs_fingerprint) = read_pairs(&settings.data.train)?;
+    let held_out = match settings.data.held_out.as_str() {
+        "" => None,
+        spec => Some(read_pairs(spec)?),
+    };
+    let template = match settings.data.template.as_str() {
+        "" => Template::bundled(),
+        path => Template::from_file(Path::new(path))?,
+    };
+
+    let start = Some(start.as_str()).filter(|start| !start.is_empty());
+    let (directory, start) = resolve(model, start)?;
+    let checkpoint = match args.resume {
+        true => RunDirectory::latest_checkpoint(out)?,
+        false => None,
+    };
+    let device = machine::device(args.threads);
+    let from = checkpoint.as_ref().or(start.as_ref());
+    let (language_model, mut adapter) = LanguageModel::open_with(
+        &directory,
+        |config| {
+            let mut adapter = match from {
+                Some(path) => Adapter::load(path, config)?,
+                None => {
+                    let settings = adapter_settings(&settings.lora);
+                    Adapter::initialize(config, &settings, 0)?
+                }
+            };
+            adapter.base_model = Some(model.clone());
+            Ok(adapter)
+        },
+        precision(args.dtype),
+        &device,
+    )?;
+    if from.is_some() {
+        check_start(&adapter, settings)?;
+    }
+    let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+    check_positions(&language_model, settings)?;
+
+    let fingerprints = json!({
+        "j1": env!("CARGO_PKG_VERSION"),
+        "model": directory_fingerprint(&directory)?,
+        "adapter": start.as_deref().map(directory_fingerprint).transpose()?,
+        "dtype": match language_model.model.precision() {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        },
+        "instructions": device.cpu().isa().name(),
+        "template": template.fingerprint(),
+        "data": pairs_fingerprint,
+        "held_out": held_out.as_ref().map(|(_, fingerprint)| fingerprint.clone()),
+    });
+    let run_directory = open_run(args, settings, out, &fingerprints)?;
+
+    let stop = interrupt::flag();
+    let cache_bytes = args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize;
+    let view = View::new();
+    let pairs = match fitting_pairs(&language_model, &template, settings, pairs, &view)? {
+        Some(pairs) => pairs,
+        None => return Ok(Ended::Interrupted),
+    };
+    let mut held_out = held_out.map(|(pairs, _)| pairs).unwrap_or_default();
+    if settings.train.eval_pairs > 0 && held_out.len() > settings.train.eval_pairs {
+        held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
+    }
+
+    let mut trainer =
+        Trainer::new(language_model, template, settings.clone(), pairs, cache_bytes);
+    if let Some(checkpoint) = &checkpoint {
+        note(&format!("continuing from {}", checkpoint.display()));
+    } else if args.resume {
+        note("no checkpoint was written yet: starting from the first step");
+    }
+    let mut view = view.start(trainer.steps());
+    let ended = run::run(
+        &mut trainer,
+        &mut adapter,
+        &run_directory,
+        checkpoint.as_deref(),
+        &held_out,
+        stop,
+        &mut |event| view.show(event),
+    );
+    view.finish();
+    let ended = ended?;
+    match ended {
+        Ended::Complete => {
+            note(&format!("the adapter is in {}", out.join("adapter").display()));
+        }
+        Ended::Interrupted => note(&format!(
+            "stopped after step {} of {}; go on with `j1 train --out {} --resume`",
+            trainer.step_count(),
+            trainer.steps(),
+            out.display()
+        )),
+    }
+    Ok(ended)
+}
+
+fn open_run(
+    args: &Train,
+    settings: &Settings,
+    out: &Path,
+    fingerprints: &Value,
+) -> Result<RunDirectory, run::RunError> {
+    match args.resume {
+        true => RunDirectory::resume(out, fingerprints),
+        false => RunDirectory::start(out, &settings.to_toml(), fingerprints),
+    }
+}
+
+/// What a new adapter is like.
+pub(crate) fn adapter_settings(lora: &LoraSettings) -> AdapterSettings {
+    let targets = Projection::ALL.into_iter().filter(|projection| {
+        let name = projection.module().rsplit('.').next().unwrap_or_default();
+        lora.target_modules.iter().any(|module| module == name)
+    });
+    AdapterSettings {
+        rank: lora.r,
+        alpha: lora.alpha,
+        rank_stabilized: lora.rslora,
+        dropout: lora.dropout,
+        targets: targets.collect(),
+    }
+}
+
+/// An adapter that training starts from keeps its rank and scale, which the settings must name.
+fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
+    let lora = &settings.lora;
+    let same = (adapter.rank, adapter.alpha, adapter.rank_stabilized)
+        == (lora.r, lora.alpha, lora.rslora);
+    if same {
+        return Ok(());
+    }
+    Err(format!(
+        "the adapter to start from has r = {}, alpha = {}, rslora = {}, and the settings say r = {}, alpha = {}, \
+         rslora = {}; add --set lora.r={} --set lora.alpha={} --set lora.rslora={}",
+        adapter.rank,
+        adapter.alpha,
+        adapter.rank_stabilized,
+        lora.r,
+        lora.alpha,
+        lora.rslora,
+        adapter.rank,
+        adapter.alpha,
+        adapter.rank_stabilized
+    )
+    .into())
+}
+
+fn check_positions(language_model: &LanguageModel, settings: &Settings) -> Result<(), Failure> {
+    let positions = language_model.model.config().max_position_embeddings;
+    let (prompt, completion) =
+        (settings.data.max_prompt_tokens, settings.rollout.max_completion_tokens);
+    if prompt + completion <= positions {
+        return Ok(());
+    }
+    Err(format!(
+        "data.max_prompt_tokens = {prompt} and rollout.max_completion_tokens = {completion} exceed the model's \
+         {positions} positions; lower one of them with --set"
+    )
+    .into())
+}
+
+/// The pairs whose prompts fit. `None` if the user stopped it.
+fn fitting_pairs(
+    language_model: &LanguageModel,
+    template: &Template,
+    settings: &Settings,
+    pairs: Vec<Pair>,
+    view: &View,
+) -> Result<Option<Vec<Pair>>, Failure> {
+    let options = engine::generate::Options { max_batch: 1, prefill_rows: 1, cache_bytes: 0 };
+    let sampler = Sampler { language_model, template, settings, pairs: &pairs, options };
+    let bar = view.bar("measuring prompts", pairs.len());
+    let found = fitting(&sampler.judge(), &pairs, interrupt::raised(), &|done| {
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let Some(Fitting { fit, over_long, longest, mean }) = found? else { return Ok(None) };
+    let limit = settings.data.max_prompt_tokens;
+    note(&format!(
+        "{} pairs, prompts of {mean:.0} tokens on average, {longest} at most",
+        pairs.len()
+    ));
+    if settings.data.over_long == OverLong::TruncateLeft {
+        if over_long > 0 {
+            note(&format!("{over_long} pairs have prompts above {limit} tokens, cut at their left"));
+        }
+        return Ok(Some(pairs));
+    }
+    if over_long > 0 {
+        note(&format!(
+            "{over_long} pairs have prompts above data.max_prompt_tokens = {limit} and are left out"
+        ));
+    }
+    if fit.is_empty() {
+        return Err(format!(
+            "no pair has a prompt of at most {limit} tokens; raise data.max_prompt_tokens"
+        )
+        .into());
+    }
+    let mut keep = vec![false; pairs.len()];
+    fit.into_iter().for_each(|index| keep[index] = true);
+    let kept = pairs.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(pair, _)| pair);
+    Ok(Some(kept.collect()))
+}
+
+/// What the terminal shows: a line a step, and below it a bar with what is going on.
+struct View {
+    is_terminal: bool,
+    bar: Option<ProgressBar>,
+    steps: u64,
+    done: u64,
+    /// Rewards of the last steps.
+    rewards: Vec<f64>,
+    started: Instant,
+    taken: u64,
+    saved: Option<PathBuf>,
+}
+
+/// Steps that the recent mean of the reward is taken over.
+const RECENT: usize = 10;
+
+impl View {
+    fn new() -> View {
+        View {
+            is_terminal: std::io::stderr().is_terminal(),
+            bar: None,
+            steps: 0,
+            done: 0,
+            rewards: Vec::new(),
+            started: Instant::now(),
+            taken: 0,
+            saved: None,
+        }
+    }
+
+    fn bar(&self, what: &'static str, len: usize) -> ProgressBar {
+        let bar = match self.is_terminal {
+            true => ProgressBar::new(len as u64),
+            false => ProgressBar::hidden(),
+        };
+        let style = "{msg} [{bar:30}] {pos}/{len} {eta}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        bar.set_message(what);
+        bar
+    }
+
+    fn start(mut self, steps: u64) -> View {
+        self.steps = steps;
+        self.started = Instant::now();
+        if self.is_terminal {
+            let bar = ProgressBar::new(steps);
+            let style = "[{bar:30}] {msg}";
+            bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+            bar.enable_steady_tick(Duration::from_millis(500));
+            self.bar = Some(bar);
+        }
+        note(&View::header());
+        self
+    }
+
+    fn header() -> String {
+        "  step    reward   (mean)   right  format    tied  length  trunc      kl    |g|   gen t/s  train t/s".into()
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(line)),
+            None => note(line),
+        }
+    }
+
+    fn show(&mut self, event: Event) {
+        match event {
+            Event::Progress(progress) => {
+                let Some(bar) = &self.bar else { return };
+                let eta = match self.taken {
+                    0 => String::new(),
+                    taken => {
+                        let each = self.started.elapsed().as_secs_f64() / taken as f64;
+                        let left = Duration::from_secs_f64(each * (self.steps - self.done) as f64);
+                        format!(", {} left", indicatif::HumanDuration(left))
+                    }
+                };
+                let step = format!("step {} of {}", self.done + 1, self.steps);
+                bar.set_message(match progress {
+                    Progress::Sampling(stats) => {
+                        format!("{step}: sampling, {} tokens{eta}", stats.generated_tokens)
+                    }
+                    Progress::Updating(done, all) => {
+                        format!("{step}: updating, batch {done} of {all}{eta}")
+                    }
+                });
+            }
+            Event::Step(report) => self.step(report),
+            Event::Evaluating(done, all) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("evaluating held-out pairs, {done} of {all}"));
+                }
+            }
+            Event::Evaluated { step, scores } => self.say(&evaluated(step, scores)),
+            Event::Saved(step) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("checkpoint of step {step} saved"));
+                }
+            }
+            Event::Warning(message) => self.say(&format!("warning: {message}")),
+        }
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let metrics = &report.metrics;
+        self.done = metrics.step;
+        self.taken += 1;
+        self.rewards.push(metrics.reward);
+        let recent = &self.rewards[self.rewards.len().saturating_sub(RECENT)..];
+        let recent = recent.iter().sum::<f64>() / recent.len() as f64;
+        let right = report.rollouts.iter().filter(|rollout| rollout.right).count() as f64
+            / report.rollouts.len().max(1) as f64;
+        let named = |name: &str| {
+            metrics.rewards.iter().find(|reward| reward.name == name).map_or(0.0, |r| r.mean)
+        };
+        let timed = |name: &str| {
+            metrics.timing.iter().find(|(known, _)| known == name).map_or(0.0, |(_, v)| *v)
+        };
+        let difference = metrics
+            .more
+            .iter()
+            .find(|(name, _)| name == "sampling/sampling_logp_difference/max")
+            .map(|(_, difference)| *difference);
+        let mut line = format!(
+            "{:>6}  {:>8.3} {:>8.3} {:>6.1}% {:>7.3} {:>6.0}% {:>7.0} {:>5.0}% {:>7.4} {:>6.3} {:>9.0} {:>10.0}",
+            metrics.step,
+            metrics.reward,
+            recent,
+            100.0 * right,
+            named("format"),
+            100.0 * metrics.frac_reward_zero_std,
+            metrics.completions.mean_length,
+            100.0 * metrics.completions.clipped_ratio,
+            metrics.kl.unwrap_or(0.0),
+            metrics.grad_norm,
+            timed("generated_tokens_per_s"),
+            timed("trained_tokens_per_s"),
+        );
+        if let Some(difference) = difference.filter(|difference| *difference != 0.0) {
+            line += &format!("  max |log p trained - sampled| = {difference:e}");
+        }
+        self.say(&line);
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A line about held-out pairs.
+fn evaluated(step: u64, scores: &Scores) -> String {
+    let percent = |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{:.1} %", 100.0 * s));
+    format!(
+        "after step {step}: held-out pairs {} right in both orders, {} of judgements right, {} unparsed",
+        percent(scores.consistent.map(|share| share.share)),
+        percent(scores.plain_accuracy),
+        scores.unparsed_strict.total,
+    )
+}

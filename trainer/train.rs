@@ -1,0 +1,415 @@
+//! Training: GRPO (Shao et al. 2024, arXiv 2402.03300) on preference pairs, with a LoRA adapter.
+//!
+//! A step is a function of the parameters, the optimizer's moments, the settings and its number:
+//!
+//! ```text
+//! plan      which pairs, in which orders                                      plan.rs
+//! sample    G judgements of each prompt, all in one generation                ../rollout.rs
+//! reward    from judgements to advantages                                     ../grpo
+//! update    log-probabilities, loss, gradient, clip, AdamW                    update.rs
+//! ```
+//!
+//! So a run is continued from a checkpoint bit for bit, at any number of threads, and nothing of a
+//! random generator has to be kept. [`run`] is the loop around it: evaluation, checkpoints, logs.
+
+pub mod checkpoint;
+pub mod plan;
+pub mod prompts;
+pub mod run;
+pub mod sample;
+pub mod update;
+
+use std::{
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    generate::{self, Stats},
+    language_model::LanguageModel,
+    optimizer::{self, AdamW},
+    schedule::{self, Schedule},
+};
+
+use crate::{
+    data::Pair,
+    grpo::{
+        advantages,
+        loss::{self, Counted, Participation, token_weights},
+    },
+    metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
+    prompt::Template,
+    results::Finish,
+    rollout::RolloutRecord,
+    settings::{self, GradientCheckpointing, LossType, Settings},
+};
+use plan::Plan;
+use sample::{SampleError, Sampled, Sampler};
+use update::{Group, Item, UpdateError, UpdateReport, UpdateSettings, update};
+
+/// Rows of a micro-batch where `train.micro_batch_tokens` leaves it open.
+const MICRO_BATCH_TOKENS: usize = 4096;
+
+/// A policy under training.
+pub struct Trainer {
+    language_model: LanguageModel,
+    template: Template,
+    settings: Settings,
+    pairs: Vec<Pair>,
+    plan: Plan,
+    schedule: Schedule,
+    optimizer: AdamW,
+    options: generate::Options,
+    /// Steps taken.
+    step: u64,
+    /// Steps of the whole run.
+    steps: u64,
+    /// Tokens of prompts and completions so far.
+    tokens: u64,
+}
+
+/// How far a step is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// A forward pass of generation ended.
+    Sampling(Stats),
+    /// Micro-batches done, of all.
+    Updating(usize, usize),
+}
+
+/// What a step did.
+pub struct StepReport {
+    /// For metrics.jsonl.
+    pub metrics: StepMetrics,
+    /// For rollouts/step-N.jsonl.
+    pub rollouts: Vec<RolloutRecord>,
+    /// Whether any group had a gradient.
+    pub moved: bool,
+}
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a part
+pub enum StepError {
+    #[error("step {step}: {source}")]
+    Sample { step: u64, source: SampleError },
+    #[error("step {step}: {source}")]
+    Update { step: u64, source: UpdateError },
+}
+
+impl Trainer {
+    /// A trainer at step 0. The model's adapter is what is trained; `pairs` have prompts that fit (see
+    /// [`prompts::fitting`]).
+    ///
+    /// # Panics
+    /// If there are no pairs, or the model has no adapter.
+    pub fn new(
+        mut language_model: LanguageModel,
+        template: Template,
+        settings: Settings,
+        pairs: Vec<Pair>,
+        cache_bytes: usize,
+    ) -> Trainer {
+        language_model.model.train_adapter();
+        let (rollout, train) = (&settings.rollout, &settings.train);
+        let plan =
+            Plan::new(pairs.len(), rollout.prompts_per_step, settings.data.orders, train.seed);
+        let steps = match train.steps {
+            0 => plan.steps(train.epochs),
+            steps => steps,
+        };
+        let names: Vec<(String, usize)> = language_model
+            .model
+            .parameters()
+            .map(|(name, factor)| (name.peft_key(), factor.data().len()))
+            .collect();
+        assert!(!names.is_empty(), "the model has no adapter");
+        let optimizer = AdamW::new(
+            optimizer_settings(&settings),
+            names.iter().map(|(name, len)| (name.as_str(), *len)),
+        );
+        let schedule = Schedule {
+            peak: settings.optimizer.learning_rate,
+            shape: match settings.optimizer.schedule {
+                settings::Schedule::Constant => schedule::Shape::Constant,
+                settings::Schedule::Linear => schedule::Shape::Linear,
+                settings::Schedule::Cosine => schedule::Shape::Cosine,
+            },
+            warmup_steps: settings.optimizer.warmup_steps,
+            total_steps: steps * settings.loss.num_iterations as u64,
+        };
+        let completions = rollout.prompts_per_step * rollout.group_size;
+        let options = generate::Options {
+            max_batch: completions.clamp(rollout.group_size, 256),
+            prefill_rows: 512,
+            cache_bytes,
+        };
+        Trainer {
+            language_model,
+            template,
+            settings,
+            pairs,
+            plan,
+            schedule,
+            optimizer,
+            options,
+            step: 0,
+            steps,
+            tokens: 0,
+        }
+    }
+
+    /// Steps taken.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The settings it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The model, as trained so far.
+    pub fn language_model(&self) -> &LanguageModel {
+        &self.language_model
+    }
+
+    /// What samples and rewards, with the parameters as they are.
+    pub fn sampler(&self) -> Sampler<'_> {
+        Sampler {
+            language_model: &self.language_model,
+            template: &self.template,
+            settings: &self.settings,
+            pairs: &self.pairs,
+            options: self.options.clone(),
+        }
+    }
+
+    /// Samples the completions of the next step and computes what they earn, without learning from
+    /// them. `None` if `stop` was raised.
+    pub fn sample(
+        &self,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Option<Sampled>, StepError> {
+        let step = self.step + 1;
+        let slots = self.plan.step(self.step);
+        let first = self.step * (slots.len() * self.settings.rollout.group_size) as u64;
+        self.sampler()
+            .sample(slots, first, stop, &mut |stats| progress(Progress::Sampling(stats)))
+            .map_err(|source| StepError::Sample { step, source })
+    }
+
+    /// Learns from what was sampled with the parameters as they are.
+    pub fn learn(
+        &mut self,
+        sampled: &Sampled,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<StepReport, StepError> {
+        let started = Instant::now();
+        let step = self.step + 1;
+        let groups = self.groups(sampled);
+        let moved = groups.iter().flat_map(|group| &group.items).any(|item| item.weight != 0.0);
+        let settings = self.update_settings();
+        let schedule = self.schedule;
+        let report = update(
+            &mut self.language_model.model,
+            &mut self.optimizer,
+            &groups,
+            &settings,
+            self.step * settings.iterations as u64,
+            &|update| schedule.rate(update),
+            &mut |done, all| progress(Progress::Updating(done, all)),
+        )
+        .map_err(|source| StepError::Update { step, source })?;
+        self.step = step;
+        let completion_tokens: usize = sampled.completions.iter().map(|c| c.tokens.len()).sum();
+        let group_size = self.settings.rollout.group_size;
+        let prompt_tokens: usize = sampled.prompts.iter().map(|prompt| prompt.len()).sum();
+        self.tokens += (completion_tokens + prompt_tokens * group_size) as u64;
+        let metrics = self.metrics(sampled, &report, started.elapsed());
+        Ok(StepReport { metrics, rollouts: self.sampler().records(sampled, step), moved })
+    }
+
+    /// What the update sees: completions with their advantages and weights.
+    fn groups<'a>(&self, sampled: &'a Sampled) -> Vec<Group<'a>> {
+        let Settings { loss, reward, rollout, .. } = &self.settings;
+        let Sampled { prompts, completions, advantages, .. } = sampled;
+        let group_size = rollout.group_size;
+        let counted: Vec<Counted> = completions
+            .iter()
+            .enumerate()
+            .map(|(index, completion)| {
+                let silent =
+                    reward.drop_zero_variance && advantages.zero_variance[index / group_size];
+                let part = if loss.mask_truncated && completion.finish == Finish::Length {
+                    Participation::Masked
+                } else if silent {
+                    Participation::Silent
+                } else {
+                    Participation::Full
+                };
+                Counted { tokens: completion.tokens.len(), part }
+            })
+            .collect();
+        let parts = vec![completions.len() / loss.accumulation_steps; loss.accumulation_steps];
+        let kind = match loss.kind {
+            LossType::Grpo => loss::Kind::Grpo,
+            LossType::Bnpo => loss::Kind::Bnpo,
+            LossType::Dapo => loss::Kind::Dapo,
+            LossType::DrGrpo => loss::Kind::DrGrpo,
+        };
+        let weights = token_weights(kind, rollout.max_completion_tokens, &parts, &counted);
+        let comparable = self.update_settings().temperature == self.sampling_temperature();
+        let item = |index: usize| {
+            let completion = &completions[index];
+            Item {
+                tokens: &completion.tokens,
+                sampled: comparable.then_some(&completion.log_probs),
+                advantage: advantages.values[index],
+                weight: weights[index],
+            }
+        };
+        let of_prompt = |(group, prompt): (usize, &'a Vec<u32>)| Group {
+            prompt,
+            items: (group * group_size..(group + 1) * group_size).map(item).collect(),
+        };
+        prompts.iter().enumerate().map(of_prompt).collect()
+    }
+
+    fn sampling_temperature(&self) -> f32 {
+        // Greedy completions carry the log-probabilities of temperature 1.
+        match self.settings.rollout.temperature as f32 {
+            0.0 => 1.0,
+            temperature => temperature,
+        }
+    }
+
+    fn update_settings(&self) -> UpdateSettings {
+        let Settings { loss, lora, train, .. } = &self.settings;
+        let micro_batch_tokens = match train.micro_batch_tokens {
+            0 => MICRO_BATCH_TOKENS,
+            tokens => tokens,
+        };
+        UpdateSettings {
+            loss: loss::Settings {
+                clip_low: loss.epsilon_low,
+                clip_high: loss.epsilon_high,
+                beta: loss.beta,
+                bias_corrected_kl: loss.bias_corrected_kl,
+            },
+            iterations: loss.num_iterations,
+            temperature: if loss.temperature_scaled { self.sampling_temperature() } else { 1.0 },
+            dropout: lora.dropout as f32,
+            seed: train.seed,
+            micro_batch_tokens,
+            // Recomputing changes no bit, so it may follow from the size of the batch.
+            checkpoint: match train.gradient_checkpointing {
+                GradientCheckpointing::On => true,
+                GradientCheckpointing::Off => false,
+                GradientCheckpointing::Auto => true,
+            },
+        }
+    }
+
+    fn metrics(&self, sampled: &Sampled, report: &UpdateReport, update: Duration) -> StepMetrics {
+        let Sampled { completions, rewards, advantages, stats, .. } = sampled;
+        let lengths: Vec<f64> = completions.iter().map(|c| c.tokens.len() as f64).collect();
+        let terminated: Vec<f64> = completions
+            .iter()
+            .filter(|completion| completion.finish == Finish::Stop)
+            .map(|completion| completion.tokens.len() as f64)
+            .collect();
+        let least = |of: &[f64]| of.iter().copied().reduce(f64::min).unwrap_or(0.0);
+        let most = |of: &[f64]| of.iter().copied().reduce(f64::max).unwrap_or(0.0);
+        let loss = report.sums.report();
+        let share = |count: usize| count as f64 / completions.len().max(1) as f64;
+        let unparsed =
+            completions.iter().filter(|completion| completion.verdict.scores().is_none()).count();
+        let mut more = vec![
+            ("completions/mean_terminated_length".to_owned(), advantages::mean(&terminated)),
+            ("completions/min_terminated_length".to_owned(), least(&terminated)),
+            ("completions/max_terminated_length".to_owned(), most(&terminated)),
+            ("completions/unparsed_ratio".to_owned(), share(unparsed)),
+        ];
+        if let Some(difference) = report.log_prob_difference {
+            more.push(("sampling/sampling_logp_difference/max".to_owned(), difference));
+        }
+        let (generation_s, update_s) = (sampled.elapsed.as_secs_f64(), update.as_secs_f64());
+        let mut timing = vec![
+            ("generation_s".to_owned(), generation_s),
+            ("update_s".to_owned(), update_s),
+            (
+                "generated_tokens_per_s".to_owned(),
+                stats.generated_tokens as f64 / generation_s.max(1e-9),
+            ),
+            ("trained_tokens_per_s".to_owned(), report.trained_rows as f64 / update_s.max(1e-9)),
+        ];
+        if let Some(peak) = peak_memory_bytes() {
+            timing.push(("peak_memory_bytes".to_owned(), peak as f64));
+        }
+        StepMetrics {
+            step: self.step,
+            epoch: self.plan.epoch_after(self.step),
+            loss: loss.loss,
+            reward: advantages.reward_mean,
+            reward_std: advantages.reward_std,
+            rewards: rewards
+                .columns
+                .iter()
+                .map(|column| RewardMetrics {
+                    name: column.entry.reward.name().to_owned(),
+                    mean: column.mean(),
+                    std: column.std(),
+                })
+                .collect(),
+            frac_reward_zero_std: advantages.zero_variance_share,
+            completions: CompletionMetrics {
+                mean_length: advantages::mean(&lengths),
+                min_length: least(&lengths),
+                max_length: most(&lengths),
+                clipped_ratio: share(completions.len() - terminated.len()),
+            },
+            kl: loss.kl,
+            entropy: report.entropy.0 / report.entropy.1.max(1) as f64,
+            clip_ratio: ClipMetrics {
+                low_mean: loss.low_mean,
+                low_min: loss.low_min,
+                high_mean: loss.high_mean,
+                high_max: loss.high_max,
+                region_mean: loss.region_mean,
+            },
+            grad_norm: report.gradient_norm,
+            learning_rate: report.learning_rate,
+            num_tokens: self.tokens,
+            more,
+            step_time: generation_s + update_s,
+            timing,
+        }
+    }
+}
+
+fn optimizer_settings(settings: &Settings) -> optimizer::Settings {
+    let settings::OptimizerSettings { betas, eps, weight_decay, max_grad_norm, .. } =
+        settings.optimizer;
+    optimizer::Settings {
+        beta1: betas[0],
+        beta2: betas[1],
+        epsilon: eps,
+        weight_decay,
+        max_norm: (max_grad_norm > 0.0).then_some(max_grad_norm),
+    }
+}
+
+/// The most memory that the process had at a time; unknown on systems without /proc.
+pub fn peak_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,234 @@
+//! Checkpoints: all that a run needs to go on bit for bit.
+//!
+//! `checkpoints/step-N/` appears whole, by a rename, or not at all:
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
+//! | `optimizer.safetensors` | AdamW's moments, two f32 tensors a factor |
+//! | `state.json` | steps, optimizer steps, tokens seen, the best evaluation so far |
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use engine::{
+    adapter::{Adapter, AdapterError},
+    optimizer::StateError,
+};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::Trainer;
+use crate::results::{
+    ResultsError,
+    files::{sync_directory, write_whole},
+};
+
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+/// The largest state.json that is read.
+const MAX_STATE: u64 = 1 << 16;
+
+/// The best evaluation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// After which step.
+    pub step: u64,
+    /// Share of held-out pairs that were right in both orders.
+    pub right_in_both: f64,
+}
+
+/// What a checkpoint says beside the tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Steps taken.
+    pub step: u64,
+    /// Steps of the optimizer.
+    pub updates: u64,
+    /// Tokens of prompts and completions so far.
+    pub tokens: u64,
+    /// Best evaluation so far.
+    pub best: Option<Best>,
+}
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a part
+pub enum CheckpointError {
+    #[error(transparent)]
+    Files(#[from] ResultsError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error("{}: {message}; remove this checkpoint to go on from the one before", path.display())]
+    Damaged { path: PathBuf, message: String },
+}
+
+fn damaged(path: &Path, message: impl ToString) -> CheckpointError {
+    CheckpointError::Damaged { path: path.to_owned(), message: message.to_string() }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> CheckpointError {
+    move |source| ResultsError::io(action, path, source).into()
+}
+
+/// The directory of a step's checkpoint.
+pub fn directory(checkpoints: &Path, step: u64) -> PathBuf {
+    checkpoints.join(format!("step-{step}"))
+}
+
+/// The steps that have a checkpoint, ascending. Leftovers of runs that were killed while they wrote one
+/// are removed.
+pub fn list(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let failed = io_error("list", checkpoints);
+    let entries = match fs::read_dir(checkpoints) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(&failed)?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+            steps.push(step);
+        } else if name.starts_with(".step-") {
+            let path = checkpoints.join(name);
+            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+        }
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Writes the trainer's state as a checkpoint of its step, with `adapter` as the form to write.
+pub fn save(
+    trainer: &Trainer,
+    adapter: &mut Adapter,
+    checkpoints: &Path,
+    best: Option<Best>,
+) -> Result<(), CheckpointError> {
+    let step = trainer.step;
+    let (path, temporary) =
+        (directory(checkpoints, step), checkpoints.join(format!(".step-{step}.tmp")));
+    fs::create_dir_all(checkpoints).map_err(io_error("create", checkpoints))?;
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).map_err(io_error("remove", &temporary))?;
+    }
+    let written = write(trainer, adapter, &temporary, best).and_then(|()| {
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(io_error("replace", &path))?;
+        }
+        fs::rename(&temporary, &path)
+            .and_then(|()| sync_directory(&path))
+            .map_err(io_error("write", &path))
+    });
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
+}
+
+fn write(
+    trainer: &Trainer,
+    adapter: &mut Adapter,
+    directory: &Path,
+    best: Option<Best>,
+) -> Result<(), CheckpointError> {
+    fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+    trainer.language_model.model.store_adapter(adapter);
+    adapter.save(directory)?;
+    let state: Vec<(String, &[f32])> = trainer.optimizer.state().collect();
+    let bytes: Vec<Vec<u8>> = state
+        .iter()
+        .map(|(_, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .collect();
+    let views: BTreeMap<&str, TensorView> = state
+        .iter()
+        .zip(&bytes)
+        .map(|((name, values), bytes)| {
+            let view = TensorView::new(Dtype::F32, vec![values.len()], bytes);
+            (name.as_str(), view.expect("as many bytes as values"))
+        })
+        .collect();
+    let bytes = safetensors::serialize(views, None).expect("the tensors are sound");
+    write_whole(&directory.join(OPTIMIZER), &bytes)?;
+    let state = State {
+        step: trainer.step,
+        updates: trainer.optimizer.steps(),
+        tokens: trainer.tokens,
+        best,
+    };
+    let text = serde_json::to_string_pretty(&state).expect("plain numbers") + "\n";
+    write_whole(&directory.join(STATE), text.as_bytes())?;
+    Ok(())
+}
+
+/// Reads `state.json` alone.
+pub fn state(directory: &Path) -> Result<State, CheckpointError> {
+    let path = directory.join(STATE);
+    let bytes = read(&path, MAX_STATE)?;
+    serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error))
+}
+
+/// Takes up the state of a checkpoint. The trainer's model was opened with the checkpoint's adapter.
+pub fn restore(trainer: &mut Trainer, directory: &Path) -> Result<State, CheckpointError> {
+    let state = state(directory)?;
+    let path = directory.join(OPTIMIZER);
+    // Two moments a factor and a header: what else is there does not belong to it.
+    let factors = trainer.language_model.model.parameters();
+    let values: usize = factors.map(|(_, factor)| factor.data().len()).sum();
+    let bytes = read(&path, 8 * values as u64 + (16 << 20))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
+    let mut slices: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for (name, view) in tensors.tensors() {
+        if view.dtype() != Dtype::F32 {
+            return Err(damaged(&path, format!("{name} is {:?}, not F32", view.dtype())));
+        }
+        let values = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        slices.insert(name, values.collect());
+    }
+    let slice = |name: &str| slices.get(name).map(Vec::as_slice);
+    let restored: Result<(), StateError> =
+        trainer.optimizer.restore(state.updates, slices.len(), slice);
+    restored.map_err(|error| damaged(&path, error))?;
+    if state.step > trainer.steps {
+        let (step, steps) = (state.step, trainer.steps);
+        return Err(damaged(
+            &directory.join(STATE),
+            format!("it is of step {step}, and the run has {steps}"),
+        ));
+    }
+    trainer.step = state.step;
+    trainer.tokens = state.tokens;
+    Ok(state)
+}
+
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, CheckpointError> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, limit + 1), &mut bytes))
+        .map_err(io_error("read", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(damaged(path, format!("it is longer than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Removes all checkpoints but the last `keep` and the best.
+pub fn prune(checkpoints: &Path, keep: usize, best: Option<Best>) -> Result<(), CheckpointError> {
+    let steps = list(checkpoints)?;
+    let old = &steps[..steps.len().saturating_sub(keep)];
+    for &step in old.iter().filter(|step| best.is_none_or(|best| best.step != **step)) {
+        let path = directory(checkpoints, step);
+        // Renamed first, so that a kill never leaves half a checkpoint under its name.
+        let doomed = checkpoints.join(format!(".step-{step}.old"));
+        fs::rename(&path, &doomed).map_err(io_error("remove", &path))?;
+        fs::remove_dir_all(&doomed).map_err(io_error("remove", &doomed))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! The loop of a training run, and its directory.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `config.toml` | every setting, as resolved |
+//! | `run.json` | fingerprints of the model, the data and the template: a run with others is refused |
+//! | `metrics.jsonl` | a line a step |
+//! | `events.out.tfevents.*` | the same for TensorBoard |
+//! | `rollouts/step-N.jsonl` | every rollout of a step, with what it earned |
+//! | `checkpoints/step-N/` | see [`super::checkpoint`] |
+//! | `adapter/` | the trained adapter, at the end |
+//! | `.j1.lock` | an empty file; locked while a run is at work |
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use engine::adapter::{Adapter, AdapterError};
+use serde_json::Value;
+
+use super::{
+    Progress, StepError, StepReport, Trainer,
+    checkpoint::{self, Best, CheckpointError},
+};
+use crate::{
+    data::Pair,
+    judge::{self, End, JudgeError, Task},
+    metrics::MetricsFile,
+    prompt::{Order, OrderPlan},
+    results::{Record, ResultsError, claim, files::write_whole},
+    scores::{Protocol, Scores},
+    tensorboard::EventFile,
+    verdict::MatchRule,
+};
+
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
+const ROLLOUTS: &str = "rollouts";
+const CHECKPOINTS: &str = "checkpoints";
+const ADAPTER: &str = "adapter";
+
+/// Steps after which an adapter that did not move is worth a word.
+const STILL: u64 = 5;
+
+/// What happens during a run.
+pub enum Event<'e> {
+    /// Within a step.
+    Progress(Progress),
+    /// A step is done and logged.
+    Step(&'e StepReport),
+    /// Held-out pairs are being judged: done, of all.
+    Evaluating(usize, usize),
+    /// They were, after this step.
+    Evaluated {
+        /// Steps taken.
+        step: u64,
+        /// How it judged.
+        scores: &'e Scores,
+    },
+    /// A checkpoint was written.
+    Saved(u64),
+    /// Something that the user should know.
+    Warning(String),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps were taken.
+    Complete,
+    /// The flag was raised; the state is saved.
+    Interrupted,
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a part
+pub enum RunError {
+    #[error(transparent)]
+    Files(#[from] ResultsError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Step(#[from] StepError),
+    #[error("held-out evaluation: {0}")]
+    Evaluation(JudgeError),
+    #[error("{} already holds a run; add --resume to continue it, or choose another --out", directory.display())]
+    Exists { directory: PathBuf },
+    #[error("{} holds no run to resume (there is no config.toml); leave --resume out to start one", directory.display())]
+    NothingToResume { directory: PathBuf },
+}
+
+/// The directory of a run, claimed by this process.
+pub struct RunDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDirectory {
+    /// The file with every setting, if the directory holds a run.
+    pub fn config_of(directory: &Path) -> Option<PathBuf> {
+        Some(directory.join(CONFIG)).filter(|path| path.is_file())
+    }
+
+    /// Starts a run in a directory without one.
+    pub fn start(
+        directory: &Path,
+        config_toml: &str,
+        fingerprints: &Value,
+    ) -> Result<RunDirectory, RunError> {
+        if RunDirectory::config_of(directory).is_some() {
+            return Err(RunError::Exists { directory: directory.to_owned() });
+        }
+        let lock = claim(directory, fingerprints)?;
+        write_whole(&directory.join(CONFIG), config_toml.as_bytes())?;
+        Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
+    }
+
+    /// Continues the run of a directory, whose model, data and template must be those it began with.
+    pub fn resume(directory: &Path, fingerprints: &Value) -> Result<RunDirectory, RunError> {
+        if RunDirectory::config_of(directory).is_none() {
+            return Err(RunError::NothingToResume { directory: directory.to_owned() });
+        }
+        let lock = claim(directory, fingerprints)?;
+        Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
+    }
+
+    /// The newest checkpoint, if there is one.
+    pub fn latest_checkpoint(directory: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+        let checkpoints = directory.join(CHECKPOINTS);
+        let latest = checkpoint::list(&checkpoints)?.pop();
+        Ok(latest.map(|step| checkpoint::directory(&checkpoints, step)))
+    }
+}
+
+/// Runs all steps that are left. `adapter` is the form in which the trained one is written; `from` the
+/// checkpoint whose adapter the trainer's model was opened with. `held_out` are judged in both orders.
+pub fn run(
+    trainer: &mut Trainer,
+    adapter: &mut Adapter,
+    directory: &RunDirectory,
+    from: Option<&Path>,
+    held_out: &[Pair],
+    stop: &AtomicBool,
+    on: &mut dyn FnMut(Event),
+) -> Result<Ended, RunError> {
+    let path = &directory.path;
+    let checkpoints = path.join(CHECKPOINTS);
+    let mut best = match from {
+        Some(from) => checkpoint::restore(trainer, from)?.best,
+        None => None,
+    };
+    let mut metrics = MetricsFile::resume(&path.join(METRICS), trainer.step)?;
+    let events = EventFile::create(path, now(), (trainer.step > 0).then_some(trainer.step));
+    let mut events = events.map_err(|source| ResultsError::io("create", path, source))?;
+    let rollouts = path.join(ROLLOUTS);
+    fs::create_dir_all(&rollouts).map_err(|e| ResultsError::io("create", &rollouts, e))?;
+
+    let train = trainer.settings.train.clone();
+    let never = AtomicBool::new(false);
+    let mut still = 0;
+    while trainer.step < trainer.steps {
+        let sampled = trainer.sample(&never, &mut |progress| on(Event::Progress(progress)))?;
+        let sampled = sampled.expect("nobody raises the flag");
+        let mut report = trainer.learn(&sampled, &mut |progress| on(Event::Progress(progress)))?;
+        let step = trainer.step;
+        let last = step == trainer.steps;
+
+        let mut text = Vec::new();
+        for record in &report.rollouts {
+            serde_json::to_writer(&mut text, record).expect("a record is JSON");
+            text.push(b'\n');
+        }
+        write_whole(&rollouts.join(format!("step-{step}.jsonl")), &text)?;
+
+        let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
+        let mut improved = false;
+        if due(train.eval_every) && !held_out.is_empty() {
+            let scores = evaluate(trainer, held_out, on)?;
+            report.metrics.more.extend(eval_metrics(&scores));
+            on(Event::Evaluated { step, scores: &scores });
+            let share = scores.consistent.map_or(0.0, |share| share.share);
+            if best.is_none_or(|best| share > best.right_in_both) {
+                best = Some(Best { step, right_in_both: share });
+                improved = true;
+            }
+        }
+        metrics.append(&report.metrics)?;
+        events
+            .write(now(), step, &report.metrics.entries())
+            .map_err(|source| ResultsError::io("write", events.path(), source))?;
+        on(Event::Step(&report));
+
+        still = if report.moved { 0 } else { still + 1 };
+        if still == STILL {
+            on(Event::Warning(format!(
+                "the adapter did not move in the last {STILL} steps: every group earned the same throughout, so there is \
+                 nothing to learn from. Raise rollout.group_size or rollout.temperature, or give a reward that the \
+                 judge reaches sometimes (reward.weights.format)"
+            )));
+        }
+        if trainer.step == 2 * STILL && is_unchanged(trainer) {
+            on(Event::Warning(format!(
+                "B of the adapter is still zero after {} steps: the policy is still the base model",
+                2 * STILL
+            )));
+        }
+        let stopping = stop.load(Ordering::Relaxed) && !last;
+        if due(train.save_every) || improved || last || stopping {
+            checkpoint::save(trainer, adapter, &checkpoints, best)?;
+            checkpoint::prune(&checkpoints, train.keep_last, best)?;
+            on(Event::Saved(step));
+        }
+        if stopping {
+            return Ok(Ended::Interrupted);
+        }
+    }
+    trainer.language_model.model.store_adapter(adapter);
+    let final_adapter = path.join(ADAPTER);
+    fs::create_dir_all(&final_adapter)
+        .map_err(|e| ResultsError::io("create", &final_adapter, e))?;
+    adapter.save(&final_adapter)?;
+    Ok(Ended::Complete)
+}
+
+/// Judges the held-out pairs greedily, in both orders.
+pub fn evaluate(
+    trainer: &Trainer,
+    held_out: &[Pair],
+    on: &mut dyn FnMut(Event),
+) -> Result<Scores, RunError> {
+    let mut judge = trainer.sampler().judge();
+    judge.sampling.temperature = 0.0;
+    let orders = [Order::ChosenFirst, Order::RejectedFirst];
+    let tasks: Vec<Task> = (0..held_out.len())
+        .flat_map(|pair| orders.map(|order| Task { pair, order, vote: 0 }))
+        .collect();
+    let mut records: Vec<Record> = Vec::with_capacity(tasks.len());
+    let never = AtomicBool::new(false);
+    let end = judge.run(held_out, &tasks, &never, &mut |event| {
+        if let judge::Event::Done(_, record) = event {
+            records.push(record);
+            on(Event::Evaluating(records.len(), tasks.len()));
+        }
+        Ok(())
+    });
+    assert_eq!(end.map_err(RunError::Evaluation)?, End::Complete);
+    records.sort_by_key(Record::key);
+    let protocol = Protocol {
+        rule: MatchRule::Strict,
+        order: OrderPlan::Both,
+        votes: 1,
+        seed: trainer.settings.train.seed,
+        sample: None,
+    };
+    Ok(Scores::compute(&records, protocol))
+}
+
+/// What of an evaluation is logged with the step.
+fn eval_metrics(scores: &Scores) -> Vec<(String, f64)> {
+    let named = |name: &str, value: Option<f64>| Some((format!("eval/{name}"), value?));
+    [
+        named("accuracy", scores.plain_accuracy),
+        named("accuracy_chosen_first", scores.chosen_first.map(|share| share.share)),
+        named("accuracy_rejected_first", scores.rejected_first.map(|share| share.share)),
+        named("right_in_both_orders", scores.consistent.map(|share| share.share)),
+        named("share_of_a", scores.share_of_a.map(|share| share.share)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Whether every B is zero.
+fn is_unchanged(trainer: &Trainer) -> bool {
+    let mut factors = trainer.language_model.model.parameters();
+    factors.all(|(name, factor)| name.is_a || factor.data().iter().all(|value| *value == 0.0))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,213 @@
+//! The first half of a step: judgements are sampled, and earn rewards and advantages.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    generate::{self, Stats},
+    language_model::LanguageModel,
+};
+use kernels::cpu::sample::SamplingParams;
+
+use super::plan::Slot;
+use crate::{
+    data::Pair,
+    grpo::{
+        advantages::{self, Advantages, advantages},
+        rewards::{Entry, Reward, Rollout, Table},
+    },
+    judge::{Judge, JudgeError},
+    prompt::Template,
+    rollout::{Completion, RolloutError, RolloutRecord, rollouts},
+    settings::{self, OverLong, ScaleRewards, Settings, Thinking},
+};
+
+/// A policy that samples, and what its judgements earn.
+pub struct Sampler<'a> {
+    /// The policy.
+    pub language_model: &'a LanguageModel,
+    /// What it is asked.
+    pub template: &'a Template,
+    /// How it samples, and the rewards.
+    pub settings: &'a Settings,
+    /// What slots refer to.
+    pub pairs: &'a [Pair],
+    /// How much runs at once.
+    pub options: generate::Options,
+}
+
+/// What was sampled, and what it earned.
+pub struct Sampled {
+    pub(super) slots: Vec<Slot>,
+    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) completions: Vec<Completion>,
+    pub(super) rewards: Table,
+    pub(super) advantages: Advantages,
+    pub(super) stats: Stats,
+    pub(super) elapsed: Duration,
+}
+
+/// Why nothing could be sampled.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a part
+pub enum SampleError {
+    #[error(transparent)]
+    Prompt(#[from] JudgeError),
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+}
+
+impl<'a> Sampler<'a> {
+    /// The judge that samples.
+    pub fn judge(&self) -> Judge<'a> {
+        let rollout = &self.settings.rollout;
+        Judge {
+            language_model: self.language_model,
+            template: self.template,
+            thinking: match rollout.thinking {
+                Thinking::Auto => None,
+                Thinking::On => Some(true),
+                Thinking::Off => Some(false),
+            },
+            sampling: SamplingParams {
+                temperature: rollout.temperature as f32,
+                top_k: rollout.top_k,
+                top_p: rollout.top_p as f32,
+                min_p: rollout.min_p as f32,
+            },
+            seed: self.settings.train.seed,
+            max_new_tokens: rollout.max_completion_tokens,
+            max_prompt_tokens: self.settings.data.max_prompt_tokens,
+            options: self.options.clone(),
+        }
+    }
+
+    /// Samples a group of completions for every slot. `first_sequence` numbers the first of them in the
+    /// run. `None` if `stop` was raised before the end.
+    pub fn sample(
+        &self,
+        slots: Vec<Slot>,
+        first_sequence: u64,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(Stats),
+    ) -> Result<Option<Sampled>, SampleError> {
+        let started = Instant::now();
+        let prompts = self.prompts(&slots)?;
+        let group_size = self.settings.rollout.group_size;
+        let mut stats = Stats::default();
+        let completions =
+            rollouts(&self.judge(), &prompts, group_size, first_sequence, stop, &mut |now| {
+                stats = now;
+                progress(now);
+            })?;
+        let Some(completions) = completions else { return Ok(None) };
+        let (rewards, advantages) = self.earn(&slots, &completions);
+        let elapsed = started.elapsed();
+        Ok(Some(Sampled { slots, prompts, completions, rewards, advantages, stats, elapsed }))
+    }
+
+    /// The slots' prompts, in their order.
+    fn prompts(&self, slots: &[Slot]) -> Result<Vec<Vec<u32>>, JudgeError> {
+        let judge = self.judge();
+        let limit = self.settings.data.max_prompt_tokens;
+        let prompt = |slot: &Slot| {
+            let mut tokens = judge.prompt(&self.pairs[slot.pair], slot.order)?;
+            if self.settings.data.over_long == OverLong::TruncateLeft && tokens.len() > limit {
+                tokens.drain(..tokens.len() - limit);
+            }
+            Ok(tokens)
+        };
+        slots.iter().map(prompt).collect()
+    }
+
+    fn earn(&self, slots: &[Slot], completions: &[Completion]) -> (Table, Advantages) {
+        let group_size = self.settings.rollout.group_size;
+        let rollouts: Vec<Rollout> = completions
+            .iter()
+            .enumerate()
+            .map(|(index, completion)| {
+                let (slot, sample) = (&slots[index / group_size], index % group_size);
+                Rollout {
+                    text: &completion.text,
+                    verdict: completion.verdict,
+                    order: slot.order,
+                    tokens: completion.tokens.len(),
+                    partner: slot.partner.map(|partner| partner * group_size + sample),
+                }
+            })
+            .collect();
+        let table = Table::new(&reward_entries(self.settings), &rollouts);
+        let settings = advantages::Settings {
+            scale: match self.settings.reward.scale_rewards {
+                ScaleRewards::Group => advantages::Scale::Group,
+                ScaleRewards::Batch => advantages::Scale::Batch,
+                ScaleRewards::None => advantages::Scale::None,
+            },
+            per_reward: self.settings.reward.normalize_each,
+        };
+        let all = advantages(settings, &table.weighted(), group_size);
+        (table, all)
+    }
+
+    /// What was sampled, as lines of a rollout file.
+    pub fn records(&self, sampled: &Sampled, step: u64) -> Vec<RolloutRecord> {
+        let group_size = self.settings.rollout.group_size;
+        let Sampled { slots, prompts, completions, rewards, advantages, .. } = sampled;
+        let record = |(index, completion): (usize, &Completion)| {
+            let (group, slot) = (index / group_size, &slots[index / group_size]);
+            let pair = &self.pairs[slot.pair];
+            let rollout = Rollout {
+                text: &completion.text,
+                verdict: completion.verdict,
+                order: slot.order,
+                tokens: completion.tokens.len(),
+                partner: None,
+            };
+            let named = rewards
+                .columns
+                .iter()
+                .map(|column| (column.entry.reward.name().to_owned(), column.values[index]));
+            RolloutRecord {
+                step,
+                group,
+                sample: index % group_size,
+                id: pair.id.clone(),
+                row: pair.row,
+                order: slot.order,
+                prompt_tokens: prompts[group].len(),
+                tokens: completion.tokens.len(),
+                finish: completion.finish,
+                verdict: completion.verdict,
+                right: rollout.is_right(),
+                rewards: named.collect::<BTreeMap<_, _>>(),
+                reward: advantages.rewards[index],
+                advantage: advantages.values[index],
+                log_prob: completion.log_probs.iter().map(|l| f64::from(*l)).sum(),
+                text: completion.text.clone(),
+            }
+        };
+        completions.iter().enumerate().map(record).collect()
+    }
+}
+
+/// The rewards that can be computed, in the order of the settings; those of weight 0 are only logged.
+fn reward_entries(settings: &Settings) -> Vec<Entry> {
+    let settings::RewardSettings { weights, wrong_verdict, length_from_tokens, .. } =
+        &settings.reward;
+    let max_tokens = settings.rollout.max_completion_tokens;
+    let mut entries = vec![
+        Entry { reward: Reward::Format, weight: weights.format },
+        Entry { reward: Reward::Verdict { wrong: *wrong_verdict }, weight: weights.verdict },
+    ];
+    if settings.data.orders == settings::Orders::Both {
+        entries.push(Entry { reward: Reward::Consistency, weight: weights.consistency });
+    }
+    if let Some(cache_tokens) = max_tokens.checked_sub(*length_from_tokens).filter(|n| *n > 0) {
+        let length = Reward::Length { max_tokens, cache_tokens };
+        entries.push(Entry { reward: length, weight: weights.length });
+    }
+    entries
+}

@@ -1,0 +1,378 @@
+//! The second half of a step: from rewarded completions to new parameters.
+//!
+//! Completions are packed into micro-batches by a token budget, group by group: a prompt runs once for
+//! the completions of its group. The loss of the step is a sum over completions whose weights are
+//! known beforehand (see [`crate::grpo::loss`]), so how they are packed is arithmetic's order only.
+
+use engine::{
+    model::{
+        Model,
+        training::{PackedBatch, TrainingPass},
+    },
+    ops::linear::Dropout,
+    optimizer::{AdamW, Outcome, Parameter},
+    tape::{Gradients, Tape},
+    tensor::Tensor,
+};
+use kernels::cpu::log_prob::RowError;
+
+use crate::grpo::loss::{self, Sums, completion_loss};
+
+/// A completion as the update sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Item<'a> {
+    /// Token ids, the stop token included.
+    pub tokens: &'a [u32],
+    /// Log-probabilities that the policy had when it sampled, at the update's temperature; `None`
+    /// where they were taken at another.
+    pub sampled: Option<&'a [f32]>,
+    /// A.
+    pub advantage: f32,
+    /// Of each of its tokens in the step's loss; at 0 it is left out.
+    pub weight: f64,
+}
+
+/// A prompt and its completions.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    /// Token ids.
+    pub prompt: &'a [u32],
+    /// What was sampled from it.
+    pub items: Vec<Item<'a>>,
+}
+
+/// How a step's update is computed.
+#[derive(Clone, Debug)]
+pub struct UpdateSettings {
+    /// The terms of the loss.
+    pub loss: loss::Settings,
+    /// Updates on the same completions, at least 1.
+    pub iterations: usize,
+    /// The logits are divided by it.
+    pub temperature: f32,
+    /// Dropout on the adapter's inputs.
+    pub dropout: f32,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Rows of a packed batch at most; a prompt with one completion may be longer.
+    pub micro_batch_tokens: usize,
+    /// Whether layers are computed again in the backward pass.
+    pub checkpoint: bool,
+}
+
+/// What an update did.
+#[derive(Clone, Debug, Default)]
+pub struct UpdateReport {
+    /// Loss, KL and clipping over all iterations.
+    pub sums: Sums,
+    /// Σ entropy over tokens, in nats, and the tokens, of the first iteration.
+    pub entropy: (f64, usize),
+    /// Largest |log-probability of training − of sampling| of the first iteration; `None` where they
+    /// cannot be compared.
+    pub log_prob_difference: Option<f64>,
+    /// Norm of the last iteration's gradient before it was clipped.
+    pub gradient_norm: f64,
+    /// Learning rate of the last iteration.
+    pub learning_rate: f64,
+    /// Rows that ran through the model forward and backward.
+    pub trained_rows: usize,
+}
+
+/// Why a step could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The model's logits are not finite.
+    #[error("the policy's {0}; a lower learning rate may keep it finite")]
+    LogProb(#[from] RowError),
+    /// The gradient is not finite.
+    #[error(
+        "the gradient's norm is {norm}, so the adapter was left as it was; lower optimizer.learning_rate \
+         and continue from the last checkpoint"
+    )]
+    Gradient {
+        /// NaN or infinity.
+        norm: f64,
+    },
+}
+
+/// A part of a group that runs in one batch.
+struct Part {
+    group: usize,
+    items: Vec<usize>,
+}
+
+/// Cuts the groups into micro-batches of at most `budget` rows.
+fn pack(groups: &[Group], budget: usize) -> Vec<Vec<Part>> {
+    let mut batches: Vec<Vec<Part>> = Vec::new();
+    let mut room = 0;
+    for (index, group) in groups.iter().enumerate() {
+        let mut part = Part { group: index, items: Vec::new() };
+        let mut rows = group.prompt.len();
+        let mut place = |part: Part, rows: usize| {
+            if batches.is_empty() || rows > room {
+                batches.push(Vec::new());
+                room = budget;
+            }
+            room = room.saturating_sub(rows);
+            batches.last_mut().expect("pushed above").push(part);
+        };
+        for (item, completion) in group.items.iter().enumerate() {
+            if completion.weight == 0.0 {
+                continue;
+            }
+            // The last token is predicted, not fed.
+            let fed = completion.tokens.len().saturating_sub(1);
+            if rows + fed > budget && !part.items.is_empty() {
+                place(std::mem::replace(&mut part, Part { group: index, items: Vec::new() }), rows);
+                rows = group.prompt.len();
+            }
+            part.items.push(item);
+            rows += fed;
+        }
+        if !part.items.is_empty() {
+            place(part, rows);
+        }
+    }
+    batches
+}
+
+/// Updates the model's adapter on the groups of a step. `first_update` counts the updates before it;
+/// `rate` gives each its learning rate. `progress` is told after every micro-batch how many of how many
+/// are done.
+pub fn update(
+    model: &mut Model,
+    optimizer: &mut AdamW,
+    groups: &[Group],
+    settings: &UpdateSettings,
+    first_update: u64,
+    rate: &dyn Fn(u64) -> f64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<UpdateReport, UpdateError> {
+    let batches = pack(groups, settings.micro_batch_tokens);
+    let total = batches.len() * settings.iterations;
+    let mut report = UpdateReport::default();
+    let mut fixed: Vec<Fixed> = Vec::new();
+    for iteration in 0..settings.iterations {
+        let update = first_update + iteration as u64;
+        let mut gradients = Gradients::default();
+        for (index, parts) in batches.iter().enumerate() {
+            let batch = Batch::new(groups, parts);
+            if iteration == 0 {
+                fixed.push(batch.fixed(model, settings)?);
+            }
+            let number = (update as u32).wrapping_mul(1 << 10).wrapping_add(index as u32);
+            let first = iteration == 0;
+            batch.run(
+                model,
+                settings,
+                &fixed[index],
+                first,
+                number,
+                &mut gradients,
+                &mut report,
+            )?;
+            progress(iteration * batches.len() + index + 1, total);
+        }
+        report.learning_rate = rate(update);
+        report.gradient_norm = apply(model, optimizer, &gradients, report.learning_rate)?;
+    }
+    report.sums.loss /= settings.iterations as f64;
+    Ok(report)
+}
+
+/// A micro-batch, packed.
+struct Batch<'a> {
+    packed: PackedBatch,
+    items: Vec<Item<'a>>,
+}
+
+/// What does not change over the iterations, for each token of a batch.
+#[derive(Default)]
+struct Fixed {
+    /// Log-probabilities of the policy that sampled, where iterations need them.
+    old: Option<Vec<f32>>,
+    /// Of the base model, where the loss has a KL term.
+    reference: Option<Vec<f32>>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(groups: &[Group<'a>], parts: &[Part]) -> Batch<'a> {
+        let mut packed = PackedBatch::default();
+        let mut all = Vec::new();
+        for part in parts {
+            let group = &groups[part.group];
+            let items: Vec<Item<'a>> = part.items.iter().map(|&item| group.items[item]).collect();
+            let tokens: Vec<&[u32]> = items.iter().map(|item| item.tokens).collect();
+            packed.push(group.prompt, &tokens);
+            all.extend(items);
+        }
+        Batch { packed, items: all }
+    }
+
+    fn fixed(&self, model: &Model, settings: &UpdateSettings) -> Result<Fixed, UpdateError> {
+        let pass = TrainingPass {
+            temperature: settings.temperature,
+            adapter: true,
+            dropout: None,
+            checkpoint: false,
+        };
+        let log_probs = |adapter: bool| {
+            let pass = TrainingPass { adapter, ..pass };
+            let y = model.log_probs(&mut Tape::off(), &self.packed, pass)?;
+            Ok::<_, RowError>(y.data().chunks_exact(2).map(|of_token| of_token[0]).collect())
+        };
+        let reference = match settings.loss.beta {
+            0.0 => None,
+            _ => Some(log_probs(false)?),
+        };
+        let old = match settings.iterations {
+            1 => None,
+            _ => {
+                let sampled: Option<Vec<&[f32]>> =
+                    self.items.iter().map(|item| item.sampled).collect();
+                Some(match sampled {
+                    Some(sampled) => sampled.concat(),
+                    None => log_probs(true)?,
+                })
+            }
+        };
+        Ok(Fixed { old, reference })
+    }
+
+    #[allow(clippy::too_many_arguments)] // one call site
+    fn run(
+        &self,
+        model: &Model,
+        settings: &UpdateSettings,
+        fixed: &Fixed,
+        first: bool,
+        number: u32,
+        gradients: &mut Gradients,
+        report: &mut UpdateReport,
+    ) -> Result<(), UpdateError> {
+        let dropout = (settings.dropout > 0.0).then_some(Dropout {
+            probability: settings.dropout,
+            seed: settings.seed,
+            pass: number,
+        });
+        let pass = TrainingPass {
+            temperature: settings.temperature,
+            adapter: true,
+            dropout,
+            checkpoint: settings.checkpoint,
+        };
+        let mut tape = Tape::new();
+        let y = model.log_probs(&mut tape, &self.packed, pass)?;
+        let log_probs: Vec<f32> = y.data().chunks_exact(2).map(|of_token| of_token[0]).collect();
+        if first {
+            let entropies = y.data().chunks_exact(2).map(|of_token| f64::from(of_token[1]));
+            report.entropy.0 += entropies.sum::<f64>();
+            report.entropy.1 += log_probs.len();
+            if dropout.is_none() {
+                self.compare(&log_probs, report);
+            }
+        }
+
+        let mut dy = Tensor::zeros(model.device(), log_probs.len(), 2);
+        let mut start = 0;
+        for item in &self.items {
+            let tokens = start..start + item.tokens.len();
+            start = tokens.end;
+            let of = |values: &'_ Option<Vec<f32>>| {
+                values.as_ref().map(|all| all[tokens.clone()].to_vec())
+            };
+            let (old, reference) = (of(&fixed.old), of(&fixed.reference));
+            let mut derivative = vec![0.0; tokens.len()];
+            let completion = loss::Completion {
+                log_probs: &log_probs[tokens.clone()],
+                old: old.as_deref(),
+                reference: reference.as_deref(),
+                advantage: item.advantage,
+            };
+            let sums = completion_loss(&settings.loss, &completion, item.weight, &mut derivative);
+            report.sums.add(&sums);
+            for (token, derivative) in tokens.zip(derivative) {
+                dy.data_mut()[2 * token] = derivative;
+            }
+        }
+        report.trained_rows += self.packed.rows();
+        tape.backward(&y, dy, gradients);
+        Ok(())
+    }
+
+    /// Keeps the largest difference from what sampling computed.
+    fn compare(&self, log_probs: &[f32], report: &mut UpdateReport) {
+        let mut rest = log_probs;
+        for item in &self.items {
+            let (own, others) = rest.split_at(item.tokens.len());
+            rest = others;
+            let Some(sampled) = item.sampled else { return };
+            let differences = own.iter().zip(sampled).map(|(a, b)| f64::from((a - b).abs()));
+            let largest = report.log_prob_difference.get_or_insert(0.0);
+            *largest = differences.fold(*largest, |worst, d| if d <= worst { worst } else { d });
+        }
+    }
+}
+
+/// One step of the optimizer; the gradient's norm. Without any gradient nothing is changed.
+fn apply(
+    model: &mut Model,
+    optimizer: &mut AdamW,
+    gradients: &Gradients,
+    rate: f64,
+) -> Result<f64, UpdateError> {
+    let device = model.device().clone();
+    let mut factors = model.parameters_mut();
+    let names: Vec<String> = factors.iter().map(|(name, _)| name.peft_key()).collect();
+    let zeros: Vec<Vec<f32>> = factors
+        .iter()
+        .map(|(_, factor)| match gradients.get(factor) {
+            Some(_) => Vec::new(),
+            None => vec![0.0; factor.data().len()],
+        })
+        .collect();
+    let mut parameters = Vec::with_capacity(factors.len());
+    for (((_, factor), name), zeros) in factors.iter_mut().zip(&names).zip(&zeros) {
+        let gradient = gradients.get(factor).map_or(zeros.as_slice(), Tensor::data);
+        parameters.push(Parameter { name, values: factor.data_mut(), gradient });
+    }
+    match optimizer.step(device.cpu(), rate, &mut parameters) {
+        Outcome::Updated { norm, .. } => Ok(norm),
+        Outcome::NotFinite { norm } => Err(UpdateError::Gradient { norm }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(tokens: &[u32], weight: f64) -> Item<'_> {
+        Item { tokens, sampled: None, advantage: 1.0, weight }
+    }
+
+    #[test]
+    fn groups_are_packed_in_order_and_split_only_where_they_must() {
+        let prompt = [7; 10];
+        let long = [1; 6];
+        let group = |weights: &[f64]| Group {
+            prompt: &prompt,
+            items: weights.iter().map(|&weight| item(&long, weight)).collect(),
+        };
+        let shape = |groups: &[Group], budget| -> Vec<Vec<(usize, Vec<usize>)>> {
+            let batches = pack(groups, budget);
+            let parts = |batch: Vec<Part>| batch.into_iter().map(|p| (p.group, p.items)).collect();
+            batches.into_iter().map(parts).collect()
+        };
+        // Each group is 10 + 2·5 rows.
+        let two = [group(&[1.0, 1.0]), group(&[1.0, 1.0])];
+        assert_eq!(shape(&two, 40), [[(0, vec![0, 1]), (1, vec![0, 1])]]);
+        assert_eq!(shape(&two, 39), [[(0, vec![0, 1])], [(1, vec![0, 1])]]);
+        // A group beyond the budget repeats its prompt.
+        assert_eq!(shape(&two[..1], 15), [[(0, vec![0])], [(0, vec![1])]]);
+        assert_eq!(shape(&two[..1], 1), [[(0, vec![0])], [(0, vec![1])]]);
+        // What carries no loss does not run.
+        let silent = [group(&[0.0, 0.0]), group(&[0.0, 1.0])];
+        assert_eq!(shape(&silent, 100), [[(1, vec![1])]]);
+        assert!(shape(&silent[..1], 100).is_empty());
+    }
+}
