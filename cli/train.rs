@@ -2,7 +2,7 @@
 
 use std::{
     io::IsTerminal,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 use trainer::{
     data::{self, Pair},
     prompt::Template,
-    results::ResultsError,
     scores::Scores,
     settings::{LoraSettings, OverLong, Preset, Settings, SettingsError},
     train::{
@@ -32,7 +31,7 @@ use crate::{
     Failure,
     args::Train,
     interrupt, machine,
-    output::{note, print, table},
+    output::{note, print},
     session::{data_file, directory_fingerprint, precision, resolve},
 };
 
@@ -334,7 +333,6 @@ struct View {
     rewards: Vec<f64>,
     started: Instant,
     taken: u64,
-    saved: Option<PathBuf>,
 }
 
 /// Steps that the recent mean of the reward is taken over.
@@ -350,7 +348,6 @@ impl View {
             rewards: Vec::new(),
             started: Instant::now(),
             taken: 0,
-            saved: None,
         }
     }
 

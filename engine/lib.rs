@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod chat;
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod generate;
 pub mod hub;
 mod json_object;
