@@ -8,6 +8,7 @@ mod info;
 mod interrupt;
 mod judge;
 mod machine;
+mod merge;
 mod output;
 mod session;
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Judge(args) => judge::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Info(args) => info::run(&args),
     };

@@ -5,11 +5,13 @@ pub mod adapter;
 pub mod chat;
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod generate;
 pub mod hub;
 mod json_object;
 pub mod kv_cache;
 pub mod language_model;
+pub mod merge;
 pub mod model;
 pub mod ops;
 pub mod tape;
@@ -19,6 +21,8 @@ pub mod weights;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 #[path = "../tests/shared.rs"]
 mod shared;

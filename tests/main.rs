@@ -5,5 +5,6 @@ mod cli;
 #[cfg(unix)]
 mod disk;
 mod generation;
+mod merge;
 mod smollm2;
 mod tidy;
