@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Rollout(Box<Rollout>),
     /// Check, split and inspect preference data
     Data(Data),
+    /// Merge an adapter into its base: a checkpoint for programs that know no adapters
+    Merge(Merge),
     /// Compare this engine with dumps made by PyTorch
     Check(Check),
     /// Show the CPU features in use, a model's size, and the memory a run needs
@@ -348,6 +350,26 @@ pub(crate) struct Inspect {
     /// As JSON, with the pairs in full
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `j1 merge`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  j1 merge --model Qwen/Qwen3-0.6B --adapter ./j1-nano --out ./j1-nano-merged
+
+DIR gets the checkpoint's files with the same names, shards and types; it appears when all of it is
+written.")]
+pub(crate) struct Merge {
+    /// Checkpoint: a directory, or a Hugging Face id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: String,
+    /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) adapter: String,
+    /// Where the merged checkpoint goes; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
 }
 
 /// Arguments of `j1 check`.

@@ -9,6 +9,7 @@ mod info;
 mod interrupt;
 mod judge;
 mod machine;
+mod merge;
 mod output;
 mod rollout;
 mod session;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Data(args) => data::run(&args.command),
+        Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Info(args) => info::run(&args),
     };

@@ -189,12 +189,12 @@ pub(crate) fn directory_fingerprint(directory: &Path) -> io::Result<String> {
 
 /// Download events as progress bars on stderr.
 #[derive(Default)]
-struct Downloads {
+pub(crate) struct Downloads {
     bars: HashMap<String, ProgressBar>,
 }
 
 impl Downloads {
-    fn show(&mut self, event: hub::Event<'_>) {
+    pub(crate) fn show(&mut self, event: hub::Event<'_>) {
         match event {
             hub::Event::Started { file, total_bytes, resumed_bytes } => {
                 let bar = ProgressBar::new(total_bytes.unwrap_or(0));

@@ -80,9 +80,8 @@ fn settings(args: &Train) -> Result<Settings, Failure> {
 
 /// The settings of the run in `out`; paths may have moved.
 fn resumed_settings(args: &Train, out: &Path) -> Result<Settings, Failure> {
-    let config = RunDirectory::config_of(out).ok_or_else(|| run::RunError::NothingToResume {
-        directory: out.to_owned(),
-    })?;
+    let config = RunDirectory::config_of(out)
+        .ok_or_else(|| run::RunError::NothingToResume { directory: out.to_owned() })?;
     let mut settings = Settings::from_file(&config)?;
     for (place, flag) in [
         (&mut settings.model.path, &args.model),
@@ -181,8 +180,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
     }
 
-    let mut trainer =
-        Trainer::new(language_model, template, settings.clone(), pairs, cache_bytes);
+    let mut trainer = Trainer::new(language_model, template, settings.clone(), pairs, cache_bytes);
     if let Some(checkpoint) = &checkpoint {
         note(&format!("continuing from {}", checkpoint.display()));
     } else if args.resume {
@@ -244,8 +242,8 @@ pub(crate) fn adapter_settings(lora: &LoraSettings) -> AdapterSettings {
 /// An adapter that training starts from keeps its rank and scale, which the settings must name.
 fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
     let lora = &settings.lora;
-    let same = (adapter.rank, adapter.alpha, adapter.rank_stabilized)
-        == (lora.r, lora.alpha, lora.rslora);
+    let same =
+        (adapter.rank, adapter.alpha, adapter.rank_stabilized) == (lora.r, lora.alpha, lora.rslora);
     if same {
         return Ok(());
     }
@@ -302,7 +300,9 @@ fn fitting_pairs(
     ));
     if settings.data.over_long == OverLong::TruncateLeft {
         if over_long > 0 {
-            note(&format!("{over_long} pairs have prompts above {limit} tokens, cut at their left"));
+            note(&format!(
+                "{over_long} pairs have prompts above {limit} tokens, cut at their left"
+            ));
         }
         return Ok(Some(pairs));
     }
@@ -478,7 +478,8 @@ impl View {
 
 /// A line about held-out pairs.
 fn evaluated(step: u64, scores: &Scores) -> String {
-    let percent = |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{:.1} %", 100.0 * s));
+    let percent =
+        |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{:.1} %", 100.0 * s));
     format!(
         "after step {step}: held-out pairs {} right in both orders, {} of judgements right, {} unparsed",
         percent(scores.consistent.map(|share| share.share)),

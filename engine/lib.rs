@@ -11,6 +11,7 @@ pub mod hub;
 mod json_object;
 pub mod kv_cache;
 pub mod language_model;
+pub mod merge;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
@@ -25,6 +26,8 @@ pub mod weights;
 mod check_gradient;
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 #[path = "../tests/shared.rs"]
 mod shared;

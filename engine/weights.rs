@@ -10,6 +10,7 @@
 
 mod handle;
 mod header;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use crate::config::{Config, ExpectedTensor};
 use crate::error::{FileError, excerpt, parse_json, read_text};
 pub use handle::Weight;
 use header::TensorInfo;
+pub(crate) use stored::{StoredFile, StoredTensor};
 
 /// A sharded index names each tensor once, in about 100 bytes.
 const INDEX_LIMIT_BYTES: u64 = 32 << 20;

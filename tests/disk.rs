@@ -109,6 +109,27 @@ fn a_disk_that_fills_during_a_run_loses_nothing() {
 }
 
 #[test]
+fn a_merge_onto_a_full_disk_leaves_nothing() {
+    // Less than the weights, of which there are 220 kB.
+    let Some(disk) = Disk::mount("size=128k") else { return };
+    let (model, adapter) = (model(), model().replace("/model", "/adapter"));
+    let out = disk.out().display().to_string();
+    let args = ["merge", "--model", &model, "--adapter", &adapter, "--out", &out];
+    fails(&args, 1, &["the disk is full", "out.partial/model.safetensors", "free some space"]);
+    assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0);
+    // A directory can be renamed to any place but the disk's own root.
+    let root = disk.0.path().display().to_string();
+    fails(&[&args[..5], &["--out", &root]].concat(), 1, &["where a disk is mounted"]);
+
+    disk.remount("size=1m");
+    stdout(&j1(&args));
+    assert!(disk.out().join("config.json").exists());
+    disk.remount("ro");
+    let other = disk.0.path().join("other").display().to_string();
+    fails(&[&args[..5], &["--out", &other]].concat(), 1, &["choose a place", "other.partial"]);
+}
+
+#[test]
 fn a_disk_without_inodes_is_told_as_a_full_one() {
     // The root, the directory, the lock: nothing is left for run.json.
     let Some(disk) = Disk::mount("size=1m,nr_inodes=3") else { return };

@@ -6,5 +6,6 @@ mod data;
 #[cfg(unix)]
 mod disk;
 mod generation;
+mod merge;
 mod smollm2;
 mod tidy;

@@ -124,7 +124,9 @@ impl<'a> Case<'a> {
             None if directory.join("step.safetensors").is_file() => Vec::new(),
             _ => token_lists(&json["input_ids"])
                 .filter(|lists| !lists.is_empty() && lists.iter().all(|list| !list.is_empty()))
-                .ok_or_else(|| error("input_ids is not a list of lists of token ids".to_string()))?,
+                .ok_or_else(|| {
+                    error("input_ids is not a list of lists of token ids".to_string())
+                })?,
         };
         let name = directory.file_name().map_or("dump".into(), |name| name.to_string_lossy());
         Ok(Case { name: name.into_owned(), directory, inputs, json })

@@ -25,8 +25,13 @@ rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N 
 adapter/ in PEFT's form.")]
 pub(crate) struct Train {
     /// Recipe to start from
-    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "config",
-          help_heading = "Settings")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        conflicts_with = "config",
+        help_heading = "Settings"
+    )]
     pub(crate) preset: Option<PresetArg>,
     /// Settings in TOML; keys that it leaves out are its preset's
     #[arg(long, value_name = "FILE", help_heading = "Settings")]
@@ -56,8 +61,12 @@ pub(crate) struct Train {
     pub(crate) held_out: Option<String>,
 
     /// Directory of the run
-    #[arg(long, value_name = "DIR", required_unless_present = "print_config",
-          help_heading = "Run")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "print_config",
+        help_heading = "Run"
+    )]
     pub(crate) out: Option<PathBuf>,
     /// Continue the run in --out, with the settings it has
     #[arg(long, conflicts_with_all = ["preset", "config", "set", "print_config", "adapter"],
@@ -99,8 +108,13 @@ pub(crate) struct Rollout {
     pub(crate) limit: Option<usize>,
 
     /// Recipe whose sampling and rewards are used
-    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "config",
-          help_heading = "Settings")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        conflicts_with = "config",
+        help_heading = "Settings"
+    )]
     pub(crate) preset: Option<PresetArg>,
     /// The same from a file in TOML
     #[arg(long, value_name = "FILE", help_heading = "Settings")]

@@ -104,8 +104,7 @@ mod tests {
     #[test]
     fn a_is_uniform_and_b_zero() {
         let rank = 2000;
-        let adapter =
-            Adapter::initialize(&config(), &settings(rank, &Projection::ALL), 3).unwrap();
+        let adapter = Adapter::initialize(&config(), &settings(rank, &Projection::ALL), 3).unwrap();
         assert_eq!(adapter.scale(), (16.0 / 2000.0) as f32);
         for layer in 0..2 {
             for projection in Projection::ALL {

@@ -131,7 +131,8 @@ impl Adapter {
         let changed = |slots: &[Option<_>; 7]| Projection::ALL.map(|p| slots[p as usize].is_some());
         let alike = self.layers.windows(2).all(|pair| changed(&pair[0]) == changed(&pair[1]));
         let mut names = Vec::new();
-        for (layer, slots) in self.layers.iter().enumerate().take(if alike { 1 } else { usize::MAX })
+        for (layer, slots) in
+            self.layers.iter().enumerate().take(if alike { 1 } else { usize::MAX })
         {
             for projection in Projection::ALL.into_iter().filter(|p| slots[*p as usize].is_some()) {
                 let module = projection.module();

@@ -1,26 +1,26 @@
 //! Sound adapters in every spelling, and hostile ones: each asserts the variant and that the message names what is wrong.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
 use crate::shared::shared;
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     let value = json!({"model_type": "qwen3", "hidden_size": 8, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6,
         "intermediate_size": 10, "vocab_size": 16});
     Config::parse(&value.to_string(), Path::new("config.json")).unwrap()
 }
 
-fn plain() -> Value {
+pub(super) fn plain() -> Value {
     json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "lora_dropout": 0.1,
         "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM",
         "base_model_name_or_path": "Qwen/Qwen3-0.6B", "rank_pattern": {}, "use_dora": false,
         "modules_to_save": null, "megatron_core": "megatron.core", "qalora_group_size": 16})
 }
 
-type Factors = Vec<(String, Vec<usize>, Dtype, Vec<u8>)>;
+pub(super) type Factors = Vec<(String, Vec<usize>, Dtype, Vec<u8>)>;
 
 /// Factors of r = 4 for these projections of both layers; A is 1, B is 2.
 fn factors(projections: &[Projection]) -> Factors {
@@ -43,7 +43,7 @@ fn factors(projections: &[Projection]) -> Factors {
     factors
 }
 
-fn two() -> Factors {
+pub(super) fn two() -> Factors {
     factors(&[Projection::Query, Projection::Down])
 }
 
@@ -58,7 +58,7 @@ fn write(adapter_config: &str, factors: &Factors) -> TempDir {
     directory
 }
 
-fn load(adapter_config: &Value, factors: &Factors) -> Result<Adapter, AdapterError> {
+pub(super) fn load(adapter_config: &Value, factors: &Factors) -> Result<Adapter, AdapterError> {
     let directory = write(&adapter_config.to_string(), factors);
     Adapter::load(directory.path(), &config())
 }

@@ -324,11 +324,12 @@ fn trl_step(
         for (row, &advantage) in advantages.iter().enumerate() {
             let prompt = rows(part("prompt_ids")?, part("prompt_mask")?, row);
             let completion = rows(part("completion_ids")?, part("completion_mask")?, row);
-            let own = |of: &[f32]| {
-                of[row * (of.len() / advantages.len())..][..completion.len()].to_vec()
-            };
-            let (old, reference) =
-                (optional("old_per_token_logps").map(own), optional("ref_per_token_logps").map(own));
+            let own =
+                |of: &[f32]| of[row * (of.len() / advantages.len())..][..completion.len()].to_vec();
+            let (old, reference) = (
+                optional("old_per_token_logps").map(own),
+                optional("ref_per_token_logps").map(own),
+            );
             items.push(Item { prompt, completion, advantage, old, reference });
         }
         parts.push(advantages.len());

@@ -353,7 +353,10 @@ fn one_value_can_be_replaced() {
     let settings = Settings::preset(Preset::Spct);
     let changed = settings.with("loss.type=dr_grpo").unwrap().with("train.steps = 7").unwrap();
     assert_eq!((changed.loss.kind, changed.train.steps), (LossType::DrGrpo, 7));
-    assert_eq!(Settings { loss: settings.loss.clone(), train: settings.train.clone(), ..changed }, settings);
+    assert_eq!(
+        Settings { loss: settings.loss.clone(), train: settings.train.clone(), ..changed },
+        settings
+    );
     for (assignment, part) in [
         ("loss.typ=grpo", "loss.type"),
         ("loss.type=none", "loss.type = \"none\""),

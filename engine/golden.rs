@@ -1,0 +1,70 @@
+//! The tiny models in tests/golden, for tests.
+
+use std::path::{Path, PathBuf};
+
+use kernels::cpu::Cpu;
+use safetensors::SafeTensors;
+
+use crate::{
+    kv_cache::{KvCache, PageTable},
+    language_model::open_model,
+    model::{Batch, Model, Precision},
+    tensor::Device,
+    weights::Dtype,
+};
+
+/// Every case.
+pub(crate) const CASES: [&str; 6] =
+    ["qwen3-tied", "qwen3-tied-bf16", "qwen3-untied", "qwen3-sharded", "qwen2", "llama"];
+
+/// Against PyTorch in f32, whose own kernels differ from each other by 1e-5 (`trainer::check::BOUND`).
+pub(crate) const BOUND: f64 = 2e-5;
+
+/// A folder of tests.
+pub(crate) fn tests(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(folder)
+}
+
+/// The directory of a case.
+pub(crate) fn case(name: &str) -> PathBuf {
+    tests("golden").join(name)
+}
+
+/// Opens a checkpoint to compute in f32.
+pub(crate) fn open(model: &Path, adapter: Option<&Path>) -> Model {
+    open_model(model, adapter, Some(Precision::F32), &Device::new(Cpu::new(1))).unwrap()
+}
+
+/// The logits after every token.
+pub(crate) fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut cache =
+        KvCache::new(model.config(), model.cache_dtype(), KvCache::pages_for(ids.len()));
+    let (mut table, mut batch) = (PageTable::default(), Batch::default());
+    cache.extend(&mut table, ids.len());
+    batch.push(ids, 0, table.pages());
+    batch.want_all_logits();
+    model.forward(&batch, &mut cache).data().to_vec()
+}
+
+/// What a safetensors file of a reference holds: inputs, and logits after each of them.
+pub(crate) fn reference(file: &Path, ids: &str, logits: &str) -> (Vec<u32>, Vec<f32>) {
+    let bytes = std::fs::read(file).unwrap();
+    let dump = SafeTensors::deserialize(&bytes).unwrap();
+    let (ids, logits) = (dump.tensor(ids).unwrap(), dump.tensor(logits).unwrap());
+    assert_eq!((ids.dtype(), logits.dtype()), (Dtype::I64, Dtype::F32));
+    let ids = ids.data().as_chunks::<8>().0.iter();
+    let logits = logits.data().as_chunks::<4>().0.iter();
+    (
+        ids.map(|bytes| u32::try_from(i64::from_le_bytes(*bytes)).unwrap()).collect(),
+        logits.map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+    )
+}
+
+/// The largest difference; infinite if one is not a number or the lengths differ.
+pub(crate) fn largest_difference(ours: &[f32], theirs: &[f32]) -> f64 {
+    if ours.len() != theirs.len() {
+        return f64::INFINITY;
+    }
+    let differences = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
+    differences.fold(0.0, |largest, d| if d <= largest { largest } else { d.min(f64::INFINITY) })
+}

@@ -1,0 +1,128 @@
+//! A directory that gets its name when it is complete.
+//!
+//! It is prepared as `NAME.partial` beside its place and locked while a process works on it. What a killed process left there is
+//! known by its files' names and written again; the system has freed the lock.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::MergeError;
+use crate::files::{WriteError, parent, sync_parent};
+
+pub(super) struct Staging {
+    partial: PathBuf,
+    out: PathBuf,
+    /// The lock ends when this is closed.
+    directory: File,
+    finished: bool,
+}
+
+impl Staging {
+    /// An empty directory for what will be at `out`. `names`: all files that are going to be in it.
+    pub(super) fn open(out: &Path, names: &[&OsStr]) -> Result<Staging, MergeError> {
+        let out = free_place(out)?;
+        let name = out.file_name().ok_or_else(|| MergeError::Name { path: out.clone() })?;
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        let partial = out.with_file_name(partial_name);
+        let failed = |source| WriteError::new("create", &partial, source);
+        fs::create_dir_all(parent(&out)).map_err(failed)?;
+        let existed = match fs::create_dir(&partial) {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
+            Err(error) => return Err(failed(error).into()),
+        };
+        let directory = File::open(&partial).map_err(failed)?;
+        match directory.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(MergeError::InUse { path: partial }),
+            // Some network file systems know no locks; two merges to one place are rare enough.
+            Err(TryLockError::Error(_)) => {}
+        }
+        if existed {
+            empty(&partial, names)?;
+        }
+        Ok(Staging { partial, out, directory, finished: false })
+    }
+
+    /// Where a file is to be written.
+    pub(super) fn path(&self, name: &OsStr) -> PathBuf {
+        self.partial.join(name)
+    }
+
+    /// Gives the directory its name. All files in it must be on the disk.
+    pub(super) fn finish(mut self) -> Result<(), MergeError> {
+        let failed = |source| WriteError::new("create", &self.out, source);
+        self.directory.sync_all().map_err(failed)?;
+        // Fails if something was put there meanwhile; an empty directory is replaced.
+        fs::rename(&self.partial, &self.out).map_err(failed)?;
+        self.finished = true;
+        sync_parent(&self.out).map_err(failed)?;
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Of what failed, the first error is the one to report.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
+    }
+}
+
+/// The path without links, if nothing or an empty directory is there.
+fn free_place(out: &Path) -> Result<PathBuf, MergeError> {
+    let read = |source| MergeError::Read { path: out.to_owned(), source };
+    let path = || out.to_owned();
+    match fs::metadata(out) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(MergeError::NotADirectory { path: path() }),
+        // A link to nothing is something, though.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !out.is_symlink() => {
+            return Ok(path());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MergeError::NotADirectory { path: path() });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(WriteError::new("create", out, error).into());
+        }
+        Err(error) => return Err(read(error)),
+    }
+    if let Some(entry) = fs::read_dir(out).map_err(read)?.next() {
+        let found = entry.map_err(read)?.file_name().to_string_lossy().into_owned();
+        return Err(MergeError::NotEmpty { path: path(), found });
+    }
+    let out = fs::canonicalize(out).map_err(read)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).map_err(read);
+        if device(&out)? != device(parent(&out))? {
+            return Err(MergeError::MountPoint { path: path() });
+        }
+    }
+    Ok(out)
+}
+
+/// Removes what a killed merge left.
+fn empty(partial: &Path, names: &[&OsStr]) -> Result<(), MergeError> {
+    let read = |source| MergeError::Read { path: partial.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(partial).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let name = entry.file_name();
+        if !names.contains(&name.as_os_str()) || !entry.file_type().map_err(read)?.is_file() {
+            let found = name.to_string_lossy().into_owned();
+            return Err(MergeError::Foreign { path: partial.to_owned(), found });
+        }
+        files.push(entry.path());
+    }
+    for file in files {
+        fs::remove_file(&file).map_err(|source| WriteError::new("remove", &file, source))?;
+    }
+    Ok(())
+}
