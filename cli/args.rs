@@ -170,9 +170,10 @@ pub(crate) struct Judge {
     /// Reply B: text, or @FILE
     #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
     pub(crate) b: Option<String>,
-    /// Pairs to judge: .jsonl, .csv or .parquet
-    #[arg(long, value_name = "FILE", help_heading = "Input")]
-    pub(crate) data: Option<PathBuf>,
+    /// Pairs to judge: a .jsonl, .csv or .parquet file, a Hugging Face id (owner/name:file), or the
+    /// known name rewardbench
+    #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
+    pub(crate) data: Option<String>,
     /// Pairs at most
     #[arg(long, value_name = "N", requires = "data", help_heading = "Input")]
     pub(crate) limit: Option<usize>,
@@ -228,11 +229,11 @@ pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
-    /// Pairs: .jsonl, .csv or .parquet with prompt, chosen, rejected and perhaps subset, or the
-    /// known name rewardbench
+    /// Pairs: a .jsonl, .csv or .parquet file with prompt, chosen, rejected and perhaps subset, a
+    /// Hugging Face id (owner/name:file), or the known name rewardbench
     #[arg(
         long,
-        value_name = "FILE|NAME",
+        value_name = "FILE|ID|NAME",
         required_unless_present = "rescore",
         help_heading = "Input"
     )]

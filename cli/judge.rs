@@ -17,7 +17,7 @@ use crate::{
     args::{Judge, JudgeOrder},
     interrupt,
     output::print,
-    session::Session,
+    session::{Session, data_file},
 };
 
 pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
@@ -42,8 +42,8 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
 
 /// The pairs on the command line or in the file. Reply A takes the place of the chosen one.
 fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
-    if let Some(path) = &args.data {
-        return Ok(data::read_with(path, args.limit, Replies::Any)?);
+    if let Some(spec) = &args.data {
+        return Ok(data::read_with(&data_file(spec)?, args.limit, Replies::Any)?);
     }
     let text = |value: &Option<String>| -> Result<String, Failure> {
         let value = value.as_deref().expect("clap requires prompt, a and b together");

@@ -26,6 +26,7 @@ mod pages;
 mod parquet;
 mod rows;
 mod thrift;
+mod zstd;
 
 use std::fs::File;
 use std::io::Read;

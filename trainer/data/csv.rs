@@ -27,7 +27,15 @@ pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pa
                 values.insert(name.clone(), Value::Null);
                 continue;
             }
-            values.insert(name.clone(), value(name, text(path, line, cell)?));
+            let text = text(path, line, cell)?;
+            if is_python_list(text) {
+                let problem = format!(
+                    "{name} is a list of messages as Python prints it; write it as JSON (json.dumps), or \
+                     the data as .jsonl or .parquet"
+                );
+                return Err(Place::Line(line).problem(path, problem));
+            }
+            values.insert(name.clone(), value(name, text));
         }
         pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values, replies)?);
         Ok(())
@@ -81,6 +89,13 @@ fn value(name: &str, text: &str) -> Value {
         return list;
     }
     Value::String(text.to_owned())
+}
+
+/// Whether pandas wrote a list of messages here: with single quotes, which JSON does not have. As text it would be
+/// judged without anybody noticing.
+fn is_python_list(text: &str) -> bool {
+    let is_start = ["[{'role':", "[{'content':"].iter().any(|start| text.starts_with(start));
+    is_start && text.trim_ascii_end().ends_with("}]")
 }
 
 fn is_message(value: &Value) -> bool {

@@ -14,6 +14,16 @@ pub(super) enum Place {
     Row(u64),
 }
 
+impl Place {
+    pub(super) fn problem(self, path: &Path, problem: String) -> DataError {
+        let place = match self {
+            Place::Line(line) => format!("line {line}"),
+            Place::Row(row) => format!("row {row}"),
+        };
+        DataError::Row { path: path.to_owned(), place, problem }
+    }
+}
+
 /// Makes a pair of a row. `columns` are the names to list when one is missing.
 pub(super) fn pair(
     path: &Path,
@@ -22,14 +32,7 @@ pub(super) fn pair(
     mut values: Map<String, Value>,
     replies: Replies,
 ) -> Result<Pair, DataError> {
-    let problem = |problem: String| DataError::Row {
-        path: path.to_owned(),
-        place: match place {
-            Place::Line(line) => format!("line {line}"),
-            Place::Row(row) => format!("row {row}"),
-        },
-        problem,
-    };
+    let problem = |problem: String| place.problem(path, problem);
     let found: Vec<String> = values.keys().cloned().collect();
     let missing = |missing| DataError::MissingColumn {
         path: path.to_owned(),
@@ -74,6 +77,12 @@ pub(super) fn pair(
         None | Some(Value::Null) => row.to_string(),
         Some(Value::String(id)) => id,
         Some(Value::Number(id)) if id.is_u64() || id.is_i64() => id.to_string(),
+        // pandas makes 7.0 of 7 in a column that misses a value somewhere.
+        Some(Value::Number(id))
+            if id.as_f64().is_some_and(|id| id.fract() == 0.0 && id.abs() < 1e15) =>
+        {
+            format!("{:.0}", id.as_f64().unwrap_or_default())
+        }
         Some(other) => {
             return Err(problem(format!("id is {}, not text or a whole number", kind(&other))));
         }
