@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use trainer::verdict::MatchRule;
+use trainer::{prompt::OrderPlan, verdict::MatchRule};
 
 /// Tiny reasoning reward models: judge, evaluate, train.
 #[derive(Parser, Debug)]
@@ -135,6 +135,16 @@ pub(crate) enum MatchArg {
     Soft,
 }
 
+impl From<OrderArg> for OrderPlan {
+    fn from(arg: OrderArg) -> OrderPlan {
+        match arg {
+            OrderArg::Both => OrderPlan::Both,
+            OrderArg::Random => OrderPlan::Random,
+            OrderArg::ChosenFirst => OrderPlan::ChosenFirst,
+        }
+    }
+}
+
 impl From<MatchArg> for MatchRule {
     fn from(arg: MatchArg) -> MatchRule {
         match arg {
@@ -239,7 +249,7 @@ pub(crate) struct Eval {
     )]
     pub(crate) data: Option<String>,
     /// Score judgements that are already written (outputs.jsonl, or a results.csv), without a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out"],
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data", "out"],
           help_heading = "Input")]
     pub(crate) rescore: Option<PathBuf>,
     /// Rows at most
@@ -257,16 +267,16 @@ pub(crate) struct Eval {
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
-    /// Which reply stands in slot A
-    #[arg(long, value_enum, default_value_t = OrderArg::Both, help_heading = "Protocol")]
-    pub(crate) order: OrderArg,
+    /// Which reply stands in slot A [default: both]
+    #[arg(long, value_enum, help_heading = "Protocol")]
+    pub(crate) order: Option<OrderArg>,
     /// How scores are read
     #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
     pub(crate) match_rule: MatchArg,
-    /// Judgements a pair and order, scores summed as in SPCT
-    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
+    /// Judgements a pair and order, scores summed as in SPCT [default: 1]
+    #[arg(long, value_name = "K", help_heading = "Protocol",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) votes: u32,
+    pub(crate) votes: Option<u32>,
 
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
@@ -297,11 +307,13 @@ pub(crate) struct Info {
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: Option<String>,
     /// Sequences at once, for the memory estimate
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub(crate) batch: usize,
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
     /// Tokens of prompt and completion, for the memory estimate
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    pub(crate) length: usize,
+    #[arg(long, value_name = "N", default_value_t = 4096,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) length: u32,
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,9 +8,10 @@
 //!   The published file calls two of them `Pipeline_root.block.unit[DirectScoreJudge]_score` and `pairwise_score`.
 //!
 //! Such a table does not say which reply stood in slot A. In the original's it is always the chosen one. In our
-//! results.csv it need not be, but `scores` stands there with the chosen reply's score first, and the judgement
-//! with slot A's first: where they are each other's reverse, the rejected reply was A. If a table is known to
-//! hold both orders, a line that does not tell (a tie, or nothing parsed) is an error, not a guess.
+//! results.csv it need not be. Where the outputs.jsonl of the same run lies beside it, that one is read in its place.
+//! Alone, it tells by `scores`, where the chosen reply's score stands first, while in the judgement slot A's does:
+//! where they are each other's reverse, the rejected reply was A. If a table is known to hold both orders, a line
+//! that does not tell (a tie, or nothing parsed) is an error, not a guess.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -226,8 +227,16 @@ impl<'a> Table<'a> {
     }
 
     fn finish(self) -> Result<Vec<Record>, RescoreError> {
-        let mixed = self.rows.iter().any(|(_, order, _)| *order == Some(Order::RejectedFirst))
-            || self.path.with_file_name("outputs.jsonl").is_file();
+        let beside = self.path.with_file_name("outputs.jsonl");
+        if beside != self.path
+            && beside.is_file()
+            && let Ok(outputs) = rescore(&beside)
+            && outputs.iter().map(|output| &output.text).eq(self.rows.iter().map(|row| &row.2.text))
+        {
+            return Ok(outputs);
+        }
+        let mixed = beside.is_file()
+            || self.rows.iter().any(|(_, order, _)| *order == Some(Order::RejectedFirst));
         match self.rows.iter().find(|(_, order, _)| mixed && order.is_none()) {
             Some((line, ..)) => {
                 Err(RescoreError::UnknownOrder { path: self.path.to_owned(), line: *line })

@@ -1,6 +1,7 @@
 //! From a row's values to a [`Pair`], the same for every format.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -16,11 +17,16 @@ pub(super) enum Place {
 
 impl Place {
     pub(super) fn problem(self, path: &Path, problem: String) -> DataError {
-        let place = match self {
-            Place::Line(line) => format!("line {line}"),
-            Place::Row(row) => format!("row {row}"),
-        };
-        DataError::Row { path: path.to_owned(), place, problem }
+        DataError::Row { path: path.to_owned(), place: self.to_string(), problem }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line(line) => write!(f, "line {line}"),
+            Place::Row(row) => write!(f, "row {row}"),
+        }
     }
 }
 
@@ -36,6 +42,7 @@ pub(super) fn pair(
     let found: Vec<String> = values.keys().cloned().collect();
     let missing = |missing| DataError::MissingColumn {
         path: path.to_owned(),
+        place: if row > 0 { format!(", {place}") } else { String::new() },
         missing,
         found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
     };

@@ -190,7 +190,10 @@ fn broken_jsonl_is_refused_with_its_line() {
             .contains("subset is a number")
     );
     let missing = second("{\"question\":\"p\",\"chosen\":\"c\"}");
-    assert!(missing.contains("no column rejected; found: chosen, question"), "{missing}");
+    assert!(
+        missing.contains("line 2: there is no column rejected; found: chosen, question"),
+        "{missing}"
+    );
     assert!(second("{\"chosen\":\"c\",\"rejected\":\"r\"}").contains("no column prompt"));
     let error = read_bytes("d.jsonl", &[good.as_bytes(), b"{\"prompt\":\"\xff\"}"].concat());
     assert!(matches!(error, Err(DataError::NotUtf8 { line: 2, byte: 11, .. })), "{error:?}");
@@ -226,8 +229,12 @@ fn files_that_are_not_data_are_refused_by_what_they_are() {
     assert!(refused("d.txt", "hello").contains(".jsonl, .csv and .parquet"));
     let gzip = read_bytes("d.jsonl.gz", b"\x1f\x8b\x08").unwrap_err().to_string();
     assert!(gzip.contains("decompress"), "{gzip}");
+    let wide = read_bytes("d.csv", b"\xff\xfep\0,\0").unwrap_err().to_string();
+    assert!(wide.contains("UTF-16"), "{wide}");
+    let directory = TempDir::new().unwrap();
+    let error = read(directory.path(), None).unwrap_err().to_string();
+    assert!(error.contains("a directory; give a file in it"), "{error}");
     assert!(matches!(read(Path::new("/nowhere/d.jsonl"), None), Err(DataError::Io { .. })));
-    assert!(matches!(read(&std::env::temp_dir(), None), Err(DataError::Io { .. })));
 }
 
 #[test]

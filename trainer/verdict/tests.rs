@@ -112,6 +112,10 @@ fn soft_reads_boxes_that_are_not_to_the_letter() {
         ("\\boxed{[8, 6]}", (8.0, 6.0)),
         ("\\boxed{(8, 6)}", (8.0, 6.0)),
         ("\\boxed{8, 6\n</scores>", (8.0, 6.0)),
+        ("\\boxed{8,\n6}", (8.0, 6.0)),
+        ("\\boxed{\n8\n6\n}", (8.0, 6.0)),
+        ("\\boxed{8, 6\n so it {is}", (8.0, 6.0)),
+        ("\\boxed{9} and \\boxed{8,\n6}", (8.0, 6.0)),
         ("\\boxed{8, 6</scores>", (8.0, 6.0)),
         // The last readable box, also when a broken one follows.
         ("\\boxed{1, 2} ... \\boxed{8, 6}", (8.0, 6.0)),
