@@ -184,9 +184,10 @@ pub(crate) struct Judge {
     /// known name rewardbench
     #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
     pub(crate) data: Option<String>,
-    /// Pairs at most
-    #[arg(long, value_name = "N", requires = "data", help_heading = "Input")]
-    pub(crate) limit: Option<usize>,
+    /// Pairs at most, the first of the file
+    #[arg(long, value_name = "N", requires = "data", help_heading = "Input",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
 
     /// Judge as given, or in both orders (and say whether they agree)
     #[arg(long, value_enum, default_value_t = JudgeOrder::Given, help_heading = "Protocol")]
@@ -249,12 +250,14 @@ pub(crate) struct Eval {
     )]
     pub(crate) data: Option<String>,
     /// Score judgements that are already written (outputs.jsonl, or a results.csv), without a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data", "out"],
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data", "out", "limit"],
           help_heading = "Input")]
     pub(crate) rescore: Option<PathBuf>,
-    /// Rows at most
-    #[arg(long, value_name = "N", help_heading = "Input")]
-    pub(crate) limit: Option<usize>,
+    /// Rows at most: a sample in which every subset has its share, drawn by --seed and the rows'
+    /// content; a larger N adds rows to those of a smaller one
+    #[arg(long, value_name = "N", help_heading = "Input",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
     /// Prompt tokens at most; longer rows are counted as unparsed and reported, never cut
     /// [default: what the model's positions leave]
     #[arg(long, value_name = "N", help_heading = "Input")]

@@ -16,14 +16,14 @@ use trainer::{
     prompt::OrderPlan,
     rescore::rescore,
     results::{Record, Results},
-    scores::{Protocol, Scores, Timing},
+    scores::{Protocol, Sample, Scores, Timing},
 };
 
 use crate::{
     Failure,
     args::Eval,
     interrupt,
-    output::print,
+    output::{note, print},
     session::{Session, data_file},
 };
 
@@ -62,7 +62,12 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let out: &PathBuf = args.out.as_ref().expect(required);
     let spec = args.data.as_deref().expect(required);
 
-    let pairs = data::read(&data_file(spec)?, args.limit)?;
+    let mut pairs = data::read(&data_file(spec)?)?;
+    let (data_fingerprint, rows) = (data::fingerprint(&pairs), pairs.len());
+    if let Some(limit) = args.limit {
+        pairs = data::sample(pairs, limit as usize, args.generation.seed);
+    }
+    let sample = Sample { rows: pairs.len() as u64, of: rows as u64 };
     let session = Session::open(model, &args.runtime, &args.generation)?;
     let judge = session.judge(args.max_prompt_tokens)?;
     let protocol = Protocol {
@@ -70,10 +75,15 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
         order: args.order.map_or(OrderPlan::Both, OrderPlan::from),
         votes: args.votes.unwrap_or(1),
         seed: args.generation.seed,
+        sample: (sample.rows < sample.of).then_some(sample),
     };
     let mut settings = session.settings(&judge)?;
-    settings["data"] = json!(data::fingerprint(&pairs));
-    settings["rows"] = json!(pairs.len());
+    // Of the whole file: with the seed and the limit it decides the sample.
+    settings["data"] = json!(data_fingerprint);
+    settings["rows"] = json!(rows);
+    if let Some(limit) = args.limit {
+        settings["limit"] = json!(limit);
+    }
     settings["order"] = json!(protocol.order.name());
     settings["votes"] = json!(protocol.votes);
     let mut results = Results::open(out, &settings)?;
@@ -86,7 +96,7 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
         .copied()
         .collect();
     if left.len() < all.len() {
-        eprintln!("{}: {} of {} judgements are done", out.display(), done.len(), all.len());
+        note(&format!("{}: {} of {} judgements are done", out.display(), done.len(), all.len()));
     }
 
     let mut timing = None;
@@ -105,12 +115,12 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
         });
         timing = Some(progress.finish());
         if end? == End::Interrupted {
-            eprintln!(
+            note(&format!(
                 "stopped with {} of {} judgements in {}; run the same command again to go on",
                 results.done().len(),
                 all.len(),
                 out.display()
-            );
+            ));
             return Ok(interrupt::status());
         }
     }
@@ -120,8 +130,9 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let name = args.runtime.adapter.as_deref().unwrap_or(model);
     let scores_json = scores.to_json(name, "tokenizer");
     results.finish(&pairs, protocol.rule, &scores_json, timing_json.as_ref())?;
+    // Before the table, which may fail to print where the files did not fail to be written.
+    note(&format!("wrote outputs.jsonl, results.csv and scores.json to {}", out.display()));
     report(args, &scores, name, timing.as_ref())?;
-    eprintln!("wrote outputs.jsonl, results.csv and scores.json to {}", out.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -202,7 +213,7 @@ impl Progress {
             if self.last_line.elapsed() > Duration::from_secs(30) {
                 let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
                 let left = self.bar.eta().as_secs();
-                eprintln!("{done}/{all} judgements, {left} s left, {}", message());
+                note(&format!("{done}/{all} judgements, {left} s left, {}", message()));
                 self.last_line = Instant::now();
             }
         } else {

@@ -5,6 +5,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use crate::output::note;
+
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// 128 + SIGINT, as shells expect.
@@ -16,10 +18,10 @@ pub(crate) fn flag() -> &'static AtomicBool {
         if ASKED.swap(true, Ordering::Relaxed) {
             std::process::exit(STATUS.into());
         }
-        eprintln!("\nstopping after this step; press Ctrl-C again to end at once");
+        note("\nstopping after this step; press Ctrl-C again to end at once");
     });
     if let Err(error) = handler {
-        eprintln!("warning: Ctrl-C will end j1 at once: {error}");
+        note(&format!("warning: Ctrl-C will end j1 at once: {error}"));
     }
     &ASKED
 }

@@ -43,7 +43,8 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
 /// The pairs on the command line or in the file. Reply A takes the place of the chosen one.
 fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
     if let Some(spec) = &args.data {
-        return Ok(data::read_with(&data_file(spec)?, args.limit, Replies::Any)?);
+        let limit = args.limit.map(|limit| limit as usize);
+        return Ok(data::read_with(&data_file(spec)?, limit, Replies::Any)?);
     }
     let text = |flag: &str, value: &Option<String>| -> Result<String, Failure> {
         let value = value.as_deref().expect("clap requires prompt, a and b together");

@@ -1,4 +1,5 @@
 //! `j1`: judge, evaluate and train tiny reasoning reward models.
+#![warn(clippy::print_stdout, clippy::print_stderr)] // they panic where output.rs does not
 
 mod args;
 mod check;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         // The reader has what it wanted (`j1 .. | head`).
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("j1: {error}");
+            output::note(&format!("j1: {error}"));
             ExitCode::FAILURE
         }
     }

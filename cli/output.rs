@@ -6,8 +6,16 @@ use std::io::{self, Write};
 /// kind `BrokenPipe`, which `main` turns into a quiet end.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+        // The system's text alone ("No space left on device") would not say on what.
+        io::Error::new(error.kind(), format!("cannot write to stdout: {error}"))
+    })
+}
+
+/// Writes a line to stderr. Where it cannot be written, nothing can be said, and a long run does not
+/// end for it, as with `eprintln!` it would.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Columns of text, left-aligned first column, others right-aligned, two spaces between.

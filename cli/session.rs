@@ -23,6 +23,7 @@ use crate::{
     Failure,
     args::{DtypeArg, GenerationArgs, OnOff, RuntimeArgs},
     machine,
+    output::note,
 };
 
 /// A judge's parts, opened.
@@ -191,7 +192,7 @@ impl Downloads {
                 bar.set_position(resumed_bytes);
                 if bar.is_hidden() {
                     let size = total_bytes.map_or("?".to_string(), |b| HumanBytes(b).to_string());
-                    eprintln!("downloading {file} ({size})");
+                    note(&format!("downloading {file} ({size})"));
                 }
                 self.bars.insert(file.to_string(), bar);
             }
@@ -207,15 +208,15 @@ impl Downloads {
             }
             hub::Event::Retrying { what, reason, attempt, attempts, pause } => {
                 let pause: Duration = pause;
-                eprintln!(
+                note(&format!(
                     "{what}: {reason}; attempt {attempt} of {attempts} in {:.0} s",
                     pause.as_secs_f64()
-                );
+                ));
             }
             hub::Event::WaitingForLock { file } => {
-                eprintln!("waiting for another process that downloads {file}");
+                note(&format!("waiting for another process that downloads {file}"));
             }
-            hub::Event::Warning { message } => eprintln!("warning: {message}"),
+            hub::Event::Warning { message } => note(&format!("warning: {message}")),
             _ => {}
         }
     }

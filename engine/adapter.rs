@@ -213,6 +213,16 @@ impl Adapter {
         self.layers[layer][projection as usize].as_ref()
     }
 
+    /// Replaces the factors of one matrix.
+    pub(crate) fn set_factors(
+        &mut self,
+        layer: usize,
+        projection: Projection,
+        factors: LoraFactors,
+    ) {
+        self.layers[layer][projection as usize] = Some(factors);
+    }
+
     /// What multiplies B (A x).
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
@@ -439,10 +449,15 @@ struct Place {
 
 impl Place {
     fn key_of(&self, is_a: bool) -> String {
-        let factor = if is_a { "lora_A" } else { "lora_B" };
-        let (module, ending) = (self.projection.module(), self.ending);
-        format!("base_model.model.model.layers.{}.{module}.{factor}.{ending}", self.layer)
+        peft_key(self.layer, self.projection, is_a, self.ending)
     }
+}
+
+/// The name of a factor in PEFT's files.
+pub(crate) fn peft_key(layer: usize, projection: Projection, is_a: bool, ending: &str) -> String {
+    let factor = if is_a { "lora_A" } else { "lora_B" };
+    let module = projection.module();
+    format!("base_model.model.model.layers.{layer}.{module}.{factor}.{ending}")
 }
 
 fn parse_key(key: &str, layers: usize) -> Result<Place, String> {

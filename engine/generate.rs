@@ -484,7 +484,7 @@ impl<'m> Generator<'m> {
         let mut table = Some(table);
         for sample in job.first_sample..job.first_sample + job.samples {
             let last = sample + 1 == job.first_sample + job.samples;
-            let own = if last {
+            let mut own = if last {
                 table.take().expect("taken once")
             } else {
                 let prompt = table.as_ref().expect("taken last");
@@ -492,6 +492,7 @@ impl<'m> Generator<'m> {
                 self.reserved_pages -= own.len().div_ceil(PAGE) - own.len() / PAGE;
                 own
             };
+            own.reserve(all);
             self.running.push(Sequence {
                 id: job.id,
                 sample,

@@ -31,7 +31,7 @@ pub enum CacheDtype {
 }
 
 impl CacheDtype {
-    fn size_bytes(self) -> usize {
+    pub(crate) fn size_bytes(self) -> usize {
         match self {
             CacheDtype::Bf16 => 2,
             CacheDtype::F32 => 4,
@@ -92,6 +92,11 @@ impl PageTable {
     /// Page numbers, in order.
     pub fn pages(&self) -> &[u32] {
         &self.pages
+    }
+
+    /// Takes the memory to list `pages` pages now, so that no step has to grow the list.
+    pub(crate) fn reserve(&mut self, pages: usize) {
+        self.pages.reserve_exact(pages.saturating_sub(self.pages.len()));
     }
 }
 

@@ -12,9 +12,13 @@ pub mod kv_cache;
 pub mod language_model;
 pub mod model;
 pub mod ops;
+pub mod tape;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+#[path = "../tests/shared.rs"]
+mod shared;

@@ -11,7 +11,10 @@
 //! ```
 //!
 //! Weights are used where the checkpoint's files are mapped. The residual stream `x` is f32. One
-//! path serves prefill, decoding and scoring, and a row's results have the same bits in each.
+//! path serves prefill, decoding, scoring and training, and a row's results have the same bits in
+//! each. Training differentiates with respect to the adapter alone (see [`training`]).
+
+pub mod training;
 
 use kernels::cpu::{
     Rounding,
@@ -20,17 +23,18 @@ use kernels::cpu::{
 };
 
 use crate::{
-    adapter::{Adapter, Projection},
+    adapter::{Adapter, LoraFactors, Projection},
     config::Config,
     kv_cache::{CacheDtype, KvCache},
     ops::{
         attention::{self, Rows},
         embedding::embedding,
-        linear::{Linear, linear, linear_add},
+        linear::{Linear, Lora, Pass, linear, linear_add},
         rms_norm::{rms_norm, rms_norm_heads},
         rope::{frequencies, rope},
         swiglu::swiglu,
     },
+    tape::Tape,
     tensor::{Device, Tensor},
     weights::{Checkpoint, Weight, WeightsError},
 };
@@ -72,6 +76,27 @@ struct Layer {
     gate: Linear,
     up: Linear,
     down: Linear,
+}
+
+impl Layer {
+    fn projection(&self, which: Projection) -> &Linear {
+        match which {
+            Projection::Query => &self.q,
+            Projection::Key => &self.k,
+            Projection::Value => &self.v,
+            Projection::Output => &self.o,
+            Projection::Gate => &self.gate,
+            Projection::Up => &self.up,
+            Projection::Down => &self.down,
+        }
+    }
+
+    fn projections_mut(&mut self) -> [(Projection, &mut Linear); 7] {
+        let Layer { q, k, v, o, gate, up, down, .. } = self;
+        let all = [q, k, v, o, gate, up, down].into_iter();
+        let mut named = Projection::ALL.into_iter().zip(all);
+        std::array::from_fn(|_| named.next().expect("seven of both"))
+    }
 }
 
 /// The rows of one forward pass: runs of consecutive tokens of some sequences.
@@ -145,29 +170,33 @@ impl Model {
         for index in 0..config.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{index}.{part}");
             let vector = |part: &str| checkpoint.weight(&name(part)).map(|w| w.to_f32());
-            let projection = |part: &str, which: Projection, bias: bool| {
+            let projection = |which: Projection| {
+                let part = which.module();
+                let bias = config.family.has_qkv_bias()
+                    && matches!(which, Projection::Query | Projection::Key | Projection::Value);
                 Ok::<Linear, WeightsError>(Linear {
                     weight: checkpoint.weight(&name(&format!("{part}.weight")))?,
                     bias: if bias { Some(vector(&format!("{part}.bias"))?) } else { None },
-                    lora: adapter.and_then(|adapter| adapter.factors(index, which)).cloned(),
+                    lora: adapter
+                        .and_then(|adapter| adapter.factors(index, which))
+                        .map(|factors| lora(&device, factors, index, which)),
                 })
             };
-            let bias = config.family.has_qkv_bias();
             layers.push(Layer {
                 attention_norm: vector("input_layernorm.weight")?,
-                q: projection("self_attn.q_proj", Projection::Query, bias)?,
-                k: projection("self_attn.k_proj", Projection::Key, bias)?,
-                v: projection("self_attn.v_proj", Projection::Value, bias)?,
-                o: projection("self_attn.o_proj", Projection::Output, false)?,
+                q: projection(Projection::Query)?,
+                k: projection(Projection::Key)?,
+                v: projection(Projection::Value)?,
+                o: projection(Projection::Output)?,
                 qk_norm: if config.family.has_qk_norm() {
                     Some([vector("self_attn.q_norm.weight")?, vector("self_attn.k_norm.weight")?])
                 } else {
                     None
                 },
                 mlp_norm: vector("post_attention_layernorm.weight")?,
-                gate: projection("mlp.gate_proj", Projection::Gate, false)?,
-                up: projection("mlp.up_proj", Projection::Up, false)?,
-                down: projection("mlp.down_proj", Projection::Down, false)?,
+                gate: projection(Projection::Gate)?,
+                up: projection(Projection::Up)?,
+                down: projection(Projection::Down)?,
             });
         }
         let head = if config.tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
@@ -214,7 +243,7 @@ impl Model {
     pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Tensor {
         let x = self.decoder(batch, cache, &mut |_, _| ());
         let x = x.gather_rows(&batch.logits_rows);
-        self.logits(&self.final_norm(&x))
+        self.logits(&self.final_norm(&mut Tape::off(), &x))
     }
 
     /// As [`Model::forward`] for all rows, but returns `[rows, vocab_size]` logits and shows
@@ -232,7 +261,7 @@ impl Model {
                 observe(index, x);
             }
         });
-        let x = self.final_norm(&x);
+        let x = self.final_norm(&mut Tape::off(), &x);
         observe(layers, &x);
         self.logits(&x)
     }
@@ -244,48 +273,73 @@ impl Model {
         cache: &mut KvCache,
         observe: &mut dyn FnMut(usize, &Tensor),
     ) -> Tensor {
-        let config = &self.config;
-        let rounding = self.rounding();
-        let eps = config.rms_norm_eps as f32;
-        let shape = Shape {
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
+        let pass = Pass { rounding: self.rounding(), adapter: true, dropout: None };
+        let shape = self.attention_shape();
         let rows = Rows { spans: &batch.spans, tables: &batch.tables, slots: &batch.slots };
-
         let mut x = embedding(&self.device, &self.embedding, &batch.tokens);
         observe(0, &x);
         for (index, layer) in self.layers.iter().enumerate() {
-            let h = rms_norm(&x, &layer.attention_norm, eps);
-            let mut q = linear(&h, &layer.q, rounding);
-            let mut k = linear(&h, &layer.k, rounding);
-            let v = linear(&h, &layer.v, rounding);
-            if let Some([q_norm, k_norm]) = &layer.qk_norm {
-                q = rms_norm_heads(&q, q_norm, eps);
-                k = rms_norm_heads(&k, k_norm, eps);
-            }
-            rope(&mut q, &self.rope, &batch.positions);
-            rope(&mut k, &self.rope, &batch.positions);
-            attention::append(cache, index, &k, &v, &rows, shape);
-            let y = attention::attention(&q, cache, index, &rows, shape);
-            linear_add(&mut x, &y, &layer.o, rounding);
-
-            let h = rms_norm(&x, &layer.mlp_norm, eps);
-            let gate = linear(&h, &layer.gate, rounding);
-            let up = linear(&h, &layer.up, rounding);
-            linear_add(&mut x, &swiglu(&gate, &up), &layer.down, rounding);
+            let tape = &mut Tape::off();
+            x = self.layer(tape, layer, x, &batch.positions, pass, &mut |_, [q, k, v]| {
+                attention::append(cache, index, &k, &v, &rows, shape);
+                attention::attention(&q, cache, index, &rows, shape)
+            });
             observe(index + 1, &x);
         }
         x
     }
 
-    fn final_norm(&self, x: &Tensor) -> Tensor {
-        rms_norm(x, &self.norm, self.config.rms_norm_eps as f32)
+    /// One layer: `x [rows, hidden_size]`, whose rows stand at `positions`, to the same shape.
+    /// `attend` computes attention from queries, keys and values.
+    fn layer<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        layer: &'m Layer,
+        x: Tensor,
+        positions: &'m [u32],
+        pass: Pass,
+        attend: &mut dyn FnMut(&mut Tape<'m>, [Tensor; 3]) -> Tensor,
+    ) -> Tensor {
+        let eps = self.config.rms_norm_eps as f32;
+        let h = rms_norm(tape, &x, &layer.attention_norm, eps);
+        let mut q = linear(tape, &h, &layer.q, pass);
+        let mut k = linear(tape, &h, &layer.k, pass);
+        let v = linear(tape, &h, &layer.v, pass);
+        drop(h);
+        if let Some([q_norm, k_norm]) = &layer.qk_norm {
+            q = rms_norm_heads(tape, &q, q_norm, eps);
+            k = rms_norm_heads(tape, &k, k_norm, eps);
+        }
+        q = rope(tape, q, &self.rope, positions);
+        k = rope(tape, k, &self.rope, positions);
+        let y = attend(tape, [q, k, v]);
+        let x = linear_add(tape, x, &y, &layer.o, pass);
+        drop(y);
+
+        let h = rms_norm(tape, &x, &layer.mlp_norm, eps);
+        let gate = linear(tape, &h, &layer.gate, pass);
+        let up = linear(tape, &h, &layer.up, pass);
+        drop(h);
+        let gated = swiglu(tape, &gate, &up);
+        drop((gate, up));
+        linear_add(tape, x, &gated, &layer.down, pass)
+    }
+
+    fn final_norm<'m>(&'m self, tape: &mut Tape<'m>, x: &Tensor) -> Tensor {
+        rms_norm(tape, x, &self.norm, self.config.rms_norm_eps as f32)
     }
 
     fn logits(&self, x: &Tensor) -> Tensor {
-        linear(x, &self.head, self.rounding())
+        let pass = Pass { rounding: self.rounding(), adapter: false, dropout: None };
+        linear(&mut Tape::off(), x, &self.head, pass)
+    }
+
+    fn attention_shape(&self) -> Shape {
+        Shape {
+            heads: self.config.num_attention_heads,
+            kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+        }
     }
 
     fn rounding(&self) -> Rounding {
@@ -294,4 +348,13 @@ impl Model {
             Precision::F32 => Rounding::F64Sums,
         }
     }
+}
+
+/// The factors of one projection as tensors.
+fn lora(device: &Device, factors: &LoraFactors, layer: usize, which: Projection) -> Lora {
+    let LoraFactors { a, b, rank, scale } = factors;
+    let tensor =
+        |values: &[f32], rows: usize| Tensor::from_slice(device, rows, values.len() / rows, values);
+    let stream = (layer * Projection::ALL.len() + which as usize) as u32;
+    Lora { a: tensor(a, *rank), b: tensor(b, b.len() / rank), scale: *scale, stream }
 }

@@ -3,6 +3,8 @@
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kernels::cpu::Cpu;
@@ -13,14 +15,16 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     cpu: Cpu,
-    /// Buffers by the power of two of their length.
-    free: Mutex<[Vec<Vec<f32>>; usize::BITS as usize]>,
+    /// Buffers by their length.
+    free: Mutex<BTreeMap<usize, Vec<Arc<Buffer>>>>,
 }
+
+type Buffer = Vec<f32>;
 
 impl Device {
     /// The CPU, as the given context drives it.
     pub fn new(cpu: Cpu) -> Device {
-        Device(Arc::new(Inner { cpu, free: Mutex::new(std::array::from_fn(|_| Vec::new())) }))
+        Device(Arc::new(Inner { cpu, free: Mutex::default() }))
     }
 
     /// The context that kernels take.
@@ -28,17 +32,24 @@ impl Device {
         &self.0.cpu
     }
 
-    /// A buffer of at least `len` values, whatever they are.
-    fn take(&self, len: usize) -> Vec<f32> {
-        let class = len.next_power_of_two().trailing_zeros() as usize;
-        let recycled = self.0.free.lock().expect("no panic under the lock")[class].pop();
-        recycled.unwrap_or_else(|| vec![0.0; 1 << class])
+    /// Gives the memory of dropped tensors back to the system: between phases of different shapes.
+    pub fn trim(&self) {
+        self.0.free.lock().expect("no panic under the lock").clear();
     }
 
-    fn give_back(&self, buffer: Vec<f32>) {
-        let class = buffer.len().trailing_zeros() as usize;
+    /// A buffer of at least `len` values, whatever they are. Its owner is the only one.
+    fn take(&self, len: usize) -> Arc<Buffer> {
+        // Eight lengths an octave, so that at most an eighth of a buffer is not used.
+        let step = (len.next_power_of_two() / 8).max(16);
+        let len = len.next_multiple_of(step).max(step);
+        let mut free = self.0.free.lock().expect("no panic under the lock");
+        let fitting = free.range_mut(len..=len * 2).find_map(|(_, buffers)| buffers.pop());
+        fitting.unwrap_or_else(|| Arc::new(vec![0.0; len]))
+    }
+
+    fn give_back(&self, buffer: Arc<Buffer>) {
         if let Ok(mut free) = self.0.free.lock() {
-            free[class].push(buffer);
+            free.entry(buffer.len()).or_default().push(buffer);
         }
     }
 }
@@ -49,19 +60,59 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// A matrix `[rows, columns]` of f32 in the device's memory.
+/// Identity of a value, by which its gradient is found. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Id(u64);
+
+impl Id {
+    fn new() -> Id {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Id(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A matrix `[rows, columns]` of f32 in the device's memory. Clones share it and are the same value
+/// to the tape; a shared tensor is not written to.
 pub struct Tensor {
     rows: usize,
     columns: usize,
-    buffer: Vec<f32>,
+    /// `None` only while it is dropped.
+    buffer: Option<Arc<Buffer>>,
     device: Device,
+    id: Id,
+    requires_grad: bool,
 }
 
 impl Tensor {
     /// A tensor whose values are whatever the buffer held: for outputs that are written whole.
     pub(crate) fn uninitialized(device: &Device, rows: usize, columns: usize) -> Tensor {
         let len = rows.checked_mul(columns).expect("tensor size fits usize");
-        Tensor { rows, columns, buffer: device.take(len), device: device.clone() }
+        Tensor {
+            rows,
+            columns,
+            buffer: Some(device.take(len)),
+            device: device.clone(),
+            id: Id::new(),
+            requires_grad: false,
+        }
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(device: &Device, rows: usize, columns: usize) -> Tensor {
+        let mut tensor = Tensor::uninitialized(device, rows, columns);
+        tensor.data_mut().fill(0.0);
+        tensor
+    }
+
+    /// A copy of `values`, row after row.
+    ///
+    /// # Panics
+    /// If there are not rows · columns values.
+    pub fn from_slice(device: &Device, rows: usize, columns: usize, values: &[f32]) -> Tensor {
+        let mut tensor = Tensor::uninitialized(device, rows, columns);
+        assert_eq!(values.len(), rows * columns, "values for [{rows}, {columns}]");
+        tensor.data_mut().copy_from_slice(values);
+        tensor
     }
 
     /// Rows and columns.
@@ -76,12 +127,17 @@ impl Tensor {
 
     /// All values, row after row.
     pub fn data(&self) -> &[f32] {
-        &self.buffer[..self.rows * self.columns]
+        &self.buffer.as_ref().expect("alive")[..self.rows * self.columns]
     }
 
     /// All values, row after row.
+    ///
+    /// # Panics
+    /// If a clone shares them.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.buffer[..self.rows * self.columns]
+        let len = self.rows * self.columns;
+        let buffer = Arc::get_mut(self.buffer.as_mut().expect("alive"));
+        &mut buffer.expect("a tensor that is shared is not written to")[..len]
     }
 
     /// One row.
@@ -97,11 +153,47 @@ impl Tensor {
         }
         out
     }
+
+    /// The same values as a new value to the tape, to be written to: in place if nobody shares them.
+    pub(crate) fn into_owned(mut self) -> Tensor {
+        let shared = Arc::get_mut(self.buffer.as_mut().expect("alive")).is_none();
+        if shared {
+            return Tensor::from_slice(&self.device, self.rows, self.columns, self.data());
+        }
+        self.id = Id::new();
+        self.requires_grad = false;
+        self
+    }
+
+    pub(crate) fn id(&self) -> Id {
+        self.id
+    }
+
+    /// Whether gradients flow to it.
+    pub fn requires_grad(&self) -> bool {
+        self.requires_grad
+    }
+
+    /// Makes it a leaf whose gradient is wanted, or one whose is not.
+    pub fn set_requires_grad(&mut self, requires_grad: bool) {
+        self.requires_grad = requires_grad;
+    }
+}
+
+impl Clone for Tensor {
+    fn clone(&self) -> Tensor {
+        let Tensor { rows, columns, id, requires_grad, .. } = *self;
+        let (buffer, device) = (self.buffer.clone(), self.device.clone());
+        Tensor { rows, columns, buffer, device, id, requires_grad }
+    }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.device.give_back(std::mem::take(&mut self.buffer));
+        let mut buffer = self.buffer.take().expect("dropped once");
+        if Arc::get_mut(&mut buffer).is_some() {
+            self.device.give_back(buffer);
+        }
     }
 }
 
@@ -123,17 +215,42 @@ mod tests {
         let address = first.data().as_ptr();
         drop(first);
         let second = Tensor::uninitialized(&device, 2, 6);
-        assert_eq!(second.data().as_ptr(), address, "15 and 12 values share a size class");
+        assert_eq!(second.data().as_ptr(), address, "15 and 12 values share a length");
         assert_eq!(second.shape(), [2, 6]);
         let third = Tensor::uninitialized(&device, 2, 6);
         assert_ne!(third.data().as_ptr(), address, "second is still alive");
+        drop(second);
+        device.trim();
+        assert!(device.0.free.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn shared_values_are_copied_before_they_are_written_to() {
+        let device = Device::new(Cpu::new(1));
+        let first = Tensor::from_slice(&device, 1, 2, &[1.0, 2.0]);
+        let clone = first.clone();
+        assert_eq!(clone.id(), first.id());
+        let address = first.data().as_ptr();
+        let mut copy = clone.into_owned();
+        copy.data_mut()[0] = 5.0;
+        assert_ne!(copy.id(), first.id());
+        assert_eq!(first.data(), [1.0, 2.0]);
+        let same = first.into_owned();
+        assert_eq!(same.data().as_ptr(), address);
+    }
+
+    #[test]
+    #[should_panic(expected = "a tensor that is shared is not written to")]
+    fn shared_values_cannot_be_written_to() {
+        let mut tensor = Tensor::zeros(&Device::new(Cpu::new(1)), 1, 1);
+        let _clone = tensor.clone();
+        tensor.data_mut()[0] = 1.0;
     }
 
     #[test]
     fn gather_takes_rows_in_order_and_zero_rows_are_fine() {
         let device = Device::new(Cpu::new(1));
-        let mut x = Tensor::uninitialized(&device, 3, 2);
-        x.data_mut().copy_from_slice(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let x = Tensor::from_slice(&device, 3, 2, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(x.gather_rows(&[2, 0, 2]).data(), [4.0, 5.0, 0.0, 1.0, 4.0, 5.0]);
         assert_eq!(x.gather_rows(&[]).data(), [] as [f32; 0]);
     }

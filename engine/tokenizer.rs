@@ -109,16 +109,6 @@ impl Tokenizer {
             .map_err(|message| self.failed("decoding", message))
     }
 
-    /// The id of a token, `None` if there is no such token.
-    pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
-    }
-
-    /// The token of an id as it stands in the vocabulary (bytes spelled as the tokenizer spells them).
-    pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
-    }
-
     /// Every piece of text that encoding takes for one token wherever it stands, such as `<|im_end|>` or `<think>`, by id. Text
     /// from a stranger that holds one of them can end a turn or open one.
     pub fn special_tokens(&self) -> Vec<String> {
@@ -140,11 +130,6 @@ impl Tokenizer {
             piece_text: String::new(),
             broken: false,
         }
-    }
-
-    /// Number of tokens, added ones included.
-    pub fn vocabulary_len(&self) -> usize {
-        self.inner.get_vocab_size(true)
     }
 
     /// Whether decoding passes over this id.
@@ -252,6 +237,7 @@ impl DecodeStream<'_> {
 /// `<0x00>` to `<0xFF>`, with which SentencePiece vocabularies spell bytes.
 fn is_byte_token(tokenizer: &Tokenizer, id: u32) -> bool {
     tokenizer
+        .inner
         .id_to_token(id)
         .is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
 }

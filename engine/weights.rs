@@ -13,7 +13,7 @@ mod header;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -178,17 +178,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Names of the tensors that `config` does not call for (a redundant tied head is called for).
-    pub fn unexpected(&self, config: &Config) -> Vec<&str> {
-        let head = config.head();
-        let expected: BTreeSet<String> = config
-            .expected_tensors()
-            .map(|tensor| tensor.name)
-            .chain(std::iter::once(head.name))
-            .collect();
-        self.names().filter(|name| !expected.contains(*name)).collect()
-    }
-
     /// The tensor of this name, `None` if no file has it. Fails only where a misaligned tensor finds no memory for its copy.
     pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>, WeightsError> {
         let Some((name, tensor)) = self.tensors.get_key_value(name) else { return Ok(None) };
@@ -212,7 +201,7 @@ impl Checkpoint {
     }
 
     /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
@@ -224,11 +213,6 @@ impl Checkpoint {
     /// The files, in the order in which they were opened.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
-    }
-
-    /// Elements of all tensors.
-    pub fn element_count(&self) -> u64 {
-        self.tensors.values().map(|tensor| tensor.info.elements as u64).sum()
     }
 
     /// Bytes of all tensors, without headers.

@@ -7,19 +7,19 @@ use std::{
     time::Duration,
 };
 
-fn model() -> String {
+pub(crate) fn model() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden/qwen3-tied/model")
         .display()
         .to_string()
 }
 
-fn j1(args: &[&str]) -> Output {
+pub(crate) fn j1(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_j1")).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
 #[track_caller]
-fn fails(args: &[&str], status: i32, says: &[&str]) {
+pub(crate) fn fails(args: &[&str], status: i32, says: &[&str]) {
     let output = j1(args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
@@ -30,13 +30,13 @@ fn fails(args: &[&str], status: i32, says: &[&str]) {
     assert!(output.stdout.is_empty(), "{args:?} printed a result");
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// A file of `rows` pairs.
-fn pairs(directory: &Path, rows: usize) -> String {
+pub(crate) fn pairs(directory: &Path, rows: usize) -> String {
     let path = directory.join("pairs.jsonl");
     let line = |row: usize| {
         let (chosen, rejected) = (row * 2, row * 2 + 1);
@@ -49,13 +49,18 @@ fn pairs(directory: &Path, rows: usize) -> String {
     path.display().to_string()
 }
 
-fn bytes(directory: &Path) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn bytes(directory: &Path) -> Vec<(String, Vec<u8>)> {
     ["outputs.jsonl", "results.csv", "scores.json", "run.json"]
         .map(|name| (name.to_string(), fs::read(directory.join(name)).unwrap()))
         .to_vec()
 }
 
-fn eval_args<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn eval_args<'a>(
+    model: &'a str,
+    data: &'a str,
+    out: &'a str,
+    more: &[&'a str],
+) -> Vec<&'a str> {
     let mut args = vec!["eval", "--model", model, "--data", data, "--out", out];
     args.extend(["--max-new-tokens", "24", "--temperature", "1"]);
     args.extend(more);
@@ -100,7 +105,7 @@ fn bad_usage_and_wrong_paths_are_explained() {
     fails(&eval_args(&model, &data, &out, &["--template", "./nowhere.jinja"]), 1, &["nowhere"]);
     let template = write("t.jinja", b"{{ response_a }} {{ respnse_b }}");
     fails(&eval_args(&model, &data, &out, &["--template", &template]), 1, &["respons"]);
-    fails(&eval_args(&model, &data, &data, &[]), 1, &["pairs.jsonl"]);
+    fails(&eval_args(&model, &data, &data, &[]), 1, &["pairs.jsonl", "not a directory"]);
     fails(&["eval", "--rescore", "./nothing.jsonl"], 1, &["nothing.jsonl"]);
     let directory = path("");
     fails(&["eval", "--rescore", &directory], 1, &["a directory; give a file"]);
@@ -246,6 +251,59 @@ fn a_file_of_pairs_may_name_its_replies_either_way() {
         judge("b.jsonl", "{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\"}\n");
     assert!(plain.contains("reply A first"), "{plain}");
     assert_eq!(plain, labeled);
+}
+
+/// Rows of several subsets, sorted by subset as RewardBench's are.
+#[test]
+fn a_limit_takes_a_sample_of_every_subset() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, data) = (model(), scratch.path().join("subsets.jsonl"));
+    let line = |row: usize| {
+        let subset = ["alpacaeval-easy", "hep-go", "xstest-should-refuse"][row / 8];
+        let (chosen, rejected) = (row * 2, row * 2 + 1);
+        format!(
+            "{{\"prompt\": \"Say {row}\", \"chosen\": \"{chosen}\", \"rejected\": \"{rejected}\", \
+             \"subset\": \"{subset}\"}}\n"
+        )
+    };
+    fs::write(&data, (0..24).map(line).collect::<String>()).unwrap();
+    let data = data.display().to_string();
+    let out = |name: &str| scratch.path().join(name).display().to_string();
+    let (six, all, other) = (out("six"), out("all"), out("other"));
+    let table = stdout(&j1(&eval_args(&model, &data, &six, &["--limit", "6"])));
+    assert!(table.contains("a sample of 6 of 24 rows, by subset, seed 0"), "{table}");
+    let json = |out: &str, name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(Path::new(out).join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(json(&six, "run.json")["limit"], 6);
+    let sample = json(&six, "scores.json")["j1"]["protocol"]["sample"].clone();
+    assert_eq!(sample, serde_json::json!({ "rows": 6, "of": 24 }));
+    let outputs = |out: &str| fs::read_to_string(Path::new(out).join("outputs.jsonl")).unwrap();
+    for subset in ["alpacaeval-easy", "hep-go", "xstest-should-refuse"] {
+        assert_eq!(outputs(&six).matches(subset).count(), 2 * 2, "two rows in both orders");
+    }
+
+    // Rows judge as they do in the whole file; another seed takes others.
+    let table = stdout(&j1(&eval_args(&model, &data, &all, &[])));
+    assert!(!table.contains("a sample"), "{table}");
+    let whole = outputs(&all);
+    assert!(outputs(&six).lines().all(|line| whole.contains(line)));
+    stdout(&j1(&eval_args(&model, &data, &other, &["--limit", "6", "--seed", "1"])));
+    let rows = |out: &str| -> Vec<u64> {
+        let lines = outputs(out);
+        let row = |line: &str| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["row"].as_u64().unwrap()
+        };
+        lines.lines().map(row).collect()
+    };
+    assert_ne!(rows(&six), rows(&other));
+
+    // The same command has nothing left to do; another limit is another run.
+    stdout(&j1(&eval_args(&model, &data, &six, &["--limit", "6"])));
+    for limit in [&["--limit", "7"][..], &[]] {
+        fails(&eval_args(&model, &data, &six, limit), 1, &["limit = 6", "run.json"]);
+    }
+    fails(&eval_args(&model, &data, &six, &["--limit", "0"]), 2, &["--limit"]);
 }
 
 #[test]

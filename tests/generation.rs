@@ -19,13 +19,14 @@ fn golden(case: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
 }
 
-fn open(case: &str, precision: Precision, cpu: Cpu) -> Model {
+/// A golden model, with its adapter or without.
+pub(crate) fn open(case: &str, adapter: bool, precision: Precision, cpu: Cpu) -> Model {
     let directory = golden(case);
     let config = Config::load(&directory.join("model")).unwrap();
     let checkpoint = Checkpoint::open(&directory.join("model")).unwrap();
     checkpoint.check(&config).unwrap();
-    let adapter = Adapter::load(&directory.join("adapter"), &config).unwrap();
-    Model::new(&checkpoint, config, Some(&adapter), precision, Device::new(cpu)).unwrap()
+    let adapter = adapter.then(|| Adapter::load(&directory.join("adapter"), &config).unwrap());
+    Model::new(&checkpoint, config, adapter.as_ref(), precision, Device::new(cpu)).unwrap()
 }
 
 /// Tokens, log-prob bits and how each sample of each request ended.
@@ -95,7 +96,7 @@ fn completions_are_the_same_in_any_batch_at_any_thread_count() {
         ("llama", Precision::F32),
     ] {
         for isa in Isa::available() {
-            let model = open(case, precision, Cpu::with_isa(1, isa));
+            let model = open(case, true, precision, Cpu::with_isa(1, isa));
             let requests = requests(model.config().vocab_size);
             let stop: Vec<u32> = (0..16).collect();
             let alone = Options { max_batch: 3, prefill_rows: 512, ..WIDE };
@@ -108,7 +109,7 @@ fn completions_are_the_same_in_any_batch_at_any_thread_count() {
             for (threads, max_batch, prefill_rows) in
                 [(1, 7, 512), (1, 16, 5), (2, 16, 512), (2, 3, 33), (5, 64, 64)]
             {
-                let model = open(case, precision, Cpu::with_isa(threads, isa));
+                let model = open(case, true, precision, Cpu::with_isa(threads, isa));
                 let options = Options { max_batch, prefill_rows, ..WIDE };
                 let got = generate(&model, &stop, options.clone(), &requests);
                 assert!(got == expected, "{case} {isa} {threads} threads {options:?}");
@@ -122,7 +123,7 @@ fn decoding_gives_the_log_probs_of_one_forward_over_the_whole_sequence() {
     for (case, precision) in [("qwen3-tied", Precision::F32), ("qwen3-tied-bf16", Precision::Bf16)]
     {
         for isa in Isa::available() {
-            let model = open(case, precision, Cpu::with_isa(2, isa));
+            let model = open(case, true, precision, Cpu::with_isa(2, isa));
             let requests = requests(model.config().vocab_size);
             let written = generate(&model, &[], WIDE, &requests);
             for (request, completions) in requests.iter().zip(&written) {
@@ -173,7 +174,7 @@ fn logits_of_all_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
 
 #[test]
 fn a_prompt_is_computed_once_for_all_its_samples_and_for_prompts_that_begin_alike() {
-    let model = open("qwen3-tied", Precision::F32, Cpu::new(1));
+    let model = open("qwen3-tied", true, Precision::F32, Cpu::new(1));
     let prompt: Vec<u32> = (0..100).map(|i| i * 3 % 256).collect();
     let mut other_order = prompt.clone();
     other_order[70] += 1;
@@ -199,7 +200,7 @@ fn a_prompt_is_computed_once_for_all_its_samples_and_for_prompts_that_begin_alik
 
 #[test]
 fn a_small_cache_makes_requests_wait_and_changes_nothing() {
-    let model = open("qwen3-tied", Precision::F32, Cpu::new(1));
+    let model = open("qwen3-tied", true, Precision::F32, Cpu::new(1));
     let requests = requests(model.config().vocab_size);
     let expected = generate(&model, &[3], WIDE, &requests);
     let page = KvCache::page_bytes(model.config(), model.cache_dtype());
@@ -211,7 +212,7 @@ fn a_small_cache_makes_requests_wait_and_changes_nothing() {
 
 #[test]
 fn requests_that_cannot_run_are_refused_with_the_reason() {
-    let model = open("qwen3-tied", Precision::F32, Cpu::new(1));
+    let model = open("qwen3-tied", true, Precision::F32, Cpu::new(1));
     let limit = model.config().max_position_embeddings;
     let page = KvCache::page_bytes(model.config(), model.cache_dtype());
     let mut generator =

@@ -5,9 +5,11 @@
 //! file of reference values without the adapter (`base`) and one with it (`lora`). Compared are, of
 //! every sequence alone: hidden states, logits, log-probabilities, entropies; all sequences in one
 //! batch against the padded reference, and bit for bit against the sequences alone; and greedy
-//! continuations, token by token. A reference in bf16 is compared too (see [`bfloat16`]).
+//! continuations, token by token. Gradients of the adapter's factors are compared where the dump has
+//! them (see [`gradients`]), and so is a reference in bf16 (see [`bfloat16`]).
 
 mod bfloat16;
+mod gradients;
 
 use std::{
     fmt,
@@ -88,6 +90,7 @@ pub fn check(directory: &Path, device: &Device) -> Result<Vec<Finding>, CheckErr
             findings.extend(case.compare(&model, variant, &reference)?);
         }
     }
+    findings.extend(gradients::compare(&case, device)?);
     findings.extend(bfloat16::compare(&case, device)?);
     if findings.is_empty() {
         return Err(case.error("there is no base, lora or bfloat16.safetensors"));
@@ -172,6 +175,13 @@ impl<'a> Case<'a> {
 
     fn bytes(&self, path: &Path) -> Result<Vec<u8>, CheckError> {
         std::fs::read(path).map_err(|e| self.error(format!("{}: {e}", path.display())))
+    }
+
+    /// A list of numbers of case.json.
+    fn numbers(&self, key: &str) -> Result<Vec<f64>, CheckError> {
+        let numbers =
+            self.json[key].as_array().map(|list| list.iter().map(Value::as_f64).collect());
+        numbers.flatten().ok_or_else(|| self.error(format!("{key} is not a list of numbers")))
     }
 
     /// Log-probability of each next token, and the entropy of each row.

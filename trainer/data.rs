@@ -25,6 +25,7 @@ mod jsonl;
 mod pages;
 mod parquet;
 mod rows;
+mod sample;
 mod thrift;
 mod zstd;
 
@@ -32,7 +33,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use sample::sample;
 use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
 
 /// Data sets that `--data` knows by name; they are fetched as files like any other.
 pub const KNOWN: [Known; 2] = [
@@ -233,12 +237,12 @@ impl Replies {
     }
 }
 
-/// Reads the labeled pairs of a file, the first `limit` rows if given. At least one pair is returned.
-pub fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Pair>, DataError> {
-    read_with(path, limit, Replies::Labeled)
+/// Reads the labeled pairs of a file. At least one pair is returned.
+pub fn read(path: &Path) -> Result<Vec<Pair>, DataError> {
+    read_with(path, None, Replies::Labeled)
 }
 
-/// Like [`read`], with a say in what the replies are called.
+/// Like [`read`], but the first `limit` rows only, if given, and with a say in what the replies are called.
 pub fn read_with(
     path: &Path,
     limit: Option<usize>,
@@ -296,20 +300,25 @@ pub fn detect(path: &Path) -> Result<Format, DataError> {
 
 /// A fingerprint of pairs: the same for the same pairs, whatever file they came from.
 pub fn fingerprint(pairs: &[Pair]) -> String {
-    let mut fingerprint = crate::fingerprint::Fingerprint::new();
+    let mut fingerprint = Fingerprint::new();
     for pair in pairs {
         fingerprint.text(&pair.id);
-        fingerprint.text(if pair.subset.is_some() { "subset" } else { "no subset" });
-        fingerprint.text(pair.subset.as_deref().unwrap_or(""));
-        fingerprint.text(&pair.prompt.len().to_string());
-        for message in &pair.prompt {
-            fingerprint.text(&message.role);
-            fingerprint.text(&message.content);
-        }
-        fingerprint.text(&pair.chosen);
-        fingerprint.text(&pair.rejected);
+        add_content(&mut fingerprint, pair);
     }
     fingerprint.finish()
+}
+
+/// All of a pair but its id and its place.
+fn add_content(fingerprint: &mut Fingerprint, pair: &Pair) {
+    fingerprint.text(if pair.subset.is_some() { "subset" } else { "no subset" });
+    fingerprint.text(pair.subset.as_deref().unwrap_or(""));
+    fingerprint.text(&pair.prompt.len().to_string());
+    for message in &pair.prompt {
+        fingerprint.text(&message.role);
+        fingerprint.text(&message.content);
+    }
+    fingerprint.text(&pair.chosen);
+    fingerprint.text(&pair.rejected);
 }
 
 #[cfg(test)]

@@ -13,3 +13,7 @@ pub mod results;
 pub mod rewardbench;
 pub mod scores;
 pub mod verdict;
+
+#[cfg(test)]
+#[path = "../tests/shared.rs"]
+mod shared;

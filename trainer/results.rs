@@ -38,7 +38,7 @@ const CSV: &str = "results.csv";
 const SCORES: &str = "scores.json";
 const TIMING: &str = "timing.json";
 const LOCK: &str = ".j1.lock";
-/// The largest run.json or timing.json that is read.
+/// The largest run.json that is read.
 const MAX_SETTINGS: u64 = 1 << 20;
 
 /// Why a judgement ended.
@@ -176,16 +176,6 @@ impl Results {
     /// All judgements so far: in the order they ended, after [`Results::finish`] by row, order and vote.
     pub fn records(&self) -> &[Record] {
         &self.records
-    }
-
-    /// The directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// What timing.json says of the run, if it was finished before.
-    pub fn timing(&self) -> Result<Option<Value>, ResultsError> {
-        read_json(&self.directory.join(TIMING))
     }
 
     /// Adds a judgement; it is on the disk when this returns. After an error nothing was added, and the same

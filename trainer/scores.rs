@@ -41,6 +41,17 @@ pub struct Protocol {
     pub votes: u32,
     /// Seeds the bootstrap too.
     pub seed: u64,
+    /// The part of the data that was judged; `None` for all, or if it is not known.
+    pub sample: Option<Sample>,
+}
+
+/// A part of the data, drawn by [`crate::data::sample`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    /// Rows taken.
+    pub rows: u64,
+    /// Rows there are.
+    pub of: u64,
 }
 
 impl Protocol {
@@ -57,7 +68,7 @@ impl Protocol {
             }
         }
         let votes = records.iter().map(|record| record.vote.saturating_add(1)).max().unwrap_or(1);
-        Protocol { rule, order, votes, seed }
+        Protocol { rule, order, votes, seed, sample: None }
     }
 }
 

@@ -4,6 +4,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::shared::shared;
 
 fn config() -> Config {
     let value = json!({"model_type": "qwen3", "hidden_size": 8, "num_hidden_layers": 2,
@@ -288,13 +289,8 @@ fn a_file_in_place_of_a_directory_says_so() {
 
 #[test]
 fn the_golden_adapters_load() {
-    let shared = std::env::var_os("J1_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
-        PathBuf::from,
-    );
-    let Ok(cases) = std::fs::read_dir(shared.join("golden")) else {
-        return eprintln!("no golden dumps at {}: not checked", shared.display());
-    };
+    let Some(golden) = shared("golden") else { return };
+    let cases = std::fs::read_dir(golden).unwrap();
     let mut loaded = 0;
     for case in cases.map(|case| case.unwrap().path()).filter(|path| path.is_dir()) {
         let (model, adapter) = (case.join("model"), case.join("adapter"));

@@ -6,7 +6,7 @@ use minijinja::Value;
 use serde_json::Value as Json;
 
 use super::*;
-use crate::tokenizer::Tokenizer;
+use crate::{shared::shared, tokenizer::Tokenizer};
 
 fn fixtures() -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/chat")).to_owned()
@@ -68,15 +68,8 @@ fn qwen3_prompts_and_their_ids_equal_those_of_transformers() {
     let directory = fixtures().join("tokenizer");
     let template = ChatTemplate::load(&directory).unwrap();
     let reduced = Tokenizer::load(&directory).unwrap();
-    let shared = std::env::var_os("J1_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
-        PathBuf::from,
-    );
-    let whole = shared.join("tokenizer/qwen3");
-    let whole = whole.is_dir().then(|| Tokenizer::load(&whole).unwrap());
-    if whole.is_none() {
-        eprintln!("no whole Qwen3 tokenizer in {}: ids of the reduced one only", shared.display());
-    }
+    // Without the whole tokenizer: ids of the reduced one only.
+    let whole = shared("tokenizer/qwen3").map(|whole| Tokenizer::load(&whole).unwrap());
     let cases = cases("qwen3.json");
     assert_eq!(cases.len(), 50);
     for case in cases {

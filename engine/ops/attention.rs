@@ -1,16 +1,24 @@
-//! Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) against the paged KV
-//! cache. For the query of head `h` at position `p`, with the keys and values of kv head `g(h)`:
+//! Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) over paged keys and
+//! values. For the query of head `h` at position `p`, with the keys and values of kv head `g(h)`:
 //!
 //! ```text
-//! y = Σ_j softmax_j(q·k_j / sqrt(head_dim))·v_j        j = 0..=p
+//! y  = Σ_j p_j·v_j              p = softmax_j(q·k_j / sqrt(head_dim)),  j = 0..=p
+//! ds = p·(dy·v − dy·y) / sqrt(head_dim)
+//! dq = Σ_j ds·k    dk = Σ ds·q    dv = Σ p·dy        (sums over the queries that see j)
 //! ```
 //!
 //! The order of every sum depends on `p` alone, so a row has the same bits in a prefill, in a
-//! chunk of one, and in decoding.
+//! chunk of one, in decoding, and in training, where keys and values lie in pages as well while a
+//! layer is computed.
 
-use kernels::cpu::attention::{self, Shape, Span};
+use half::bf16;
+use kernels::cpu::attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree};
 
-use crate::{kv_cache::KvCache, tensor::Tensor};
+use crate::{
+    kv_cache::{CacheDtype, KvCache},
+    tape::{Backward, Gradients, Tape},
+    tensor::Tensor,
+};
 
 /// Where the rows of a step stand.
 pub(crate) struct Rows<'a> {
@@ -46,6 +54,195 @@ pub(crate) fn attention(
     let [n, columns] = q.shape();
     let mut y = Tensor::uninitialized(q.device(), n, columns);
     let (cpu, kv) = (q.device().cpu(), cache.layer(layer));
-    attention::forward(cpu, y.data_mut(), q.data(), kv, rows.tables, rows.spans, shape);
+    attention::forward(cpu, y.data_mut(), None, q.data(), kv, rows.tables, rows.spans, shape);
     y
+}
+
+/// How the rows of a training batch see each other: prompts, each followed by its completions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layout {
+    trees: Vec<Tree>,
+    spans: Vec<Span>,
+    tables: Vec<u32>,
+    /// Where each row's keys and values go.
+    slots: Vec<u32>,
+    /// Rows of prompts whose page is not full, and where each completion has its own copy.
+    copied_rows: Vec<usize>,
+    copied_slots: Vec<u32>,
+    pages: u32,
+    rows: usize,
+}
+
+impl Layout {
+    /// Adds a prompt of `prompt` rows and its completions, as rows one after the other.
+    pub(crate) fn push(&mut self, prompt: usize, completions: &[usize]) {
+        let first_row = self.rows;
+        let (full, rest) = (prompt / PAGE, prompt % PAGE);
+        let shared: Vec<u32> = (self.pages..).take(full).collect();
+        self.pages += full as u32;
+        // The prompt, then each completion behind the pages of the prompt that are full; the rest of
+        // the prompt is copied, as a fork of the cache does.
+        for (start, len) in
+            std::iter::once((0, prompt)).chain(completions.iter().map(|&n| (prompt, n)))
+        {
+            let own = (start + len).div_ceil(PAGE) - full;
+            let table: Vec<u32> = shared.iter().copied().chain((self.pages..).take(own)).collect();
+            self.pages += own as u32;
+            let slot =
+                |position: usize| table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
+            if start > 0 && len > 0 {
+                self.copied_rows.extend(first_row + full * PAGE..first_row + full * PAGE + rest);
+                self.copied_slots.extend((full * PAGE..prompt).map(slot));
+            }
+            self.slots.extend((start..start + len).map(slot));
+            let first_page = self.tables.len();
+            self.tables.extend(&table);
+            self.spans.push(Span {
+                first_row: self.rows,
+                rows: len,
+                first_position: start,
+                table: first_page..self.tables.len(),
+            });
+            self.rows += len;
+        }
+        self.trees.push(Tree { first_row, prompt, branches: completions.to_vec() });
+    }
+}
+
+/// Attention of a training batch: `q [rows, heads·head_dim]`, `k` and `v [rows, kv_heads·head_dim]`,
+/// keys and values rounded to `dtype` as the cache would.
+pub(crate) fn packed_attention<'m>(
+    tape: &mut Tape<'m>,
+    [q, k, v]: [Tensor; 3],
+    layout: &'m Layout,
+    dtype: CacheDtype,
+    shape: Shape,
+) -> Tensor {
+    let [n, columns] = q.shape();
+    assert_eq!(n, layout.rows, "attention: q is {:?}", q.shape());
+    let device = q.device().clone();
+    let recording = tape.records(q.requires_grad() || k.requires_grad() || v.requires_grad());
+    let mut y = Tensor::uninitialized(&device, n, columns);
+    let mut log_sums = recording.then(|| Tensor::uninitialized(&device, n, shape.heads));
+
+    let width = shape.kv_heads * shape.head_dim;
+    let elements = layout.pages as usize * PAGE * width;
+    let len = elements * dtype.size_bytes() / size_of::<f32>();
+    let [mut keys, mut values] = [(); 2].map(|()| Tensor::uninitialized(&device, 1, len));
+    let mut write = |k: &Tensor, v: &Tensor, slots: &[u32]| {
+        let cache = match dtype {
+            CacheDtype::Bf16 => CacheMut::Bf16 {
+                keys: bytemuck::cast_slice_mut::<f32, bf16>(keys.data_mut()),
+                values: bytemuck::cast_slice_mut::<f32, bf16>(values.data_mut()),
+            },
+            CacheDtype::F32 => CacheMut::F32 { keys: keys.data_mut(), values: values.data_mut() },
+        };
+        attention::append(device.cpu(), cache, k.data(), v.data(), slots, shape);
+    };
+    write(&k, &v, &layout.slots);
+    if !layout.copied_rows.is_empty() {
+        let [k, v] = [&k, &v].map(|x| x.gather_rows(&layout.copied_rows));
+        write(&k, &v, &layout.copied_slots);
+    }
+    let cache = match dtype {
+        CacheDtype::Bf16 => Cache::Bf16 {
+            keys: bytemuck::cast_slice(keys.data()),
+            values: bytemuck::cast_slice(values.data()),
+        },
+        CacheDtype::F32 => Cache::F32 { keys: keys.data(), values: values.data() },
+    };
+    let Layout { tables, spans, .. } = layout;
+    let wanted = log_sums.as_mut().map(Tensor::data_mut);
+    attention::forward(device.cpu(), y.data_mut(), wanted, q.data(), cache, tables, spans, shape);
+
+    if let Some(log_sums) = log_sums {
+        let rounded = dtype == CacheDtype::Bf16;
+        // The node's own handle on y is taken before y becomes a value of the tape.
+        let node = Attention { q, k, v, y: y.clone(), log_sums, layout, rounded, shape };
+        tape.push(&mut y, node);
+    }
+    y
+}
+
+struct Attention<'m> {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    /// `[rows, heads]`.
+    log_sums: Tensor,
+    layout: &'m Layout,
+    rounded: bool,
+    shape: Shape,
+}
+
+impl Backward for Attention<'_> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let Attention { q, k, v, y, log_sums, layout, rounded, shape } = *self;
+        let like = |x: &Tensor| Tensor::uninitialized(x.device(), x.shape()[0], x.shape()[1]);
+        let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(like);
+        let saved = Saved {
+            q: q.data(),
+            k: k.data(),
+            v: v.data(),
+            y: y.data(),
+            log_sums: log_sums.data(),
+            rounded,
+        };
+        let all = [dq.data_mut(), dk.data_mut(), dv.data_mut()];
+        attention::backward(dy.device().cpu(), all, dy.data(), saved, &layout.trees, shape);
+        for (x, dx) in [(&q, dq), (&k, dk), (&v, dv)] {
+            if x.requires_grad() {
+                gradients.add(x.id(), dx);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient::{check_gradient, values};
+
+    fn layout(sequences: &[(usize, &[usize])]) -> Layout {
+        let mut layout = Layout::default();
+        sequences.iter().for_each(|(prompt, completions)| layout.push(*prompt, completions));
+        layout
+    }
+
+    #[test]
+    fn gradient() {
+        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 5 };
+        let layout = layout(&[(3, &[2, 0, 4]), (5, &[]), (PAGE + 1, &[1, 2])]);
+        let rows = layout.rows;
+        let [q, k, v] = [(1, 20), (2, 10), (3, 10)].map(|(seed, n)| values(seed, [rows, n]));
+        let f32 = CacheDtype::F32;
+        check_gradient([rows, 20], |tape, q| {
+            packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
+        });
+        check_gradient([rows, 10], |tape, k| {
+            packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
+        });
+        check_gradient([rows, 10], |tape, v| {
+            packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
+        });
+    }
+
+    #[test]
+    fn a_completion_sees_its_prompt_and_itself_with_the_same_bits_as_alone() {
+        let shape = Shape { heads: 2, kv_heads: 1, head_dim: 8 };
+        for prompt in [1, PAGE - 1, PAGE, PAGE + 7] {
+            let packed = layout(&[(prompt, &[5, 0, PAGE + 3, 1])]);
+            let alone = layout(&[(prompt + PAGE + 3, &[])]);
+            for dtype in [CacheDtype::F32, CacheDtype::Bf16] {
+                let [q, k, v] = [(4, 16), (5, 8), (6, 8)].map(|(s, n)| values(s, [packed.rows, n]));
+                let rows: Vec<usize> =
+                    (0..prompt).chain(prompt + 5..prompt + 5 + PAGE + 3).collect();
+                let own = [&q, &k, &v].map(|x| x.gather_rows(&rows));
+                let y = packed_attention(&mut Tape::off(), [q, k, v], &packed, dtype, shape);
+                let want = packed_attention(&mut Tape::off(), own, &alone, dtype, shape);
+                assert_eq!(y.gather_rows(&rows).data(), want.data(), "{prompt} {dtype:?}");
+            }
+        }
+    }
 }

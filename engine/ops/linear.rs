@@ -1,16 +1,33 @@
 //! A frozen projection with an optional bias and an optional low-rank update (LoRA, Hu et al.
-//! 2021, arXiv 2106.09685, equation 3):
+//! 2021, arXiv 2106.09685, equation 3), with dropout D on the update's input in training:
 //!
 //! ```text
-//! y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ      x [rows, k], W [n, k], b [n], A [r, k], B [n, r], y [rows, n]
+//! l  = s·D(x)·Aᵀ              x [rows, k], A [r, k], l [rows, r]
+//! y  = x·Wᵀ + b + l·Bᵀ        W [n, k], b [n], B [n, r], y [rows, n]
+//!
+//! dB = dyᵀ·l
+//! dl = s·dy·B
+//! dA = dlᵀ·D(x)
+//! dx = dy·W + D(dl·A)         D is linear and its own transpose
 //! ```
 //!
-//! `W` is read where the checkpoint's file is mapped. With [`Rounding::Bf16`] the values of `x` are
-//! rounded to bf16 before they meet a bf16 `W`; the low-rank path takes f32 throughout.
+//! `W` and `b` are frozen, so there is no `dW` and no `db`. `W` is read where the checkpoint's file
+//! is mapped. With [`Rounding::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
+//! a bf16 `W`; the low-rank path takes f32 throughout.
 
-use kernels::cpu::{Matrix, Rounding, matmul};
+use kernels::cpu::{
+    Matrix, Rounding,
+    dropout::{self, Mask},
+    matmul,
+    philox::{Philox, Stream},
+    product::{self, Left},
+};
 
-use crate::{adapter::LoraFactors, tensor::Tensor, weights::Weight};
+use crate::{
+    tape::{Backward, Gradients, Tape},
+    tensor::{Id, Tensor},
+    weights::Weight,
+};
 
 /// One projection of the model.
 pub struct Linear {
@@ -19,23 +36,93 @@ pub struct Linear {
     /// `[n]`.
     pub bias: Option<Vec<f32>>,
     /// The adapter's factors for this projection, if it has any.
-    pub lora: Option<LoraFactors>,
+    pub lora: Option<Lora>,
+}
+
+/// The factors of a low-rank update. They are leaves: where they require a gradient, they get one.
+pub struct Lora {
+    /// A `[r, k]`.
+    pub a: Tensor,
+    /// B `[n, r]`.
+    pub b: Tensor,
+    /// s.
+    pub scale: f32,
+    /// Tells this projection's dropout masks from the others'.
+    pub stream: u32,
+}
+
+/// How a pass goes through the projections.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// How matmuls round.
+    pub rounding: Rounding,
+    /// Whether the low-rank updates take part. Without them the pass is the base model's.
+    pub adapter: bool,
+    /// Dropout on their inputs: in training, if at all.
+    pub dropout: Option<Dropout>,
+}
+
+/// Dropout of one pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability that an element is dropped.
+    pub probability: f32,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of the pass: each has masks of its own.
+    pub pass: u32,
+}
+
+impl Pass {
+    fn low_rank_rounding(&self) -> Rounding {
+        match self.rounding {
+            Rounding::Bf16 => Rounding::F32,
+            Rounding::F32 | Rounding::F64Sums => self.rounding,
+        }
+    }
+
+    fn mask(&self, lora: &Lora) -> Option<Mask> {
+        self.dropout.filter(|dropout| dropout.probability > 0.0).map(|dropout| {
+            let Dropout { probability, seed, pass } = dropout;
+            let sequence = u64::from(pass) << 32 | u64::from(lora.stream);
+            Mask { draws: Philox::new(seed, sequence, Stream::DROPOUT), probability }
+        })
+    }
 }
 
 /// `x [rows, k]` through the projection: `[rows, n]`.
-pub fn linear(x: &Tensor, linear: &Linear, rounding: Rounding) -> Tensor {
+pub fn linear<'m>(tape: &mut Tape<'m>, x: &Tensor, linear: &'m Linear, pass: Pass) -> Tensor {
     let [rows, _] = x.shape();
-    let mut y = Tensor::uninitialized(x.device(), rows, linear.weight.rows());
-    apply(&mut y, x, linear, rounding, false);
-    y
+    let y = Tensor::uninitialized(x.device(), rows, linear.weight.rows());
+    apply(tape, y, None, x, linear, pass)
 }
 
-/// Adds the projection of `x [rows, k]` to `y [rows, n]`: the residual connection.
-pub fn linear_add(y: &mut Tensor, x: &Tensor, linear: &Linear, rounding: Rounding) {
-    apply(y, x, linear, rounding, true);
+/// The residual connection: `residual [rows, n]` plus the projection of `x [rows, k]`, in place
+/// where nobody shares it.
+pub fn linear_add<'m>(
+    tape: &mut Tape<'m>,
+    residual: Tensor,
+    x: &Tensor,
+    linear: &'m Linear,
+    pass: Pass,
+) -> Tensor {
+    let source = Source { id: residual.id(), requires_grad: residual.requires_grad() };
+    apply(tape, residual.into_owned(), Some(source), x, linear, pass)
 }
 
-fn apply(y: &mut Tensor, x: &Tensor, linear: &Linear, rounding: Rounding, accumulate: bool) {
+struct Source {
+    id: Id,
+    requires_grad: bool,
+}
+
+fn apply<'m>(
+    tape: &mut Tape<'m>,
+    mut y: Tensor,
+    residual: Option<Source>,
+    x: &Tensor,
+    linear: &'m Linear,
+    pass: Pass,
+) -> Tensor {
     let Linear { weight, bias, lora } = linear;
     let [rows, k] = x.shape();
     let n = weight.rows();
@@ -44,22 +131,232 @@ fn apply(y: &mut Tensor, x: &Tensor, linear: &Linear, rounding: Rounding, accumu
 
     let device = x.device().clone();
     let cpu = device.cpu();
-    let shape = [rows, n, k];
-    matmul::forward(cpu, y.data_mut(), x.data(), weight.matrix(), shape, rounding, accumulate);
+    let (shape, add) = ([rows, n, k], residual.is_some());
+    matmul::forward(cpu, y.data_mut(), x.data(), weight.matrix(), shape, pass.rounding, add);
     if let Some(bias) = bias {
         for row in y.data_mut().chunks_exact_mut(n) {
             row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
     }
-    if let Some(LoraFactors { a, b, rank, scale }) = lora {
-        let factors = match rounding {
-            Rounding::Bf16 => Rounding::F32,
-            Rounding::F32 | Rounding::F64Sums => rounding,
-        };
-        let mut low = Tensor::uninitialized(&device, rows, *rank);
-        let (a, b) = (Matrix::F32(a), Matrix::F32(b));
-        matmul::forward(cpu, low.data_mut(), x.data(), a, [rows, *rank, k], factors, false);
-        low.data_mut().iter_mut().for_each(|value| *value *= scale);
-        matmul::forward(cpu, y.data_mut(), low.data(), b, [rows, n, *rank], factors, true);
+    let lora = lora.as_ref().filter(|_| pass.adapter);
+    let low = lora.map(|lora| {
+        let rounding = pass.low_rank_rounding();
+        let [rank, _] = lora.a.shape();
+        let masked = pass.mask(lora).map(|mask| dropped(x, mask));
+        let input = masked.as_ref().unwrap_or(x);
+        let mut low = Tensor::uninitialized(&device, rows, rank);
+        let (a, b) = (Matrix::F32(lora.a.data()), Matrix::F32(lora.b.data()));
+        matmul::forward(cpu, low.data_mut(), input.data(), a, [rows, rank, k], rounding, false);
+        scale(&mut low, lora.scale);
+        matmul::forward(cpu, y.data_mut(), low.data(), b, [rows, n, rank], rounding, true);
+        low
+    });
+
+    let residual = residual.filter(|source| source.requires_grad).map(|source| source.id);
+    let trained = lora.is_some_and(|lora| lora.a.requires_grad() || lora.b.requires_grad());
+    if tape.records(residual.is_some() || x.requires_grad() || trained) {
+        let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: x.clone() });
+        let x = x.requires_grad().then_some(x.id());
+        tape.push(&mut y, Applied { residual, x, weight, update, pass });
+    }
+    y
+}
+
+fn dropped(x: &Tensor, mask: Mask) -> Tensor {
+    let [rows, k] = x.shape();
+    let mut masked = Tensor::uninitialized(x.device(), rows, k);
+    dropout::forward(x.device().cpu(), masked.data_mut(), x.data(), mask);
+    masked
+}
+
+fn scale(x: &mut Tensor, factor: f32) {
+    x.data_mut().iter_mut().for_each(|value| *value *= factor);
+}
+
+struct Applied<'m> {
+    residual: Option<Id>,
+    /// Whose gradient is wanted.
+    x: Option<Id>,
+    weight: &'m Weight,
+    update: Option<Update<'m>>,
+    pass: Pass,
+}
+
+/// What the low-rank update's backward pass reads.
+struct Update<'m> {
+    lora: &'m Lora,
+    /// l.
+    low: Tensor,
+    x: Tensor,
+}
+
+impl Backward for Applied<'_> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let Applied { residual, x, weight, update, pass } = *self;
+        if let Some(residual) = residual {
+            gradients.add(residual, dy.clone());
+        }
+        let [rows, n] = dy.shape();
+        let k = weight.columns();
+        let device = dy.device().clone();
+        let cpu = device.cpu();
+        let mut dx = x.map(|_| {
+            let mut dx = Tensor::uninitialized(&device, rows, k);
+            let (shape, rounding) = ([rows, n, k], pass.rounding);
+            matmul::backward(
+                cpu,
+                dx.data_mut(),
+                dy.data(),
+                weight.matrix(),
+                shape,
+                rounding,
+                false,
+            );
+            dx
+        });
+        if let Some(update) = update {
+            update.backward(&dy, dx.as_mut(), pass, gradients);
+        }
+        if let (Some(x), Some(dx)) = (x, dx) {
+            gradients.add(x, dx);
+        }
+    }
+}
+
+impl Update<'_> {
+    /// Adds the gradients of A and B, and to `dx` the update's part of it.
+    fn backward(self, dy: &Tensor, dx: Option<&mut Tensor>, pass: Pass, gradients: &mut Gradients) {
+        let Update { lora, low, x } = self;
+        let ([rows, n], [rank, k]) = (dy.shape(), lora.a.shape());
+        let device = dy.device().clone();
+        let cpu = device.cpu();
+        let mut dlow = Tensor::uninitialized(&device, rows, rank);
+        let (b, rounding) = (Matrix::F32(lora.b.data()), pass.low_rank_rounding());
+        matmul::backward(cpu, dlow.data_mut(), dy.data(), b, [rows, n, rank], rounding, false);
+        scale(&mut dlow, lora.scale);
+        if lora.b.requires_grad() {
+            // Transposed, so that its long side lies along the vectors.
+            let mut columns = Tensor::zeros(&device, rank, n);
+            let shape = [rank, n, rows];
+            product::accumulate(
+                cpu,
+                columns.data_mut(),
+                low.data(),
+                Left::Columns,
+                dy.data(),
+                shape,
+            );
+            let mut db = Tensor::uninitialized(&device, n, rank);
+            for (row, db) in db.data_mut().chunks_exact_mut(rank).enumerate() {
+                for (column, db) in db.iter_mut().enumerate() {
+                    *db = columns.data()[column * n + row];
+                }
+            }
+            gradients.add(lora.b.id(), db);
+        }
+        let mask = pass.mask(lora);
+        if lora.a.requires_grad() {
+            let masked = mask.map(|mask| dropped(&x, mask));
+            let input = masked.as_ref().unwrap_or(&x);
+            let mut da = Tensor::zeros(&device, rank, k);
+            let shape = [rank, k, rows];
+            product::accumulate(
+                cpu,
+                da.data_mut(),
+                dlow.data(),
+                Left::Columns,
+                input.data(),
+                shape,
+            );
+            gradients.add(lora.a.id(), da);
+        }
+        if let Some(dx) = dx {
+            let shape = [rows, k, rank];
+            let a = lora.a.data();
+            match mask {
+                None => {
+                    product::accumulate(cpu, dx.data_mut(), dlow.data(), Left::Rows, a, shape);
+                }
+                Some(mask) => {
+                    let mut part = Tensor::zeros(&device, rows, k);
+                    product::accumulate(cpu, part.data_mut(), dlow.data(), Left::Rows, a, shape);
+                    let part = dropped(&part, mask);
+                    kernels::cpu::add::accumulate(cpu, dx.data_mut(), part.data());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient::{check_gradient, values};
+
+    const F32: Pass = Pass { rounding: Rounding::F32, adapter: true, dropout: None };
+
+    fn projection(n: usize, k: usize, rank: usize) -> Linear {
+        let [a, b] = [values(5, [rank, k]), values(6, [n, rank])];
+        let weight = Weight::from_f32(n, k, values(4, [n, k]).data());
+        let bias = Some(values(3, [1, n]).data().to_vec());
+        Linear { weight, bias, lora: Some(Lora { a, b, scale: 0.7, stream: 3 }) }
+    }
+
+    #[test]
+    fn gradient_of_the_input() {
+        for ([rows, k], n, rank) in [([1, 1], 1, 1), ([3, 33], 5, 2), ([2, 16], 40, 17)] {
+            let projection = projection(n, k, rank);
+            check_gradient([rows, k], |tape, x| linear(tape, x, &projection, F32));
+            let base = Pass { adapter: false, ..F32 };
+            check_gradient([rows, k], |tape, x| linear(tape, x, &projection, base));
+            let dropout = Some(Dropout { probability: 0.3, seed: 1, pass: 9 });
+            let masked = Pass { dropout, ..F32 };
+            check_gradient([rows, k], |tape, x| linear(tape, x, &projection, masked));
+            let exact = Pass { rounding: Rounding::F64Sums, ..F32 };
+            check_gradient([rows, k], |tape, x| linear(tape, x, &projection, exact));
+        }
+    }
+
+    #[test]
+    fn gradient_of_the_residual() {
+        let projection = projection(6, 6, 2);
+        let other = values(9, [4, 6]);
+        check_gradient([4, 6], |tape, residual| {
+            linear_add(tape, residual.clone(), &other, &projection, F32)
+        });
+        check_gradient([4, 6], |tape, x| linear_add(tape, other.clone(), x, &projection, F32));
+        check_gradient([4, 6], |tape, x| linear_add(tape, x.clone(), x, &projection, F32));
+    }
+
+    #[test]
+    fn gradients_of_the_factors() {
+        let (n, k, rank) = (7, 18, 3);
+        let x = values(9, [5, k]);
+        for dropout in [None, Some(Dropout { probability: 0.4, seed: 2, pass: 0 })] {
+            let pass = Pass { dropout, ..F32 };
+            // Leaked, as the tape refers to the projection that holds the leaf.
+            let with = |change: &dyn Fn(&mut Lora)| {
+                let mut projection = projection(n, k, rank);
+                change(projection.lora.as_mut().unwrap());
+                &*Box::leak(Box::new(projection))
+            };
+            check_gradient([rank, k], |tape, a| {
+                linear(tape, &x, with(&|lora| lora.a = a.clone()), pass)
+            });
+            check_gradient([n, rank], |tape, b| {
+                linear(tape, &x, with(&|lora| lora.b = b.clone()), pass)
+            });
+        }
+    }
+
+    #[test]
+    fn without_the_adapter_only_the_base_remains() {
+        let with = projection(4, 8, 2);
+        let without = Linear { lora: None, weight: with.weight.clone(), bias: with.bias.clone() };
+        let x = values(1, [3, 8]);
+        let base = Pass { adapter: false, ..F32 };
+        let tape = &mut Tape::off();
+        assert_eq!(linear(tape, &x, &with, base).data(), linear(tape, &x, &without, F32).data());
+        assert_ne!(linear(tape, &x, &with, F32).data(), linear(tape, &x, &without, F32).data());
     }
 }

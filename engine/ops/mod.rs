@@ -1,8 +1,13 @@
-//! The operations of the forward pass, one file each: formula, shapes, what they assert.
+//! The operations of the model, one file each: formula, shapes, forward, what backward needs,
+//! backward, tests.
 
 pub mod attention;
 pub mod embedding;
 pub mod linear;
+pub mod log_prob;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+
+#[cfg(test)]
+mod gradient;

@@ -1,28 +1,71 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) over rows of length `n`:
 //!
 //! ```text
-//! y = x·(mean(x²) + eps)^-1/2·w      x [.., n], w [n], y as x
+//! r  = (mean(x²) + eps)^-1/2                     x [.., n], w [n], y as x
+//! y  = x·r·w
+//! dx = r·w·dy − r³/n·x·Σ(dy·w·x)
 //! ```
+//!
+//! `w` is frozen, so there is no `dw`. r is computed again in the backward pass.
 
 use kernels::cpu;
 
-use crate::tensor::Tensor;
+use crate::{
+    tape::{Backward, Gradients, Tape},
+    tensor::Tensor,
+};
 
 /// Normalizes each row of `x` (`[rows, n]`).
-pub fn rms_norm(x: &Tensor, w: &[f32], eps: f32) -> Tensor {
-    let [rows, n] = x.shape();
-    assert_eq!(w.len(), n, "rms_norm: x is {:?}", x.shape());
-    let mut y = Tensor::uninitialized(x.device(), rows, n);
-    cpu::rms_norm::forward(x.device().cpu(), y.data_mut(), x.data(), w, eps);
-    y
+pub fn rms_norm<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+    assert_eq!(w.len(), x.shape()[1], "rms_norm: x is {:?}", x.shape());
+    normalized(tape, x, w, eps)
 }
 
 /// Normalizes each head of `x` (`[rows, heads·head_dim]`) with one `w` (`[head_dim]`) for all heads:
 /// Qwen3's norm of queries and keys.
-pub fn rms_norm_heads(x: &Tensor, w: &[f32], eps: f32) -> Tensor {
-    let [rows, columns] = x.shape();
+pub fn rms_norm_heads<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+    let [_, columns] = x.shape();
     assert_eq!(columns % w.len(), 0, "rms_norm_heads: x is {:?}, w [{}]", x.shape(), w.len());
+    normalized(tape, x, w, eps)
+}
+
+fn normalized<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+    let [rows, columns] = x.shape();
     let mut y = Tensor::uninitialized(x.device(), rows, columns);
     cpu::rms_norm::forward(x.device().cpu(), y.data_mut(), x.data(), w, eps);
+    if tape.records(x.requires_grad()) {
+        tape.push(&mut y, RmsNorm { x: x.clone(), w, eps });
+    }
     y
+}
+
+struct RmsNorm<'m> {
+    x: Tensor,
+    w: &'m [f32],
+    eps: f32,
+}
+
+impl Backward for RmsNorm<'_> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let RmsNorm { x, w, eps } = *self;
+        let [rows, columns] = x.shape();
+        let mut dx = Tensor::uninitialized(x.device(), rows, columns);
+        cpu::rms_norm::backward(x.device().cpu(), dx.data_mut(), dy.data(), x.data(), w, eps);
+        gradients.add(x.id(), dx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient::check_gradient;
+
+    #[test]
+    fn gradient() {
+        let w: Vec<f32> = (0..128).map(|i| 1.0 - 0.3 * (i % 7) as f32).collect();
+        for (rows, n) in [(1, 1), (2, 3), (5, 33), (3, 128)] {
+            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w[..n], 1e-6));
+        }
+        check_gradient([3, 4 * 16], |tape, x| rms_norm_heads(tape, x, &w[..16], 1e-6));
+    }
 }

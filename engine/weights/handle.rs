@@ -91,6 +91,17 @@ impl Weight {
         }
     }
 
+    /// A weight of f32 that lies in memory, for tests.
+    #[cfg(test)]
+    pub(crate) fn from_f32(rows: usize, columns: usize, values: &[f32]) -> Weight {
+        assert_eq!(values.len(), rows * columns, "values for [{rows}, {columns}]");
+        let mut copy = vec![0u64; values.len().div_ceil(2)];
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        bytemuck::cast_slice_mut::<u64, u8>(&mut copy)[..bytes.len()].copy_from_slice(bytes);
+        let source = Source::Copied(Arc::new(copy), bytes.len());
+        Weight { dtype: Dtype::F32, rows, columns, source }
+    }
+
     fn bytes(&self) -> &[u8] {
         match &self.source {
             Source::Mapped(file, range) => &file.map[range.clone()],

@@ -28,8 +28,6 @@ const MAX_DIMENSIONS: usize = 8;
 pub(super) struct TensorInfo {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    /// Product of `shape`.
-    pub(super) elements: usize,
     /// Bytes of the file.
     pub(super) range: Range<usize>,
 }
@@ -69,7 +67,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)
         let name_shown = excerpt(&name);
         let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
         let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize()));
-        let (Some(elements), Some(bits)) = (elements, bits) else {
+        let Some(bits) = bits else {
             return Err(wrong(format!("tensor {name_shown:?}: shape {shape:?} overflows")));
         };
         let Some(len) = end.checked_sub(start) else {
@@ -92,7 +90,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)
         covered = end;
         // No overflow: below, the last `covered` is compared with the file; before use, nothing is sliced.
         let range = data_start.saturating_add(start)..data_start.saturating_add(end);
-        tensors.push((name, TensorInfo { dtype, shape, elements, range }));
+        tensors.push((name, TensorInfo { dtype, shape, range }));
     }
     if covered > data.len() {
         return Err(truncated((data_start as u64).saturating_add(covered as u64)));

@@ -89,7 +89,6 @@ fn every_family_and_type_is_opened_checked_and_viewed() {
                 let tensors: Vec<_> = config.expected_tensors().collect();
                 let checkpoint = checkpoint_of(&tensors, dtype);
                 checkpoint.check(&config).unwrap();
-                assert_eq!(checkpoint.element_count(), config.parameter_count());
                 assert_eq!(
                     checkpoint.len_bytes(),
                     config.parameter_count() * dtype.bitsize() as u64 / 8
@@ -369,7 +368,6 @@ fn a_redundant_head_and_further_tensors_are_accepted() {
     tensors.push(ExpectedTensor { name: "rotary.inv_freq".into(), shape: vec![3] });
     let checkpoint = checkpoint_of(&tensors, Dtype::BF16);
     checkpoint.check(&config).unwrap();
-    assert_eq!(checkpoint.unexpected(&config), ["rotary.inv_freq"]);
     let head = tensors.len() - 2;
     tensors[head].shape[0] += 1;
     let error = refused(

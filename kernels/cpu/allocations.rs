@@ -1,33 +1,44 @@
-//! Counts heap allocations by thread, for the test that warm kernels make none.
+//! Counts heap allocations by thread, for tests that warm code makes none. Nothing is counted unless a
+//! test binary makes [`Counting`] its global allocator; the program never does.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use half::bf16;
+use super::Cpu;
 
-use super::attention::{Cache, CacheMut, PAGE, Shape, Span};
-use super::rope::RopeTable;
-use super::twin::values;
-use super::{Cpu, Isa, Matrix, Rounding};
-use super::{attention, embedding, matmul, rms_norm, rope, swiglu};
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+/// The system's allocator with a counter.
+#[derive(Debug)]
+pub struct Counting;
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Adds one on this thread. A thread may allocate after its locals are gone: that is not counted.
+fn count() {
+    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+}
+
 // SAFETY: every method is the system allocator's, after adding to a counter that allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread may allocate after its locals are gone: that one is not counted.
-        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+        count();
         // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc(layout) }
+    }
+
+    // Its own, because the system's zeroed memory is mapped when touched: a cache of keys needs that.
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.realloc(memory, layout, size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
@@ -36,8 +47,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations so far on all threads of the pool.
-fn allocations(cpu: &Cpu) -> usize {
+/// Allocations so far on this thread and on all others of the context's pool, whatever other threads of
+/// the process do.
+pub fn allocations(cpu: &Cpu) -> usize {
     let total = AtomicUsize::new(0);
     cpu.pool().run(&|_| {
         total.fetch_add(COUNT.get(), Ordering::Relaxed);
@@ -45,50 +57,83 @@ fn allocations(cpu: &Cpu) -> usize {
     total.into_inner()
 }
 
-#[test]
-fn warm_kernels_do_not_allocate() {
-    let (rows, n, k) = (40, 256, 512);
-    let x = values(1, rows * k);
-    let w: Vec<bf16> = values(2, n * k).iter().map(|x| bf16::from_f32(*x)).collect();
-    let mut y = vec![0.0; rows * n];
-    let shape = Shape { heads: 4, kv_heads: 2, head_dim: 64 };
-    let pages = rows.div_ceil(PAGE);
-    let mut keys = vec![bf16::ZERO; pages * 2 * PAGE * 64];
-    let mut stored = keys.clone();
-    let f32_cache = vec![0.0; keys.len()];
-    let tables: Vec<u32> = (0..pages as u32).collect();
-    let positions: Vec<u32> = (0..rows as u32).collect();
-    let spans = [Span { first_row: 0, rows, first_position: 0, table: 0..pages }];
-    let table = RopeTable::new(&[1.0; 32], rows);
-    for isa in Isa::available() {
-        let cpu = Cpu::with_isa(3, isa);
-        let mut all = || {
-            let weights = Matrix::Bf16(&w);
-            for rounding in [Rounding::Bf16, Rounding::F32, Rounding::F64Sums] {
-                matmul::forward(&cpu, &mut y, &x, weights, [rows, n, k], rounding, true);
-            }
-            rms_norm::forward(&cpu, &mut y, &x[..rows * n], &x[..n], 1e-6);
-            rope::forward(&cpu, &mut y, &positions, &table, 4);
-            swiglu::forward(&cpu, &mut y, &x[..rows * n], &x[rows * n..]);
-            embedding::forward(&cpu, &mut y, &positions, weights, n);
-            let cache = CacheMut::Bf16 { keys: &mut keys, values: &mut stored };
-            let half = rows * n / 2;
-            attention::append(&cpu, cache, &x[..half], &x[half..2 * half], &positions, shape);
-            let cache = Cache::Bf16 { keys: &keys, values: &stored };
-            attention::forward(&cpu, &mut y, &x[..rows * n], cache, &tables, &spans, shape);
-            let cache = Cache::F32 { keys: &f32_cache, values: &f32_cache };
-            attention::forward(&cpu, &mut y, &x[..rows * n], cache, &tables, &spans, shape);
-        };
-        all();
-        // Which thread takes which task varies: a thread may meet a kernel late.
-        let before = allocations(&cpu);
-        for _ in 0..20 {
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::cpu::attention::{Cache, CacheMut, PAGE, Shape, Span};
+    use crate::cpu::rope::RopeTable;
+    use crate::cpu::twin::values;
+    use crate::cpu::{Isa, Matrix, Rounding};
+    use crate::cpu::{attention, embedding, matmul, rms_norm, rope, swiglu};
+
+    #[global_allocator]
+    static ALLOCATOR: Counting = Counting;
+
+    #[test]
+    fn warm_kernels_do_not_allocate() {
+        let (rows, n, k) = (40, 256, 512);
+        let x = values(1, rows * k);
+        let w: Vec<bf16> = values(2, n * k).iter().map(|x| bf16::from_f32(*x)).collect();
+        let mut y = vec![0.0; rows * n];
+        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 64 };
+        let pages = rows.div_ceil(PAGE);
+        let mut keys = vec![bf16::ZERO; pages * 2 * PAGE * 64];
+        let mut stored = keys.clone();
+        let f32_cache = vec![0.0; keys.len()];
+        let tables: Vec<u32> = (0..pages as u32).collect();
+        let positions: Vec<u32> = (0..rows as u32).collect();
+        let spans = [Span { first_row: 0, rows, first_position: 0, table: 0..pages }];
+        let table = RopeTable::new(&[1.0; 32], rows);
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(3, isa);
+            let mut all = || {
+                let weights = Matrix::Bf16(&w);
+                for rounding in [Rounding::Bf16, Rounding::F32, Rounding::F64Sums] {
+                    matmul::forward(&cpu, &mut y, &x, weights, [rows, n, k], rounding, true);
+                }
+                rms_norm::forward(&cpu, &mut y, &x[..rows * n], &x[..n], 1e-6);
+                rope::forward(&cpu, &mut y, &positions, &table, 4);
+                swiglu::forward(&cpu, &mut y, &x[..rows * n], &x[rows * n..]);
+                embedding::forward(&cpu, &mut y, &positions, weights, n);
+                let cache = CacheMut::Bf16 { keys: &mut keys, values: &mut stored };
+                let half = rows * n / 2;
+                attention::append(&cpu, cache, &x[..half], &x[half..2 * half], &positions, shape);
+                let cache = Cache::Bf16 { keys: &keys, values: &stored };
+                attention::forward(
+                    &cpu,
+                    &mut y,
+                    None,
+                    &x[..rows * n],
+                    cache,
+                    &tables,
+                    &spans,
+                    shape,
+                );
+                let cache = Cache::F32 { keys: &f32_cache, values: &f32_cache };
+                attention::forward(
+                    &cpu,
+                    &mut y,
+                    None,
+                    &x[..rows * n],
+                    cache,
+                    &tables,
+                    &spans,
+                    shape,
+                );
+            };
             all();
+            // Which thread takes which task varies: a thread may meet a kernel late.
+            let before = allocations(&cpu);
+            for _ in 0..20 {
+                all();
+            }
+            assert_eq!(allocations(&cpu), before, "{isa}");
         }
-        assert_eq!(allocations(&cpu), before, "{isa}");
+        let cpu = Cpu::new(1);
+        let before = allocations(&cpu);
+        drop(std::hint::black_box(vec![1u8; 100]));
+        assert_eq!(allocations(&cpu), before + 1, "the counter counts");
     }
-    let cpu = Cpu::new(1);
-    let before = allocations(&cpu);
-    drop(std::hint::black_box(vec![1u8; 100]));
-    assert_eq!(allocations(&cpu), before + 1, "the counter counts");
 }

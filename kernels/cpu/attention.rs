@@ -14,6 +14,7 @@
 //! With an f32 cache, the reference precision, scores, softmax and weighted sums are f64 and each
 //! output is rounded once; its bits are the same on every instruction set.
 
+mod backward;
 mod block;
 
 use half::bf16;
@@ -22,6 +23,7 @@ use super::context::{Scratch, grown};
 use super::pool::Disjoint;
 use super::vector::Scalar;
 use super::{Cpu, round};
+pub use backward::{Saved, Tree, backward};
 use block::{Block, Kernel};
 
 /// Tokens in a page of the cache.
@@ -97,10 +99,13 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
 /// Writes attention of each row of `q` [rows, heads, head_dim] to `out` [rows, heads · head_dim].
 /// The spans' own keys and values must have been appended. Rows in no span are left alone; spans
 /// are in ascending order of rows. With a bf16 cache q is rounded to bf16 first; with an f32 cache
-/// everything is computed in f64.
+/// everything is computed in f64. `log_sums` [rows, heads], if given, becomes
+/// ln Σ_j e^(q·k_j / √head_dim), from which [`backward`] recomputes the probabilities.
+#[allow(clippy::too_many_arguments)] // two results, three operands, and where they lie
 pub fn forward(
     cpu: &Cpu,
     out: &mut [f32],
+    log_sums: Option<&mut [f32]>,
     q: &[f32],
     cache: Cache<'_>,
     tables: &[u32],
@@ -112,6 +117,9 @@ pub fn forward(
     let width = heads * head_dim;
     assert_eq!(q.len() % width, 0, "q of {} is not rows of [{heads}, {head_dim}]", q.len());
     assert_eq!(out.len(), q.len(), "out and q differ in length");
+    if let Some(log_sums) = &log_sums {
+        assert_eq!(log_sums.len(), q.len() / head_dim, "log-sums are not [rows, {heads}]");
+    }
     let pages = shape.pages(cache);
     let (mut next_row, mut longest, mut cost) = (0, 0, 0);
     for span in spans {
@@ -144,9 +152,15 @@ pub fn forward(
     };
     let layout = Layout::new(shape, longest, scalar);
     let threads = cpu.threads();
-    let Scratch { bf16, f32, scores, scores_f64 } = &mut *cpu.scratch();
-    let call = Call { cpu, out: Disjoint::new(out), q, tables, spans, shape, layout, cost };
+    let Scratch { bf16, f32, scores, scores_f64, log_sums: own_log_sums, .. } = &mut *cpu.scratch();
     let (queries, scores_len) = (threads * layout.queries, threads * layout.scores);
+    let vectors = layout.queries / head_dim;
+    let log_sums = log_sums.map(|all| LogSums {
+        all: Disjoint::new(all),
+        own: Disjoint::new(grown(own_log_sums, threads * vectors)),
+    });
+    let out = Disjoint::new(out);
+    let call = Call { cpu, out, log_sums, q, tables, spans, shape, layout, cost };
     match cache {
         #[cfg(target_arch = "x86_64")]
         Cache::Bf16 { keys, values } if cpu.isa() == super::Isa::Avx512Bf16 => {
@@ -246,10 +260,19 @@ impl Layout {
     }
 }
 
+/// Where logarithms of sums go.
+struct LogSums<'a> {
+    /// [rows, heads].
+    all: Disjoint<'a, f32>,
+    /// A task's, by thread.
+    own: Disjoint<'a, f32>,
+}
+
 /// What every task of a call needs.
 struct Call<'a> {
     cpu: &'a Cpu,
     out: Disjoint<'a, f32>,
+    log_sums: Option<LogSums<'a>>,
     q: &'a [f32],
     tables: &'a [u32],
     spans: &'a [Span],
@@ -279,7 +302,13 @@ impl Call<'_> {
             let scores = unsafe { scores.part(thread * layout.scores, layout.scores) };
             // The last rows first: they see the most keys, and the small tasks then fill the gaps.
             let (chunk, kv_head) = (chunks - 1 - task / shape.kv_heads, task % shape.kv_heads);
-            self.task(chunk, kv_head, queries, scores, [keys, values], convert, kernel);
+            let vectors = layout.queries / shape.head_dim;
+            let log_sums = match &self.log_sums {
+                // SAFETY: as above.
+                Some(log_sums) => unsafe { log_sums.own.part(thread * vectors, vectors) },
+                None => &mut [],
+            };
+            self.task(chunk, kv_head, queries, scores, log_sums, [keys, values], convert, kernel);
         };
         let tasks = chunks * shape.kv_heads;
         if self.cost <= WORTH {
@@ -296,6 +325,7 @@ impl Call<'_> {
         kv_head: usize,
         queries: &mut [X],
         scores: &mut [S],
+        log_sums: &mut [f32],
         [keys, values]: [&[T]; 2],
         convert: Convert<X>,
         kernel: Kernel<X, T, S>,
@@ -321,10 +351,12 @@ impl Call<'_> {
         let last_len = span.first_position + first + rows;
         let (sums, scores) = scores.split_at_mut(rows * width);
         let table = &self.tables[span.table.clone()][..last_len.div_ceil(PAGE)];
+        let wanted = (rows * group).min(log_sums.len());
         let block = Block {
             queries: &queries[..rows * width],
             scores,
             sums: &mut *sums,
+            log_sums: &mut log_sums[..wanted],
             keys,
             values,
             table,
@@ -343,6 +375,11 @@ impl Call<'_> {
             let out = unsafe { self.out.part(place(row), width) };
             for (out, sum) in out.iter_mut().zip(&sums[row * width..(row + 1) * width]) {
                 *out = sum.to_f32();
+            }
+            if let Some(to) = &self.log_sums {
+                // SAFETY: as above.
+                let to = unsafe { to.all.part(place(row) / head_dim, group) };
+                to.copy_from_slice(&log_sums[row * group..(row + 1) * group]);
             }
         }
     }

@@ -28,6 +28,18 @@ pub(crate) struct Scratch {
     pub(crate) scores: Vec<f32>,
     /// The same where they are f64.
     pub(crate) scores_f64: Vec<f64>,
+    /// Attention's logarithms of sums, by thread.
+    pub(crate) log_sums: Vec<f32>,
+    /// Weights, for gradients of what they multiply.
+    pub(crate) transposed: Transposed,
+}
+
+/// Memory for transposed weights.
+#[derive(Debug, Default)]
+pub(crate) struct Transposed {
+    pub(crate) bf16: Vec<bf16>,
+    pub(crate) f16: Vec<f16>,
+    pub(crate) f32: Vec<f32>,
 }
 
 impl Cpu {
@@ -110,6 +122,18 @@ pub enum Matrix<'a> {
     F16(&'a [f16]),
     /// IEEE single precision.
     F32(&'a [f32]),
+}
+
+impl<'a> Matrix<'a> {
+    /// Some of its rows, of `k` elements.
+    pub fn rows(self, rows: std::ops::Range<usize>, k: usize) -> Matrix<'a> {
+        let elements = rows.start * k..rows.end * k;
+        match self {
+            Matrix::Bf16(data) => Matrix::Bf16(&data[elements]),
+            Matrix::F16(data) => Matrix::F16(&data[elements]),
+            Matrix::F32(data) => Matrix::F32(&data[elements]),
+        }
+    }
 }
 
 impl Matrix<'_> {

@@ -10,6 +10,7 @@
 
 use half::{bf16, f16};
 
+use super::context::Transposed;
 use super::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use super::pool::Disjoint;
 use super::vector::{Element, Portable, PortableDoubles, Simd};
@@ -69,6 +70,63 @@ pub fn forward(
         Matrix::F16(w) => distribute(cpu, y, x, w, size, block_widened::<f16>(cpu.isa())),
         Matrix::F32(w) => distribute(cpu, y, x, w, size, block_widened::<f32>(cpu.isa())),
     }
+}
+
+/// Writes dy·w to `dx`, or adds it: the gradient of x in y = x·wᵀ. Shapes: `dx [m,k]`, `dy [m,n]`,
+/// `w [n,k]`. dy is rounded as x would be; w's own gradient is not computed.
+///
+/// w is transposed into scratch memory first, so that the product is one of rows again: a pass over
+/// w, against m passes of the multipliers.
+pub fn backward(
+    cpu: &Cpu,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: Matrix<'_>,
+    [m, n, k]: [usize; 3],
+    rounding: Rounding,
+    accumulate: bool,
+) {
+    assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
+    // Taken out, as the product itself uses scratch memory.
+    let mut transposed = std::mem::take(&mut cpu.scratch().transposed);
+    let Transposed { bf16, f16, f32 } = &mut transposed;
+    let columns = match w {
+        Matrix::Bf16(w) => Matrix::Bf16(transpose(cpu, bf16, w, n, k)),
+        Matrix::F16(w) => Matrix::F16(transpose(cpu, f16, w, n, k)),
+        Matrix::F32(w) => Matrix::F32(transpose(cpu, f32, w, n, k)),
+    };
+    forward(cpu, dx, dy, columns, [m, k, n], rounding, accumulate);
+    cpu.scratch().transposed = transposed;
+}
+
+/// The transpose `[k, n]` of `w [n, k]` in `memory`.
+fn transpose<'a, T: Copy + Default + Send + Sync>(
+    cpu: &Cpu,
+    memory: &'a mut Vec<T>,
+    w: &[T],
+    n: usize,
+    k: usize,
+) -> &'a [T] {
+    /// Side of a tile: its lines of both matrices stay in L1.
+    const TILE: usize = 32;
+    let memory = super::context::grown(memory, n * k);
+    let out = Disjoint::new(memory);
+    cpu.for_rows(k.div_ceil(TILE), TILE * n, &|first, count| {
+        let (first, end) = (first * TILE, k.min((first + count) * TILE));
+        // SAFETY: ranges of different tasks do not overlap.
+        let out = unsafe { out.part(first * n, (end - first) * n) };
+        for column in (first..end).step_by(TILE) {
+            for row in (0..n).step_by(TILE) {
+                for j in column..end.min(column + TILE) {
+                    let to = &mut out[(j - first) * n + row..][..TILE.min(n - row)];
+                    for (i, to) in to.iter_mut().enumerate() {
+                        *to = w[(row + i) * k + j];
+                    }
+                }
+            }
+        }
+    });
+    memory
 }
 
 #[derive(Clone, Copy)]
@@ -397,6 +455,33 @@ mod tests {
                             let case = format!("{} batch {batch}", cpu.isa());
                             assert_same_bits(&part, &whole[first * n..], &case);
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_x_is_the_product_with_w_itself() {
+        let contexts = contexts();
+        for [m, n, k] in [[0, 5, 7], [3, 1, 33], [7, 100, 15], [30, 65, 70]] {
+            let (dy, w, old) = (values(8, m * n), Weights::new(9, n * k), values(10, m * k));
+            for w in w.matrices() {
+                let rows = widened(w);
+                let columns: Vec<f32> =
+                    (0..k * n).map(|index| rows[index % n * k + index / n]).collect();
+                for rounding in ROUNDINGS {
+                    let rounds = rounding == Rounding::Bf16 && matches!(w, Matrix::Bf16(_));
+                    let round = |x: &f32| if rounds { bf16::from_f32(*x).to_f32() } else { *x };
+                    let dy_rounded: Vec<f32> = dy.iter().map(round).collect();
+                    let shape = [m, k, n];
+                    let columns = Matrix::F32(&columns);
+                    let (naive, exact) = twins(&old, &dy_rounded, columns, shape, Rounding::F32);
+                    for cpu in &contexts {
+                        let mut dx = old.clone();
+                        backward(cpu, &mut dx, &dy, w, [m, n, k], rounding, true);
+                        let case = format!("{} [{m}, {n}, {k}] {rounding:?}", cpu.isa());
+                        assert_close(&dx, &naive, &exact, 1e-6, &case);
                     }
                 }
             }

@@ -4,19 +4,21 @@
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
+pub mod add;
+pub mod allocations;
 pub mod attention;
+pub mod dropout;
 pub mod embedding;
 pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
 pub mod philox;
+pub mod product;
 pub mod rms_norm;
 pub mod rope;
 pub mod sample;
 pub mod swiglu;
 
-#[cfg(test)]
-mod allocations;
 mod context;
 mod dot;
 mod exp;

@@ -70,6 +70,22 @@ impl RopeTable {
 
 /// Rotates `x` [rows, heads, head_dim] in place, each row by its position.
 pub fn forward(cpu: &Cpu, x: &mut [f32], positions: &[u32], table: &RopeTable, heads: usize) {
+    turn(cpu, x, positions, table, heads, 1.0);
+}
+
+/// Turns the gradient of the result into that of the input, in place: the rotation back.
+pub fn backward(cpu: &Cpu, dx: &mut [f32], positions: &[u32], table: &RopeTable, heads: usize) {
+    turn(cpu, dx, positions, table, heads, -1.0);
+}
+
+fn turn(
+    cpu: &Cpu,
+    x: &mut [f32],
+    positions: &[u32],
+    table: &RopeTable,
+    heads: usize,
+    direction: f32,
+) {
     let (rows, head_dim) = (positions.len(), table.head_dim());
     assert_eq!(x.len(), rows * heads * head_dim, "x is not [{rows}, {heads}, {head_dim}]");
     let x = Disjoint::new(x);
@@ -81,14 +97,14 @@ pub fn forward(cpu: &Cpu, x: &mut [f32], positions: &[u32], table: &RopeTable, h
             let (cos, sin) = table.row(position as usize);
             for head in x.chunks_exact_mut(head_dim) {
                 // SAFETY: `Cpu::with_isa` asserts the instruction set.
-                unsafe { rotate_on(cpu.isa(), head, cos, sin) };
+                unsafe { rotate_on(cpu.isa(), head, cos, sin, direction) };
             }
         }
     });
 }
 
 for_each_isa! {
-    fn rotate_on(head: &mut [f32], cos: &[f32], sin: &[f32]) = rotate
+    fn rotate_on(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) = rotate
 }
 
 /// Products and sums are rounded one by one, as transformers does, so every instruction set and
@@ -97,10 +113,10 @@ for_each_isa! {
 /// # Safety
 /// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
 #[inline(always)]
-unsafe fn rotate<V: Vector>(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+unsafe fn rotate<V: Vector>(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
     let (low, high) = head.split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-        let (a, b) = (*low, *high);
+        let (a, b, sin) = (*low, *high, sin * direction);
         *low = a * cos - b * sin;
         *high = b * cos + a * sin;
     }
@@ -163,6 +179,20 @@ mod tests {
         let squares = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         assert!((squares(&x[64..]) - squares(&y[64..])).abs() < 1e-5);
         assert_ne!(x[64..], y[64..]);
+    }
+
+    #[test]
+    fn the_gradient_is_the_rotation_back() {
+        let table = RopeTable::new(&inv_freq(64), 500);
+        let (positions, x) = ([3, 499, 0], values(5, 3 * 128));
+        for cpu in contexts() {
+            // The Jacobian is a rotation, so its transpose is its inverse.
+            let mut y = x.clone();
+            forward(&cpu, &mut y, &positions, &table, 2);
+            backward(&cpu, &mut y, &positions, &table, 2);
+            let errors = x.iter().zip(&y).map(|(a, b)| (a - b).abs());
+            assert!(errors.fold(0.0, f32::max) < 3e-7);
+        }
     }
 
     #[test]

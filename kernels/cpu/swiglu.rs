@@ -25,6 +25,72 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], gate: &[f32], up: &[f32]) {
     });
 }
 
+/// Writes the gradients of gate and up, given that of y: with σ = sigmoid(gate),
+/// dgate = dy·up·σ·(1 + gate·(1 − σ)) and dup = dy·silu(gate).
+pub fn backward(cpu: &Cpu, [dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &[f32], up: &[f32]) {
+    for len in [dgate.len(), dup.len(), gate.len(), up.len()] {
+        assert_eq!(len, dy.len(), "gradients and values differ in length");
+    }
+    let (dgate, dup) = (Disjoint::new(dgate), Disjoint::new(dup));
+    /// Elements a unit of distribution has; a multiple of every vector.
+    const UNIT: usize = 1024;
+    cpu.for_rows(dy.len().div_ceil(UNIT), 8 * UNIT, &|first, count| {
+        let (first, end) = (first * UNIT, dy.len().min((first + count) * UNIT));
+        // SAFETY: ranges of different tasks do not overlap; `Cpu::with_isa` asserts the
+        // instruction set; lengths are equal by the asserts above.
+        unsafe {
+            let gradients = [dgate.part(first, end - first), dup.part(first, end - first)];
+            let range = first..end;
+            gradient_on(cpu.isa(), gradients, &dy[range.clone()], &gate[range.clone()], &up[range]);
+        }
+    });
+}
+
+for_each_isa! {
+    fn gradient_on(gradients: [&mut [f32]; 2], dy: &[f32], gate: &[f32], up: &[f32]) = gradient
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`, and the slices have the same length.
+#[inline(always)]
+unsafe fn gradient<V: Vector>([dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &[f32], up: &[f32]) {
+    let n = dy.len();
+    let (dgate, dup) = (dgate.as_mut_ptr(), dup.as_mut_ptr());
+    let (dy, gate, up) = (dy.as_ptr(), gate.as_ptr(), up.as_ptr());
+    // SAFETY: i + LANES (or the count that is left) does not pass n, the length of all.
+    unsafe {
+        let mut i = 0;
+        while i + V::LANES <= n {
+            let (dy, up) = (V::load(dy.add(i)), V::load(up.add(i)));
+            let [to_gate, to_up] = gradients(dy, V::load(gate.add(i)), up);
+            to_gate.store(dgate.add(i));
+            to_up.store(dup.add(i));
+            i += V::LANES;
+        }
+        if i < n {
+            let (dy, up) = (V::load_first(dy.add(i), n - i), V::load_first(up.add(i), n - i));
+            let [to_gate, to_up] = gradients(dy, V::load_first(gate.add(i), n - i), up);
+            to_gate.store_first(dgate.add(i), n - i);
+            to_up.store_first(dup.add(i), n - i);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+unsafe fn gradients<V: Vector>(dy: V, gate: V, up: V) -> [V; 2] {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        let one = V::splat(1.0);
+        let gate = V::splat(f32::MIN).max(gate);
+        let sigmoid = one.div(exp(V::splat(0.0).sub(gate)).add(one));
+        let rest = gate.mul(one.sub(sigmoid));
+        let slope = sigmoid.mul(rest.add(one));
+        [dy.mul(up).mul(slope), dy.mul(silu(gate))]
+    }
+}
+
 for_each_isa! {
     fn swiglu_on(y: &mut [f32], gate: &[f32], up: &[f32]) = swiglu
 }
@@ -82,6 +148,36 @@ mod tests {
                 match &first {
                     Some((isa, bits)) if *isa == cpu.isa() => assert_same_bits(&y, bits, "threads"),
                     _ => first = Some((cpu.isa(), y)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_equals_the_formula() {
+        for n in [0, 1, 15, 33, 5000] {
+            let gate: Vec<f32> = values(1, n).iter().map(|x| x * 12.0).collect();
+            let (up, dy) = (values(2, n), values(3, n));
+            let formula = |g: f64, u: f64, dy: f64| {
+                let sigmoid = 1.0 / (1.0 + (-g).exp());
+                [dy * u * sigmoid * (1.0 + g * (1.0 - sigmoid)), dy * g * sigmoid]
+            };
+            let naive = |g: f32, u: f32, dy: f32| {
+                let sigmoid = 1.0 / (1.0 + (-g).exp());
+                [dy * u * sigmoid * (1.0 + g * (1.0 - sigmoid)), dy * g * sigmoid]
+            };
+            for cpu in contexts() {
+                let mut got = [vec![f32::NAN; n], vec![f32::NAN; n]];
+                backward(&cpu, got.each_mut().map(Vec::as_mut_slice), &dy, &gate, &up);
+                for (which, got) in got.iter().enumerate() {
+                    let at = |i: usize| (gate[i], up[i], dy[i]);
+                    let naive: Vec<f32> =
+                        (0..n).map(at).map(|(g, u, dy)| naive(g, u, dy)[which]).collect();
+                    let exact = (0..n).map(at).map(|(g, u, dy)| {
+                        formula(f64::from(g), f64::from(u), f64::from(dy))[which]
+                    });
+                    let exact: Vec<f64> = exact.collect();
+                    assert_close(got, &naive, &exact, 1e-6, &format!("{} {n}", cpu.isa()));
                 }
             }
         }

@@ -26,6 +26,8 @@ pub(crate) trait Scalar: Copy + Send + Sync + Default {
     fn inverse_sqrt(n: usize) -> Self;
     fn inverse(self) -> Self;
     fn to_f32(self) -> f32;
+    /// self + ln `total`, computed in f64; NaN if `total` is neither positive nor finite.
+    fn plus_ln(self, total: Self) -> f32;
 }
 
 macro_rules! scalar {
@@ -43,6 +45,14 @@ macro_rules! scalar {
             #[inline(always)]
             fn to_f32(self) -> f32 {
                 self as f32
+            }
+            #[inline(always)]
+            fn plus_ln(self, total: $type) -> f32 {
+                if total.is_normal() && total > 0.0 {
+                    (f64::from(self) + super::lanes::ln(f64::from(total))) as f32
+                } else {
+                    f32::NAN
+                }
             }
         }
     };

@@ -11,6 +11,7 @@ use ::parquet::schema::parser::parse_message_type;
 use tempfile::TempDir;
 
 use super::*;
+use crate::shared::shared;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/parquet")).join(name)
@@ -21,7 +22,7 @@ fn read_bytes(name: &str, bytes: &[u8]) -> Result<Vec<Pair>, DataError> {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join(name);
     std::fs::write(&path, bytes).unwrap();
-    read(&path, None)
+    read(&path)
 }
 
 fn read_text(name: &str, text: &str) -> Result<Vec<Pair>, String> {
@@ -59,7 +60,7 @@ fn jsonl_rows_become_pairs() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("d.jsonl");
     std::fs::write(&path, text).unwrap();
-    assert_eq!(read(&path, Some(1)).unwrap(), pairs[..1]);
+    assert_eq!(read_with(&path, Some(1), Replies::Labeled).unwrap(), pairs[..1]);
 }
 
 #[test]
@@ -106,26 +107,29 @@ fn csv_rows_become_pairs() {
 #[test]
 fn parquet_rows_become_pairs_under_every_codec() {
     for codec in ["snappy", "gzip", "zstd", "lz4", "none"] {
-        let pairs = read(&fixture(&format!("text-{codec}.parquet")), None).unwrap();
+        let pairs = read(&fixture(&format!("text-{codec}.parquet"))).unwrap();
         assert_eq!(pairs.len(), 3, "{codec}");
         assert_eq!((pairs[0].chosen.as_str(), pairs[0].prompt.clone()), ("a é", user("Hi")));
         assert_eq!((pairs[1].chosen.as_str(), pairs[1].subset.as_deref()), ("", None));
         let ids: Vec<&str> = pairs.iter().map(|pair| pair.id.as_str()).collect();
         assert_eq!(ids, ["7", "7#2", "9"]);
-        assert_eq!(read(&fixture("text-v2.parquet"), None).unwrap(), pairs);
-        assert_eq!(read(&fixture("text-zstd-v2.parquet"), None).unwrap(), pairs);
-        assert_eq!(read(&fixture("text-v2.parquet"), Some(2)).unwrap(), pairs[..2]);
+        assert_eq!(read(&fixture("text-v2.parquet")).unwrap(), pairs);
+        assert_eq!(read(&fixture("text-zstd-v2.parquet")).unwrap(), pairs);
+        assert_eq!(
+            read_with(&fixture("text-v2.parquet"), Some(2), Replies::Labeled).unwrap(),
+            pairs[..2]
+        );
     }
-    let pairs = read(&fixture("skywork.parquet"), None).unwrap();
+    let pairs = read(&fixture("skywork.parquet")).unwrap();
     assert_eq!((pairs[0].prompt.clone(), pairs[0].chosen.as_str()), (user("Hi"), "a"));
     assert_eq!((pairs[1].prompt.len(), pairs[1].chosen == pairs[1].rejected), (3, true));
-    let pairs = read(&fixture("raw.parquet"), None).unwrap();
+    let pairs = read(&fixture("raw.parquet")).unwrap();
     assert_eq!((pairs[0].prompt.len(), pairs[0].subset.as_deref()), (3, Some("s")));
 }
 
 #[test]
 fn equal_rows_have_equal_fingerprints_in_any_format() {
-    let from_parquet = read(&fixture("text-snappy.parquet"), None).unwrap();
+    let from_parquet = read(&fixture("text-snappy.parquet")).unwrap();
     let jsonl: String = [("Hi", "a é", "b", "\"s\"", 7), ("Why?", "", "c", "null", 7), ("", "x", "y", "\"t\"", 9)]
         .iter()
         .map(|(p, c, r, s, id)| {
@@ -232,14 +236,14 @@ fn files_that_are_not_data_are_refused_by_what_they_are() {
     let wide = read_bytes("d.csv", b"\xff\xfep\0,\0").unwrap_err().to_string();
     assert!(wide.contains("UTF-16"), "{wide}");
     let directory = TempDir::new().unwrap();
-    let error = read(directory.path(), None).unwrap_err().to_string();
+    let error = read(directory.path()).unwrap_err().to_string();
     assert!(error.contains("a directory; give a file in it"), "{error}");
-    assert!(matches!(read(Path::new("/nowhere/d.jsonl"), None), Err(DataError::Io { .. })));
+    assert!(matches!(read(Path::new("/nowhere/d.jsonl")), Err(DataError::Io { .. })));
 }
 
 #[test]
 fn parquet_that_cannot_be_read_is_refused_by_what_it_is() {
-    let refused = |name: &str| read(&fixture(name), None).unwrap_err().to_string();
+    let refused = |name: &str| read(&fixture(name)).unwrap_err().to_string();
     assert!(refused("text-brotli.parquet").contains("the codec brotli"));
     assert!(refused("text-brotli.parquet").contains("compression='snappy'"));
     assert!(refused("delta.parquet").contains("DELTA_"));
@@ -289,7 +293,7 @@ fn damaged_parquet_never_panics_and_never_grows() {
                 }
             }
             std::fs::write(&path, &bytes).unwrap();
-            errors += usize::from(read(&path, None).is_err());
+            errors += usize::from(read(&path).is_err());
         }
     }
     assert!(errors > 750, "most damage is noticed: {errors} of 1500");
@@ -395,7 +399,7 @@ fn zstd_pages_unfold_to_what_they_claim() {
 
 #[test]
 fn numbers_that_pandas_made_fractions_of_are_ids() {
-    let pairs = read(&fixture("text-float-id.parquet"), None).unwrap();
+    let pairs = read(&fixture("text-float-id.parquet")).unwrap();
     let ids: Vec<&str> = pairs.iter().map(|pair| pair.id.as_str()).collect();
     assert_eq!(ids, ["7", "7#2", "2"]);
     let row = "{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":\"r\",\"id\":";
@@ -435,7 +439,7 @@ fn unlabeled_replies_are_read_where_they_may_be() {
         std::fs::write(&path, bytes).unwrap();
         let pairs = read_with(&path, None, Replies::Any).unwrap();
         assert_eq!((pairs[0].chosen.as_str(), pairs[0].rejected.as_str()), ("1", "2"), "{name}");
-        let error = read(&path, None).unwrap_err().to_string();
+        let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("no column chosen; found: "), "{error}");
         if name == "d.jsonl" {
             assert_eq!((pairs[1].chosen.as_str(), pairs[1].rejected.as_str()), ("3", "4"));
@@ -464,13 +468,8 @@ fn known_names_are_data_only() {
 
 #[test]
 fn the_shared_rows_are_read() {
-    let shared = std::env::var_os("J1_SHARED")
-        .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into());
     for (name, rows) in [("rewardbench_dev120", 120), ("train_pairs_dev", 1_052)] {
-        let path = Path::new(&shared).join(format!("data/{name}.jsonl"));
-        match path.exists() {
-            true => assert_eq!(read(&path, None).unwrap().len(), rows),
-            false => eprintln!("not run: {} is absent", path.display()),
-        }
+        let Some(path) = shared(&format!("data/{name}.jsonl")) else { continue };
+        assert_eq!(read(&path).unwrap().len(), rows);
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use super::*;
 use crate::prompt::OrderPlan;
 use crate::scores::{Protocol, Scores};
+use crate::shared::shared;
 use crate::verdict::{MatchRule, Reason, Verdict};
 
 fn rescored(name: &str, content: &str) -> Result<Vec<Record>, RescoreError> {
@@ -20,13 +21,7 @@ fn judgement(a: &str, b: &str) -> String {
 
 #[test]
 fn the_published_judgements_are_scored_as_published() {
-    let shared = std::env::var_os("J1_SHARED")
-        .map_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into(), PathBuf::from);
-    let path = shared.join("data/j1_micro_judgements_10.jsonl");
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-        return;
-    }
+    let Some(path) = shared("data/j1_micro_judgements_10.jsonl") else { return };
     let records = rescore(&path).unwrap();
     assert_eq!(records.len(), 10);
     let text = fs::read_to_string(&path).unwrap();

@@ -18,10 +18,10 @@ pub enum ResultsError {
         /// What the system said.
         source: io::Error,
     },
-    /// No space left on the device, or the quota is used up.
+    /// No space or no inodes left on the device, or the quota is used up.
     #[error(
-        "the disk is full: cannot {action} {} ({source}). What was written before is safe; free some space and \
-         run the same command again, it continues", path.display()
+        "the disk is full: cannot {action} {} ({source}). What was written before is safe; free some space (df \
+         and df -i say what is short) and run the same command again, it continues", path.display()
     )]
     DiskFull {
         /// `write`, `create` ...
@@ -30,6 +30,22 @@ pub enum ResultsError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The file system is read-only, or the permissions are not this user's.
+    #[error("cannot {action} {}: {source}; choose an --out that you can write to", path.display())]
+    NotWritable {
+        /// `write`, `create` ...
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file stands where the directory should be.
+    #[error("{} is not a directory; choose another --out", path.display())]
+    NotADirectory {
+        /// What should be a directory.
+        path: PathBuf,
     },
     /// Another process works in the directory.
     #[error("{} is in use by another run; wait for it, or choose another --out", path.display())]
@@ -63,7 +79,7 @@ pub enum ResultsError {
         /// Its value now.
         given: String,
     },
-    /// run.json or timing.json is damaged.
+    /// run.json is damaged.
     #[error("{} is damaged: {message}; choose another --out", path.display())]
     NotJson {
         /// The file.
@@ -141,6 +157,13 @@ impl ResultsError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 ResultsError::DiskFull { action, path, source }
+            }
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                ResultsError::NotWritable { action, path, source }
+            }
+            // What creating a directory says of a file in its place, or above it.
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                ResultsError::NotADirectory { path }
             }
             _ => ResultsError::Io { action, path, source },
         }

@@ -101,7 +101,6 @@ fn a_run_leaves_its_files_and_running_it_again_changes_nothing() {
     let mut expected = ending();
     expected.sort_by_key(Record::key);
     assert_eq!(results.records(), expected);
-    assert_eq!(results.timing().unwrap(), None);
     let first = fs::read_to_string(directory.join(OUTPUTS)).unwrap();
     let first: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
     assert_eq!(first["strict"], json!({"scores": [9.0, 3.0]}));
@@ -254,7 +253,10 @@ fn a_directory_is_used_by_one_run_and_only_if_it_is_one() {
     assert!(!scratch.path().join(LOCK).exists());
     let file = scratch.path().join("file");
     fs::write(&file, "mine").unwrap();
-    assert!(matches!(Results::open(&file, &settings()), Err(ResultsError::Io { .. })));
+    for path in [file.clone(), file.join("below")] {
+        let error = Results::open(&path, &settings()).unwrap_err();
+        assert!(matches!(&error, ResultsError::NotADirectory { path: p } if *p == path), "{error}");
+    }
     assert_eq!(fs::read(&file).unwrap(), b"mine");
 }
 

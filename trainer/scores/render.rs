@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Protocol, Scores, Share, Timing, Unparsed};
+use super::{Protocol, Sample, Scores, Share, Timing, Unparsed};
 use crate::bootstrap::Interval;
 use crate::prompt::OrderPlan;
 use crate::rewardbench::{PUBLISHED, SubsetScore};
@@ -21,10 +21,13 @@ const TO_MEMORY: &str = "a string grows";
 
 pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> String {
     let mut out = String::new();
-    let Protocol { rule, order, votes, .. } = scores.protocol;
+    let Protocol { rule, order, votes, seed, sample } = scores.protocol;
     let plural = if votes == 1 { "" } else { "s" };
     writeln!(out, "{}", printable(model)).expect(TO_MEMORY);
     writeln!(out, "order {order}, match {rule}, {votes} vote{plural}").expect(TO_MEMORY);
+    if let Some(Sample { rows, of }) = sample {
+        writeln!(out, "a sample of {rows} of {of} rows, by subset, seed {seed}").expect(TO_MEMORY);
+    }
     table(&mut out, scores);
     diagnostics(&mut out, scores, timing);
     published(&mut out);

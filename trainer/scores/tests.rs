@@ -33,7 +33,7 @@ fn record(row: u64, subset: &str, order: Order, vote: u32, scores: Option<(f64, 
 }
 
 fn protocol(order: OrderPlan, votes: u32) -> Protocol {
-    Protocol { rule: MatchRule::Strict, order, votes, seed: 7 }
+    Protocol { rule: MatchRule::Strict, order, votes, seed: 7, sample: None }
 }
 
 fn share(share: f64, of: u64) -> Option<Share> {

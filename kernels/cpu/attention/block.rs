@@ -9,6 +9,7 @@ use half::bf16;
 use super::PAGE;
 use crate::cpu::Isa;
 use crate::cpu::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
+use crate::cpu::product::{Strided, product};
 use crate::cpu::vector::{Element, Portable, PortableDoubles, Scalar as _, Simd};
 
 /// Operands of a block. A query vector is one head of one row; they are numbered row by row.
@@ -19,6 +20,8 @@ pub(super) struct Block<'a, X, T, S> {
     pub(super) scores: &'a mut [S],
     /// The result, [rows · group, head_dim].
     pub(super) sums: &'a mut [S],
+    /// ln Σ e^score of each vector, or empty if nobody asks.
+    pub(super) log_sums: &'a mut [f32],
     pub(super) keys: &'a [T],
     pub(super) values: &'a [T],
     /// Pages of the sequence, up to the last row's position.
@@ -56,6 +59,7 @@ impl<X, T, S> Block<'_, X, T, S> {
         assert!(self.rows > 0 && self.group > 0 && self.first_len > 0, "a block is not empty");
         assert_eq!(self.queries.len(), vectors * self.head_dim, "queries of a block");
         assert_eq!(self.sums.len(), vectors * self.head_dim, "sums of a block");
+        assert!([0, vectors].contains(&self.log_sums.len()), "log-sums of a block");
         assert!(self.scores.len() >= vectors * stride(longest), "scores of a block");
         assert_eq!(self.table.len(), longest.div_ceil(PAGE), "pages of a block");
         assert!(self.head_offset + PAGE * self.head_dim <= self.page_stride, "a head of a page");
@@ -101,7 +105,11 @@ where
         block.sums.fill(Scalar::<D>::default());
         for i in 0..vectors {
             let len = block.len(i);
-            softmax::<D::Sum>(&mut block.scores[i * stride..(i + 1) * stride], len, scale);
+            let scores = &mut block.scores[i * stride..(i + 1) * stride];
+            let (max, total) = softmax::<D::Sum>(scores, len, scale);
+            if let Some(log_sum) = block.log_sums.get_mut(i) {
+                *log_sum = max.plus_ln(total);
+            }
         }
         for (index, page) in block.table.iter().enumerate() {
             let first = index * PAGE;
@@ -111,18 +119,21 @@ where
             while i < vectors {
                 let m = D::Sum::TILE_ROWS.min(vectors - i);
                 let sums = block.sums.as_mut_ptr().add(i * head_dim);
+                let sums = Rows { start: sums, stride: head_dim };
                 let scores = block.scores.as_ptr().add(i * stride + first);
-                let weights = Rows { start: scores, stride };
+                let weights = Strided { start: scores, row: stride, step: 1 };
+                let values = Rows { start: values, stride: head_dim };
                 // Together as far as the first of the tile sees, then one by one: a key that a row
                 // does not see must not even be multiplied by 0, it may be anything.
                 let joint = (block.len(i) - first).min(PAGE);
-                weigh::<D::Sum, D::W>(sums, weights, m, values, joint, head_dim);
+                product::<D::Sum, D::W>(sums, weights, values, [m, head_dim, joint]);
                 for j in 1..m {
                     let more = (block.len(i + j) - first).min(PAGE) - joint;
-                    let sums = sums.add(j * head_dim);
-                    let weights = Rows { start: scores.add(j * stride + joint), stride };
-                    let values = values.add(joint * head_dim);
-                    weigh::<D::Sum, D::W>(sums, weights, 1, values, more, head_dim);
+                    let sums = Rows { start: sums.start.add(j * head_dim), ..sums };
+                    let start = scores.add(j * stride + joint);
+                    let weights = Strided { start, ..weights };
+                    let values = Rows { start: values.start.add(joint * head_dim), ..values };
+                    product::<D::Sum, D::W>(sums, weights, values, [1, head_dim, more]);
                 }
                 i += m;
             }
@@ -136,13 +147,17 @@ fn first_vector<X, T, S>(block: &Block<'_, X, T, S>, position: usize) -> usize {
     (position + 1).saturating_sub(block.first_len) * block.group
 }
 
-/// Turns the first `len` scores into probabilities: p = e^(s·scale − max) / Σ. The sum of lane i
-/// runs over positions j ≡ i modulo the lanes, in order.
+/// Turns the first `len` scores into probabilities: p = e^(s·scale − max) / Σ, and returns max and
+/// Σ. The sum of lane i runs over positions j ≡ i modulo the lanes, in order.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`; `scores` is a multiple of its lanes, at least `len`.
 #[inline(always)]
-unsafe fn softmax<V: Simd>(scores: &mut [V::Scalar], len: usize, scale: V::Scalar) {
+unsafe fn softmax<V: Simd>(
+    scores: &mut [V::Scalar],
+    len: usize,
+    scale: V::Scalar,
+) -> (V::Scalar, V::Scalar) {
     let end = len.next_multiple_of(V::LANES);
     scores[len..end].fill(V::Scalar::NEG_INFINITY);
     let scores = scores[..end].as_mut_ptr();
@@ -165,121 +180,14 @@ unsafe fn softmax<V: Simd>(scores: &mut [V::Scalar], len: usize, scale: V::Scala
             total = total.add(p);
             j += V::LANES;
         }
-        let inverse = V::splat(total.reduce_add().inverse());
+        let total = total.reduce_add();
+        let inverse = V::splat(total.inverse());
         j = 0;
         while j < end {
             V::load(scores.add(j)).mul(inverse).store(scores.add(j));
             j += V::LANES;
         }
-    }
-}
-
-/// Adds Σ_{j<count} weight[i,j]·value[j] to m vectors of `sums`, in the order of j.
-///
-/// # Safety
-/// The CPU has the instruction set of `V`; `sums` has m vectors of head_dim, `weights` m rows of
-/// `count`, `values` `count` vectors; m is at most TILE_ROWS.
-#[inline(always)]
-unsafe fn weigh<V: Simd, T: Element>(
-    sums: *mut V::Scalar,
-    weights: Rows<*const V::Scalar>,
-    m: usize,
-    values: *const T,
-    count: usize,
-    head_dim: usize,
-) {
-    // SAFETY: the caller's promise, passed on; every arm takes exactly the m vectors there are.
-    unsafe {
-        match m {
-            1 => weigh_rows::<V, T, 1>(sums, weights, values, count, head_dim),
-            2 if V::TILE_ROWS >= 2 => weigh_rows::<V, T, 2>(sums, weights, values, count, head_dim),
-            3 if V::TILE_ROWS >= 3 => weigh_rows::<V, T, 3>(sums, weights, values, count, head_dim),
-            4 if V::TILE_ROWS >= 4 => weigh_rows::<V, T, 4>(sums, weights, values, count, head_dim),
-            5 if V::TILE_ROWS >= 5 => weigh_rows::<V, T, 5>(sums, weights, values, count, head_dim),
-            6 if V::TILE_ROWS >= 6 => weigh_rows::<V, T, 6>(sums, weights, values, count, head_dim),
-            _ => unreachable!("a tile of {m} rows"),
-        }
-    }
-}
-
-/// # Safety
-/// As for [`weigh`], with m = M.
-#[inline(always)]
-unsafe fn weigh_rows<V: Simd, T: Element, const M: usize>(
-    sums: *mut V::Scalar,
-    weights: Rows<*const V::Scalar>,
-    values: *const T,
-    count: usize,
-    head_dim: usize,
-) {
-    let mut d = 0;
-    // SAFETY: d + the lanes read or written does not pass head_dim.
-    unsafe {
-        while d + 4 * V::LANES <= head_dim {
-            weigh_tile::<V, T, M, 4>(
-                sums.add(d),
-                weights,
-                values.add(d),
-                count,
-                head_dim,
-                V::LANES,
-            );
-            d += 4 * V::LANES;
-        }
-        while d < head_dim {
-            let lanes = V::LANES.min(head_dim - d);
-            weigh_tile::<V, T, M, 1>(sums.add(d), weights, values.add(d), count, head_dim, lanes);
-            d += lanes;
-        }
-    }
-}
-
-/// N vectors of lanes of M sums; with N = 1 only the first `lanes`.
-///
-/// # Safety
-/// As for [`weigh_rows`], from the dimension `sums` and `values` point to.
-#[inline(always)]
-unsafe fn weigh_tile<V: Simd, T: Element, const M: usize, const N: usize>(
-    sums: *mut V::Scalar,
-    weights: Rows<*const V::Scalar>,
-    values: *const T,
-    count: usize,
-    head_dim: usize,
-    lanes: usize,
-) {
-    // SAFETY: the caller's promise: whole vectors exist unless N is 1, then the first `lanes` do.
-    unsafe {
-        let partial = N == 1 && lanes < V::LANES;
-        let mut tile = [[V::splat(V::Scalar::default()); N]; M];
-        for i in 0..M {
-            for n in 0..N {
-                let from = sums.add(i * head_dim + n * V::LANES);
-                tile[i][n] = if partial { V::load_first(from, lanes) } else { V::load(from) };
-            }
-        }
-        for j in 0..count {
-            let mut v = [V::splat(V::Scalar::default()); N];
-            for n in 0..N {
-                let from = values.add(j * head_dim + n * V::LANES);
-                v[n] = if partial { V::widen_first(from, lanes) } else { V::widen(from) };
-            }
-            for i in 0..M {
-                let weight = V::splat(*weights.start.add(i * weights.stride + j));
-                for n in 0..N {
-                    tile[i][n] = weight.mul_add(v[n], tile[i][n]);
-                }
-            }
-        }
-        for i in 0..M {
-            for n in 0..N {
-                let to = sums.add(i * head_dim + n * V::LANES);
-                if partial {
-                    tile[i][n].store_first(to, lanes);
-                } else {
-                    tile[i][n].store(to);
-                }
-            }
-        }
+        (max.reduce_max(), total)
     }
 }
 

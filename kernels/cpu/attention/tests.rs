@@ -68,7 +68,7 @@ impl Sequence {
     fn prefill(&self, cpu: &Cpu, cache: Cache<'_>) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.q.len()];
         let spans = [self.span(0, self.len, 0)];
-        forward(cpu, &mut out, &self.q, cache, &self.table, &spans, self.shape);
+        forward(cpu, &mut out, None, &self.q, cache, &self.table, &spans, self.shape);
         out
     }
 
@@ -173,7 +173,7 @@ fn prefill_chunks_and_decode_give_the_same_bits() {
                 }
                 let run = |q: &[f32], spans: &[Span]| {
                     let mut out = vec![f32::NAN; q.len()];
-                    forward(&cpu, &mut out, q, cache, &sequence.table, spans, sequence.shape);
+                    forward(&cpu, &mut out, None, q, cache, &sequence.table, spans, sequence.shape);
                     out
                 };
                 for chunk in [7, 64] {
@@ -241,7 +241,7 @@ fn page_tables_are_checked() {
     let cache = Cache::F32 { keys: &cache, values: &cache };
     let spans = [Span { first_row: 0, rows: 1, first_position: 40, table: 0..2 }];
     let shape = Shape { heads: 1, kv_heads: 1, head_dim: 4 };
-    forward(&Cpu::new(1), &mut [0.0; 4], &[0.0; 4], cache, &[0, 9], &spans, shape);
+    forward(&Cpu::new(1), &mut [0.0; 4], None, &[0.0; 4], cache, &[0, 9], &spans, shape);
 }
 
 #[test]
@@ -252,5 +252,5 @@ fn overlapping_spans_are_refused() {
     let span = |first_row| Span { first_row, rows: 2, first_position: 0, table: 0..1 };
     let shape = Shape { heads: 1, kv_heads: 1, head_dim: 4 };
     let (mut out, q, spans) = ([0.0; 16], [0.0; 16], [span(0), span(1)]);
-    forward(&Cpu::new(1), &mut out, &q, cache, &[0], &spans, shape);
+    forward(&Cpu::new(1), &mut out, None, &q, cache, &[0], &spans, shape);
 }

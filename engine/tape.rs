@@ -1,0 +1,221 @@
+//! The tape: which ops ran, so that they can run backward (reverse-mode differentiation; Griewank
+//! and Walther, "Evaluating Derivatives", 2008, chapter 3).
+//!
+//! It is an argument of every op. An op is recorded only if one of its inputs needs a gradient; its
+//! node holds what its backward pass reads, and nodes are dropped as they are used. Gradients that
+//! meet are added in the order of the tape, so a backward pass gives the same bits every time.
+
+use std::collections::HashMap;
+
+use kernels::cpu::add;
+
+use crate::tensor::{Id, Tensor};
+
+/// Ops in the order they ran. `'m`: how long the model and the batch live, whose weights and
+/// positions nodes refer to.
+pub struct Tape<'m> {
+    nodes: Vec<(Id, Box<dyn Backward + 'm>)>,
+    recording: bool,
+}
+
+/// One recorded op; its fields are what the forward pass saved.
+pub(crate) trait Backward {
+    /// Adds the gradients of the op's inputs, given that of its output.
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients);
+}
+
+impl<'m> Tape<'m> {
+    /// A tape that records.
+    pub fn new() -> Tape<'m> {
+        Tape { nodes: Vec::new(), recording: true }
+    }
+
+    /// A tape that records nothing, for passes that are not differentiated.
+    pub fn off() -> Tape<'m> {
+        Tape { nodes: Vec::new(), recording: false }
+    }
+
+    /// Whether an op with an input that needs a gradient is recorded.
+    pub(crate) fn records(&self, requires_grad: bool) -> bool {
+        self.recording && requires_grad
+    }
+
+    /// Records that `op` computed `y`.
+    pub(crate) fn push(&mut self, y: &mut Tensor, op: impl Backward + 'm) {
+        y.set_requires_grad(true);
+        self.nodes.push((y.id(), Box::new(op)));
+    }
+
+    /// Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): computes f(x) without
+    /// recording what happens inside, which is computed again in the backward pass.
+    ///
+    /// `f` must compute the same value each time. Its result may depend on leaves.
+    pub(crate) fn checkpoint(
+        &mut self,
+        x: Tensor,
+        f: impl Fn(&mut Tape<'m>, Tensor) -> Tensor + 'm,
+    ) -> Tensor {
+        if !self.recording {
+            return f(self, x);
+        }
+        let mut y = f(&mut Tape::off(), x.clone());
+        self.push(&mut y, Checkpoint { x, f, model: std::marker::PhantomData });
+        y
+    }
+
+    /// Runs the recorded ops backward from `y`, whose gradient is `dy`, and adds the gradients of
+    /// leaves to `gradients`.
+    pub fn backward(self, y: &Tensor, dy: Tensor, gradients: &mut Gradients) {
+        assert_eq!(y.shape(), dy.shape(), "the gradient has the shape of the value");
+        gradients.add(y.id(), dy);
+        for (id, op) in self.nodes.into_iter().rev() {
+            // What did not influence y has no gradient.
+            if let Some(dy) = gradients.0.remove(&id) {
+                op.backward(dy, gradients);
+            }
+        }
+    }
+}
+
+impl Default for Tape<'_> {
+    fn default() -> Self {
+        Tape::new()
+    }
+}
+
+struct Checkpoint<'m, F> {
+    x: Tensor,
+    f: F,
+    model: std::marker::PhantomData<&'m ()>,
+}
+
+impl<'m, F: Fn(&mut Tape<'m>, Tensor) -> Tensor> Backward for Checkpoint<'m, F> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let mut tape = Tape::new();
+        let y = (self.f)(&mut tape, self.x);
+        tape.backward(&y, dy, gradients);
+    }
+}
+
+/// Gradients by value.
+#[derive(Default)]
+pub struct Gradients(HashMap<Id, Tensor>);
+
+impl Gradients {
+    /// The gradient of `x`, if one reached it.
+    pub fn get(&self, x: &Tensor) -> Option<&Tensor> {
+        self.0.get(&x.id())
+    }
+
+    /// The gradient of `x`, to be changed: scaled, or clipped.
+    pub fn get_mut(&mut self, x: &Tensor) -> Option<&mut Tensor> {
+        self.0.get_mut(&x.id())
+    }
+
+    /// Adds `dx` to what is there.
+    pub(crate) fn add(&mut self, id: Id, dx: Tensor) {
+        let sum = match self.0.remove(&id) {
+            None => dx,
+            Some(there) => {
+                assert_eq!(there.shape(), dx.shape(), "gradients of one value");
+                let mut sum = there.into_owned();
+                let device = dx.device().clone();
+                add::accumulate(device.cpu(), sum.data_mut(), dx.data());
+                sum
+            }
+        };
+        self.0.insert(id, sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Device;
+    use kernels::cpu::Cpu;
+
+    /// y = factor·x, to have an op without a kernel.
+    fn scaled<'m>(tape: &mut Tape<'m>, x: &Tensor, factor: f32) -> Tensor {
+        struct Scaled(Id, f32);
+        impl Backward for Scaled {
+            fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+                let mut dx = dy.into_owned();
+                dx.data_mut().iter_mut().for_each(|d| *d *= self.1);
+                gradients.add(self.0, dx);
+            }
+        }
+        let mut y = x.clone().into_owned();
+        y.data_mut().iter_mut().for_each(|y| *y *= factor);
+        if tape.records(x.requires_grad()) {
+            tape.push(&mut y, Scaled(x.id(), factor));
+        }
+        y
+    }
+
+    fn leaf(values: &[f32]) -> Tensor {
+        let device = Device::new(Cpu::new(1));
+        let mut x = Tensor::from_slice(&device, 1, values.len(), values);
+        x.set_requires_grad(true);
+        x
+    }
+
+    #[test]
+    fn gradients_multiply_along_the_tape_and_add_over_passes() {
+        let x = leaf(&[1.0, 2.0]);
+        let mut gradients = Gradients::default();
+        for pass in 1..=2 {
+            let mut tape = Tape::new();
+            let unused = scaled(&mut tape, &x, 100.0);
+            let between = scaled(&mut tape, &x, 3.0);
+            let y = scaled(&mut tape, &between, 5.0);
+            assert_eq!(y.data(), [15.0, 30.0]);
+            tape.backward(&y, leaf(&[1.0, -1.0]), &mut gradients);
+            let want = 15.0 * pass as f32;
+            assert_eq!(gradients.get(&x).unwrap().data(), [want, -want]);
+            assert!(gradients.get(&unused).is_none());
+            assert!(gradients.get(&between).is_none(), "only leaves keep theirs");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_gives_the_same_gradients() {
+        let (x, leaf_inside) = (leaf(&[1.0, 2.0]), leaf(&[7.0, 8.0]));
+        let run = |checkpoint: bool| {
+            let mut tape = Tape::new();
+            let inside = leaf_inside.clone();
+            let f = move |tape: &mut Tape<'_>, x: Tensor| {
+                // The sum of a function of x and one of a leaf.
+                let a = scaled(tape, &x, 3.0);
+                struct Sum(Id, Id);
+                impl Backward for Sum {
+                    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+                        gradients.add(self.0, dy.clone());
+                        gradients.add(self.1, dy);
+                    }
+                }
+                let mut y = a.clone().into_owned();
+                y.data_mut().iter_mut().zip(inside.data()).for_each(|(y, b)| *y += b);
+                if tape.records(true) {
+                    tape.push(&mut y, Sum(a.id(), inside.id()));
+                }
+                y
+            };
+            let y =
+                if checkpoint { tape.checkpoint(x.clone(), f) } else { f(&mut tape, x.clone()) };
+            let y = scaled(&mut tape, &y, 2.0);
+            let mut gradients = Gradients::default();
+            tape.backward(&y, leaf(&[1.0, 10.0]), &mut gradients);
+            [&x, &leaf_inside].map(|leaf| gradients.get(leaf).unwrap().data().to_vec())
+        };
+        assert_eq!(run(false), [[6.0, 60.0], [2.0, 20.0]]);
+        assert_eq!(run(true), run(false));
+    }
+
+    #[test]
+    fn a_tape_that_is_off_records_nothing() {
+        let x = leaf(&[1.0]);
+        let mut tape = Tape::off();
+        let y = scaled(&mut tape, &x, 2.0);
+        assert!(!y.requires_grad() && tape.nodes.is_empty());
+    }
+}

@@ -1,0 +1,553 @@
+//! The backward pass of attention over sequences that share their prompt.
+//!
+//! With s = q·k/√d and the saved L = ln Σ e^s of each query vector, nothing of the size of tokens ×
+//! tokens is ever kept; probabilities are recomputed block by block (Dao et al. 2022, arXiv
+//! 2205.14135, appendix B.2):
+//!
+//! ```text
+//! p  = e^(s − L)              Δ  = dy·y
+//! dv = Σ p·dy                 ds = p·(dy·v − Δ)/√d
+//! dq = Σ ds·k                 dk = Σ ds·q
+//! ```
+//!
+//! A task is one tree and one kv head: it alone adds to that head's dk and dv, in the order of the
+//! rows, so that the result has the same bits for any number of threads. Where the forward pass met
+//! rounded queries, keys and values, so does this one; their gradients pass the rounding unchanged.
+//! Bound: the multipliers, five products of queries × keys × head_dim in f32.
+
+use super::Shape;
+use crate::cpu::context::grown;
+use crate::cpu::dot::Rows;
+use crate::cpu::pool::Disjoint;
+use crate::cpu::product::{Strided, product};
+use crate::cpu::vector::{Vector, for_each_isa};
+use crate::cpu::{Cpu, round};
+
+/// Query vectors (rows × heads of a kv head) that are taken through the keys together.
+const VECTORS: usize = 48;
+
+/// Keys a block of scores spans; a multiple of every vector.
+const KEYS: usize = 64;
+
+/// A prompt and what continues it: each branch sees the prompt and itself. Rows lie one after the
+/// other, the prompt first, then the branches in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// Row of the prompt's first token.
+    pub first_row: usize,
+    /// Rows of the prompt.
+    pub prompt: usize,
+    /// Rows of each branch.
+    pub branches: Vec<usize>,
+}
+
+impl Tree {
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.prompt + self.branches.iter().sum::<usize>()
+    }
+}
+
+/// What the backward pass reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// Queries as they went in, [rows, heads, head_dim].
+    pub q: &'a [f32],
+    /// Keys as they went into the cache, [rows, kv_heads, head_dim].
+    pub k: &'a [f32],
+    /// Values, as keys.
+    pub v: &'a [f32],
+    /// The result, as q.
+    pub y: &'a [f32],
+    /// [rows, heads].
+    pub log_sums: &'a [f32],
+    /// Whether the cache was bf16.
+    pub rounded: bool,
+}
+
+/// Writes the gradients of q, k and v, given that of y, for the rows in `trees` (in ascending
+/// order); other rows are left alone.
+pub fn backward(
+    cpu: &Cpu,
+    [dq, dk, dv]: [&mut [f32]; 3],
+    dy: &[f32],
+    saved: Saved<'_>,
+    trees: &[Tree],
+    shape: Shape,
+) {
+    shape.check();
+    let Shape { heads, kv_heads, head_dim } = shape;
+    let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+    let rows = dy.len() / width;
+    let Saved { q, k, v, y, log_sums, .. } = saved;
+    for len in [dy.len(), dq.len(), q.len(), y.len()] {
+        assert_eq!(len, rows * width, "queries are not [{rows}, {heads}, {head_dim}]");
+    }
+    for len in [dk.len(), dv.len(), k.len(), v.len()] {
+        assert_eq!(len, rows * kv_width, "keys are not [{rows}, {kv_heads}, {head_dim}]");
+    }
+    assert_eq!(log_sums.len(), rows * heads, "log-sums are not [{rows}, {heads}]");
+    let (mut next, mut largest) = (0, 0);
+    for tree in trees {
+        assert!(next <= tree.first_row, "rows of trees overlap");
+        next = tree.first_row + tree.rows();
+        largest = largest.max(tree.rows());
+    }
+    assert!(next <= rows, "trees have {next} rows of {rows}");
+
+    let group = heads / kv_heads;
+    let layout = Layout::new(largest, head_dim, (VECTORS / group).max(1) * group);
+    let scratch = &mut cpu.scratch().f32;
+    let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
+    let [dq, dk, dv] = [dq, dk, dv].map(Disjoint::new);
+    cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
+        // SAFETY: each thread has a part of its own.
+        let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
+        let (tree, kv_head) = (&trees[task / kv_heads], task % kv_heads);
+        let head = Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
+        // SAFETY: tasks differ in tree, whose rows do not overlap by the assert above, or in head.
+        unsafe { head.run(&dq, &dk, &dv) };
+    });
+}
+
+/// Elements of a thread's scratch memory: for a whole tree keys, values, their transposes and
+/// gradients; for a block of queries the rest.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Elements from column to column of the transposes.
+    stride: usize,
+    vectors: usize,
+    /// Of `[rows, head_dim]`.
+    tree: usize,
+    /// Of `[head_dim, stride]`.
+    transposed: usize,
+    /// Of `[vectors, head_dim]`.
+    queries: usize,
+    len: usize,
+}
+
+impl Layout {
+    fn new(rows: usize, head_dim: usize, vectors: usize) -> Layout {
+        // A line apart from a power of two: else a column's elements share a few cache sets.
+        let stride = rows.next_multiple_of(16) + 16;
+        let (tree, transposed, queries) = (rows * head_dim, head_dim * stride, vectors * head_dim);
+        let block = 3 * queries + 2 * vectors * KEYS + 2 * vectors;
+        Layout {
+            stride,
+            vectors,
+            tree,
+            transposed,
+            queries,
+            len: 4 * tree + 2 * transposed + block,
+        }
+    }
+}
+
+/// One kv head of one tree.
+struct Head<'a> {
+    cpu: &'a Cpu,
+    tree: &'a Tree,
+    kv_head: usize,
+    shape: Shape,
+    layout: Layout,
+    saved: Saved<'a>,
+    dy: &'a [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Head<'_> {
+    /// # Safety
+    /// Nobody else uses this head's part of the tree's rows of dq, dk and dv.
+    unsafe fn run(self, dq: &Disjoint<'_, f32>, dk: &Disjoint<'_, f32>, dv: &Disjoint<'_, f32>) {
+        let Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch } = self;
+        let Shape { heads, kv_heads, head_dim } = shape;
+        let group = heads / kv_heads;
+        let rows = tree.rows();
+        let mut rest = scratch;
+        let mut take = |len: usize| {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = others;
+            part
+        };
+        let [keys, values, dkeys, dvalues] = [0; 4].map(|_| take(layout.tree));
+        let [keys_t, values_t] = [0; 2].map(|_| take(layout.transposed));
+        let [queries, dys, dqueries] = [0; 3].map(|_| take(layout.queries));
+        let [p, ds] = [0; 2].map(|_| take(layout.vectors * KEYS));
+        let [log_sums, deltas] = [0; 2].map(|_| take(layout.vectors));
+
+        let convert = |to: &mut [f32], from: &[f32]| match saved.rounded {
+            true => round::row(cpu, to, from),
+            false => to.copy_from_slice(from),
+        };
+        let kv_place = |row: usize| ((tree.first_row + row) * kv_heads + kv_head) * head_dim;
+        for (to, transposed, from) in
+            [(&mut *keys, &mut *keys_t, saved.k), (&mut *values, &mut *values_t, saved.v)]
+        {
+            for (row, to) in to.chunks_exact_mut(head_dim).take(rows).enumerate() {
+                convert(to, &from[kv_place(row)..][..head_dim]);
+                for (d, value) in to.iter().enumerate() {
+                    transposed[d * layout.stride + row] = *value;
+                }
+            }
+        }
+        dkeys.fill(0.0);
+        dvalues.fill(0.0);
+
+        let place = |row: usize| ((tree.first_row + row) * heads + kv_head * group) * head_dim;
+        let width = group * head_dim;
+        let mut segment = 0;
+        for (index, len) in
+            std::iter::once(tree.prompt).chain(tree.branches.iter().copied()).enumerate()
+        {
+            let step = layout.vectors / group;
+            for first in (0..len).step_by(step) {
+                let count = step.min(len - first);
+                for i in 0..count {
+                    let from = place(segment + first + i);
+                    let vectors = i * width..(i + 1) * width;
+                    convert(&mut queries[vectors.clone()], &saved.q[from..][..width]);
+                    dys[vectors.clone()].copy_from_slice(&dy[from..][..width]);
+                    let heads = i * group..(i + 1) * group;
+                    log_sums[heads.clone()]
+                        .copy_from_slice(&saved.log_sums[from / head_dim..][..group]);
+                    for (head, delta) in deltas[heads].iter_mut().enumerate() {
+                        let at = from + head * head_dim..from + (head + 1) * head_dim;
+                        let pairs = dy[at.clone()].iter().zip(&saved.y[at]);
+                        *delta =
+                            pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
+                    }
+                }
+                dqueries[..count * width].fill(0.0);
+                let block = Block {
+                    queries,
+                    dys,
+                    dqueries,
+                    p,
+                    ds,
+                    log_sums,
+                    deltas,
+                    keys,
+                    values,
+                    keys_t,
+                    values_t,
+                    stride: layout.stride,
+                    dkeys,
+                    dvalues,
+                    group,
+                    head_dim,
+                    rows: count,
+                    prompt: if index == 0 { 0 } else { tree.prompt },
+                    segment,
+                    first,
+                };
+                // SAFETY: `Cpu::with_isa` asserts the instruction set, `check` the sizes.
+                unsafe { block_on(cpu.isa(), block.check()) };
+                for i in 0..count {
+                    // SAFETY: the caller's promise.
+                    let to = unsafe { dq.part(place(segment + first + i), width) };
+                    to.copy_from_slice(&dqueries[i * width..(i + 1) * width]);
+                }
+            }
+            segment += len;
+        }
+        for (to, from) in [(dk, &*dkeys), (dv, &*dvalues)] {
+            for (row, from) in from.chunks_exact(head_dim).take(rows).enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { to.part(kv_place(row), head_dim) }.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// Consecutive query rows of a segment (the prompt or a branch) against all keys they see.
+struct Block<'a> {
+    /// [rows · group, head_dim].
+    queries: &'a [f32],
+    dys: &'a [f32],
+    dqueries: &'a mut [f32],
+    /// Scratch, [rows · group, KEYS].
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    log_sums: &'a [f32],
+    deltas: &'a [f32],
+    /// Of the whole tree, [tree rows, head_dim].
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// Their transposes, [head_dim, stride].
+    keys_t: &'a [f32],
+    values_t: &'a [f32],
+    stride: usize,
+    dkeys: &'a mut [f32],
+    dvalues: &'a mut [f32],
+    group: usize,
+    head_dim: usize,
+    rows: usize,
+    /// Rows of the prompt that every query sees; 0 in the prompt itself.
+    prompt: usize,
+    /// The segment's first row in the tree, and the block's first row in the segment.
+    segment: usize,
+    first: usize,
+}
+
+impl Block<'_> {
+    /// Asserts what makes the kernel's pointers valid.
+    fn check(self) -> Self {
+        let vectors = self.rows * self.group;
+        for len in [self.queries.len(), self.dys.len(), self.dqueries.len()] {
+            assert!(len >= vectors * self.head_dim, "queries of a block");
+        }
+        assert!(self.p.len().min(self.ds.len()) >= vectors * KEYS, "scores of a block");
+        assert!(self.log_sums.len().min(self.deltas.len()) >= vectors, "sums of a block");
+        let last = (self.segment + self.first + self.rows).max(self.prompt);
+        for len in [self.keys.len(), self.values.len(), self.dkeys.len(), self.dvalues.len()] {
+            assert!(len >= last * self.head_dim, "keys of a block");
+        }
+        assert!(self.stride >= last, "columns of a block");
+        for len in [self.keys_t.len(), self.values_t.len()] {
+            assert!(len >= self.head_dim * self.stride, "transposed keys of a block");
+        }
+        self
+    }
+}
+
+for_each_isa! {
+    fn block_on(block: Block<'_>) = run_block
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`; the block has passed [`Block::check`].
+#[inline(always)]
+unsafe fn run_block<V: Vector>(mut block: Block<'_>) {
+    let own = block.first + block.rows;
+    // SAFETY: the keys named exist, by `Block::check`.
+    unsafe {
+        let mut key = 0;
+        while key < block.prompt {
+            let count = KEYS.min(block.prompt - key);
+            keys::<V>(&mut block, key, count, count as isize);
+            key += count;
+        }
+        key = 0;
+        while key < own {
+            let count = KEYS.min(own - key);
+            // A row sees the segment's keys up to its own.
+            let visible = (block.first + 1) as isize - key as isize;
+            let first = block.segment + key;
+            keys::<V>(&mut block, first, count, visible);
+            key += count;
+        }
+    }
+}
+
+/// Adds what `count` keys from `first` on contribute. The block's first row sees `visible` of them
+/// (none if negative, all if more), every next row one more.
+///
+/// # Safety
+/// As for [`run_block`]; the keys exist and are at most KEYS.
+#[inline(always)]
+unsafe fn keys<V: Vector>(block: &mut Block<'_>, first: usize, count: usize, visible: isize) {
+    let (head_dim, group) = (block.head_dim, block.group);
+    let vectors = block.rows * group;
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    // SAFETY: the caller's promise; p and ds have KEYS elements a vector.
+    unsafe {
+        let (p, ds) = (block.p.as_mut_ptr(), block.ds.as_mut_ptr());
+        let scores = |to| Rows { start: to, stride: KEYS };
+        let queries = |from: &[f32]| Strided { start: from.as_ptr(), row: head_dim, step: 1 };
+        let columns = |of: &[f32]| Rows { start: of.as_ptr().add(first), stride: block.stride };
+        block.p[..vectors * KEYS].fill(0.0);
+        block.ds[..vectors * KEYS].fill(0.0);
+        let shape = [vectors, count, head_dim];
+        product::<V, f32>(scores(p), queries(block.queries), columns(block.keys_t), shape);
+        product::<V, f32>(scores(ds), queries(block.dys), columns(block.values_t), shape);
+
+        for i in 0..vectors {
+            let seen = (visible + (i / group) as isize).clamp(0, count as isize) as usize;
+            let (p, ds) = (p.add(i * KEYS), ds.add(i * KEYS));
+            let log_sum = V::splat(block.log_sums[i]);
+            let (delta, scale) = (V::splat(block.deltas[i]), V::splat(scale));
+            let mut j = 0;
+            while j < seen {
+                let probability = V::load(p.add(j)).mul(scale).sub(log_sum).exp();
+                probability.store(p.add(j));
+                let gradient = V::load(ds.add(j)).sub(delta).mul(scale);
+                probability.mul(gradient).store(ds.add(j));
+                j += V::LANES;
+            }
+            // What the row does not see must not count, whatever it is.
+            std::slice::from_raw_parts_mut(p.add(seen), KEYS - seen).fill(0.0);
+            std::slice::from_raw_parts_mut(ds.add(seen), KEYS - seen).fill(0.0);
+        }
+
+        let rows = |of: &[f32]| Rows { start: of.as_ptr(), stride: head_dim };
+        let tree_rows = |of: &mut [f32]| Rows {
+            start: of.as_mut_ptr().add(first * head_dim),
+            stride: head_dim,
+        };
+        let own = Rows { start: block.keys.as_ptr().add(first * head_dim), stride: head_dim };
+        let dqueries = Rows { start: block.dqueries.as_mut_ptr(), stride: head_dim };
+        let by_row = Strided { start: ds.cast_const(), row: KEYS, step: 1 };
+        product::<V, f32>(dqueries, by_row, own, [vectors, head_dim, count]);
+        let by_key = |of: *mut f32| Strided { start: of.cast_const(), row: 1, step: KEYS };
+        let shape = [count, head_dim, vectors];
+        product::<V, f32>(tree_rows(block.dkeys), by_key(ds), rows(block.queries), shape);
+        product::<V, f32>(tree_rows(block.dvalues), by_key(p), rows(block.dys), shape);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+
+    /// Keys that row `row` of the tree sees, as rows of the tree.
+    fn seen(tree: &Tree, row: usize) -> Vec<usize> {
+        if row < tree.prompt {
+            return (0..=row).collect();
+        }
+        let mut start = tree.prompt;
+        for len in &tree.branches {
+            if row < start + len {
+                return (0..tree.prompt).chain(start..=row).collect();
+            }
+            start += len;
+        }
+        unreachable!("row {row} of {tree:?}")
+    }
+
+    /// The formula, in f64 or in f32 (`narrow`): y, log-sums and the three gradients.
+    struct Twin {
+        y: Vec<f64>,
+        log_sums: Vec<f64>,
+        gradients: [Vec<f64>; 3],
+    }
+
+    fn twin(inputs: [&[f32]; 4], trees: &[Tree], shape: Shape, narrow: bool) -> Twin {
+        let [q, k, v, dy] = inputs;
+        let Shape { heads, kv_heads, head_dim: d } = shape;
+        let cut = |x: f64| if narrow { f64::from(x as f32) } else { x };
+        let scale = cut(1.0 / (d as f64).sqrt());
+        let at = |x: &[f32], place: usize, i: usize| f64::from(x[place * d + i]);
+        let mut y = vec![0.0; q.len()];
+        let mut log_sums = vec![0.0; q.len() / d];
+        let mut gradients = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+        for tree in trees {
+            for row in 0..tree.rows() {
+                for head in 0..heads {
+                    let query = (tree.first_row + row) * heads + head;
+                    let kv =
+                        |key: usize| (tree.first_row + key) * kv_heads + head / (heads / kv_heads);
+                    let keys = seen(tree, row);
+                    let scores: Vec<f64> = keys
+                        .iter()
+                        .map(|&key| {
+                            let s = (0..d)
+                                .fold(0.0, |s, i| cut(s + at(q, query, i) * at(k, kv(key), i)));
+                            cut(s * scale)
+                        })
+                        .collect();
+                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let sum = scores.iter().fold(0.0, |sum, s| cut(sum + cut((s - max).exp())));
+                    log_sums[query] = cut(max + sum.ln());
+                    let p: Vec<f64> =
+                        scores.iter().map(|s| cut((s - log_sums[query]).exp())).collect();
+                    for (&key, p) in keys.iter().zip(&p) {
+                        for i in 0..d {
+                            y[query * d + i] = cut(y[query * d + i] + p * at(v, kv(key), i));
+                        }
+                    }
+                    let delta =
+                        (0..d).fold(0.0, |s, i| cut(s + at(dy, query, i) * y[query * d + i]));
+                    for (&key, p) in keys.iter().zip(&p) {
+                        let dp =
+                            (0..d).fold(0.0, |s, i| cut(s + at(dy, query, i) * at(v, kv(key), i)));
+                        let ds = cut(p * (dp - delta) * scale);
+                        let [dq, dk, dv] = &mut gradients;
+                        for i in 0..d {
+                            let (from, to) = (query * d + i, kv(key) * d + i);
+                            dq[from] = cut(dq[from] + ds * at(k, kv(key), i));
+                            dk[to] = cut(dk[to] + ds * at(q, query, i));
+                            dv[to] = cut(dv[to] + p * at(dy, query, i));
+                        }
+                    }
+                }
+            }
+        }
+        Twin { y, log_sums, gradients }
+    }
+
+    fn narrowed(x: &[f64]) -> Vec<f32> {
+        x.iter().map(|x| *x as f32).collect()
+    }
+
+    fn cases() -> Vec<(Vec<Tree>, Shape)> {
+        let tree = |first_row, prompt, branches: &[usize]| Tree {
+            first_row,
+            prompt,
+            branches: branches.to_vec(),
+        };
+        let shape = |heads, kv_heads, head_dim| Shape { heads, kv_heads, head_dim };
+        vec![
+            (vec![tree(0, 1, &[])], shape(1, 1, 1)),
+            (vec![tree(0, 5, &[])], shape(2, 1, 16)),
+            (vec![tree(0, 7, &[3, 0, 1, 90])], shape(4, 2, 33)),
+            (vec![tree(0, 130, &[65, 64]), tree(259, 20, &[])], shape(3, 3, 64)),
+            (vec![tree(0, 0, &[2, 70])], shape(6, 2, 8)),
+        ]
+    }
+
+    #[test]
+    fn equals_the_formula_with_the_same_bits_on_any_number_of_threads() {
+        for (trees, shape) in cases() {
+            let rows: usize = trees.iter().map(Tree::rows).sum();
+            let Shape { heads, kv_heads, head_dim } = shape;
+            let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+            let [q, dy] = [1, 2].map(|seed| values(seed, rows * width));
+            let [k, v] = [3, 4].map(|seed| values(seed, rows * kv_width));
+            let q: Vec<f32> = q.iter().map(|q| q * 3.0).collect();
+            let exact = twin([&q, &k, &v, &dy], &trees, shape, false);
+            let naive = twin([&q, &k, &v, &dy], &trees, shape, true);
+            let (y, log_sums) = (narrowed(&exact.y), narrowed(&exact.log_sums));
+            let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: false };
+            let mut first: Option<(Isa, Vec<Vec<f32>>)> = None;
+            for cpu in contexts() {
+                let mut got = [q.len(), k.len(), v.len()].map(|len| vec![f32::NAN; len]);
+                backward(&cpu, got.each_mut().map(Vec::as_mut_slice), &dy, saved, &trees, shape);
+                for (which, got) in got.iter().enumerate() {
+                    let case = format!("{} {trees:?} {shape:?} gradient {which}", cpu.isa());
+                    let naive = narrowed(&naive.gradients[which]);
+                    assert_close(got, &naive, &exact.gradients[which], 1e-6, &case);
+                }
+                match &first {
+                    Some((isa, bits)) if *isa == cpu.isa() => {
+                        got.iter().zip(bits).for_each(|(a, b)| assert_same_bits(a, b, "threads"));
+                    }
+                    _ => first = Some((cpu.isa(), got.to_vec())),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rounds_what_the_forward_pass_rounded() {
+        let shape = Shape { heads: 2, kv_heads: 1, head_dim: 16 };
+        let trees = [Tree { first_row: 0, prompt: 9, branches: vec![4, 3] }];
+        let (q, k, v, dy) = (values(1, 512), values(2, 256), values(3, 256), values(4, 512));
+        let round =
+            |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect::<Vec<_>>();
+        let (rounded_q, rounded_k, rounded_v) = (round(&q), round(&k), round(&v));
+        let exact = twin([&rounded_q, &rounded_k, &rounded_v, &dy], &trees, shape, false);
+        let (y, log_sums) = (narrowed(&exact.y), narrowed(&exact.log_sums));
+        let cpu = Cpu::new(2);
+        let run = |saved: Saved| {
+            let mut got = [512, 256, 256].map(|len| vec![f32::NAN; len]);
+            backward(&cpu, got.each_mut().map(Vec::as_mut_slice), &dy, saved, &trees, shape);
+            got
+        };
+        let (y, log_sums) = (y.as_slice(), log_sums.as_slice());
+        let rounding = run(Saved { q: &q, k: &k, v: &v, y, log_sums, rounded: true });
+        let (q, k, v) = (&rounded_q, &rounded_k, &rounded_v);
+        assert_eq!(rounding, run(Saved { q, k, v, y, log_sums, rounded: false }));
+    }
+}
