@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Judge(Judge),
     /// Evaluate a judge on preference pairs and print a RewardBench table
     Eval(Eval),
+    /// Check, split and inspect preference data
+    Data(Data),
     /// Compare this engine with dumps made by PyTorch
     Check(Check),
     /// Show the CPU features in use, a model's size, and the memory a run needs
@@ -285,6 +287,73 @@ pub(crate) struct Eval {
     pub(crate) generation: GenerationArgs,
 }
 
+/// Arguments of `j1 data`.
+#[derive(Args, Debug)]
+pub(crate) struct Data {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum DataCommand {
+    /// Check pairs and write those that can teach as JSONL, split into training and held-out
+    Prepare(Prepare),
+    /// Show what is in a file of pairs: columns, lengths, duplicates, sources
+    Inspect(Inspect),
+}
+
+/// Arguments of `j1 data prepare`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 data prepare skywork --out data/skywork --exclude rewardbench
+  j1 data prepare pairs.csv --out data/mine --held-out 0.1 --max-chars 20000
+
+DIR gets train.jsonl, held_out.jsonl (a line a pair: id, source, prompt, chosen, rejected) and
+prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on
+depends on its prompt and the seed alone. The files appear whole or not at all.")]
+pub(crate) struct Prepare {
+    /// Pairs: .parquet (Skywork's nested messages, too), .csv or .jsonl, or a known name: skywork,
+    /// rewardbench
+    #[arg(value_name = "FILE|NAME")]
+    pub(crate) input: String,
+    /// Where the files go
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Share of the prompts that is held out, from 0 to below 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = parse_share)]
+    pub(crate) held_out: f64,
+    /// Which share that is
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Drop pairs with more characters in prompt and replies together
+    #[arg(long, value_name = "N")]
+    pub(crate) max_chars: Option<usize>,
+    /// Drop pairs whose prompt stands in this benchmark; may be given several times
+    #[arg(long, value_name = "FILE|NAME")]
+    pub(crate) exclude: Vec<String>,
+    /// Count pairs that overlap with --exclude, but keep them
+    #[arg(long, requires = "exclude")]
+    pub(crate) keep_overlap: bool,
+    /// The contents of prepare.json on stdout instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `j1 data inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// Pairs: .parquet, .csv or .jsonl, or a known name: skywork, rewardbench
+    #[arg(value_name = "FILE|NAME")]
+    pub(crate) input: String,
+    /// Pairs to show
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) rows: usize,
+    /// As JSON, with the pairs in full
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Arguments of `j1 check`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -320,6 +389,14 @@ pub(crate) struct Info {
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A share below 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
+        _ => Err("not a share; write a number from 0 to below 1, such as 0.2".to_string()),
+    }
 }
 
 /// Bytes from `512MB`, `8GB`, `1.5GiB` or a plain number.

@@ -3,6 +3,7 @@
 
 mod args;
 mod check;
+mod data;
 mod eval;
 mod info;
 mod interrupt;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Judge(args) => judge::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Data(args) => data::run(&args.command),
         Command::Check(args) => check::run(&args),
         Command::Info(args) => info::run(&args),
     };

@@ -5,45 +5,20 @@
 //! methods, `tojson` as `json.dumps(ensure_ascii=False)`, loop controls and `raise_exception` are there as in transformers;
 //! `strftime_now` is not, because a prompt that depends on the day cannot be reproduced.
 //!
-//! A template comes from a stranger: its size, its work and the memory that it may ask for are bounded, and what exceeds them is
-//! an error. One hole is known: minijinja 3.1 joins lists lazily and, after 32 joins of joins, copies the result without counting it, so
-//! that a template which doubles a list 33 times takes all memory. Contents of messages are put in as they are, special tokens in them included.
+//! A template comes from a stranger: its size, its work and its memory are bounded ([`crate::template`]), and what exceeds the bounds
+//! is an error. Contents of messages are put in as they are, special tokens in them included.
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
-
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
-use regex::Regex;
 
 use crate::error::{FileError, excerpt, parse_json, read_text};
+use crate::template::{SOURCE_LIMIT_BYTES, Template, TemplateError, Value, fuel_for};
 
-mod python;
-
-/// The longest templates of the field have 30 KB. The crate folds constants in time quadratic in the length of an expression, before
-/// any fuel is counted: at this length seconds, not hours.
-const TEMPLATE_LIMIT_BYTES: u64 = 64 << 10;
 /// Llama 3's has 50 KB, others list thousands of added tokens.
 const CONFIG_LIMIT_BYTES: u64 = 16 << 20;
 const NAME: &str = "chat_template";
 /// Variables that a template may print, from tokenizer_config.json.
 const TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// Work that any template may do: a unit is an instruction or 64 bytes of data. Qwen3's takes about 100 a message.
-const FUEL: u64 = 500_000;
-const FUEL_PER_MESSAGE: u64 = 5_000;
-/// Every template reads a text some ten times; this is 32 times.
-const BYTES_PER_FUEL: u64 = 2;
-/// The nesting of blocks and calls; a macro counts several. The crate's own limit of 500 is made for larger stacks than a thread's.
-const RECURSION_LIMIT: usize = 200;
-
-/// The crate parses, compiles and drops long chains such as 1+1+1 by recursion, and drops lists in lists so: as deep as there are
-/// source bytes, or units of fuel. A thread with a stack for the worst keeps that from ending the process; what a sound template
-/// does not touch of it costs nothing.
-const STACK_BYTES: u64 = 16 << 20;
-const STACK_BYTES_PER_SOURCE_BYTE: u64 = 2048;
-const STACK_BYTES_PER_FUEL: u64 = 128;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +50,7 @@ pub struct RenderOptions {
 pub struct ChatTemplate {
     path: PathBuf,
     source: String,
-    environment: Environment<'static>,
+    template: Template,
     tokens: Vec<(&'static str, String)>,
 }
 
@@ -133,7 +108,7 @@ impl ChatTemplate {
         }
         let tokens = special_tokens(&config_path, &config)?;
         let path = directory.join("chat_template.jinja");
-        match read_text(&path, TEMPLATE_LIMIT_BYTES) {
+        match read_text(&path, SOURCE_LIMIT_BYTES) {
             Ok(source) => ChatTemplate::parse(path, source, tokens),
             Err(FileError::NotFound { .. }) => match configured_template(&config_path, &config)? {
                 Some(source) => ChatTemplate::parse(config_path, source, tokens),
@@ -166,31 +141,14 @@ impl ChatTemplate {
         source: String,
         tokens: Vec<(&'static str, String)>,
     ) -> Result<ChatTemplate, ChatError> {
-        if source.len() as u64 > TEMPLATE_LIMIT_BYTES {
-            let (len_bytes, limit_bytes) = (source.len(), TEMPLATE_LIMIT_BYTES);
+        if source.len() as u64 > SOURCE_LIMIT_BYTES {
+            let (len_bytes, limit_bytes) = (source.len(), SOURCE_LIMIT_BYTES);
             return Err(ChatError::TooLarge { path, len_bytes, limit_bytes });
         }
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the default delimiters are sound"));
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_recursion_limit(RECURSION_LIMIT);
-        environment.set_debug(false); // messages quote what they need; conversations stay out of them
-        // Not Jinja's, and they print or build more than fuel counts.
-        environment.remove_filter("pprint");
-        environment.remove_filter("chain");
-        environment.remove_global("debug");
-        python::install(&mut environment);
-        let stack_bytes = STACK_BYTES + STACK_BYTES_PER_SOURCE_BYTE * source.len() as u64;
-        on_a_stack_of(stack_bytes, &path, || {
-            let added = environment.add_template_owned(NAME, as_jinja_reads_it(&source));
-            added.map_err(|error| {
-                let (line, message) = (error.line().unwrap_or(0), describe(&error));
-                ChatError::Syntax { path: path.clone(), line, message }
-            })
-        })?;
-        Ok(ChatTemplate { path, source, environment, tokens })
+        match Template::compile(NAME, &source, false) {
+            Ok(template) => Ok(ChatTemplate { path, source, template, tokens }),
+            Err(error) => Err(failure(&path, error)),
+        }
     }
 
     fn render_values(
@@ -199,9 +157,7 @@ impl ChatTemplate {
         len_bytes: usize,
         options: RenderOptions,
     ) -> Result<String, ChatError> {
-        let fuel = FUEL
-            + FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64)
-            + len_bytes as u64 / BYTES_PER_FUEL;
+        let fuel = fuel_for(messages.len(), len_bytes);
         let mut variables = vec![
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(options.add_generation_prompt)),
@@ -210,63 +166,24 @@ impl ChatTemplate {
         ];
         variables.extend(options.enable_thinking.map(|on| ("enable_thinking", Value::from(on))));
         variables.extend(self.tokens.iter().map(|(name, token)| (*name, Value::from(token))));
-        let stack_bytes = STACK_BYTES.saturating_add(STACK_BYTES_PER_FUEL.saturating_mul(fuel));
-        on_a_stack_of(stack_bytes, &self.path, || {
-            // Shares everything, but fuel is a setting of its own.
-            let mut environment = self.environment.clone();
-            environment.set_fuel(Some(fuel));
-            let template = environment.get_template(NAME).expect("added on loading");
-            let rendered = template.render(Value::from_pairs(variables));
-            rendered.map_err(|error| self.failure(&error, fuel))
-        })
+        self.template.render(variables, fuel).map_err(|error| failure(&self.path, error))
     }
+}
 
-    fn failure(&self, error: &minijinja::Error, fuel: u64) -> ChatError {
-        let path = self.path.clone();
-        let line = error.line().unwrap_or(0);
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-        while let Some(this) = cause {
-            if let Some(refusal) = this.downcast_ref::<python::Raised>() {
-                return ChatError::Refused { path, message: excerpt(&refusal.0) };
-            }
-            let inner = this.downcast_ref::<minijinja::Error>();
-            if inner.is_some_and(|inner| inner.kind() == ErrorKind::OutOfFuel) {
-                return ChatError::OutOfFuel { path, line, fuel };
-            }
-            cause = this.source();
+fn failure(path: &Path, error: TemplateError) -> ChatError {
+    let path = path.to_owned();
+    match error {
+        TemplateError::Syntax { line, message } => ChatError::Syntax { path, line, message },
+        TemplateError::Undefined { line, expression } => {
+            ChatError::Render { path, line, message: format!("'{expression}' is undefined") }
         }
-        ChatError::Render { path, line, message: describe(error) }
+        TemplateError::Refused { message } => ChatError::Refused { path, message },
+        TemplateError::Render { line, message } => ChatError::Render { path, line, message },
+        TemplateError::OutOfFuel { line, fuel } => ChatError::OutOfFuel { path, line, fuel },
+        TemplateError::NoThread { stack_bytes, source } => {
+            ChatError::NoThread { path, stack_bytes, source }
+        }
     }
-}
-
-/// Runs `call` in a thread of its own and waits. A panic of the template crate becomes an error.
-fn on_a_stack_of<T: Send>(
-    stack_bytes: u64,
-    path: &Path,
-    call: impl FnOnce() -> Result<T, ChatError> + Send,
-) -> Result<T, ChatError> {
-    let size = usize::try_from(stack_bytes).unwrap_or(usize::MAX);
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(size).spawn_scoped(scope, call);
-        let thread = thread.map_err(|source| ChatError::NoThread {
-            path: path.to_owned(),
-            stack_bytes,
-            source,
-        })?;
-        thread.join().unwrap_or_else(|_| {
-            let message = "crate minijinja panicked".to_owned();
-            Err(ChatError::Render { path: path.to_owned(), line: 0, message })
-        })
-    })
-}
-
-/// What Jinja and transformers do with the source before the grammar: line ends become \n, and the block
-/// `{% generation %}` (which marks the assistant's tokens for training) only opens a scope.
-fn as_jinja_reads_it(source: &str) -> String {
-    static GENERATION: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("sound"));
-    let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    GENERATION.replace_all(&source, "{%${1} ${2}with ${3}%}").into_owned()
 }
 
 /// "chat_template": a text, or a list of named ones of which "default" counts.
@@ -322,14 +239,6 @@ fn wrong_type(
 ) -> ChatError {
     let got = excerpt(&got.to_string());
     ChatError::WrongType { path: path.to_owned(), key: key.to_owned(), expected, got }
-}
-
-/// The crate's message without its location, which is said apart.
-fn describe(error: &minijinja::Error) -> String {
-    match error.detail() {
-        Some(detail) => format!("{}: {}", error.kind(), excerpt(detail)),
-        None => error.kind().to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Tensors, weights, models, generation.
+//! Tensors, weights, models, generation, optimizer.
 #![deny(unsafe_code)] // allowed once: the memory map in weights.rs
 
 pub mod adapter;
@@ -12,7 +12,10 @@ pub mod kv_cache;
 pub mod language_model;
 pub mod model;
 pub mod ops;
+pub mod optimizer;
+pub mod schedule;
 pub mod tape;
+pub mod template;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod cli;
+mod data;
 #[cfg(unix)]
 mod disk;
 mod generation;

@@ -33,8 +33,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub(crate) use rows::{Place, Turns, turns};
 pub use sample::sample;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::fingerprint::Fingerprint;
 
@@ -224,14 +226,17 @@ pub enum Replies {
     Labeled,
     /// A row without these may have `a` and `b`, which become [`Pair::chosen`] and [`Pair::rejected`].
     Any,
+    /// As `chosen` and `rejected` only, with the column `source` read beside them (data preparation).
+    Sourced,
 }
 
 impl Replies {
     /// Whether the column of this name is read.
-    fn reads(self, column: &str) -> bool {
+    pub(crate) fn reads(self, column: &str) -> bool {
         match column {
             "prompt" | "chosen" | "rejected" | "subset" | "id" => true,
             "a" | "b" => self == Replies::Any,
+            "source" => self == Replies::Sourced,
             _ => false,
         }
     }
@@ -258,6 +263,20 @@ pub fn read_with(
         return Err(DataError::Empty { path: path.to_owned() });
     }
     Ok(rows::with_unique_ids(rows))
+}
+
+/// Shows the rows of a file one by one, before they are made pairs: the values of the columns that
+/// `replies` reads; of other columns at least the name.
+pub(crate) fn visit<E: From<DataError>>(
+    path: &Path,
+    replies: Replies,
+    each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+) -> Result<(), E> {
+    match detect(path)? {
+        Format::Jsonl => jsonl::visit(path, usize::MAX, each),
+        Format::Csv => csv::visit_values(path, usize::MAX, replies, each),
+        Format::Parquet => parquet::visit(path, usize::MAX, replies, each),
+    }
 }
 
 /// The format of a file, by its first bytes and then by its extension.

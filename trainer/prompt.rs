@@ -23,17 +23,15 @@
 //! # Untrusted text
 //!
 //! Conversations and replies may be written to mislead the judge. They enter as values, never as template
-//! source, and [`neutralize`] splits the strings that could end a chat turn or forge a slot.
+//! source, and [`neutralize`] splits the strings that could end a chat turn or forge a slot. A template may come from a stranger as
+//! well: it is rendered as chat templates are, within the same bounds ([`engine::template`]).
 
 mod neutralize;
 mod order;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
-use minijinja::{Environment, UndefinedBehavior};
+use engine::template::{self, SOURCE_LIMIT_BYTES, TemplateError, Value, fuel_for};
 pub use neutralize::neutralize;
 pub use order::{Order, OrderPlan};
 
@@ -42,13 +40,6 @@ use crate::data::Message;
 const SYSTEM: &str = include_str!("prompt/system.jinja");
 const USER: &str = include_str!("prompt/user.jinja");
 const VARIABLES: [&str; 5] = ["conversation", "messages", "question", "response_a", "response_b"];
-/// The largest template file that is read.
-const MAX_TEMPLATE: u64 = 64 << 10;
-/// The longest message a template may produce.
-const MAX_RENDERED: usize = 256 << 20;
-/// Template instructions allowed for one message, and beyond that for each turn of the conversation.
-const FUEL: (u64, u64) = (100_000, 1_000);
-
 /// Why a template could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -61,7 +52,7 @@ pub enum PromptError {
         source: std::io::Error,
     },
     /// The file is larger than any sensible template.
-    #[error("the template {} is larger than {MAX_TEMPLATE} bytes", path.display())]
+    #[error("the template {} is larger than {SOURCE_LIMIT_BYTES} bytes", path.display())]
     TooLarge {
         /// The template file.
         path: PathBuf,
@@ -111,6 +102,24 @@ pub enum PromptError {
         /// `response_a` or `response_b`.
         missing: &'static str,
     },
+    /// The template called `raise_exception`.
+    #[error("{name}: the template refuses this pair: {message}")]
+    Refused {
+        /// The template's name.
+        name: String,
+        /// What the template says.
+        message: String,
+    },
+    /// The operating system gives no thread to render in.
+    #[error("{name}: no thread with a stack of {stack_bytes} bytes: {source}")]
+    NoThread {
+        /// The template's name.
+        name: String,
+        /// The stack that the template needs.
+        stack_bytes: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The template ran too long.
     #[error("{name}, line {line}: the template does too much work for one prompt")]
     OutOfFuel {
@@ -153,12 +162,19 @@ pub struct PromptInput<'a> {
 #[derive(Debug)]
 pub struct Template {
     name: String,
-    environment: Environment<'static>,
-    has_system: bool,
-    /// Lines of the file before the system part and before the user part.
-    offsets: [usize; 2],
+    /// None: there is no system message.
+    system: Option<Part>,
+    user: Part,
     special_tokens: Vec<String>,
     fingerprint: String,
+}
+
+/// The source of one message.
+#[derive(Debug)]
+struct Part {
+    template: template::Template,
+    /// Lines of the file before it.
+    offset: usize,
 }
 
 impl Template {
@@ -174,8 +190,8 @@ impl Template {
         let read = |source| PromptError::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
         let file = std::fs::File::open(path).map_err(read)?;
-        file.take(MAX_TEMPLATE + 1).read_to_end(&mut bytes).map_err(read)?;
-        if bytes.len() as u64 > MAX_TEMPLATE {
+        file.take(SOURCE_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
+        if bytes.len() as u64 > SOURCE_LIMIT_BYTES {
             return Err(PromptError::TooLarge { path: path.to_owned() });
         }
         let source = String::from_utf8(bytes).map_err(|error| PromptError::NotUtf8 {
@@ -187,6 +203,9 @@ impl Template {
 
     /// Checks a template given as text; `name` stands in its errors.
     pub fn from_source(name: &str, source: &str) -> Result<Template, PromptError> {
+        if source.len() as u64 > SOURCE_LIMIT_BYTES {
+            return Err(PromptError::TooLarge { path: PathBuf::from(name) });
+        }
         let source = source.strip_prefix('\u{feff}').unwrap_or(source);
         let mut lines = source.split_inclusive('\n');
         if lines.next().map(str::trim_end) != Some("---system---") {
@@ -227,21 +246,24 @@ impl Template {
         let question = question.or(messages.last()).map_or("", |message| &message.content);
         let turns = messages.iter().map(|message| {
             let turn = [("role", &message.role), ("content", &message.content)];
-            Value::from(BTreeMap::from(turn.map(|(key, text)| (key, Value::from(text.as_str())))))
+            Value::from_pairs(turn.map(|(key, text)| (key, text.as_str())))
         });
-        let context = Value::from(BTreeMap::from([
+        let variables = [
             ("conversation", Value::from(conversation_text(&messages))),
             ("messages", Value::from(turns.collect::<Vec<_>>())),
             ("question", Value::from(question)),
             ("response_a", Value::from(clean(input.response_a))),
             ("response_b", Value::from(clean(input.response_b))),
-        ]));
-        let fuel = FUEL.0.saturating_add(FUEL.1.saturating_mul(messages.len() as u64));
-        let system = match self.has_system {
-            true => Some(self.render_part("system", &context, fuel)?),
-            false => None,
+        ];
+        // The conversation is there twice: as text and as messages.
+        let len_bytes = variables.iter().filter_map(|(_, value)| value.as_str()).map(str::len);
+        let fuel = fuel_for(messages.len(), len_bytes.sum());
+        let render = |part: &Part| {
+            let text = part.template.render(variables.to_vec(), fuel);
+            text.map_err(|error| refusal(&self.name, part.offset, error))
         };
-        Ok(Prompt { system, user: self.render_part("user", &context, fuel)? })
+        let system = self.system.as_ref().map(render).transpose()?;
+        Ok(Prompt { system, user: render(&self.user)? })
     }
 
     fn build(
@@ -249,30 +271,21 @@ impl Template {
         system: Option<(&str, usize)>,
         user: (&str, usize),
     ) -> Result<Template, PromptError> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the default delimiters are distinct"));
-        environment.set_debug(true); // errors then know which expression failed
-        environment.set_fuel(Some(FUEL.0));
         let mut fingerprint = crate::fingerprint::Fingerprint::new();
-        let mut template = Template {
-            name: name.to_owned(),
-            environment,
-            has_system: system.is_some(),
-            offsets: [system.map_or(0, |(_, offset)| offset), user.1],
-            special_tokens: Vec::new(),
-            fingerprint: String::new(),
-        };
-        for (part, source) in [("system", system.map(|(text, _)| text)), ("user", Some(user.0))] {
-            let Some(source) = source else { continue };
+        let mut part = |part: &'static str, (source, offset): (&str, usize)| {
             fingerprint.text(part);
             fingerprint.text(source);
-            let added = template.environment.add_template_owned(part, source.to_owned());
-            added.map_err(|error| template.error(part, &error))?;
-        }
-        template.fingerprint = fingerprint.finish();
+            let template = template::Template::compile(part, source, true);
+            let template = template.map_err(|error| refusal(name, offset, error))?;
+            Ok::<Part, PromptError>(Part { template, offset })
+        };
+        let template = Template {
+            name: name.to_owned(),
+            system: system.map(|source| part("system", source)).transpose()?,
+            user: part("user", user)?,
+            special_tokens: Vec::new(),
+            fingerprint: fingerprint.finish(),
+        };
         template.check_variables()?;
         // A trial run finds most of what would fail on the first row of a long evaluation.
         let messages =
@@ -288,63 +301,44 @@ impl Template {
 
     /// Every variable is one of the documented ones or a global, and both replies are used.
     fn check_variables(&self) -> Result<(), PromptError> {
-        let globals: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
         let mut used = Vec::new();
-        for (part, template) in self.environment.templates() {
-            let mut names: Vec<String> = template.undeclared_variables(false).into_iter().collect();
-            names.sort();
-            for variable in names {
+        for part in self.system.iter().chain([&self.user]) {
+            let names = part.template.undeclared_variables();
+            for variable in names.map_err(|error| refusal(&self.name, part.offset, error))? {
                 if VARIABLES.contains(&variable.as_str()) {
                     used.push(variable);
-                } else if !globals.contains(&variable.as_str()) {
-                    let source = template.source();
+                } else {
+                    let source = part.template.source();
                     let line = source.find(&variable).map_or(1, |at| line_of(source, at));
-                    return Err(PromptError::Undefined {
-                        name: self.name.clone(),
-                        line: line + self.offset(part),
-                        variable,
-                    });
+                    let (name, line) = (self.name.clone(), line + part.offset);
+                    return Err(PromptError::Undefined { name, line, variable });
                 }
             }
         }
-        match ["response_a", "response_b"]
-            .into_iter()
-            .find(|reply| !used.iter().any(|u| u == reply))
-        {
+        let missing = |reply: &&str| !used.iter().any(|name| name == reply);
+        match ["response_a", "response_b"].into_iter().find(missing) {
             Some(missing) => Err(PromptError::ReplyUnused { name: self.name.clone(), missing }),
             None => Ok(()),
         }
     }
+}
 
-    fn render_part(&self, part: &str, context: &Value, fuel: u64) -> Result<String, PromptError> {
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(fuel));
-        let template = environment.get_template(part).expect("the part was added when it was read");
-        let mut text = Bounded(Vec::new());
-        (template.render_captured_to(context.clone(), &mut text))
-            .map_err(|error| self.error(part, &error))?;
-        Ok(String::from_utf8(text.0).expect("templates render text"))
-    }
-
-    fn offset(&self, part: &str) -> usize {
-        self.offsets[usize::from(part == "user")]
-    }
-
-    fn error(&self, part: &str, error: &minijinja::Error) -> PromptError {
-        use minijinja::ErrorKind;
-        let name = self.name.clone();
-        let line = error.line().unwrap_or(1) + self.offset(part);
-        let expression = || Some(error.template_source()?.get(error.range()?)?.to_owned());
-        match error.kind() {
-            ErrorKind::UndefinedError => {
-                let variable = expression().unwrap_or_else(|| "a value".to_owned());
-                PromptError::Undefined { name, line, variable }
-            }
-            ErrorKind::OutOfFuel => PromptError::OutOfFuel { name, line },
-            kind => {
-                let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
-                PromptError::Syntax { name, line, message: format!("{kind}{detail}") }
-            }
+/// A template's error in the words of its file, `offset` lines of which come before the template.
+fn refusal(name: &str, offset: usize, error: TemplateError) -> PromptError {
+    let name = name.to_owned();
+    match error {
+        TemplateError::Undefined { line, expression } => {
+            PromptError::Undefined { name, line: line + offset, variable: expression }
+        }
+        TemplateError::OutOfFuel { line, .. } => {
+            PromptError::OutOfFuel { name, line: line + offset }
+        }
+        TemplateError::Syntax { line, message } | TemplateError::Render { line, message } => {
+            PromptError::Syntax { name, line: line + offset, message }
+        }
+        TemplateError::Refused { message } => PromptError::Refused { name, message },
+        TemplateError::NoThread { stack_bytes, source } => {
+            PromptError::NoThread { name, stack_bytes, source }
         }
     }
 }
@@ -369,23 +363,6 @@ pub fn conversation_text(messages: &[Message]) -> String {
         text.push_str(&message.content);
     }
     text
-}
-
-/// A writer that refuses to grow past [`MAX_RENDERED`].
-struct Bounded(Vec<u8>);
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_RENDERED {
-            return Err(std::io::Error::other("the rendered prompt is too long"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 fn line_of(source: &str, at: usize) -> usize {

@@ -14,7 +14,7 @@
 //! All records are held in memory, about as much as outputs.jsonl is long.
 
 mod error;
-mod files;
+pub(crate) mod files;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, TryLockError};

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use minijinja::Value;
 use serde_json::Value as Json;
 
 use super::*;

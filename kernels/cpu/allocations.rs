@@ -66,7 +66,7 @@ mod tests {
     use crate::cpu::rope::RopeTable;
     use crate::cpu::twin::values;
     use crate::cpu::{Isa, Matrix, Rounding};
-    use crate::cpu::{attention, embedding, matmul, rms_norm, rope, swiglu};
+    use crate::cpu::{adamw, attention, embedding, matmul, norm, rms_norm, rope, swiglu};
 
     #[global_allocator]
     static ALLOCATOR: Counting = Counting;
@@ -82,6 +82,17 @@ mod tests {
         let mut keys = vec![bf16::ZERO; pages * 2 * PAGE * 64];
         let mut stored = keys.clone();
         let f32_cache = vec![0.0; keys.len()];
+        let (mut m, mut v) = (vec![0.0; rows * n], vec![0.0; rows * n]);
+        let step = adamw::Step {
+            scale: 1.0,
+            decay: 1.0,
+            first_weight: 0.1,
+            second_decay: 0.9,
+            second_weight: 0.1,
+            correction: 1.0,
+            epsilon: 1e-8,
+            step_size: 1e-3,
+        };
         let tables: Vec<u32> = (0..pages as u32).collect();
         let positions: Vec<u32> = (0..rows as u32).collect();
         let spans = [Span { first_row: 0, rows, first_position: 0, table: 0..pages }];
@@ -122,6 +133,8 @@ mod tests {
                     &spans,
                     shape,
                 );
+                adamw::step(&cpu, &mut y, &mut m, &mut v, &x[..rows * n], &step);
+                std::hint::black_box(norm::sum_of_squares(&cpu, &x));
             };
             all();
             // Which thread takes which task varies: a thread may meet a kernel late.

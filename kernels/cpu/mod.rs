@@ -4,6 +4,7 @@
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
 
+pub mod adamw;
 pub mod add;
 pub mod allocations;
 pub mod attention;
@@ -12,6 +13,7 @@ pub mod embedding;
 pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
+pub mod norm;
 pub mod philox;
 pub mod product;
 pub mod rms_norm;

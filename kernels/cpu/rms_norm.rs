@@ -133,7 +133,7 @@ unsafe fn triple_sum<V: Doubles>(a: *const f32, b: *const f32, c: *const f32, n:
 /// # Safety
 /// The CPU has the instruction set of `V`; x has n elements.
 #[inline(always)]
-unsafe fn sum_of_squares<V: Doubles>(x: *const f32, n: usize) -> f64 {
+pub(super) unsafe fn sum_of_squares<V: Doubles>(x: *const f32, n: usize) -> f64 {
     // SAFETY: i + the lanes read does not pass n.
     unsafe {
         // Four sums in turn hide the latency of the addition.

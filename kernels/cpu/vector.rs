@@ -121,6 +121,8 @@ pub(crate) trait Vector: Simd<Scalar = f32> {
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_f16_first(from: *const f16, count: usize) -> Self;
     unsafe fn div(self, other: Self) -> Self;
+    /// The square root, correctly rounded.
+    unsafe fn sqrt(self) -> Self;
 
     /// self · r · w with one rounding, of a value within 2^-45 of the product.
     #[inline(always)]
@@ -283,6 +285,10 @@ mod tests {
             for x in [0.5f32, 1.5, -0.5, -2.5, 0.49999997, 123456.7, -3.0] {
                 V::splat(x).round().store(buffer.as_mut_ptr());
                 assert_eq!(buffer[0], x.round_ties_even());
+            }
+            for x in [0.0f32, 1e-45, 2.0, 3.4e38, f32::INFINITY] {
+                V::splat(x).sqrt().store(buffer.as_mut_ptr());
+                assert_eq!(buffer[0], x.sqrt());
             }
             for n in [-249.0f32, -150.0, -149.0, -127.0, -1.0, 0.0, 1.0, 127.0, 128.0, 249.0] {
                 V::splat(1.5).scale(V::splat(n)).store(buffer.as_mut_ptr());

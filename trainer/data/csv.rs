@@ -16,6 +16,20 @@ const MAX_RECORD: u64 = 64 << 20;
 
 pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
     let mut pairs = Vec::new();
+    visit_values(path, limit, replies, |place, values| {
+        pairs.push(rows::pair(path, place, pairs.len() as u64, values, replies)?);
+        Ok::<_, DataError>(())
+    })?;
+    Ok(pairs)
+}
+
+/// Shows the first `limit` rows with the values of the columns that `replies` reads.
+pub(super) fn visit_values<E: From<DataError>>(
+    path: &Path,
+    limit: usize,
+    replies: Replies,
+    mut each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+) -> Result<(), E> {
     visit(path, limit, |line, names, record| {
         let mut values = Map::new();
         for (name, cell) in names.iter().zip(record) {
@@ -33,14 +47,12 @@ pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pa
                     "{name} is a list of messages as Python prints it; write it as JSON (json.dumps), or \
                      the data as .jsonl or .parquet"
                 );
-                return Err(Place::Line(line).problem(path, problem));
+                return Err(Place::Line(line).problem(path, problem).into());
             }
             values.insert(name.clone(), value(name, text));
         }
-        pairs.push(rows::pair(path, Place::Line(line), pairs.len() as u64, values, replies)?);
-        Ok(())
-    })?;
-    Ok(pairs)
+        each(Place::Line(line), values)
+    })
 }
 
 /// Shows the first `limit` records of a file, of bounded size each, with their line and the names of the columns.
@@ -79,7 +91,7 @@ pub(crate) fn text<'a>(path: &Path, line: u64, cell: &'a [u8]) -> Result<&'a str
 /// A cell's value: a list of messages if it is one in JSON, else text. Optional columns that are empty
 /// have no value.
 fn value(name: &str, text: &str) -> Value {
-    if matches!(name, "subset" | "id") && text.is_empty() {
+    if matches!(name, "subset" | "id" | "source") && text.is_empty() {
         return Value::Null;
     }
     if text.starts_with('[')

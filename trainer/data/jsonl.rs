@@ -11,16 +11,31 @@ use super::{DataError, Pair, Replies};
 use crate::lines::{LineError, Lines, MAX_LINE};
 
 pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
+    let mut pairs = Vec::new();
+    visit(path, limit, |place, values| {
+        pairs.push(rows::pair(path, place, pairs.len() as u64, values, replies)?);
+        Ok::<_, DataError>(())
+    })?;
+    Ok(pairs)
+}
+
+/// Shows the first `limit` rows with all their values.
+pub(super) fn visit<E: From<DataError>>(
+    path: &Path,
+    limit: usize,
+    mut each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+) -> Result<(), E> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut lines = Lines::new(BufReader::new(File::open(path).map_err(io)?));
-    let mut pairs = Vec::new();
-    while pairs.len() < limit {
+    let mut left = limit;
+    while left > 0 {
         let line = match lines.next_line() {
             Ok(Some(line)) => line,
             Ok(None) => break,
-            Err(LineError::Io(source)) => return Err(io(source)),
+            Err(LineError::Io(source)) => return Err(io(source).into()),
             Err(LineError::TooLong(line)) => {
-                return Err(DataError::TooLong { path: path.to_owned(), line, limit: MAX_LINE });
+                let path = path.to_owned();
+                return Err(DataError::TooLong { path, line, limit: MAX_LINE }.into());
             }
         };
         let text = std::str::from_utf8(line.bytes).map_err(|error| DataError::NotUtf8 {
@@ -38,13 +53,8 @@ pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pa
             let message = message.replace(&format!(" at line 1 column {}", error.column()), "");
             DataError::Syntax { path: path.to_owned(), line: line.number, message }
         })?;
-        pairs.push(rows::pair(
-            path,
-            Place::Line(line.number),
-            pairs.len() as u64,
-            values,
-            replies,
-        )?);
+        left -= 1;
+        each(Place::Line(line.number), values)?;
     }
-    Ok(pairs)
+    Ok(())
 }

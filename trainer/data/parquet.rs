@@ -43,6 +43,21 @@ const VALUE_COST: u64 = 64;
 const MEASURED: usize = 1024;
 
 pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
+    let mut pairs = Vec::new();
+    visit(path, limit, replies, |place, values| {
+        pairs.push(rows::pair(path, place, pairs.len() as u64, values, replies)?);
+        Ok::<_, DataError>(())
+    })?;
+    Ok(pairs)
+}
+
+/// Shows the first `limit` rows with the values of the columns that `replies` reads.
+pub(super) fn visit<E: From<DataError>>(
+    path: &Path,
+    limit: usize,
+    replies: Replies,
+    each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+) -> Result<(), E> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
@@ -50,9 +65,11 @@ pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pa
     let caught = quietly(|| {
         let reader = Unfolded::new(file.try_clone().map_err(io)?)
             .map_err(|error| damaged(path, error.to_string()))?;
-        read_rows(path, file, file_len, &reader, limit, replies)
+        read_rows(path, file, file_len, &reader, limit, replies, each)
     });
-    caught.unwrap_or_else(|message| Err(damaged(path, format!("its data are damaged ({message})"))))
+    caught.unwrap_or_else(|message| {
+        Err(damaged(path, format!("its data are damaged ({message})")).into())
+    })
 }
 
 pub(super) fn damaged(path: &Path, message: impl Into<String>) -> DataError {
@@ -121,14 +138,15 @@ fn check_depth(children: &[i64]) -> Result<(), Problem> {
     Ok(())
 }
 
-fn read_rows(
+fn read_rows<E: From<DataError>>(
     path: &Path,
     mut file: File,
     file_len: u64,
     reader: &Unfolded,
     limit: usize,
     replies: Replies,
-) -> Result<Vec<Pair>, DataError> {
+    mut each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+) -> Result<(), E> {
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema();
     let fields: Vec<TypePtr> = schema.get_fields().to_vec();
@@ -136,14 +154,14 @@ fn read_rows(
         fields.into_iter().partition(|field| replies.reads(field.name()));
     let rows = metadata.file_metadata().num_rows();
     if !(0..=MAX_ROWS).contains(&rows) {
-        return Err(damaged(path, format!("it claims {rows} rows")));
+        return Err(damaged(path, format!("it claims {rows} rows")).into());
     }
     let max_text = MAX_TEXT.0.max(file_len.saturating_mul(MAX_TEXT.1));
     let mut budget = Budget::new(max_text);
     let mut rows_left = rows;
     for group in metadata.row_groups() {
         if !(0..=rows_left).contains(&group.num_rows()) {
-            return Err(damaged(path, "its row groups claim other rows than the file"));
+            return Err(damaged(path, "its row groups claim other rows than the file").into());
         }
         rows_left -= group.num_rows();
         for column in group.columns() {
@@ -155,7 +173,7 @@ fn read_rows(
     let others: Vec<String> = others.iter().map(|field| field.name().to_owned()).collect();
     if needed.is_empty() {
         let values = others.iter().map(|name| (name.clone(), Value::Null)).collect();
-        return rows::pair(path, Place::Row(0), 0, values, replies).map(|pair| vec![pair]);
+        return each(Place::Row(0), values);
     }
     let projection = Type::group_type_builder(schema.name())
         .with_fields(needed.iter().map(Arc::clone).collect())
@@ -164,7 +182,6 @@ fn read_rows(
     let iterator = RowIter::from_file(Some(projection), reader)
         .map_err(|error| damaged(path, error.to_string()))?;
     measure(path, max_text, reader, limit, replies)?;
-    let mut pairs = Vec::new();
     for (number, row) in iterator.take(limit).enumerate() {
         let number = number as u64;
         let row = row.map_err(|error| damaged(path, format!("row {number}: {error}")))?;
@@ -173,9 +190,9 @@ fn read_rows(
         for name in &others {
             values.entry(name.clone()).or_insert(Value::Null);
         }
-        pairs.push(rows::pair(path, Place::Row(number), number, values, replies)?);
+        each(Place::Row(number), values)?;
     }
-    Ok(pairs)
+    Ok(())
 }
 
 /// Refuses a file whose needed columns unfold to more text than [`MAX_TEXT`]. The values are looked at

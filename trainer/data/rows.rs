@@ -10,7 +10,7 @@ use super::{DataError, Message, Pair, Replies};
 
 /// Where a row stands in its file, for errors.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
+pub(crate) enum Place {
     Line(u64),
     Row(u64),
 }
@@ -119,13 +119,13 @@ pub(super) fn with_unique_ids(mut pairs: Vec<Pair>) -> Vec<Pair> {
     pairs
 }
 
-enum Turns {
+pub(crate) enum Turns {
     Text(String),
     List(Vec<Message>),
 }
 
 /// Text or a list of messages; the error says what else it is.
-fn turns(value: Value) -> Result<Turns, String> {
+pub(crate) fn turns(value: Value) -> Result<Turns, String> {
     match value {
         Value::String(text) => Ok(Turns::Text(text)),
         Value::Array(items) if items.is_empty() => Err("is an empty list".to_owned()),

@@ -147,3 +147,36 @@ fn template_files_are_read_with_care() {
     assert_eq!(read(), Ok(()));
     assert!(Template::from_file(directory.path()).is_err());
 }
+
+#[test]
+fn a_template_that_means_harm_is_stopped() {
+    let both = "{{ response_a }}{{ response_b }}";
+    let again = |first: &str, step: &str, end: &str| {
+        let steps = format!("{{% set x = {step} %}}").repeat(60);
+        format!("{both}{{% set x = {first} %}}{steps}{end}")
+    };
+    let looped = |step: &str| {
+        format!(
+            "{both}{{% set ns = namespace(x=[]) %}}{{% for i in range(99999) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
+        )
+    };
+    for source in [
+        again("question", "x ~ x", ""),
+        again("question", "x * 1000000", ""),
+        again("[1]", "x + x", ""),
+        again("[1]", "[x, x]", "{{ x == x[:] }}"),
+        looped("[ns.x]"),
+        looped("{'a': ns.x}"),
+        format!("{both}{{{{ '%1000000000s' | format(question) }}}}"),
+        format!("{both}{{{{ question.center(1000000000) }}}}"),
+        format!("{both}{{{{ [0] * 100000000 == [0] * 100000000 }}}}"),
+    ] {
+        let error = refused(&source);
+        assert!(error.contains("t.jinja, line 1") && !error.contains("panicked"), "{error}");
+    }
+    let error = refused(&format!("{both}{{{{ raise_exception('no') }}}}"));
+    assert!(error.contains("refuses this pair: no"), "{error}");
+    let template = Template::from_source("t", both).unwrap();
+    let long = "word ".repeat(4 << 20);
+    assert_eq!(render(&template, &long, "b").user.len(), long.len() + 1);
+}

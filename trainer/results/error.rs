@@ -152,7 +152,7 @@ pub enum ResultsError {
 }
 
 impl ResultsError {
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> ResultsError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> ResultsError {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

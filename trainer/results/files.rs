@@ -49,7 +49,7 @@ fn write_temporary(
 }
 
 /// Makes what was renamed or created in a file's directory last.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -72,7 +72,7 @@ fn equal(path: &Path, other: &mut File) -> io::Result<bool> {
 }
 
 /// Where a file is prepared. The process is named because not all writers hold a lock.
-fn temporary(path: &Path) -> PathBuf {
+pub(crate) fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
 }
@@ -107,7 +107,7 @@ pub(super) fn remove_leftovers(directory: &Path) -> Result<(), ResultsError> {
 
 /// A file that whole lines are appended to.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     /// Bytes of whole lines.
@@ -118,7 +118,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens or creates the file and cuts it off after `length` bytes.
-    pub(super) fn open(path: &Path, length: u64) -> Result<Journal, ResultsError> {
+    pub(crate) fn open(path: &Path, length: u64) -> Result<Journal, ResultsError> {
         let io = |source| ResultsError::io("open", path, source);
         let file = File::options().append(true).create(true).open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() != length {
@@ -129,12 +129,12 @@ impl Journal {
         Ok(Journal { path: path.to_owned(), file, length, torn: false })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Appends one line and waits until the disk has it. If that fails, the line is taken back.
-    pub(super) fn append(&mut self, line: &[u8]) -> Result<(), ResultsError> {
+    pub(crate) fn append(&mut self, line: &[u8]) -> Result<(), ResultsError> {
         if self.torn {
             self.file
                 .set_len(self.length)

@@ -111,6 +111,7 @@ impl Vector for Avx2 {
             Self::load_f16(lanes.as_ptr())
         }
         fn div(self, other: Self) -> Self { Avx2(_mm256_div_ps(self.0, other.0)) }
+        fn sqrt(self) -> Self { Avx2(_mm256_sqrt_ps(self.0)) }
     }
 }
 

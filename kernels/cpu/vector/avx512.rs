@@ -101,6 +101,7 @@ impl Vector for Avx512 {
             Avx512(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from.cast())))
         }
         fn div(self, other: Self) -> Self { Avx512(_mm512_div_ps(self.0, other.0)) }
+        fn sqrt(self) -> Self { Avx512(_mm512_sqrt_ps(self.0)) }
     }
 }
 

@@ -107,6 +107,7 @@ impl Vector for Portable {
             lanes!(i => if i < count { (*from.add(i)).to_f32() } else { 0.0 })
         }
         fn div(self, other: Self) -> Self { lanes!(i => self.0[i] / other.0[i]) }
+        fn sqrt(self) -> Self { lanes!(i => self.0[i].sqrt()) }
     }
 }
 

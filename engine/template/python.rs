@@ -8,8 +8,8 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 
-/// Deepest nesting of lists that is printed or dumped.
-const MAX_DEPTH: usize = 64;
+use super::guard::MAX_DEPTH;
+
 /// minijinja's price: one unit of fuel for 64 bytes.
 const BYTES_PER_FUEL: usize = 64;
 
@@ -32,9 +32,11 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         writer.write_str_of(value)?;
         writer.finish()
     });
-    environment.add_filter("trim", |value: &str, characters: Option<&str>| {
-        strip(value, characters, true, true).to_owned()
+    environment.add_filter("trim", |state: &State, value: &str, characters: Option<&str>| {
+        pay_for_strip(state, value, characters)?;
+        Ok::<String, Error>(strip(value, characters, true, true).to_owned())
     });
+    environment.add_filter("sum", sum);
 }
 
 /// `{{ value }}` prints str(value); an undefined value prints nothing.
@@ -353,6 +355,7 @@ fn call_method(
     match method {
         "strip" | "lstrip" | "rstrip" => {
             let (characters,): (Option<&str>,) = from_args(arguments)?;
+            pay_for_strip(state, text, characters)?;
             Ok(strip(text, characters, method != "rstrip", method != "lstrip").into())
         }
         "split" => {
@@ -414,6 +417,46 @@ fn call_method(
         }
         _ => fallback(state, value, method, arguments),
     }
+}
+
+/// Every character of the text may be compared with every one that is stripped.
+fn pay_for_strip(state: &State, text: &str, characters: Option<&str>) -> Result<(), Error> {
+    let set = characters.map_or(0, str::len);
+    if set <= BYTES_PER_FUEL {
+        return Ok(());
+    }
+    pay_for(state, text.len().saturating_mul(set / BYTES_PER_FUEL))
+}
+
+/// sum(). Lists, where `start` is one, the crate adds in quadratic time. Strings it adds as well, which Python refuses.
+fn sum(
+    state: &State,
+    values: Value,
+    attribute: Option<&str>,
+    start: Option<Value>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let given = if start.is_some() { start.clone() } else { named.get("start")? };
+    let invalid = |message: &str| Error::new(ErrorKind::InvalidOperation, message.to_owned());
+    let mut sum: Vec<Value> = match given.as_ref().map(Value::kind) {
+        Some(ValueKind::String) => return Err(invalid("sum() adds no strings; use join")),
+        Some(ValueKind::Seq) => given.iter().flat_map(Value::try_iter).flatten().collect(),
+        _ => return minijinja::filters::sum(state, values, attribute, start, named),
+    };
+    let attribute = attribute.or(named.get("attribute")?);
+    named.assert_all_used()?;
+    for item in values.try_iter()?.checked() {
+        let path = attribute.into_iter().flat_map(|path| path.split('.'));
+        let item = path.into_iter().try_fold(item?, |item, name| item.get_attr(name))?;
+        if item.kind() != ValueKind::Seq {
+            return Err(invalid("sum() adds only lists to a list"));
+        }
+        for part in item.try_iter()?.checked() {
+            state.consume_fuel(1)?;
+            sum.push(part?);
+        }
+    }
+    Ok(sum.into())
 }
 
 fn pay_for(state: &State, bytes: usize) -> Result<(), Error> {

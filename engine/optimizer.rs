@@ -1,0 +1,249 @@
+//! AdamW over named slices (Loshchilov and Hutter 2019), with the norm of the whole gradient clipped.
+//!
+//! Parameters, gradients and moments are plain f32 slices, in an order that is fixed when the
+//! optimizer is made. What differs from PyTorch: the norm is summed in f64, in an order that no number
+//! of threads changes; and a gradient that is not finite changes nothing and is reported, where
+//! PyTorch would write NaN into every parameter.
+
+use kernels::cpu::{Cpu, adamw, norm};
+use serde::{Deserialize, Serialize};
+
+/// What stays the same over a run. The rate is given to each step, by its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// λ: a step takes lr·λ of each parameter away, apart from the gradient ("decoupled").
+    pub weight_decay: f64,
+    /// The norm of the whole gradient is scaled down to this; `None` clips nothing.
+    pub max_norm: Option<f64>,
+}
+
+impl Default for Settings {
+    /// PyTorch's betas and ε, no decay, no clipping.
+    fn default() -> Settings {
+        Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_norm: None }
+    }
+}
+
+/// One parameter and its gradient, of the same length.
+#[derive(Debug)]
+pub struct Parameter<'a> {
+    /// The name the optimizer was made with.
+    pub name: &'a str,
+    /// The f32 master, updated in place.
+    pub values: &'a mut [f32],
+    /// The gradient, summed over the step; it is read, and clipped on the way.
+    pub gradient: &'a [f32],
+}
+
+/// What became of a step. `norm` is that of the whole gradient before clipping.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use = "a step whose gradient is not finite changes nothing, which somebody must know"]
+pub enum Outcome {
+    /// Parameters and moments were updated.
+    Updated {
+        /// √Σ g².
+        norm: f64,
+        /// What the gradient was multiplied with: 1 where it was not clipped.
+        scale: f32,
+    },
+    /// The norm is infinite or NaN: parameters, moments and the count of steps are as before.
+    NotFinite {
+        /// As it was found.
+        norm: f64,
+    },
+}
+
+impl Outcome {
+    /// The norm of the gradient before clipping, whatever it is.
+    pub fn norm(self) -> f64 {
+        match self {
+            Outcome::Updated { norm, .. } | Outcome::NotFinite { norm } => norm,
+        }
+    }
+}
+
+/// The optimizer and its state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamW {
+    settings: Settings,
+    steps: u64,
+    moments: Vec<Moments>,
+}
+
+/// The running means of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+struct Moments {
+    name: String,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl AdamW {
+    /// An optimizer for parameters of these names and lengths, in this order, with moments of zero.
+    pub fn new<'a>(
+        settings: Settings,
+        parameters: impl IntoIterator<Item = (&'a str, usize)>,
+    ) -> AdamW {
+        let moments = parameters.into_iter().map(|(name, len)| Moments {
+            name: name.to_string(),
+            first: vec![0.0; len],
+            second: vec![0.0; len],
+        });
+        AdamW { settings, steps: 0, moments: moments.collect() }
+    }
+
+    /// What it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Steps taken so far; the state's part of bias correction.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Takes a step at rate `learning_rate`, unless the gradient is not finite.
+    ///
+    /// # Panics
+    /// If names, order or lengths are not those the optimizer was made with.
+    pub fn step(
+        &mut self,
+        cpu: &Cpu,
+        learning_rate: f64,
+        parameters: &mut [Parameter<'_>],
+    ) -> Outcome {
+        assert_eq!(parameters.len(), self.moments.len(), "number of parameters");
+        for (parameter, moments) in parameters.iter().zip(&self.moments) {
+            let (name, len) = (parameter.name, moments.first.len());
+            assert_eq!(name, moments.name, "parameters are in another order");
+            assert_eq!(parameter.values.len(), len, "length of {name}");
+            assert_eq!(parameter.gradient.len(), len, "length of the gradient of {name}");
+        }
+        let norm = gradient_norm(cpu, parameters.iter().map(|parameter| parameter.gradient));
+        if !norm.is_finite() {
+            return Outcome::NotFinite { norm };
+        }
+        let scale = clip_scale(norm, self.settings.max_norm);
+        self.steps += 1;
+        let step = self.numbers(learning_rate, scale);
+        for (parameter, moments) in parameters.iter_mut().zip(&mut self.moments) {
+            let (m, v) = (&mut moments.first, &mut moments.second);
+            adamw::step(cpu, parameter.values, m, v, parameter.gradient, &step);
+        }
+        Outcome::Updated { norm, scale }
+    }
+
+    /// The kernel's numbers for step `self.steps` (1 is the first), computed in f64 as PyTorch does
+    /// and rounded once.
+    fn numbers(&self, learning_rate: f64, scale: f32) -> adamw::Step {
+        let Settings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
+        let t = self.steps as f64;
+        adamw::Step {
+            scale,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+            first_weight: (1.0 - beta1) as f32,
+            second_decay: beta2 as f32,
+            second_weight: (1.0 - beta2) as f32,
+            correction: (1.0 - beta2.powf(t)).sqrt() as f32,
+            epsilon: epsilon as f32,
+            step_size: (learning_rate / (1.0 - beta1.powf(t))) as f32,
+        }
+    }
+
+    /// The state for a checkpoint: beside [`AdamW::steps`], two slices a parameter, named
+    /// `first.NAME` and `second.NAME`.
+    pub fn state(&self) -> impl Iterator<Item = (String, &[f32])> {
+        self.moments.iter().flat_map(|moments| {
+            let name = &moments.name;
+            [
+                (format!("first.{name}"), moments.first.as_slice()),
+                (format!("second.{name}"), moments.second.as_slice()),
+            ]
+        })
+    }
+
+    /// Takes up a state as [`AdamW::state`] gave it, bit for bit, or is left as it was. `count` is
+    /// the number of slices in the checkpoint, and `slice` gives one by its name.
+    pub fn restore<'a>(
+        &mut self,
+        steps: u64,
+        count: usize,
+        slice: impl Fn(&str) -> Option<&'a [f32]>,
+    ) -> Result<(), StateError> {
+        let expected = 2 * self.moments.len();
+        if count != expected {
+            return Err(StateError::Count { expected, found: count });
+        }
+        let find = |prefix: &str, moments: &Moments| {
+            let name = format!("{prefix}.{}", moments.name);
+            match slice(&name) {
+                None => Err(StateError::Missing { name }),
+                Some(found) if found.len() != moments.first.len() => {
+                    let (expected, found) = (moments.first.len(), found.len());
+                    Err(StateError::Length { name, expected, found })
+                }
+                Some(found) => Ok(found),
+            }
+        };
+        let mut found = Vec::with_capacity(self.moments.len());
+        for moments in &self.moments {
+            found.push((find("first", moments)?, find("second", moments)?));
+        }
+        for (moments, (first, second)) in self.moments.iter_mut().zip(found) {
+            moments.first.copy_from_slice(first);
+            moments.second.copy_from_slice(second);
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+/// Why a saved state does not fit the parameters of this run.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// A moment is not in the checkpoint.
+    #[error("the optimizer state has no '{name}': it belongs to another adapter")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A moment has another length.
+    #[error("'{name}' of the optimizer state has {found} values, the adapter has {expected}")]
+    Length {
+        /// Its name.
+        name: String,
+        /// The parameter's length.
+        expected: usize,
+        /// The saved length.
+        found: usize,
+    },
+    /// More or fewer moments than this adapter has.
+    #[error("the optimizer state has {found} tensors, this adapter needs {expected}")]
+    Count {
+        /// Two a parameter.
+        expected: usize,
+        /// In the checkpoint.
+        found: usize,
+    },
+}
+
+/// The norm of all gradients as one vector, √Σ g², in f64. The order of the sum is that of the
+/// slices. Infinite or NaN if and only if an element is.
+pub fn gradient_norm<'a>(cpu: &Cpu, gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
+    gradients.into_iter().map(|g| norm::sum_of_squares(cpu, g)).sum::<f64>().sqrt()
+}
+
+/// The factor that clips a gradient of this norm: min(1, max_norm / (norm + 1e-6)), as
+/// `torch.nn.utils.clip_grad_norm_` has it.
+fn clip_scale(norm: f64, max_norm: Option<f64>) -> f32 {
+    max_norm.map_or(1.0, |max_norm| (max_norm / (norm + 1e-6)).min(1.0) as f32)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! `j1 data inspect`: what is in a file of pairs, before anything is done with it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Value, json};
+
+use super::overlap::Benchmark;
+use super::survey::{Survey, dropped_json};
+use super::{Dropped, Options, PrepareError, Progress, Reason};
+use crate::data::{self, Format, Replies};
+
+/// The most columns and sources that are told apart: enough for any sound file.
+const MAX_NAMES: usize = 1_000;
+
+/// Statistics over rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lengths {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// The 50th, 90th and 99th percentile (the smallest length that so many rows do not exceed).
+    pub percentiles: [u32; 3],
+    /// The largest.
+    pub max: u32,
+}
+
+impl Lengths {
+    /// Of lengths in any order; `None` of none.
+    fn of(mut lengths: Vec<u32>) -> Option<Lengths> {
+        lengths.sort_unstable();
+        let max = *lengths.last()?;
+        let count = lengths.len();
+        let percentile = |p: usize| lengths[(count * p).div_ceil(100).max(1) - 1];
+        let mean = lengths.iter().map(|&n| f64::from(n)).sum::<f64>() / count as f64;
+        Some(Lengths { mean, percentiles: [50, 90, 99].map(percentile), max })
+    }
+
+    fn json(&self) -> Value {
+        let [p50, p90, p99] = self.percentiles;
+        json!({ "mean": self.mean, "p50": p50, "p90": p90, "p99": p99, "max": self.max })
+    }
+}
+
+/// What `j1 data inspect` shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inspection {
+    /// The file's format.
+    pub format: Format,
+    /// Rows of the file.
+    pub rows: usize,
+    /// Each column with the rows that have it, and whether j1 reads it.
+    pub columns: BTreeMap<String, (usize, bool)>,
+    /// Rows that `j1 data prepare` would drop.
+    pub dropped: BTreeMap<Reason, Dropped>,
+    /// Sound rows whose prompt an earlier row has too.
+    pub repeated_prompts: usize,
+    /// Sound rows by source, or subset where there is no source.
+    pub sources: BTreeMap<String, usize>,
+    /// Lengths of sound rows: `prompt turns`, then characters of `prompt`, `chosen`, `rejected`.
+    pub lengths: Vec<(&'static str, Lengths)>,
+    /// Share of the sound rows whose chosen reply is the longer one: a judge may learn that instead.
+    pub chosen_longer: f64,
+    /// The first sound rows, as they would be written.
+    pub examples: Vec<Value>,
+}
+
+impl Inspection {
+    /// As `j1 data inspect --json` prints it.
+    pub fn to_json(&self) -> Value {
+        let columns: BTreeMap<&String, Value> = (self.columns.iter())
+            .map(|(name, (rows, read))| (name, json!({ "rows": rows, "read": read })))
+            .collect();
+        let lengths: BTreeMap<&str, Value> =
+            self.lengths.iter().map(|(name, lengths)| (*name, lengths.json())).collect();
+        json!({
+            "format": format!("{:?}", self.format).to_lowercase(),
+            "rows": self.rows,
+            "columns": columns,
+            "dropped": dropped_json(&self.dropped),
+            "repeated_prompts": self.repeated_prompts,
+            "sources": self.sources,
+            "lengths": lengths,
+            "chosen_longer": self.chosen_longer,
+            "examples": self.examples,
+        })
+    }
+}
+
+/// Looks through a file; `examples` of its rows are kept to be shown.
+pub fn inspect(
+    path: &Path,
+    examples: usize,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Inspection, PrepareError> {
+    let format = data::detect(path)?;
+    let mut columns: BTreeMap<String, (usize, bool)> = BTreeMap::new();
+    let mut sources: BTreeMap<String, usize> = BTreeMap::new();
+    let mut lengths: [Vec<u32>; 4] = Default::default();
+    let (mut longer, mut shown) = (0_usize, Vec::new());
+    let survey = Survey::take(
+        path,
+        &Options::default(),
+        &Benchmark::default(),
+        stop,
+        progress,
+        &mut |names, row| {
+            for name in names {
+                if columns.len() < MAX_NAMES || columns.contains_key(name) {
+                    let column = columns.entry(name.clone()).or_default();
+                    *column = (column.0 + 1, Replies::Sourced.reads(name));
+                }
+            }
+            let Some(row) = row else { return };
+            if sources.len() < MAX_NAMES || sources.contains_key(row.origin()) {
+                *sources.entry(row.origin().to_owned()).or_default() += 1;
+            }
+            let [prompt, chosen, rejected] = row.chars();
+            longer += usize::from(chosen > rejected);
+            for (list, length) in
+                lengths.iter_mut().zip([row.prompt.len(), prompt, chosen, rejected])
+            {
+                list.push(u32::try_from(length).unwrap_or(u32::MAX));
+            }
+            if shown.len() < examples {
+                shown.push(serde_json::to_value(row).expect("a row is JSON"));
+            }
+        },
+    )?;
+    let sound = lengths[0].len();
+    let names = ["prompt turns", "prompt", "chosen", "rejected"];
+    let lengths = (names.into_iter().zip(lengths))
+        .filter_map(|(name, lengths)| Some((name, Lengths::of(lengths)?)))
+        .collect();
+    Ok(Inspection {
+        format,
+        rows: survey.rows(),
+        columns,
+        dropped: survey.dropped().clone(),
+        repeated_prompts: survey.repeated_prompts(),
+        sources,
+        lengths,
+        chosen_longer: if sound == 0 { 0.0 } else { longer as f64 / sound as f64 },
+        examples: shown,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_lengths_that_occur() {
+        assert_eq!(Lengths::of(Vec::new()), None);
+        let one = Lengths::of(vec![7]).unwrap();
+        assert_eq!(one, Lengths { mean: 7.0, percentiles: [7; 3], max: 7 });
+        let hundred = Lengths::of((1..=100).rev().collect()).unwrap();
+        assert_eq!(hundred, Lengths { mean: 50.5, percentiles: [50, 90, 99], max: 100 });
+    }
+}

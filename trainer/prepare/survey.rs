@@ -1,0 +1,193 @@
+//! The first pass over a file: what becomes of every row.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Map, Value, json};
+
+use super::overlap::Benchmark;
+use super::row::{Refusal, Row, check};
+use super::{Options, PrepareError, Progress, Reason, tick};
+use crate::data::{self, DataError, Place, Replies};
+
+/// Places named for each reason.
+const NAMED: usize = 3;
+
+/// Rows that were dropped for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// How many.
+    pub rows: usize,
+    /// The first few: place, and what is wrong where the reason alone does not say it.
+    pub first: Vec<String>,
+}
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Kept(u128),
+    Dropped,
+}
+
+/// Sees the columns of every row, and the row if it is sound by itself; it may still be a duplicate, or overlap.
+pub(super) type EachRow<'a> = &'a mut dyn FnMut(&[String], Option<&Row>);
+
+/// What becomes of all rows of a file.
+#[derive(Debug)]
+pub(super) struct Survey {
+    fates: Vec<Fate>,
+    dropped: BTreeMap<Reason, Dropped>,
+    overlap: usize,
+    /// The first row of each pair, and where it stands.
+    seen: HashMap<u128, (usize, Place)>,
+    /// How many rows there are about each prompt, of those that are sound in themselves.
+    prompts: HashMap<u128, usize>,
+}
+
+impl Survey {
+    /// Reads a file.
+    pub(super) fn take(
+        path: &Path,
+        options: &Options,
+        benchmark: &Benchmark,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(Progress),
+        each: EachRow<'_>,
+    ) -> Result<Survey, PrepareError> {
+        let mut survey = Survey {
+            fates: Vec::new(),
+            dropped: BTreeMap::new(),
+            overlap: 0,
+            seen: HashMap::new(),
+            prompts: HashMap::new(),
+        };
+        data::visit(path, Replies::Sourced, |place, values| {
+            tick("checking", survey.rows(), stop, progress)?;
+            if survey.rows() == 0 {
+                // A file of another kind is one error, not a drop a row.
+                require_columns(path, &values)?;
+            }
+            let columns: Vec<String> = values.keys().cloned().collect();
+            match check(values) {
+                Ok(row) => {
+                    each(&columns, Some(&row));
+                    survey.sound(place, &row, options, benchmark);
+                }
+                Err(Refusal { reason, detail }) => {
+                    each(&columns, None);
+                    survey.drop_row(reason, place, &detail);
+                }
+            }
+            Ok::<_, PrepareError>(())
+        })?;
+        if survey.fates.is_empty() {
+            return Err(DataError::Empty { path: path.to_owned() }.into());
+        }
+        Ok(survey)
+    }
+
+    fn sound(&mut self, place: Place, row: &Row, options: &Options, benchmark: &Benchmark) {
+        *self.prompts.entry(row.prompt_id()).or_default() += 1;
+        let chars: usize = row.chars().iter().sum();
+        if options.max_chars.is_some_and(|most| chars > most) {
+            return self.drop_row(Reason::TooLong, place, &format!("{chars} characters"));
+        }
+        if benchmark.contains(&row.prompt) {
+            self.overlap += 1;
+            if !options.keep_overlap {
+                return self.drop_row(Reason::Overlap, place, "");
+            }
+        }
+        let id = row.id();
+        if let Some((_, first)) = self.seen.get(&id) {
+            let detail = format!("as {first}");
+            return self.drop_row(Reason::Duplicate, place, &detail);
+        }
+        self.seen.insert(id, (self.fates.len(), place));
+        if let Some(&(number, other)) = self.seen.get(&row.swapped_id()) {
+            if self.fates[number] != Fate::Dropped {
+                self.fates[number] = Fate::Dropped;
+                self.count(Reason::Contradiction, other, &format!("against {place}"));
+            }
+            let detail = format!("against {other}");
+            return self.drop_row(Reason::Contradiction, place, &detail);
+        }
+        self.fates.push(Fate::Kept(id));
+    }
+
+    fn drop_row(&mut self, reason: Reason, place: Place, detail: &str) {
+        self.fates.push(Fate::Dropped);
+        self.count(reason, place, detail);
+    }
+
+    fn count(&mut self, reason: Reason, place: Place, detail: &str) {
+        let dropped = self.dropped.entry(reason).or_default();
+        dropped.rows += 1;
+        if dropped.first.len() < NAMED {
+            let separator = if detail.is_empty() { "" } else { ": " };
+            dropped.first.push(format!("{place}{separator}{detail}"));
+        }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.fates.len()
+    }
+
+    pub(super) fn kept(&self) -> usize {
+        self.fates.iter().filter(|&&fate| fate != Fate::Dropped).count()
+    }
+
+    /// The id of a row that is kept.
+    pub(super) fn kept_id(&self, number: usize) -> Option<u128> {
+        match self.fates.get(number) {
+            Some(&Fate::Kept(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    pub(super) fn dropped(&self) -> &BTreeMap<Reason, Dropped> {
+        &self.dropped
+    }
+
+    pub(super) fn overlap(&self) -> usize {
+        self.overlap
+    }
+
+    /// Rows whose prompt an earlier row has too.
+    pub(super) fn repeated_prompts(&self) -> usize {
+        self.prompts.values().map(|rows| rows - 1).sum()
+    }
+
+    /// `3 duplicate, 1 empty-reply`.
+    pub(super) fn reasons_text(&self) -> String {
+        let reasons = self.dropped.iter().map(|(reason, dropped)| {
+            let first = dropped.first.first().map_or("", String::as_str);
+            format!("{} {} ({first})", dropped.rows, reason.name())
+        });
+        reasons.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// As `prepare.json` has them.
+pub(super) fn dropped_json(dropped: &BTreeMap<Reason, Dropped>) -> Value {
+    let reasons = dropped.iter().map(|(reason, dropped)| {
+        (reason.name().to_owned(), json!({ "rows": dropped.rows, "first": dropped.first }))
+    });
+    Value::Object(reasons.collect())
+}
+
+fn require_columns(path: &Path, values: &Map<String, Value>) -> Result<(), DataError> {
+    let list = |name: &str| values.get(name).is_some_and(Value::is_array);
+    let needs_prompt = !(list("chosen") && list("rejected"));
+    let needed = [("chosen", true), ("rejected", true), ("prompt", needs_prompt)];
+    match needed.into_iter().find(|&(name, needed)| needed && !values.contains_key(name)) {
+        None => Ok(()),
+        Some((missing, _)) => Err(DataError::MissingColumn {
+            path: path.to_owned(),
+            place: String::new(),
+            missing,
+            found: values.keys().cloned().collect::<Vec<_>>().join(", "),
+        }),
+    }
+}

@@ -1,0 +1,349 @@
+//! Round trips, the presets checked by hand, and what is refused.
+
+use super::*;
+
+fn parse(text: &str) -> Settings {
+    Settings::parse("c.toml", text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn refused(text: &str) -> String {
+    Settings::parse("c.toml", text).expect_err(text).to_string()
+}
+
+/// The lines that are not comments.
+fn plain(settings: &Settings) -> Vec<String> {
+    let text = settings.to_toml();
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for &preset in Preset::ALL {
+        let settings = Settings::preset(preset);
+        assert_eq!(settings.preset, preset);
+        settings.validate().unwrap();
+        assert_eq!(parse(&settings.to_toml()), settings, "{}", settings.to_toml());
+        assert_eq!(parse(&format!("preset = \"{}\"", preset.name())), settings);
+    }
+    assert_eq!(parse(""), Settings::preset(Preset::J1Nano));
+
+    // Every key away from its default, awkward texts and numbers among them.
+    let other = "
+        preset = 'trl-0.15.2'
+        [model]
+        path = \"a \\\"b\\\" \\\\ \\u007f é \\n #\"
+        adapter = 'C:\\x'
+        [lora]
+        r = 0x20
+        alpha = 1
+        dropout = 1e-3
+        target_modules = ['q_proj',
+            'v_proj', # two of them
+        ]
+        rslora = true
+        [data]
+        train = 't'
+        held_out = 'h'
+        max_prompt_tokens = 1_000
+        over_long = 'drop'
+        orders = 'both'
+        template = 't.jinja'
+        [rollout]
+        group_size = 8
+        prompts_per_step = 6
+        temperature = 0.1
+        top_p = 0.95
+        top_k = 20
+        min_p = 0.05
+        max_completion_tokens = 64
+        thinking = 'off'
+        [reward]
+        wrong_verdict = -0.5
+        length_from_tokens = 32
+        normalize_each = true
+        drop_zero_variance = true
+        scale_rewards = 'batch'
+        weights = { format = 0, verdict = 3, consistency = 0.3333333333333333, length = 1e-300 }
+        [loss]
+        type = 'dr_grpo'
+        beta = 0
+        epsilon_low = 1
+        epsilon_high = 0.28
+        bias_corrected_kl = true
+        num_iterations = 2
+        mask_truncated = true
+        temperature_scaled = true
+        accumulation_steps = 3
+        [optimizer]
+        learning_rate = 3e-5
+        betas = [0, 0.999]
+        eps = 1e-6
+        weight_decay = 0.0
+        max_grad_norm = 1.0
+        schedule = 'constant'
+        warmup_steps = 0
+        [train]
+        steps = 18446744073709551615
+        epochs = 0
+        seed = 7
+        micro_batch_tokens = 4096
+        gradient_checkpointing = 'on'
+        save_every = 1
+        keep_last = 1
+        eval_every = 0
+        eval_pairs = 0
+    ";
+    let settings = parse(other);
+    assert_eq!(parse(&settings.to_toml()), settings);
+    let (preset, ours) = (plain(&Settings::preset(Preset::Trl0152)), plain(&settings));
+    let same: Vec<_> = preset.iter().zip(&ours).filter(|(a, b)| a == b).map(|(a, _)| a).collect();
+    assert!(
+        same.iter().all(|line| line.starts_with('[') || line.starts_with("preset")),
+        "{same:?}"
+    );
+    assert_eq!(settings.model.path, "a \"b\" \\ \u{7f} é \n #");
+    assert_eq!((settings.lora.r, settings.train.steps), (32, u64::MAX));
+}
+
+#[test]
+fn every_key_is_explained() {
+    let text = Settings::preset(Preset::J1Nano).to_toml();
+    let lines: Vec<&str> = text.lines().collect();
+    for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.contains(" = ")) {
+        let key = line.split(" = ").next().unwrap();
+        if key.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+            assert!(lines[number - 1].starts_with("# "), "{key}");
+        }
+    }
+    assert!(text.contains("# \"both\" | \"random\"\norders = \"both\"\n"), "{text}");
+    assert!(text.contains("# a whole number from 1 to 1024\nr = 16\n"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 110));
+}
+
+/// FACTS of the published recipe, value by value, with the issue's mendings.
+#[test]
+fn j1_nano_is_the_published_recipe_mended() {
+    let expected = "
+        preset = \"j1-nano\"
+        [model]
+        path = \"Qwen/Qwen3-0.6B\"
+        adapter = \"\"
+        [lora]
+        r = 16
+        alpha = 32.0
+        dropout = 0.0
+        target_modules = [\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_proj\", \"up_proj\", \"down_proj\"]
+        rslora = false
+        [data]
+        train = \"\"
+        held_out = \"\"
+        max_prompt_tokens = 2048
+        over_long = \"drop\"
+        orders = \"both\"
+        template = \"\"
+        [rollout]
+        group_size = 2
+        prompts_per_step = 16
+        temperature = 0.9
+        top_p = 1.0
+        top_k = 0
+        min_p = 0.0
+        max_completion_tokens = 2048
+        thinking = \"auto\"
+        [reward]
+        wrong_verdict = 0.0
+        length_from_tokens = 1536
+        normalize_each = true
+        drop_zero_variance = true
+        scale_rewards = \"group\"
+        [reward.weights]
+        format = 0.2
+        verdict = 1.0
+        consistency = 0.0
+        length = 0.0
+        [loss]
+        type = \"dapo\"
+        beta = 0.0005
+        epsilon_low = 0.2
+        epsilon_high = 0.2
+        bias_corrected_kl = false
+        num_iterations = 1
+        mask_truncated = false
+        temperature_scaled = true
+        accumulation_steps = 1
+        [optimizer]
+        learning_rate = 0.0001
+        betas = [0.9, 0.99]
+        eps = 1e-8
+        weight_decay = 0.1
+        max_grad_norm = 0.1
+        schedule = \"cosine\"
+        warmup_steps = 5
+        [train]
+        steps = 0
+        epochs = 2.0
+        seed = 0
+        micro_batch_tokens = 0
+        gradient_checkpointing = \"auto\"
+        save_every = 100
+        keep_last = 3
+        eval_every = 100
+        eval_pairs = 100
+    ";
+    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    assert_eq!(plain(&Settings::preset(Preset::J1Nano)), expected);
+}
+
+#[test]
+fn the_other_presets_differ_in_these_lines_only() {
+    let nano = plain(&Settings::preset(Preset::J1Nano));
+    let differences = |preset: Preset| -> Vec<String> {
+        let lines = plain(&Settings::preset(preset));
+        lines.into_iter().zip(&nano).filter(|(a, b)| a != *b).map(|(a, _)| a).collect()
+    };
+    assert_eq!(
+        differences(Preset::J1Micro),
+        ["preset = \"j1-micro\"", "path = \"Qwen/Qwen3-1.7B\""]
+    );
+    assert_eq!(
+        differences(Preset::Spct),
+        [
+            "preset = \"spct\"",
+            "orders = \"random\"",
+            "group_size = 4",
+            "wrong_verdict = -1.0",
+            "normalize_each = false",
+            "format = 0.0",
+            "type = \"grpo\"",
+            "beta = 0.08",
+        ]
+    );
+    assert_eq!(
+        differences(Preset::Trl0152),
+        [
+            "preset = \"trl-0.15.2\"",
+            "dropout = 0.1",
+            "over_long = \"truncate-left\"",
+            "orders = \"random\"",
+            "normalize_each = false",
+            "drop_zero_variance = false",
+            "format = 1.0",
+            "type = \"grpo\"",
+            "temperature_scaled = false",
+            "accumulation_steps = 4",
+            "epochs = 10.0",
+            "seed = 42",
+        ]
+    );
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_name() {
+    for (text, says) in [
+        (
+            "[lora]\nr = 8\nalhpa = 3",
+            "c.toml, line 3: there is no key lora.alhpa; did you mean lora.alpha?",
+        ),
+        ("[lorra]\nr = 8", "line 1: there is no key lorra; did you mean lora?"),
+        ("[optimizer]\nlr = 1", "did you mean optimizer.learning_rate?"),
+        ("num_generations = 8", "did you mean rollout.group_size?"),
+        ("temperature = 1.0", "did you mean rollout.temperature?"),
+        ("[reward.weights]\nverdit = 1", "did you mean reward.weights.verdict?"),
+        ("reward.weight.format = 1", "did you mean reward.weights?"),
+        ("[train]\nseeds = 1", "did you mean train.seed?"),
+        ("[loss]\nwhatever_this_is = 1", "[loss] has type, beta, epsilon_low,"),
+        ("[frobnication]", "there are preset and the sections model, lora, data, rollout, reward,"),
+        ("[[lora]]\nr = 1", "lora = "),
+        ("lora = 3", "line 1: lora = 3; it must be a section"),
+        ("[lora.r]\nx = 1", "lora.r = "),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_what_is_allowed() {
+    for (text, says) in [
+        (
+            "\n[lora]\nr = \"8\"",
+            "c.toml, line 3: lora.r = \"8\"; it must be a whole number from 1 to 1024",
+        ),
+        ("lora.r = 0", "from 1 to 1024"),
+        ("lora.r = -1", "from 1 to 1024"),
+        ("lora.r = 8.0", "from 1 to 1024"),
+        ("lora.r = 99999999999999999999", "from 1 to 1024"),
+        ("lora.alpha = nan", "a number above 0"),
+        ("lora.alpha = inf", "a number above 0"),
+        ("lora.dropout = 1", "from 0 to below 1"),
+        ("lora.rslora = 1", "true | false"),
+        ("lora.target_modules = []", "a list of q_proj"),
+        ("lora.target_modules = ['q_proj', 'q_proj']", "a list of q_proj"),
+        ("lora.target_modules = ['lm_head']", "a list of q_proj"),
+        ("data.orders = 'chosen'", "data.orders = 'chosen'; it must be \"both\" | \"random\""),
+        ("rollout.group_size = 1", "from 2 to 1024"),
+        ("rollout.top_p = 0", "above 0, up to 1"),
+        ("loss.type = 'ppo'", "\"grpo\" | \"bnpo\" | \"dapo\" | \"dr_grpo\""),
+        ("optimizer.betas = [0.9]", "two numbers from 0 to below 1"),
+        ("optimizer.betas = [0.9, 1.0]", "two numbers"),
+        ("optimizer.learning_rate = 1979-05-27", "a number above 0"),
+        ("preset = 'j1-mini'", "\"j1-nano\" | \"j1-micro\" | \"spct\" | \"trl-0.15.2\""),
+        ("reward.weights.verdict = -1", "at least 0"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    let long = refused(&format!("train.seed = '{}'", "x".repeat(5000)));
+    assert!(long.len() < 200, "{long}");
+}
+
+#[test]
+fn keys_that_disagree_are_refused_together() {
+    let zero = "format = 0\nverdict = 0";
+    for (text, says) in [
+        (format!("[reward.weights]\n{zero}"), "all of reward.weights are 0"),
+        ("data.orders = 'random'\nreward.weights.consistency = 1".into(), "needs data.orders"),
+        ("rollout.prompts_per_step = 5".into(), "prompts_per_step = 5 is odd"),
+        (
+            "reward.weights.length = 1\nrollout.max_completion_tokens = 100".into(),
+            "length_from_tokens = 1536",
+        ),
+        ("loss.accumulation_steps = 3".into(), "accumulation_steps = 3 must divide"),
+        ("train.epochs = 0".into(), "nothing would be trained"),
+    ] {
+        let error = refused(&text);
+        assert!(error.starts_with("c.toml: ") && error.contains(says), "{text}: {error}");
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_refused_with_its_line() {
+    for (text, line) in [
+        ("[lora]\nr = = 8", 2),
+        ("[lora]\nr = 8\nr = 9", 3),
+        ("\n\n[lora\n", 3),
+        ("train.seed = 'x", 1),
+        ("x = [[[[", 1),
+    ] {
+        let error = refused(text);
+        assert!(error.starts_with(&format!("c.toml, line {line}: not TOML: ")), "{text}: {error}");
+    }
+    let deep = refused(&format!("lora.r = {}", "[".repeat(100_000)));
+    assert!(deep.contains("not TOML"), "{deep}");
+}
+
+#[test]
+fn files_are_read_within_bounds() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    let read = || Settings::from_file(&path).map_err(|error| error.to_string());
+    assert!(read().unwrap_err().contains("config.toml"));
+    let settings = Settings::preset(Preset::Spct);
+    std::fs::write(&path, settings.to_toml()).unwrap();
+    assert_eq!(read().unwrap(), settings);
+    std::fs::write(&path, "#".repeat(2 << 20)).unwrap();
+    assert!(read().unwrap_err().contains("larger than 1048576 bytes"));
+    std::fs::write(&path, b"preset = \"\xff\"").unwrap();
+    assert!(read().unwrap_err().contains("UTF-8"), "{:?}", read());
+}
