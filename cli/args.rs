@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Rollout, Train};
-use trainer::verdict::MatchRule;
+use trainer::{prompt::OrderPlan, verdict::MatchRule};
 
 /// Tiny reasoning reward models: judge, evaluate, train.
 #[derive(Parser, Debug)]
@@ -146,6 +146,16 @@ pub(crate) enum MatchArg {
     Soft,
 }
 
+impl From<OrderArg> for OrderPlan {
+    fn from(arg: OrderArg) -> OrderPlan {
+        match arg {
+            OrderArg::Both => OrderPlan::Both,
+            OrderArg::Random => OrderPlan::Random,
+            OrderArg::ChosenFirst => OrderPlan::ChosenFirst,
+        }
+    }
+}
+
 impl From<MatchArg> for MatchRule {
     fn from(arg: MatchArg) -> MatchRule {
         match arg {
@@ -181,9 +191,10 @@ pub(crate) struct Judge {
     /// Reply B: text, or @FILE
     #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
     pub(crate) b: Option<String>,
-    /// Pairs to judge: .jsonl, .csv or .parquet
-    #[arg(long, value_name = "FILE", help_heading = "Input")]
-    pub(crate) data: Option<PathBuf>,
+    /// Pairs to judge: a .jsonl, .csv or .parquet file, a Hugging Face id (owner/name:file), or the
+    /// known name rewardbench
+    #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
+    pub(crate) data: Option<String>,
     /// Pairs at most, the first of the file
     #[arg(long, value_name = "N", requires = "data", help_heading = "Input",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -240,17 +251,17 @@ pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
-    /// Pairs: .jsonl, .csv or .parquet with prompt, chosen, rejected and perhaps subset, or the
-    /// known name rewardbench
+    /// Pairs: a .jsonl, .csv or .parquet file with prompt, chosen, rejected and perhaps subset, a
+    /// Hugging Face id (owner/name:file), or the known name rewardbench
     #[arg(
         long,
-        value_name = "FILE|NAME",
+        value_name = "FILE|ID|NAME",
         required_unless_present = "rescore",
         help_heading = "Input"
     )]
     pub(crate) data: Option<String>,
     /// Score judgements that are already written (outputs.jsonl, or a results.csv), without a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "limit"],
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data", "out", "limit"],
           help_heading = "Input")]
     pub(crate) rescore: Option<PathBuf>,
     /// Rows at most: a sample in which every subset has its share, drawn by --seed and the rows'
@@ -270,16 +281,16 @@ pub(crate) struct Eval {
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
-    /// Which reply stands in slot A
-    #[arg(long, value_enum, default_value_t = OrderArg::Both, help_heading = "Protocol")]
-    pub(crate) order: OrderArg,
+    /// Which reply stands in slot A [default: both]
+    #[arg(long, value_enum, help_heading = "Protocol")]
+    pub(crate) order: Option<OrderArg>,
     /// How scores are read
     #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
     pub(crate) match_rule: MatchArg,
-    /// Judgements a pair and order, scores summed as in SPCT
-    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
+    /// Judgements a pair and order, scores summed as in SPCT [default: 1]
+    #[arg(long, value_name = "K", help_heading = "Protocol",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) votes: u32,
+    pub(crate) votes: Option<u32>,
 
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
@@ -397,11 +408,13 @@ pub(crate) struct Info {
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: Option<String>,
     /// Sequences at once, for the memory estimate
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub(crate) batch: usize,
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
     /// Tokens of prompt and completion, for the memory estimate
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    pub(crate) length: usize,
+    #[arg(long, value_name = "N", default_value_t = 4096,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) length: u32,
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,

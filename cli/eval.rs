@@ -21,7 +21,7 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::{Eval, OrderArg},
+    args::Eval,
     interrupt,
     output::{note, print},
     session::{Session, data_file},
@@ -38,6 +38,19 @@ pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
 fn rescored(args: &Eval, path: &Path) -> Result<ExitCode, Failure> {
     let records = rescore(path)?;
     let protocol = Protocol::of(&records, args.match_rule.into(), args.generation.seed);
+    // They are what they are: flags that say otherwise would be ignored.
+    let (order, votes) = (args.order.map(OrderPlan::from), args.votes);
+    if order.is_some_and(|order| order != protocol.order)
+        || votes.is_some_and(|v| v != protocol.votes)
+    {
+        return Err(format!(
+            "{}: these judgements were made with --order {} --votes {}; leave both flags out",
+            path.display(),
+            protocol.order,
+            protocol.votes
+        )
+        .into());
+    }
     let scores = Scores::compute(&records, protocol);
     report(args, &scores, &path.display().to_string(), None)?;
     Ok(ExitCode::SUCCESS)
@@ -59,12 +72,8 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let judge = session.judge(args.max_prompt_tokens)?;
     let protocol = Protocol {
         rule: args.match_rule.into(),
-        order: match args.order {
-            OrderArg::Both => OrderPlan::Both,
-            OrderArg::Random => OrderPlan::Random,
-            OrderArg::ChosenFirst => OrderPlan::ChosenFirst,
-        },
-        votes: args.votes,
+        order: args.order.map_or(OrderPlan::Both, OrderPlan::from),
+        votes: args.votes.unwrap_or(1),
         seed: args.generation.seed,
         sample: (sample.rows < sample.of).then_some(sample),
     };

@@ -44,7 +44,8 @@ pub(crate) fn run(args: &Info) -> Result<ExitCode, Failure> {
         let checkpoint = Checkpoint::open(&directory)?;
         let config = Config::load(&directory)?;
         checkpoint.check(&config)?;
-        let budget = Budget::of(&config, checkpoint.len_bytes(), args.batch, args.length);
+        let (batch, length) = (args.batch as usize, args.length as usize);
+        let budget = Budget::of(&config, checkpoint.len_bytes(), batch, length);
         rows.extend(model_rows(&config, &budget, args));
         report["model"] = json!({
             "directory": directory,

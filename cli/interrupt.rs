@@ -1,4 +1,4 @@
-//! Ctrl-C and termination: the first asks the run to stop between two steps, the second ends it.
+//! Ctrl-C: the first asks the run to stop between two steps, the second ends it. Termination ends it at once.
 
 use std::{
     process::ExitCode,

@@ -17,7 +17,7 @@ use crate::{
     args::{Judge, JudgeOrder},
     interrupt,
     output::print,
-    session::Session,
+    session::{Session, data_file},
 };
 
 pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
@@ -42,23 +42,25 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
 
 /// The pairs on the command line or in the file. Reply A takes the place of the chosen one.
 fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
-    if let Some(path) = &args.data {
-        return Ok(data::read_with(path, args.limit.map(|limit| limit as usize), Replies::Any)?);
+    if let Some(spec) = &args.data {
+        let limit = args.limit.map(|limit| limit as usize);
+        return Ok(data::read_with(&data_file(spec)?, limit, Replies::Any)?);
     }
-    let text = |value: &Option<String>| -> Result<String, Failure> {
+    let text = |flag: &str, value: &Option<String>| -> Result<String, Failure> {
         let value = value.as_deref().expect("clap requires prompt, a and b together");
         match value.strip_prefix('@') {
-            Some(path) => std::fs::read_to_string(Path::new(path))
-                .map_err(|error| format!("{path}: {error}").into()),
+            Some(path) => std::fs::read_to_string(Path::new(path)).map_err(|error| {
+                format!("cannot read {path}, which {flag} names with @: {error}").into()
+            }),
             None => Ok(value.to_string()),
         }
     };
     Ok(vec![Pair {
         id: "pair".to_string(),
         row: 0,
-        prompt: vec![Message::new("user", &text(&args.prompt)?)],
-        chosen: text(&args.a)?,
-        rejected: text(&args.b)?,
+        prompt: vec![Message::new("user", &text("--prompt", &args.prompt)?)],
+        chosen: text("--a", &args.a)?,
+        rejected: text("--b", &args.b)?,
         subset: None,
     }])
 }

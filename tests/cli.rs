@@ -107,6 +107,16 @@ fn bad_usage_and_wrong_paths_are_explained() {
     fails(&eval_args(&model, &data, &out, &["--template", &template]), 1, &["respons"]);
     fails(&eval_args(&model, &data, &data, &[]), 1, &["pairs.jsonl", "not a directory"]);
     fails(&["eval", "--rescore", "./nothing.jsonl"], 1, &["nothing.jsonl"]);
+    let directory = path("");
+    fails(&["eval", "--rescore", &directory], 1, &["a directory; give a file"]);
+    fails(&["eval", "--rescore", &data, "--adapter", "x"], 2, &["--adapter", "--rescore"]);
+    let pair = ["judge", "--model", &model, "--a", "x", "--b", "y", "--prompt"];
+    fails(&[&pair[..], &["@./nowhere.txt"]].concat(), 1, &["nowhere.txt", "--prompt", "@"]);
+    // Data of j1 judge may be an id, too; what looks like a path never is.
+    fails(&["judge", "--model", &model, "--data", "./no.jsonl"], 1, &["no.jsonl"]);
+    fails(&["judge", "--model", &model, "--data", "nothing"], 1, &["owner/name"]);
+    fails(&["info", "--model", &model, "--length", "99999999999"], 2, &["--length"]);
+    fails(&["info", "--model", &model, "--batch", "0"], 2, &["--batch"]);
     fails(&["check", "./nothing"], 1, &["nothing"]);
     fails(&["info", "--model", "./nothing"], 1, &["nothing"]);
 }
@@ -181,10 +191,22 @@ fn an_evaluation_ends_with_the_same_bytes_however_it_ran() {
     assert!(bytes(Path::new(&whole)) == expected);
     fails(&eval_args(&model, &data, &whole, &["--seed", "1"]), 1, &["seed"]);
 
+    let rescored = |name: &str| {
+        let path = Path::new(&whole).join(name).display().to_string();
+        let rescored = stdout(&j1(&["eval", "--rescore", &path, "--match", "soft", "--json"]));
+        let mut json: serde_json::Value = serde_json::from_str(&rescored).unwrap();
+        assert!(json["j1"].is_object(), "{json}");
+        json["model"] = serde_json::Value::Null;
+        json
+    };
+    // The table does not tell its orders, the file beside it does.
+    assert_eq!(rescored("outputs.jsonl"), rescored("results.csv"));
     let outputs = Path::new(&whole).join("outputs.jsonl").display().to_string();
-    let rescored = stdout(&j1(&["eval", "--rescore", &outputs, "--match", "soft", "--json"]));
-    let json: serde_json::Value = serde_json::from_str(&rescored).unwrap();
-    assert!(json["j1"].is_object(), "{json}");
+    let rescore = ["eval", "--rescore", &outputs];
+    stdout(&j1(&[&rescore[..], &["--order", "both", "--votes", "1"]].concat()));
+    for other in [["--order", "random"], ["--votes", "2"]] {
+        fails(&[&rescore[..], &other].concat(), 1, &["made with --order both --votes 1"]);
+    }
 }
 
 #[test]

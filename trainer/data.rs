@@ -27,6 +27,7 @@ mod parquet;
 mod rows;
 mod sample;
 mod thrift;
+mod zstd;
 
 use std::fs::File;
 use std::io::Read;
@@ -170,13 +171,15 @@ pub enum DataError {
     },
     /// Needed columns are missing.
     #[error(
-        "{}: there is no column {missing}; found: {found}. Needed are chosen and rejected (to \
+        "{}{place}: there is no column {missing}; found: {found}. Needed are chosen and rejected (to \
          judge without labels: a and b), and prompt unless these are lists of messages; subset and id \
          are optional", path.display()
     )]
     MissingColumn {
         /// The data file.
         path: PathBuf,
+        /// `, line 7`, where earlier rows have the column, else empty.
+        place: String,
         /// The first column that is missing.
         missing: &'static str,
         /// The columns that there are.
@@ -279,17 +282,21 @@ pub(crate) fn visit<E: From<DataError>>(
 /// The format of a file, by its first bytes and then by its extension.
 pub fn detect(path: &Path) -> Result<Format, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
-    let mut start = Vec::new();
-    File::open(path).map_err(io)?.take(64).read_to_end(&mut start).map_err(io)?;
     let unknown = |found: &str| {
         Err(DataError::UnknownFormat { path: path.to_owned(), found: found.to_owned() })
     };
+    if path.is_dir() {
+        return unknown("a directory; give a file in it");
+    }
+    let mut start = Vec::new();
+    File::open(path).map_err(io)?.take(64).read_to_end(&mut start).map_err(io)?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).trim_ascii_start();
     match start.as_slice() {
         [] => return Err(DataError::Empty { path: path.to_owned() }),
         [b'P', b'A', b'R', b'1', ..] => return Ok(Format::Parquet),
         [b'P', b'A', b'R', b'E', ..] => return unknown("an encrypted Parquet file"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return unknown("UTF-16; convert it to UTF-8"),
         [0x1f, 0x8b, ..] => return unknown("gzip; decompress it first"),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => return unknown("zstd; decompress it first"),
         [b'P', b'K', 3, 4, ..] => return unknown("a zip archive; unpack it first"),

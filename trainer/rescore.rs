@@ -5,11 +5,13 @@
 //! * our outputs.jsonl. A torn last line, as a killed run leaves it, is left out;
 //! * a table (.csv, or .jsonl with an object a line) with the columns of the original evaluation: `prompt`,
 //!   `chosen`, `rejected`, `judgement`, and optionally `scores`, `subset` and `id`. Each line is a row of its own.
+//!   The published file calls two of them `Pipeline_root.block.unit[DirectScoreJudge]_score` and `pairwise_score`.
 //!
 //! Such a table does not say which reply stood in slot A. In the original's it is always the chosen one. In our
-//! results.csv it need not be, but `scores` stands there with the chosen reply's score first, and the judgement
-//! with slot A's first: where they are each other's reverse, the rejected reply was A. If a table is known to
-//! hold both orders, a line that does not tell (a tie, or nothing parsed) is an error, not a guess.
+//! results.csv it need not be. Where the outputs.jsonl of the same run lies beside it, that one is read in its place.
+//! Alone, it tells by `scores`, where the chosen reply's score stands first, while in the judgement slot A's does:
+//! where they are each other's reverse, the rejected reply was A. If a table is known to hold both orders, a line
+//! that does not tell (a tie, or nothing parsed) is an error, not a guess.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -145,8 +147,9 @@ fn from_csv(path: &Path) -> Result<Vec<Record>, RescoreError> {
         let mut values = Map::new();
         for (name, cell) in names.iter().zip(record) {
             // Of columns with the same name the first counts; empty cells of optional columns have no value.
-            let optional = matches!(name.as_str(), "subset" | "id" | "scores");
-            if !values.contains_key(name) && (NEEDED.contains(&name.as_str()) || optional) {
+            let column = column(name);
+            let optional = matches!(column, "subset" | "id" | "scores");
+            if !values.contains_key(name) && (NEEDED.contains(&column) || optional) {
                 let text = data::csv::text(path, line, cell)?;
                 let empty = optional && text.is_empty();
                 values.insert(name.clone(), if empty { Value::Null } else { text.into() });
@@ -170,6 +173,15 @@ impl<'a> Table<'a> {
 
     fn add(&mut self, line: u64, mut values: Map<String, Value>) -> Result<(), RescoreError> {
         let path = self.path;
+        let renamed: Vec<String> =
+            values.keys().filter(|name| column(name) != name.as_str()).cloned().collect();
+        for name in renamed {
+            if !values.contains_key(column(&name))
+                && let Some(value) = values.remove(&name)
+            {
+                values.insert(column(&name).to_owned(), value);
+            }
+        }
         if let Some(&missing) = NEEDED.iter().find(|&&name| !values.contains_key(name)) {
             return Err(RescoreError::MissingColumn { path: path.to_owned(), line, missing });
         }
@@ -215,14 +227,31 @@ impl<'a> Table<'a> {
     }
 
     fn finish(self) -> Result<Vec<Record>, RescoreError> {
-        let mixed = self.rows.iter().any(|(_, order, _)| *order == Some(Order::RejectedFirst))
-            || self.path.with_file_name("outputs.jsonl").is_file();
+        let beside = self.path.with_file_name("outputs.jsonl");
+        if beside != self.path
+            && beside.is_file()
+            && let Ok(outputs) = rescore(&beside)
+            && outputs.iter().map(|output| &output.text).eq(self.rows.iter().map(|row| &row.2.text))
+        {
+            return Ok(outputs);
+        }
+        let mixed = beside.is_file()
+            || self.rows.iter().any(|(_, order, _)| *order == Some(Order::RejectedFirst));
         match self.rows.iter().find(|(_, order, _)| mixed && order.is_none()) {
             Some((line, ..)) => {
                 Err(RescoreError::UnknownOrder { path: self.path.to_owned(), line: *line })
             }
             None => Ok(self.rows.into_iter().map(|(_, _, record)| record).collect()),
         }
+    }
+}
+
+/// What this module calls a column that the original evaluation writes under the names its pipeline makes.
+fn column(name: &str) -> &str {
+    match name {
+        "pairwise_score" => "scores",
+        _ if name.starts_with("Pipeline_") && name.ends_with("_score") => "judgement",
+        _ => name,
     }
 }
 

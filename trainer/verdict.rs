@@ -20,12 +20,14 @@
 //! A judgement without a verdict is a value, [`Verdict::Unparsed`] with its [`Reason`], which is
 //! counted and reported. Both rules take time linear in the length of the text.
 
+mod digits;
 mod parts;
 mod soft;
 
 use std::fmt;
 use std::str::FromStr;
 
+use digits::is_number;
 pub use parts::{Parts, parts};
 use serde::{Deserialize, Serialize};
 pub use soft::parse_soft;
@@ -186,9 +188,8 @@ impl FromStr for MatchRule {
 /// text `\\boxed{([\d.]+),\s*([\d.]+)}`, then Python's `float` on both captures. The first match of
 /// each decides; a box whose numbers do not convert (`1.2.3`) is not skipped for a later one.
 ///
-/// Two corners differ from Python on purpose: `\d` means the ASCII digits here (Python's also
-/// matches other scripts' digits, which no published judgement uses), and a number too large for
-/// an f64 is [`Reason::BadNumber`], not infinity, so that scores stay finite.
+/// One corner differs from Python: a number too large for an f64 is the largest one, not infinity, so that
+/// scores stay finite. It compares as infinity does.
 pub fn parse_strict(text: &str) -> Verdict {
     const OPEN: &str = "<scores>";
     if text.trim().is_empty() {
@@ -204,8 +205,8 @@ pub fn parse_strict(text: &str) -> Verdict {
     let Some((a, b)) = strict_box(&inside[..close]) else {
         return Verdict::Unparsed(Reason::NoBox);
     };
-    match (a.parse::<f64>(), b.parse::<f64>()) {
-        (Ok(a), Ok(b)) if a.is_finite() && b.is_finite() => Verdict::Scores(a, b),
+    match (digits::float(a), digits::float(b)) {
+        (Some(a), Some(b)) => Verdict::Scores(a, b),
         _ => Verdict::Unparsed(Reason::BadNumber),
     }
 }
@@ -215,11 +216,10 @@ pub fn format_tags(text: &str) -> usize {
     FORMAT_TAGS.iter().filter(|tag| text.contains(*tag)).count()
 }
 
-/// The captures of the first `\\boxed{([0-9.]+),\s*([0-9.]+)}`. No part of the pattern can match
+/// The captures of the first `\\boxed{([\d.]+),\s*([\d.]+)}`. No part of the pattern can match
 /// what the next part needs, so nothing is ever tried twice and the scan is linear.
 fn strict_box(text: &str) -> Option<(&str, &str)> {
     const BOXED: &str = "\\boxed{";
-    let is_number = |c: char| c.is_ascii_digit() || c == '.';
     for (start, _) in text.match_indices(BOXED) {
         let rest = &text[start + BOXED.len()..];
         let a = &rest[..rest.find(|c| !is_number(c)).unwrap_or(rest.len())];

@@ -481,7 +481,7 @@ impl Client {
             (status, _, _) => {
                 let error = HubError::Server { url: answer.url.clone(), status, message: shown };
                 return match status {
-                    408 | 500 | 502 | 503 | 504 => Failure::Passing(error, asked),
+                    408 | 500..=599 => Failure::Passing(error, asked),
                     _ => Failure::Lasting(error),
                 };
             }

@@ -41,7 +41,15 @@ pub(super) fn visit_values<E: From<DataError>>(
                 values.insert(name.clone(), Value::Null);
                 continue;
             }
-            values.insert(name.clone(), value(name, text(path, line, cell)?));
+            let text = text(path, line, cell)?;
+            if is_python_list(text) {
+                let problem = format!(
+                    "{name} is a list of messages as Python prints it; write it as JSON (json.dumps), or \
+                     the data as .jsonl or .parquet"
+                );
+                return Err(Place::Line(line).problem(path, problem).into());
+            }
+            values.insert(name.clone(), value(name, text));
         }
         each(Place::Line(line), values)
     })
@@ -93,6 +101,13 @@ fn value(name: &str, text: &str) -> Value {
         return list;
     }
     Value::String(text.to_owned())
+}
+
+/// Whether pandas wrote a list of messages here: with single quotes, which JSON does not have. As text it would be
+/// judged without anybody noticing.
+fn is_python_list(text: &str) -> bool {
+    let is_start = ["[{'role':", "[{'content':"].iter().any(|start| text.starts_with(start));
+    is_start && text.trim_ascii_end().ends_with("}]")
 }
 
 fn is_message(value: &Value) -> bool {

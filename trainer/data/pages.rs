@@ -11,6 +11,7 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use super::DataError;
 use super::parquet::{damaged, read_at};
 use super::thrift::{Cursor, Problem, Wire};
+use super::zstd;
 
 /// The largest page after decompression, in bytes.
 const MAX_PAGE: i64 = 256 << 20;
@@ -64,13 +65,13 @@ pub(super) fn check_column(
         feature: feature.to_owned(),
     };
     match column.compression() {
-        Compression::ZSTD(_) => return Err(unsupported("the codec zstd")),
         Compression::LZO => return Err(unsupported("the codec lzo")),
         Compression::BROTLI(_) => return Err(unsupported("the codec brotli")),
         Compression::LZ4 => return Err(unsupported("the old framed codec lz4")),
         Compression::UNCOMPRESSED
         | Compression::SNAPPY
         | Compression::GZIP(_)
+        | Compression::ZSTD(_)
         | Compression::LZ4_RAW => {}
     }
     // Its length is one more number to distrust, and nobody writes texts this way.
@@ -124,29 +125,51 @@ pub(super) fn check_column(
                 other => format!("encoding number {other}"),
             }));
         }
-        if matches!(column.compression(), Compression::GZIP(_)) && page.is_compressed {
-            let compressed = read_at(file, data, page.compressed as u64).map_err(io)?;
-            if unfolds_beyond(&compressed, &page) {
-                return Err(bad(format!(
-                    "a page unfolds beyond the {} bytes it claims",
-                    page.uncompressed
-                )));
-            }
+        if page.is_compressed {
+            check_unfolded(column.compression(), &page, || {
+                read_at(file, data, page.compressed as u64).map_err(io)
+            })?
+            .map_err(bad)?;
         }
         at = next;
     }
     Ok(())
 }
 
-/// Whether a gzip page holds more than it claims; the reader would unfold all of it before it compares.
-fn unfolds_beyond(compressed: &[u8], page: &Page) -> bool {
+/// Refuses a page whose reader would unfold all of it before it compares with what the page claims.
+/// The outer error is the system's, the inner one is about the page.
+fn check_unfolded(
+    codec: Compression,
+    page: &Page,
+    compressed: impl FnOnce() -> Result<Vec<u8>, DataError>,
+) -> Result<Result<(), String>, DataError> {
+    if !matches!(codec, Compression::GZIP(_) | Compression::ZSTD(_)) {
+        return Ok(Ok(()));
+    }
+    let compressed = compressed()?;
     // In pages of version 2 the levels stand before the compressed part.
     let levels = usize::try_from(page.levels).unwrap_or(usize::MAX);
-    let Some(body) = compressed.get(levels..) else { return false };
+    let Some(body) = compressed.get(levels..) else {
+        return Ok(Err("a page is shorter than its levels".to_owned()));
+    };
     let claim = page.uncompressed as u64;
-    let mut counted = MultiGzDecoder::new(body).take(claim + 1);
-    // What does not decompress is the reader's to report: it comes no further than this did.
-    io::copy(&mut counted, &mut io::sink()).is_ok_and(|count| count > claim)
+    let count = |unfolded: &mut dyn Read| io::copy(&mut unfolded.take(claim + 1), &mut io::sink());
+    Ok(match codec {
+        // What does not decompress is the reader's to report: it comes no further than this did.
+        Compression::GZIP(_) => match count(&mut MultiGzDecoder::new(body)) {
+            Ok(count) if count > claim => {
+                Err(format!("a page unfolds beyond the {claim} bytes it claims"))
+            }
+            _ => Ok(()),
+        },
+        _ if body.is_empty() && claim == page.levels as u64 => Ok(()),
+        // Its reader does not compare.
+        _ => match zstd::reader(body).and_then(|mut unfolded| count(&mut unfolded)) {
+            Ok(count) if count.saturating_add(page.levels as u64) == claim => Ok(()),
+            Ok(_) => Err(format!("a page does not unfold to the {claim} bytes it claims")),
+            Err(error) => Err(format!("a page does not unfold ({error})")),
+        },
+    })
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq)]

@@ -5,9 +5,8 @@
 //! are measured where they lie, because a dictionary can repeat one long text a million times. What
 //! still panics becomes an error.
 //!
-//! Read are snappy, gzip, lz4 and uncompressed pages, in plain and dictionary encoding. Zstandard (whose
-//! crate compiles C), brotli and the old framed lz4 (which nobody bounds) and the DELTA encodings are
-//! refused by name.
+//! Read are snappy, gzip, zstd (`zstd.rs`), lz4 and uncompressed pages, in plain and dictionary encoding.
+//! Brotli and the old framed lz4 (which nobody bounds) and the DELTA encodings are refused by name.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -18,7 +17,7 @@ use std::sync::{Arc, Once};
 
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::FileReader;
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
@@ -27,6 +26,7 @@ use serde_json::{Map, Value};
 use super::pages::{Budget, check_column};
 use super::rows::{self, Place};
 use super::thrift::{Cursor, Problem, Wire};
+use super::zstd::Unfolded;
 use super::{DataError, Pair, Replies};
 
 /// The largest footer, in bytes.
@@ -63,7 +63,7 @@ pub(super) fn visit<E: From<DataError>>(
     let file_len = file.metadata().map_err(io)?.len();
     check_footer(path, &mut file, file_len)?;
     let caught = quietly(|| {
-        let reader = SerializedFileReader::new(file.try_clone().map_err(io)?)
+        let reader = Unfolded::new(file.try_clone().map_err(io)?)
             .map_err(|error| damaged(path, error.to_string()))?;
         read_rows(path, file, file_len, &reader, limit, replies, each)
     });
@@ -142,7 +142,7 @@ fn read_rows<E: From<DataError>>(
     path: &Path,
     mut file: File,
     file_len: u64,
-    reader: &SerializedFileReader<File>,
+    reader: &Unfolded,
     limit: usize,
     replies: Replies,
     mut each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
@@ -185,11 +185,8 @@ fn read_rows<E: From<DataError>>(
     for (number, row) in iterator.take(limit).enumerate() {
         let number = number as u64;
         let row = row.map_err(|error| damaged(path, format!("row {number}: {error}")))?;
-        let mut values = columns(row).map_err(|problem| DataError::Row {
-            path: path.to_owned(),
-            place: format!("row {number}"),
-            problem,
-        })?;
+        let mut values =
+            columns(row).map_err(|problem| Place::Row(number).problem(path, problem))?;
         for name in &others {
             values.entry(name.clone()).or_insert(Value::Null);
         }
@@ -203,7 +200,7 @@ fn read_rows<E: From<DataError>>(
 fn measure(
     path: &Path,
     max_text: u64,
-    reader: &SerializedFileReader<File>,
+    reader: &Unfolded,
     limit: usize,
     replies: Replies,
 ) -> Result<(), DataError> {
@@ -290,6 +287,11 @@ fn value(field: Field) -> Result<Value, String> {
         Field::UShort(n) => n.into(),
         Field::UInt(n) => n.into(),
         Field::ULong(n) => n.into(),
+        // NaN is how pandas writes that there is no value.
+        Field::Float(x) => {
+            serde_json::Number::from_f64(x.into()).map_or(Value::Null, Value::Number)
+        }
+        Field::Double(x) => serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number),
         Field::Group(row) => Value::Object(columns(row)?),
         Field::ListInternal(list) => {
             Value::Array(list.elements().iter().cloned().map(value).collect::<Result<_, _>>()?)

@@ -15,6 +15,12 @@ pub(crate) enum Place {
     Row(u64),
 }
 
+impl Place {
+    pub(super) fn problem(self, path: &Path, problem: String) -> DataError {
+        DataError::Row { path: path.to_owned(), place: self.to_string(), problem }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -32,14 +38,11 @@ pub(super) fn pair(
     mut values: Map<String, Value>,
     replies: Replies,
 ) -> Result<Pair, DataError> {
-    let problem = |problem: String| DataError::Row {
-        path: path.to_owned(),
-        place: place.to_string(),
-        problem,
-    };
+    let problem = |problem: String| place.problem(path, problem);
     let found: Vec<String> = values.keys().cloned().collect();
     let missing = |missing| DataError::MissingColumn {
         path: path.to_owned(),
+        place: if row > 0 { format!(", {place}") } else { String::new() },
         missing,
         found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
     };
@@ -81,6 +84,12 @@ pub(super) fn pair(
         None | Some(Value::Null) => row.to_string(),
         Some(Value::String(id)) => id,
         Some(Value::Number(id)) if id.is_u64() || id.is_i64() => id.to_string(),
+        // pandas makes 7.0 of 7 in a column that misses a value somewhere.
+        Some(Value::Number(id))
+            if id.as_f64().is_some_and(|id| id.fract() == 0.0 && id.abs() < 1e15) =>
+        {
+            format!("{:.0}", id.as_f64().unwrap_or_default())
+        }
         Some(other) => {
             return Err(problem(format!("id is {}, not text or a whole number", kind(&other))));
         }

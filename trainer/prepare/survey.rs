@@ -185,6 +185,7 @@ fn require_columns(path: &Path, values: &Map<String, Value>) -> Result<(), DataE
         None => Ok(()),
         Some((missing, _)) => Err(DataError::MissingColumn {
             path: path.to_owned(),
+            place: String::new(),
             missing,
             found: values.keys().cloned().collect::<Vec<_>>().join(", "),
         }),

@@ -39,6 +39,27 @@ fn the_published_judgements_are_scored_as_published() {
 }
 
 #[test]
+fn the_published_files_own_column_names_are_known() {
+    let text = "prompt,chosen,rejected,Pipeline_root.block.unit[DirectScoreJudge]_score,pairwise_score,correct\n\
+                p,c,r,\"<scores>\\boxed{9, 3}</scores>\",\"[9.0, 3.0]\",True\n\
+                p,c,r,nothing,Output does not match j1 format,False\n\
+                p,c,r,,Output does not match j1 format,False\n";
+    let records = rescored("j1_micro_rewardbench.csv", text).unwrap();
+    let scores = |record: &Record| record.scores_by_label(MatchRule::Strict);
+    assert_eq!(records.iter().map(scores).collect::<Vec<_>>(), [Some((9.0, 3.0)), None, None]);
+    assert!(records.iter().all(|record| record.order == Order::ChosenFirst));
+    let line = serde_json::json!({
+        "prompt": "p", "chosen": "c", "rejected": "r", "pairwise_score": [3.0, 9.0],
+        "Pipeline_root.block.unit[DirectScoreJudge]_score": judgement("9", "3"),
+    });
+    let records = rescored("o.jsonl", &line.to_string()).unwrap();
+    assert_eq!(scores(&records[0]), Some((3.0, 9.0)));
+    let without =
+        rescored("o.csv", "prompt,chosen,rejected,pairwise_score\np,c,r,x\n").unwrap_err();
+    assert!(without.to_string().contains("no column judgement"), "{without}");
+}
+
+#[test]
 fn our_own_outputs_are_read_again_from_their_texts() {
     let line = |row: u64, order: &str, finish: &str, text: &str| {
         serde_json::json!({

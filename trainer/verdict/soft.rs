@@ -6,8 +6,9 @@
 //!    `</think>` that was never opened (the prompt opened it), everything after a `<think>` that is
 //!    never closed. Nesting is not followed: the first `</think>` closes.
 //! 2. **The last readable box** of what remains: `boxed` (with any number of backslashes, or none)
-//!    followed by `{...}`, braces balanced. A box without its `}` counts if its line ends or a tag
-//!    begins after it; at the very end of the text it does not, as its last digit may be missing.
+//!    followed by `{...}`, braces balanced, over line ends if it must be. A box without its `}` counts
+//!    if its line ends or a tag begins after it; at the very end of the text it does not, as its last
+//!    digit may be missing.
 //! 3. **Two boxes of one number each**, at most [`BOX_GAP`] bytes apart, are A's and B's scores (or,
 //!    labelled, as their labels say). This is checked in the same backward pass as rule 2.
 //! 4. **The last scores section** of what remains, without a box: `<scores>` or `<score>`, in any
@@ -21,9 +22,10 @@
 //! exactly two numbers, digits with an optional decimal part, not negative. Each may be
 //! followed by `/10` or `out of 10` (or, if both have it, the same other number) and preceded by a
 //! label, `A` or `B`, perhaps with words of [`WORDS`] (`Response A: 8`); labels decide over position.
-//! Between them may stand spaces, line ends, commas, semicolons, bars, colons, brackets, braces,
-//! dollar signs, backslashes, markdown's `*`, `_`, backticks and list dashes. Any other word or
-//! sign makes the span unreadable, and so does a third number: a guess is not a verdict.
+//! Between them may stand spaces, line ends, commas, semicolons, bars, colons, equals signs,
+//! ampersands, brackets, braces, dollar signs, backslashes, markdown's `*`, `_`, backticks and list
+//! dashes. Any other word or sign makes the span unreadable, and so does a third number: a guess is
+//! not a verdict.
 
 use super::{Reason, Verdict, parse_strict};
 
@@ -126,11 +128,22 @@ fn last_box(text: &str) -> Result<(f64, f64), Reason> {
     let mut single: Option<(usize, Number)> = None; // a box of one number: where it starts
     let mut reason = Reason::NoScoresTag;
     for (start, word) in text.rmatch_indices("boxed") {
-        let Some(inside) = box_inside(&text[start + word.len()..]) else { continue };
-        match read_numbers(inside) {
-            Some(Numbers::Two(a, b)) => return Ok((a, b)),
-            Some(Numbers::One(mut number)) => {
-                let end = start + word.len() + inside.len() + 2;
+        let mut one = None;
+        let mut is_box = false;
+        for inside in box_insides(&text[start + word.len()..]) {
+            is_box = true;
+            match read_numbers(inside) {
+                Some(Numbers::Two(a, b)) => return Ok((a, b)),
+                Some(Numbers::One(number)) => one = one.or(Some((number, inside.len()))),
+                None => {}
+            }
+        }
+        if !is_box {
+            continue;
+        }
+        match one {
+            Some((mut number, length)) => {
+                let end = start + word.len() + length + 2;
                 if number.label.is_none() {
                     number.label = label_before(&text[..start]);
                 }
@@ -149,22 +162,25 @@ fn last_box(text: &str) -> Result<(f64, f64), Reason> {
     Err(reason)
 }
 
-/// What stands between the braces of a box, given the text after `boxed`.
-fn box_inside(rest: &str) -> Option<&str> {
-    let inside = rest.strip_prefix('{')?;
+/// What may stand between the braces of a box, given the text after `boxed`: up to the brace that closes it,
+/// and up to the end of its line or to a tag, if that comes first.
+fn box_insides(rest: &str) -> impl Iterator<Item = &str> {
+    let (mut closed, mut cut) = (None, None);
+    let inside = rest.strip_prefix('{').unwrap_or_default();
     let mut depth = 1;
     for (at, byte) in inside.bytes().enumerate().take(MAX_SPAN) {
         match byte {
             b'{' => depth += 1,
             b'}' => depth -= 1,
-            b'\n' | b'<' => return Some(&inside[..at]),
+            b'\n' | b'<' if cut.is_none() => cut = Some(&inside[..at]),
             _ => {}
         }
         if depth == 0 {
-            return Some(&inside[..at]);
+            closed = Some(&inside[..at]);
+            break;
         }
     }
-    None
+    closed.into_iter().chain(cut)
 }
 
 /// Rule 4; `closed_only` is rule 5, which reads a box in the section, too.

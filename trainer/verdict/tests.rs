@@ -20,7 +20,7 @@ fn strict_by_regex(text: &str) -> Verdict {
     static SECTION: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"(?s)<scores>(.*?)</scores>").unwrap());
     static NUMBERS: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"\\boxed\{([0-9.]+),[\s\x1c-\x1f]*([0-9.]+)\}").unwrap());
+        LazyLock::new(|| Regex::new(r"\\boxed\{([\d.]+),[\s\x1c-\x1f]*([\d.]+)\}").unwrap());
     if text.trim().is_empty() {
         return Verdict::Unparsed(Reason::Empty);
     }
@@ -33,8 +33,8 @@ fn strict_by_regex(text: &str) -> Verdict {
     let Some(found) = NUMBERS.captures(&section[1]) else {
         return Verdict::Unparsed(Reason::NoBox);
     };
-    match (found[1].parse::<f64>(), found[2].parse::<f64>()) {
-        (Ok(a), Ok(b)) if a.is_finite() && b.is_finite() => Verdict::Scores(a, b),
+    match (digits::float(&found[1]), digits::float(&found[2])) {
+        (Some(a), Some(b)) => Verdict::Scores(a, b),
         _ => Verdict::Unparsed(Reason::BadNumber),
     }
 }
@@ -46,6 +46,9 @@ fn strict_follows_the_published_rule() {
         ("<scores>\\boxed{8,6}</scores>", scores(8.0, 6.0)),
         ("<scores>\\boxed{8.,.5}</scores>", scores(8.0, 0.5)),
         ("<scores>\\boxed{8,\n \u{a0}\u{1f}6}</scores>", scores(8.0, 6.0)),
+        // Python's digits are those of every script.
+        ("<scores>\\boxed{\u{668}, \u{ff16}}</scores>", scores(8.0, 6.0)),
+        ("<scores>\\boxed{\u{b2}, 6}\\boxed{3, 4}</scores>", scores(3.0, 4.0)),
         // The first box that matches, in the first section, thinking or not.
         (
             "<think><scores>\\boxed{1, 2}</scores></think><scores>\\boxed{8, 6}</scores>",
@@ -77,7 +80,7 @@ fn strict_follows_the_published_rule() {
         assert_eq!(strict_by_regex(text), *expected, "{text}");
     }
     let huge = in_tag(&format!("\\boxed{{{}, 4}}", "9".repeat(400)));
-    assert_eq!(parse_strict(&huge), Verdict::Unparsed(Reason::BadNumber));
+    assert_eq!(parse_strict(&huge), scores(f64::MAX, 4.0));
 }
 
 #[test]
@@ -110,6 +113,10 @@ fn soft_reads_boxes_that_are_not_to_the_letter() {
         ("\\boxed{[8, 6]}", (8.0, 6.0)),
         ("\\boxed{(8, 6)}", (8.0, 6.0)),
         ("\\boxed{8, 6\n</scores>", (8.0, 6.0)),
+        ("\\boxed{8,\n6}", (8.0, 6.0)),
+        ("\\boxed{\n8\n6\n}", (8.0, 6.0)),
+        ("\\boxed{8, 6\n so it {is}", (8.0, 6.0)),
+        ("\\boxed{9} and \\boxed{8,\n6}", (8.0, 6.0)),
         ("\\boxed{8, 6</scores>", (8.0, 6.0)),
         // The last readable box, also when a broken one follows.
         ("\\boxed{1, 2} ... \\boxed{8, 6}", (8.0, 6.0)),

@@ -250,7 +250,8 @@ fn a_repository_without_what_a_model_needs() {
 
 #[test]
 fn passing_failures_are_repeated_and_others_are_not() {
-    for (status, attempts) in [(429, 3), (500, 3), (502, 3), (503, 3), (504, 3), (418, 1), (410, 1)]
+    for (status, attempts) in
+        [(429, 3), (500, 3), (502, 3), (503, 3), (504, 3), (522, 3), (418, 1), (410, 1)]
     {
         let scratch = Scratch::new();
         // An hour is not waited: `longest_pause` bounds it.
