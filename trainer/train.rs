@@ -92,7 +92,7 @@ pub struct StepReport {
 #[allow(missing_docs)] // one variant a part
 pub enum StepError {
     #[error("step {step}: {source}")]
-    Sample { step: u64, source: SampleError },
+    Sample { step: u64, source: Box<SampleError> },
     #[error("step {step}: {source}")]
     Update { step: u64, source: UpdateError },
 }
@@ -202,7 +202,7 @@ impl Trainer {
         let first = self.step * (slots.len() * self.settings.rollout.group_size) as u64;
         self.sampler()
             .sample(slots, first, stop, &mut |stats| progress(Progress::Sampling(stats)))
-            .map_err(|source| StepError::Sample { step, source })
+            .map_err(|source| StepError::Sample { step, source: Box::new(source) })
     }
 
     /// Learns from what was sampled with the parameters as they are.

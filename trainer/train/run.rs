@@ -88,7 +88,7 @@ pub enum RunError {
     #[error(transparent)]
     Step(#[from] StepError),
     #[error("held-out evaluation: {0}")]
-    Evaluation(JudgeError),
+    Evaluation(Box<JudgeError>),
     #[error("{} already holds a run; add --resume to continue it, or choose another --out", directory.display())]
     Exists { directory: PathBuf },
     #[error("{} holds no run to resume (there is no config.toml); leave --resume out to start one", directory.display())]
@@ -249,7 +249,7 @@ pub fn evaluate(
         }
         Ok(())
     });
-    assert_eq!(end.map_err(RunError::Evaluation)?, End::Complete);
+    assert_eq!(end.map_err(|error| RunError::Evaluation(Box::new(error)))?, End::Complete);
     records.sort_by_key(Record::key);
     let protocol = Protocol {
         rule: MatchRule::Strict,
