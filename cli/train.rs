@@ -137,8 +137,8 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
             let mut adapter = match from {
                 Some(path) => Adapter::load(path, config)?,
                 None => {
-                    let settings = adapter_settings(&settings.lora);
-                    Adapter::initialize(config, &settings, 0)?
+                    let form = adapter_settings(&settings.lora);
+                    Adapter::initialize(config, &form, settings.train.seed)?
                 }
             };
             adapter.base_model = Some(model.clone());
