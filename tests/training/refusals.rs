@@ -76,6 +76,34 @@ fn there_must_be_a_run_to_resume_and_room_for_a_new_one() {
 }
 
 #[test]
+fn a_run_at_work_is_left_alone_and_the_leftovers_of_killed_ones_go() {
+    let run = short();
+    let whole = run.complete("whole", 1);
+    let out = run.complete("out", 1);
+    // What kills leave: in the middle of a file, of a checkpoint, and of removing one.
+    for directory in ["checkpoints/.step-7.tmp", "checkpoints/.step-1.old"] {
+        fs::create_dir(out.join(directory)).unwrap();
+        fs::write(out.join(directory).join("state.json"), "{").unwrap();
+    }
+    for file in [
+        ".config.toml.77.tmp",
+        "rollouts/.step-2.jsonl.77.tmp",
+        "adapter/.adapter_config.json.77.tmp",
+    ] {
+        fs::write(out.join(file), "half").unwrap();
+    }
+    let before = files(&out);
+    assert_eq!(before.len(), files(&whole).len() + 5);
+    let lock = fs::File::options().write(true).open(out.join(".j1.lock")).unwrap();
+    lock.lock().unwrap();
+    fails(&resume(&out), 1, &["in use by another run"]);
+    assert!(files(&out) == before, "another run may be writing these");
+    drop(lock);
+    succeeded(&finish(&resume(&out)));
+    assert!(files(&out) == files(&whole));
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_serves() {
     let mut run = Run::new("qwen3-tied-bf16");
     run.set(&["train.steps=4"]);
