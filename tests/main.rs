@@ -9,3 +9,4 @@ mod generation;
 mod merge;
 mod smollm2;
 mod tidy;
+mod training;

@@ -26,6 +26,7 @@ use std::{
 
 use engine::{
     generate::{self, Stats},
+    kv_cache::KvCache,
     language_model::LanguageModel,
     optimizer::{self, AdamW},
     schedule::{self, Schedule},
@@ -139,11 +140,15 @@ impl Trainer {
             total_steps: steps * settings.loss.num_iterations as u64,
         };
         let completions = rollout.prompts_per_step * rollout.group_size;
-        let options = generate::Options {
-            max_batch: completions.clamp(rollout.group_size, 256),
-            prefill_rows: 512,
-            cache_bytes,
-        };
+        let max_batch = completions.clamp(rollout.group_size, 256);
+        // What a step can use: of a tiny model's pages, all memory would hold millions, and listing them takes
+        // longer than its steps.
+        let tokens = settings.data.max_prompt_tokens + rollout.max_completion_tokens;
+        let model = &language_model.model;
+        let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
+        let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
+        let options =
+            generate::Options { max_batch, prefill_rows: 512, cache_bytes: cache_bytes.min(most) };
         Trainer {
             language_model,
             template,

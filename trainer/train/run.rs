@@ -30,7 +30,10 @@ use crate::{
     judge::{self, End, Judge, JudgeError, Task},
     metrics::MetricsFile,
     prompt::{Order, OrderPlan},
-    results::{Record, ResultsError, claim, files::write_whole},
+    results::{
+        Record, ResultsError, claim,
+        files::{remove_temporaries, write_whole},
+    },
     scores::{Protocol, Scores},
     tensorboard::EventFile,
     verdict::MatchRule,
@@ -116,9 +119,9 @@ impl RunDirectory {
         if RunDirectory::config_of(directory).is_some() {
             return Err(RunError::Exists { directory: directory.to_owned() });
         }
-        let lock = claim(directory, fingerprints)?;
+        let claimed = RunDirectory::claim(directory, fingerprints)?;
         write_whole(&directory.join(CONFIG), config_toml.as_bytes())?;
-        Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
+        Ok(claimed)
     }
 
     /// Continues the run of a directory, whose model, data and template must be those it began with.
@@ -126,7 +129,16 @@ impl RunDirectory {
         if RunDirectory::config_of(directory).is_none() {
             return Err(RunError::NothingToResume { directory: directory.to_owned() });
         }
+        RunDirectory::claim(directory, fingerprints)
+    }
+
+    /// Locks the directory, and removes what runs left in it that were killed.
+    fn claim(directory: &Path, fingerprints: &Value) -> Result<RunDirectory, RunError> {
         let lock = claim(directory, fingerprints)?;
+        for part in [directory.to_owned(), directory.join(ROLLOUTS), directory.join(ADAPTER)] {
+            remove_temporaries(&part)?;
+        }
+        checkpoint::remove_leftovers(&directory.join(CHECKPOINTS))?;
         Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
     }
 
