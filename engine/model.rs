@@ -370,8 +370,14 @@ impl Model {
 /// The factors of one projection as tensors.
 fn lora(device: &Device, factors: &LoraFactors, layer: usize, which: Projection) -> Lora {
     let LoraFactors { a, b, rank, scale } = factors;
-    let tensor =
-        |values: &[f32], rows: usize| Tensor::from_slice(device, rows, values.len() / rows, values);
+    let (rank, n) = (*rank, b.len() / rank);
     let stream = (layer * Projection::ALL.len() + which as usize) as u32;
-    Lora { a: tensor(a, *rank), b: tensor(b, b.len() / rank), scale: *scale, stream }
+    let a = Tensor::from_slice(device, rank, a.len() / rank, a);
+    let b_transposed = Tensor::from_slice(device, rank, n, &transposed(b, n, rank));
+    Lora { a, b_transposed, scale: *scale, stream }
+}
+
+/// The transpose of a matrix `[rows, columns]`.
+fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|j| (0..rows).map(move |i| x[i * columns + j])).collect()
 }

@@ -8,7 +8,7 @@
 
 use kernels::cpu::log_prob::RowError;
 
-use super::{Layer, Model};
+use super::{Layer, Model, transposed};
 use crate::{
     adapter::{Adapter, LoraFactors, Projection, peft_key},
     ops::{
@@ -101,6 +101,12 @@ pub struct ParameterName {
 }
 
 impl ParameterName {
+    /// Values of the factor in the order of PEFT's files, where B is `[n, r]`.
+    pub fn in_peft_order(&self, factor: &Tensor) -> Vec<f32> {
+        let [rank, n] = factor.shape();
+        if self.is_a { factor.data().to_vec() } else { transposed(factor.data(), rank, n) }
+    }
+
     /// Its name in PEFT's files.
     pub fn peft_key(&self) -> String {
         let ParameterName { layer, projection, is_a } = *self;
@@ -155,11 +161,12 @@ impl Model {
         }
     }
 
-    /// The adapter's factors, layer by layer, in the order of [`Projection::ALL`], A before B.
+    /// The adapter's factors, layer by layer, in the order of [`Projection::ALL`], A before B. B is
+    /// transposed: `[r, n]`.
     pub fn parameters(&self) -> impl Iterator<Item = (ParameterName, &Tensor)> {
         self.loras().flat_map(|(layer, projection, lora)| {
             let name = move |is_a| ParameterName { layer, projection, is_a };
-            [(name(true), &lora.a), (name(false), &lora.b)]
+            [(name(true), &lora.a), (name(false), &lora.b_transposed)]
         })
     }
 
@@ -171,7 +178,7 @@ impl Model {
                 if let Some(lora) = &mut linear.lora {
                     let name = |is_a| ParameterName { layer, projection, is_a };
                     all.push((name(true), &mut lora.a));
-                    all.push((name(false), &mut lora.b));
+                    all.push((name(false), &mut lora.b_transposed));
                 }
             }
         }
@@ -181,8 +188,9 @@ impl Model {
     /// Writes the factors as they are now to `adapter`, which has factors for the same projections.
     pub fn store_adapter(&self, adapter: &mut Adapter) {
         for (layer, projection, lora) in self.loras() {
-            let rank = lora.a.shape()[0];
-            let (a, b) = (lora.a.data().to_vec(), lora.b.data().to_vec());
+            let [rank, n] = lora.b_transposed.shape();
+            let a = lora.a.data().to_vec();
+            let b = transposed(lora.b_transposed.data(), rank, n);
             adapter.set_factors(layer, projection, LoraFactors { a, b, rank, scale: lora.scale });
         }
     }

@@ -43,8 +43,8 @@ pub struct Linear {
 pub struct Lora {
     /// A `[r, k]`.
     pub a: Tensor,
-    /// B `[n, r]`.
-    pub b: Tensor,
+    /// Bᵀ `[r, n]`: every product with B then runs along rows.
+    pub b_transposed: Tensor,
     /// s.
     pub scale: f32,
     /// Tells this projection's dropout masks from the others'.
@@ -145,15 +145,26 @@ fn apply<'m>(
         let masked = pass.mask(lora).map(|mask| dropped(x, mask));
         let input = masked.as_ref().unwrap_or(x);
         let mut low = Tensor::uninitialized(&device, rows, rank);
-        let (a, b) = (Matrix::F32(lora.a.data()), Matrix::F32(lora.b.data()));
+        let a = Matrix::F32(lora.a.data());
         matmul::forward(cpu, low.data_mut(), input.data(), a, [rows, rank, k], rounding, false);
         scale(&mut low, lora.scale);
-        matmul::forward(cpu, y.data_mut(), low.data(), b, [rows, n, rank], rounding, true);
+        let b = lora.b_transposed.data();
+        match rounding {
+            Rounding::F64Sums => {
+                let (b, shape) = (Matrix::F32(b), [rows, rank, n]);
+                matmul::backward(cpu, y.data_mut(), low.data(), b, shape, rounding, true);
+            }
+            _ => {
+                let shape = [rows, n, rank];
+                product::accumulate(cpu, y.data_mut(), low.data(), Left::Rows, b, shape);
+            }
+        }
         low
     });
 
     let residual = residual.filter(|source| source.requires_grad).map(|source| source.id);
-    let trained = lora.is_some_and(|lora| lora.a.requires_grad() || lora.b.requires_grad());
+    let trained =
+        lora.is_some_and(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
     if tape.records(residual.is_some() || x.requires_grad() || trained) {
         let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: x.clone() });
         let x = x.requires_grad().then_some(x.id());
@@ -231,43 +242,22 @@ impl Update<'_> {
         let device = dy.device().clone();
         let cpu = device.cpu();
         let mut dlow = Tensor::uninitialized(&device, rows, rank);
-        let (b, rounding) = (Matrix::F32(lora.b.data()), pass.low_rank_rounding());
-        matmul::backward(cpu, dlow.data_mut(), dy.data(), b, [rows, n, rank], rounding, false);
+        let (b, rounding) = (Matrix::F32(lora.b_transposed.data()), pass.low_rank_rounding());
+        matmul::forward(cpu, dlow.data_mut(), dy.data(), b, [rows, rank, n], rounding, false);
         scale(&mut dlow, lora.scale);
-        if lora.b.requires_grad() {
-            // Transposed, so that its long side lies along the vectors.
-            let mut columns = Tensor::zeros(&device, rank, n);
-            let shape = [rank, n, rows];
-            product::accumulate(
-                cpu,
-                columns.data_mut(),
-                low.data(),
-                Left::Columns,
-                dy.data(),
-                shape,
-            );
-            let mut db = Tensor::uninitialized(&device, n, rank);
-            for (row, db) in db.data_mut().chunks_exact_mut(rank).enumerate() {
-                for (column, db) in db.iter_mut().enumerate() {
-                    *db = columns.data()[column * n + row];
-                }
-            }
-            gradients.add(lora.b.id(), db);
+        if lora.b_transposed.requires_grad() {
+            let mut db = Tensor::zeros(&device, rank, n);
+            let (shape, left) = ([rank, n, rows], Left::Columns);
+            product::accumulate(cpu, db.data_mut(), low.data(), left, dy.data(), shape);
+            gradients.add(lora.b_transposed.id(), db);
         }
         let mask = pass.mask(lora);
         if lora.a.requires_grad() {
             let masked = mask.map(|mask| dropped(&x, mask));
             let input = masked.as_ref().unwrap_or(&x);
             let mut da = Tensor::zeros(&device, rank, k);
-            let shape = [rank, k, rows];
-            product::accumulate(
-                cpu,
-                da.data_mut(),
-                dlow.data(),
-                Left::Columns,
-                input.data(),
-                shape,
-            );
+            let (shape, left) = ([rank, k, rows], Left::Columns);
+            product::accumulate(cpu, da.data_mut(), dlow.data(), left, input.data(), shape);
             gradients.add(lora.a.id(), da);
         }
         if let Some(dx) = dx {
@@ -296,10 +286,10 @@ mod tests {
     const F32: Pass = Pass { rounding: Rounding::F32, adapter: true, dropout: None };
 
     fn projection(n: usize, k: usize, rank: usize) -> Linear {
-        let [a, b] = [values(5, [rank, k]), values(6, [n, rank])];
+        let [a, b_transposed] = [values(5, [rank, k]), values(6, [rank, n])];
         let weight = Weight::from_f32(n, k, values(4, [n, k]).data());
         let bias = Some(values(3, [1, n]).data().to_vec());
-        Linear { weight, bias, lora: Some(Lora { a, b, scale: 0.7, stream: 3 }) }
+        Linear { weight, bias, lora: Some(Lora { a, b_transposed, scale: 0.7, stream: 3 }) }
     }
 
     #[test]
@@ -343,8 +333,8 @@ mod tests {
             check_gradient([rank, k], |tape, a| {
                 linear(tape, &x, with(&|lora| lora.a = a.clone()), pass)
             });
-            check_gradient([n, rank], |tape, b| {
-                linear(tape, &x, with(&|lora| lora.b = b.clone()), pass)
+            check_gradient([rank, n], |tape, b| {
+                linear(tape, &x, with(&|lora| lora.b_transposed = b.clone()), pass)
             });
         }
     }

@@ -59,11 +59,13 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, Chec
 
     let mut errors = Errors::default();
     for (name, tensor) in model.parameters() {
-        let ours = gradients.get(tensor).expect("every factor has a gradient").data();
+        let of = |all: &Gradients| {
+            name.in_peft_order(all.get(tensor).expect("every factor has a gradient"))
+        };
+        let (ours, again) = (of(&gradients), of(&recomputed));
         let theirs = case.tensor(&dump, &name.peft_key())?;
-        relative(&mut errors, "gradients (relative)", ours, &theirs);
-        let again = recomputed.get(tensor).expect("every factor has a gradient").data();
-        let differing = ours.iter().zip(again).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        relative(&mut errors, "gradients (relative)", &ours, &theirs);
+        let differing = ours.iter().zip(&again).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         errors.add("gradient bits that differ, recomputed", ours.len(), differing as f64, 0.0);
     }
     Ok(errors.named(case, "lora"))

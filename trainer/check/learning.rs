@@ -192,8 +192,9 @@ fn grpo(
             // Some cases have their loss only.
             let key = format!("{name}.{}", parameter.peft_key());
             let Some(theirs) = tensors.get(&key) else { continue };
-            let ours = gradients.get(tensor).expect("every factor has a gradient").data();
-            relative(errors, "GRPO gradients (relative)", ours, theirs);
+            let ours = gradients.get(tensor).expect("every factor has a gradient");
+            let ours = parameter.in_peft_order(ours);
+            relative(errors, "GRPO gradients (relative)", &ours, theirs);
         }
     }
     Ok(())
@@ -247,7 +248,7 @@ struct Optimized {
 impl Optimized {
     fn new(model: &Model, settings: Settings) -> Optimized {
         let (names, values): (Vec<String>, Vec<Vec<f32>>) =
-            model.parameters().map(|(name, t)| (name.peft_key(), t.data().to_vec())).unzip();
+            model.parameters().map(|(name, t)| (name.peft_key(), name.in_peft_order(t))).unzip();
         let sizes = names.iter().zip(&values).map(|(name, v)| (name.as_str(), v.len()));
         Optimized { optimizer: AdamW::new(settings, sizes), names, values }
     }
@@ -339,16 +340,16 @@ fn trl_step(
     let (loss, gradients) = loss_and_gradients(case, model, &items, how, &settings, temperature)?;
     errors.add("TRL's losses", parts.len(), (loss - expected).abs(), LOSS_BOUND);
 
-    let all: Vec<(String, &[f32])> = model
+    let all: Vec<(String, Vec<f32>)> = model
         .parameters()
         .map(|(name, tensor)| {
             let gradient = gradients.get(tensor).expect("every factor has a gradient");
-            (name.peft_key(), gradient.data())
+            (name.peft_key(), name.in_peft_order(gradient))
         })
         .collect();
     let norm = engine::optimizer::gradient_norm(
         model.device().cpu(),
-        all.iter().map(|(_, gradient)| *gradient),
+        all.iter().map(|(_, gradient)| gradient.as_slice()),
     );
     let theirs = f64::from(case.get(tensors, "grad0._norm")?[0]);
     errors.add("TRL's gradient norm (relative)", 1, (norm / theirs - 1.0).abs(), LOSS_BOUND);
