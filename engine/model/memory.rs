@@ -77,17 +77,17 @@ pub struct Scratch {
     pub rounded_f32: u64,
     /// Attention's scores.
     pub scores: u64,
-    /// Transposed weights of the checkpoint's type.
-    pub transposed: u64,
-    /// Transposed factors.
-    pub transposed_factors: u64,
+    /// Transposed weights in bf16 or f16.
+    pub transposed_16bit: u64,
+    /// Transposed weights in f32.
+    pub transposed_f32: u64,
 }
 
 impl Scratch {
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        let Scratch { rounded_bf16, rounded_f32, scores, transposed, transposed_factors } = *self;
-        rounded_bf16 + rounded_f32 + scores + transposed + transposed_factors
+        let Scratch { rounded_bf16, rounded_f32, scores, transposed_16bit, transposed_f32 } = *self;
+        rounded_bf16 + rounded_f32 + scores + transposed_16bit + transposed_f32
     }
 
     /// What two passes leave, in either order.
@@ -96,8 +96,8 @@ impl Scratch {
             rounded_bf16: self.rounded_bf16.max(other.rounded_bf16),
             rounded_f32: self.rounded_f32.max(other.rounded_f32),
             scores: self.scores.max(other.scores),
-            transposed: self.transposed.max(other.transposed),
-            transposed_factors: self.transposed_factors.max(other.transposed_factors),
+            transposed_16bit: self.transposed_16bit.max(other.transposed_16bit),
+            transposed_f32: self.transposed_f32.max(other.transposed_f32),
         }
     }
 }

@@ -86,7 +86,7 @@ pub(super) struct DryRun<'a> {
     memory: Rc<RefCell<Memory>>,
     scratch: Scratch,
     next_id: Id,
-    /// A and B of every target, layer by layer.
+    /// A and the transpose of B of every target, layer by layer.
     factors: Vec<Value>,
     gradients: HashMap<Id, Value>,
     layer: usize,
@@ -108,7 +108,7 @@ impl<'a> DryRun<'a> {
         for _ in 0..model.config.num_hidden_layers {
             for projection in Projection::ALL.into_iter().filter(|p| model.targets.contains(p)) {
                 let [n, k] = projection.shape(model.config);
-                let [a, b] = [run.value(model.rank, k), run.value(n, model.rank)];
+                let [a, b] = [run.value(model.rank, k), run.value(model.rank, n)];
                 run.factors.extend([a, b]);
             }
         }
@@ -326,6 +326,9 @@ impl<'a> DryRun<'a> {
             let masked = pass.dropout.then(|| self.like(x));
             let low = self.value(rows, self.model.rank);
             drop(masked);
+            if self.rounding() == Rounding::F64Sums {
+                grow(&mut self.scratch.transposed_f32, 4 * n * self.model.rank);
+            }
             low
         });
         if self.records(residual.is_some() || x.requires_grad || factors.is_some()) {
@@ -466,16 +469,8 @@ impl<'a> DryRun<'a> {
         if let Some(Update { a, b, low, x }) = update {
             let rank = self.model.rank;
             let dlow = self.value(rows, rank);
-            let rounding = match self.rounding() {
-                Rounding::Bf16 => Rounding::F32,
-                other => other,
-            };
-            self.matmul_backward([rows, n], rank, Dtype::F32, rounding);
-            {
-                let _columns = self.value(rank, n);
-                let db = self.value(n, rank);
-                self.add(b, db);
-            }
+            let db = self.value(rank, n);
+            self.add(b, db);
             let masked = pass.dropout.then(|| self.like(&x));
             let da = self.value(rank, k);
             self.add(a, da);
@@ -505,8 +500,8 @@ impl<'a> DryRun<'a> {
 
     fn matmul_backward(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
         match dtype {
-            Dtype::F32 => grow(&mut self.scratch.transposed_factors, 4 * n * k),
-            _ => grow(&mut self.scratch.transposed, 2 * n * k),
+            Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
+            _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
         }
         self.matmul([m, k], n, dtype, rounding);
     }
