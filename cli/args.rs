@@ -5,7 +5,7 @@ mod train;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub(crate) use train::{Rollout, Train};
+pub(crate) use train::{PresetArg, Rollout, Train};
 use trainer::{prompt::OrderPlan, verdict::MatchRule};
 
 /// Tiny reasoning reward models: judge, evaluate, train.
@@ -403,6 +403,15 @@ pub(crate) struct Check {
 
 /// Arguments of `j1 info`.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 info --model Qwen/Qwen3-0.6B --batch 16 --length 4096
+  j1 info --train                                        preset j1-nano on Qwen3-0.6B; nothing is read
+  j1 info --train --shape qwen3-1.7b --set rollout.group_size=8
+  j1 info --train --config my.toml --model ./qwen3 --json
+
+The peak of training is that of a step in which every prompt and completion has the length that the
+settings allow, with activations recomputed (train.gradient_checkpointing = on) and kept (off).")]
 pub(crate) struct Info {
     /// Checkpoint: a directory, or a Hugging Face id
     #[arg(long, value_name = "DIR|ID")]
@@ -415,9 +424,61 @@ pub(crate) struct Info {
     #[arg(long, value_name = "N", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) length: u32,
+    /// The memory that `j1 train` needs with these settings
+    #[arg(long, conflicts_with_all = ["batch", "length"], help_heading = "Training")]
+    pub(crate) train: bool,
+    /// A model by its shape, without a checkpoint [default: the settings' model]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        requires = "train",
+        conflicts_with = "model",
+        help_heading = "Training"
+    )]
+    pub(crate) shape: Option<ShapeArg>,
+    /// Recipe to start from
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        requires = "train",
+        conflicts_with = "config",
+        help_heading = "Training"
+    )]
+    pub(crate) preset: Option<PresetArg>,
+    /// Settings in TOML
+    #[arg(long, value_name = "FILE", requires = "train", help_heading = "Training")]
+    pub(crate) config: Option<PathBuf>,
+    /// Replace one setting; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", requires = "train", help_heading = "Training")]
+    pub(crate) set: Vec<String>,
+    /// Precision, as in `j1 train`
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, requires = "train",
+          help_heading = "Training")]
+    pub(crate) dtype: DtypeArg,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          requires = "train", help_heading = "Training")]
+    pub(crate) threads: Option<u16>,
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
+          help_heading = "Training")]
+    pub(crate) cache_memory: Option<u64>,
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Published shapes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ShapeArg {
+    /// Qwen/Qwen3-0.6B
+    #[value(name = "qwen3-0.6b")]
+    Qwen3_0_6b,
+    /// Qwen/Qwen3-1.7B
+    #[value(name = "qwen3-1.7b")]
+    Qwen3_1_7b,
 }
 
 /// A share below 1.

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::Info,
-    machine,
+    machine, memory,
     output::{bytes, print, table},
 };
 
@@ -25,21 +25,25 @@ pub(crate) fn run(args: &Info) -> Result<ExitCode, Failure> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let cpu = Cpu::new(1);
     let available: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-    let memory = machine::available_memory();
+    let free = machine::available_memory();
     let mut report = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instructions": cpu.isa().name(),
         "instructions_available": available,
         "threads": threads,
-        "memory_available_bytes": memory,
+        "memory_available_bytes": free,
     });
     let mut rows = vec![
         ["j1".to_string(), env!("CARGO_PKG_VERSION").to_string()],
         ["instructions".to_string(), format!("{} (of {})", cpu.isa(), available.join(", "))],
         ["threads".to_string(), threads.to_string()],
-        ["memory free".to_string(), memory.map_or("unknown".to_string(), bytes)],
+        ["memory free".to_string(), free.map_or("unknown".to_string(), bytes)],
     ];
-    if let Some(model) = &args.model {
+    if args.train {
+        let (training, values) = memory::training(args, cpu.isa())?;
+        rows.extend(training);
+        report["training"] = values;
+    } else if let Some(model) = &args.model {
         let directory = Hub::from_env().resolve_model(model, &mut |_| ())?;
         let checkpoint = Checkpoint::open(&directory)?;
         let config = Config::load(&directory)?;

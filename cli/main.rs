@@ -9,6 +9,7 @@ mod info;
 mod interrupt;
 mod judge;
 mod machine;
+mod memory;
 mod merge;
 mod output;
 mod rollout;

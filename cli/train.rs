@@ -29,8 +29,8 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::Train,
-    interrupt, machine,
+    args::{PresetArg, Train},
+    interrupt, machine, memory,
     output::{note, print},
     session::{data_file, directory_fingerprint, precision, resolve},
 };
@@ -45,7 +45,9 @@ pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
         false => settings(args)?,
         true => resumed_settings(args, out)?,
     };
-    let settings = with_absolute_paths(settings);
+    let mut settings = with_absolute_paths(settings);
+    // How batches are packed decides last bits: the number stays with the run.
+    settings.train.micro_batch_tokens = settings.micro_batch_tokens();
     let outcome = train(args, &settings, out)?;
     Ok(match outcome {
         Ended::Complete => ExitCode::SUCCESS,
@@ -53,16 +55,26 @@ pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Settings from a preset or a file, then from flags.
-fn settings(args: &Train) -> Result<Settings, Failure> {
-    let mut settings = match (&args.config, args.preset) {
+/// Settings from a preset or a file, some replaced.
+pub(crate) fn base_settings(
+    config: Option<&Path>,
+    preset: Option<PresetArg>,
+    replaced: &[String],
+) -> Result<Settings, Failure> {
+    let mut settings = match (config, preset) {
         (Some(path), _) => Settings::from_file(path)?,
         (None, Some(preset)) => Settings::preset(preset.0),
         (None, None) => Settings::preset(Preset::J1Nano),
     };
-    for assignment in &args.set {
+    for assignment in replaced {
         settings = settings.with(assignment)?;
     }
+    Ok(settings)
+}
+
+/// The same with the paths of flags.
+fn settings(args: &Train) -> Result<Settings, Failure> {
+    let mut settings = base_settings(args.config.as_deref(), args.preset, &args.set)?;
     let replace = |place: &mut String, flag: &Option<String>| {
         if let Some(value) = flag {
             place.clone_from(value);
@@ -190,7 +202,8 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
     let stop = interrupt::flag();
     let cache_bytes = args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize;
     let view = View::new();
-    let pairs = match fitting_pairs(&language_model, &template, settings, pairs, &view)? {
+    let (pairs, longest) = match fitting_pairs(&language_model, &template, settings, pairs, &view)?
+    {
         Some(pairs) => pairs,
         None => return Ok(Ended::Interrupted),
     };
@@ -199,7 +212,10 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
     }
 
-    let mut trainer = Trainer::new(language_model, template, settings.clone(), pairs, cache_bytes);
+    let mut settings = settings.clone();
+    let (model, cache) = (&language_model.model, cache_bytes as u64);
+    memory::resolve_checkpointing(&mut settings, model, &directory, longest, cache);
+    let mut trainer = Trainer::new(language_model, template, settings, pairs, cache_bytes);
     if let Some(checkpoint) = &checkpoint {
         note(&format!("continuing from {}", checkpoint.display()));
     } else if args.resume {
@@ -296,14 +312,14 @@ fn check_positions(language_model: &LanguageModel, settings: &Settings) -> Resul
     .into())
 }
 
-/// The pairs whose prompts fit. `None` if the user stopped it.
+/// The pairs whose prompts fit, and the longest prompt in tokens. `None` if the user stopped it.
 fn fitting_pairs(
     language_model: &LanguageModel,
     template: &Template,
     settings: &Settings,
     pairs: Vec<Pair>,
     view: &View,
-) -> Result<Option<Vec<Pair>>, Failure> {
+) -> Result<Option<(Vec<Pair>, usize)>, Failure> {
     let options = engine::generate::Options { max_batch: 1, prefill_rows: 1, cache_bytes: 0 };
     let sampler = Sampler { language_model, template, settings, pairs: &pairs, options };
     let bar = view.bar("measuring prompts", pairs.len());
@@ -323,7 +339,7 @@ fn fitting_pairs(
                 "{over_long} pairs have prompts above {limit} tokens, cut at their left"
             ));
         }
-        return Ok(Some(pairs));
+        return Ok(Some((pairs, longest.min(limit))));
     }
     if over_long > 0 {
         note(&format!(
@@ -339,7 +355,7 @@ fn fitting_pairs(
     let mut keep = vec![false; pairs.len()];
     fit.into_iter().for_each(|index| keep[index] = true);
     let kept = pairs.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(pair, _)| pair);
-    Ok(Some(kept.collect()))
+    Ok(Some((kept.collect(), longest.min(limit))))
 }
 
 /// What the terminal shows: a line a step, and below it a bar with what is going on.

@@ -14,6 +14,7 @@
 //! path serves prefill, decoding, scoring and training, and a row's results have the same bits in
 //! each. Training differentiates with respect to the adapter alone (see [`training`]).
 
+pub mod memory;
 pub mod training;
 
 use kernels::cpu::{
@@ -36,7 +37,7 @@ use crate::{
     },
     tape::Tape,
     tensor::{Device, Tensor},
-    weights::{Checkpoint, Weight, WeightsError},
+    weights::{Checkpoint, Dtype, Weight, WeightsError},
 };
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -50,6 +51,23 @@ pub enum Precision {
     /// The reference: everything in f32 whatever the weights' type, sums in f64. Slow; it is what
     /// `j1 check` compares, where PyTorch's own f32 leaves little room for errors of ours.
     F32,
+}
+
+impl Precision {
+    /// What a cache of keys and values holds.
+    pub fn cache_dtype(self) -> CacheDtype {
+        match self {
+            Precision::Bf16 => CacheDtype::Bf16,
+            Precision::F32 => CacheDtype::F32,
+        }
+    }
+
+    pub(crate) fn rounding(self) -> Rounding {
+        match self {
+            Precision::Bf16 => Rounding::Bf16,
+            Precision::F32 => Rounding::F64Sums,
+        }
+    }
 }
 
 /// A checkpoint, ready to run on one device.
@@ -230,12 +248,14 @@ impl Model {
         self.precision
     }
 
+    /// How the checkpoint stores its weights.
+    pub fn weights_dtype(&self) -> Dtype {
+        self.embedding.dtype()
+    }
+
     /// What a cache for this model holds.
     pub fn cache_dtype(&self) -> CacheDtype {
-        match self.precision {
-            Precision::Bf16 => CacheDtype::Bf16,
-            Precision::F32 => CacheDtype::F32,
-        }
+        self.precision.cache_dtype()
     }
 
     /// Runs the batch, writing its keys and values to `cache`, and returns the logits
@@ -343,10 +363,7 @@ impl Model {
     }
 
     fn rounding(&self) -> Rounding {
-        match self.precision {
-            Precision::Bf16 => Rounding::Bf16,
-            Precision::F32 => Rounding::F64Sums,
-        }
+        self.precision.rounding()
     }
 }
 

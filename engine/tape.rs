@@ -67,7 +67,12 @@ impl<'m> Tape<'m> {
     /// leaves to `gradients`.
     pub fn backward(self, y: &Tensor, dy: Tensor, gradients: &mut Gradients) {
         assert_eq!(y.shape(), dy.shape(), "the gradient has the shape of the value");
-        gradients.add(y.id(), dy);
+        self.backward_from(y.id(), dy, gradients);
+    }
+
+    /// The same where the value itself is gone.
+    fn backward_from(self, y: Id, dy: Tensor, gradients: &mut Gradients) {
+        gradients.add(y, dy);
         for (id, op) in self.nodes.into_iter().rev() {
             // What did not influence y has no gradient.
             if let Some(dy) = gradients.0.remove(&id) {
@@ -92,8 +97,9 @@ struct Checkpoint<'m, F> {
 impl<'m, F: Fn(&mut Tape<'m>, Tensor) -> Tensor> Backward for Checkpoint<'m, F> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
         let mut tape = Tape::new();
-        let y = (self.f)(&mut tape, self.x);
-        tape.backward(&y, dy, gradients);
+        // The result was the next layer's input, which has run backward: only its name is needed.
+        let y = (self.f)(&mut tape, self.x).id();
+        tape.backward_from(y, dy, gradients);
     }
 }
 

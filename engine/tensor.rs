@@ -3,10 +3,12 @@
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod free_list;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub(crate) use free_list::FreeList;
 use kernels::cpu::Cpu;
 
 /// Where tensors live and ops run. Cloning gives another handle to the same device.
@@ -15,8 +17,9 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     cpu: Cpu,
-    /// Buffers by their length.
-    free: Mutex<BTreeMap<usize, Vec<Arc<Buffer>>>>,
+    free: Mutex<FreeList<Arc<Buffer>>>,
+    /// Values that all buffers have room for, in use or not.
+    allocated: AtomicUsize,
 }
 
 type Buffer = Vec<f32>;
@@ -24,7 +27,7 @@ type Buffer = Vec<f32>;
 impl Device {
     /// The CPU, as the given context drives it.
     pub fn new(cpu: Cpu) -> Device {
-        Device(Arc::new(Inner { cpu, free: Mutex::default() }))
+        Device(Arc::new(Inner { cpu, free: Mutex::default(), allocated: AtomicUsize::new(0) }))
     }
 
     /// The context that kernels take.
@@ -34,22 +37,28 @@ impl Device {
 
     /// Gives the memory of dropped tensors back to the system: between phases of different shapes.
     pub fn trim(&self) {
-        self.0.free.lock().expect("no panic under the lock").clear();
+        let dropped = self.0.free.lock().expect("no panic under the lock").clear();
+        self.0.allocated.fetch_sub(dropped, Ordering::Relaxed);
+    }
+
+    /// Bytes of all buffers: those of tensors, and those that wait to be used again.
+    pub fn allocated_bytes(&self) -> usize {
+        self.0.allocated.load(Ordering::Relaxed) * size_of::<f32>()
     }
 
     /// A buffer of at least `len` values, whatever they are. Its owner is the only one.
     fn take(&self, len: usize) -> Arc<Buffer> {
-        // Eight lengths an octave, so that at most an eighth of a buffer is not used.
-        let step = (len.next_power_of_two() / 8).max(16);
-        let len = len.next_multiple_of(step).max(step);
-        let mut free = self.0.free.lock().expect("no panic under the lock");
-        let fitting = free.range_mut(len..=len * 2).find_map(|(_, buffers)| buffers.pop());
-        fitting.unwrap_or_else(|| Arc::new(vec![0.0; len]))
+        let len = FreeList::<Arc<Buffer>>::rounded(len);
+        let fitting = self.0.free.lock().expect("no panic under the lock").take(len);
+        fitting.unwrap_or_else(|| {
+            self.0.allocated.fetch_add(len, Ordering::Relaxed);
+            Arc::new(vec![0.0; len])
+        })
     }
 
     fn give_back(&self, buffer: Arc<Buffer>) {
         if let Ok(mut free) = self.0.free.lock() {
-            free.entry(buffer.len()).or_default().push(buffer);
+            free.give_back(buffer.len(), buffer);
         }
     }
 }
@@ -222,6 +231,7 @@ mod tests {
         drop(second);
         device.trim();
         assert!(device.0.free.lock().unwrap().is_empty());
+        assert_eq!(device.allocated_bytes(), 16 * 4, "the third's");
     }
 
     #[test]

@@ -166,7 +166,7 @@ pub struct TrainSettings {
     pub epochs: f64,
     /// Of everything that is drawn.
     pub seed: u64,
-    /// Tokens of a packed batch at most; 0: as memory allows.
+    /// Tokens of a packed batch at most; 0: see [`Settings::micro_batch_tokens`].
     pub micro_batch_tokens: usize,
     /// Recompute activations in the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
@@ -239,6 +239,16 @@ impl Settings {
                 parse(&format!("{key} = {:?}", value.trim()))
             }
             (result, _) => result,
+        }
+    }
+
+    /// Tokens of a packed batch at most. The rule for 0 asks nothing of the machine: which sums are taken
+    /// together decides the last bits of gradients, and a run has the same bits everywhere.
+    pub fn micro_batch_tokens(&self) -> usize {
+        const LEAST: usize = 4096;
+        match self.train.micro_batch_tokens {
+            0 => LEAST.max(self.data.max_prompt_tokens + self.rollout.max_completion_tokens),
+            tokens => tokens,
         }
     }
 

@@ -13,6 +13,7 @@
 //! random generator has to be kept. [`run`] is the loop around it: evaluation, checkpoints, logs.
 
 pub mod checkpoint;
+pub mod memory;
 pub mod plan;
 pub mod prompts;
 pub mod run;
@@ -48,8 +49,14 @@ use plan::Plan;
 use sample::{SampleError, Sampled, Sampler};
 use update::{Group, Item, UpdateError, UpdateReport, UpdateSettings, update};
 
-/// Rows of a micro-batch where `train.micro_batch_tokens` leaves it open.
-const MICRO_BATCH_TOKENS: usize = 4096;
+/// Rows of prompts in a step of generation.
+const PREFILL_ROWS: usize = 512;
+
+/// Sequences that run at once, at most.
+fn running_sequences(settings: &Settings) -> usize {
+    let rollout = &settings.rollout;
+    (rollout.prompts_per_step * rollout.group_size).clamp(rollout.group_size, 256)
+}
 
 /// A policy under training.
 pub struct Trainer {
@@ -139,16 +146,18 @@ impl Trainer {
             warmup_steps: settings.optimizer.warmup_steps,
             total_steps: steps * settings.loss.num_iterations as u64,
         };
-        let completions = rollout.prompts_per_step * rollout.group_size;
-        let max_batch = completions.clamp(rollout.group_size, 256);
+        let max_batch = running_sequences(&settings);
         // What a step can use: of a tiny model's pages, all memory would hold millions, and listing them takes
         // longer than its steps.
         let tokens = settings.data.max_prompt_tokens + rollout.max_completion_tokens;
         let model = &language_model.model;
         let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
         let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
-        let options =
-            generate::Options { max_batch, prefill_rows: 512, cache_bytes: cache_bytes.min(most) };
+        let options = generate::Options {
+            max_batch,
+            prefill_rows: PREFILL_ROWS,
+            cache_bytes: cache_bytes.min(most),
+        };
         Trainer {
             language_model,
             template,
@@ -222,6 +231,9 @@ impl Trainer {
         let moved = groups.iter().flat_map(|group| &group.items).any(|item| item.weight != 0.0);
         let settings = self.update_settings();
         let schedule = self.schedule;
+        // Sampling's buffers fit no pass of training, nor the other way round.
+        let device = self.language_model.model.device().clone();
+        device.trim();
         let report = update(
             &mut self.language_model.model,
             &mut self.optimizer,
@@ -232,6 +244,7 @@ impl Trainer {
             &mut |done, all| progress(Progress::Updating(done, all)),
         )
         .map_err(|source| StepError::Update { step, source })?;
+        device.trim();
         self.step = step;
         let completion_tokens: usize = sampled.completions.iter().map(|c| c.tokens.len()).sum();
         let group_size = self.settings.rollout.group_size;
@@ -297,10 +310,6 @@ impl Trainer {
 
     fn update_settings(&self) -> UpdateSettings {
         let Settings { loss, lora, train, .. } = &self.settings;
-        let micro_batch_tokens = match train.micro_batch_tokens {
-            0 => MICRO_BATCH_TOKENS,
-            tokens => tokens,
-        };
         UpdateSettings {
             loss: loss::Settings {
                 clip_low: loss.epsilon_low,
@@ -312,8 +321,8 @@ impl Trainer {
             temperature: if loss.temperature_scaled { self.sampling_temperature() } else { 1.0 },
             dropout: lora.dropout as f32,
             seed: train.seed,
-            micro_batch_tokens,
-            // Recomputing changes no bit, so it may follow from the size of the batch.
+            micro_batch_tokens: self.settings.micro_batch_tokens(),
+            // Recomputing changes no bit: `auto` may be decided by the machine, before (memory.rs).
             checkpoint: match train.gradient_checkpointing {
                 GradientCheckpointing::On => true,
                 GradientCheckpointing::Off => false,

@@ -65,6 +65,10 @@ impl PackedBatch {
         self.tokens.len()
     }
 
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Completion tokens, each of which gets a log-probability.
     pub fn targets(&self) -> usize {
         self.target_tokens.len()
@@ -128,8 +132,10 @@ impl Model {
                 self.packed_layer(tape, layer, x, batch, pass)
             };
         }
-        let x = gather_rows(tape, &x, &batch.target_rows);
-        let x = self.final_norm(tape, &x);
+        let gathered = gather_rows(tape, &x, &batch.target_rows);
+        drop(x);
+        let x = self.final_norm(tape, &gathered);
+        drop(gathered);
         let targets = Targets { tokens: &batch.target_tokens, temperature: options.temperature };
         log_prob(tape, &x, &self.head.weight, targets, pass.rounding)
     }

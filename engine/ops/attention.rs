@@ -107,6 +107,27 @@ impl Layout {
         }
         self.trees.push(Tree { first_row, prompt, branches: completions.to_vec() });
     }
+
+    /// Pages that hold all keys.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages as usize
+    }
+
+    /// Rows of prompts that are copied to the pages of their completions.
+    pub(crate) fn copied_rows(&self) -> usize {
+        self.copied_rows.len()
+    }
+
+    /// Keys that a query sees, at most.
+    pub(crate) fn longest(&self) -> usize {
+        let seen = |span: &Span| if span.rows > 0 { span.first_position + span.rows } else { 0 };
+        self.spans.iter().map(seen).max().unwrap_or(0)
+    }
+
+    /// Rows of the largest tree.
+    pub(crate) fn largest(&self) -> usize {
+        self.trees.iter().map(Tree::rows).max().unwrap_or(0)
+    }
 }
 
 /// Attention of a training batch: `q [rows, heads·head_dim]`, `k` and `v [rows, kv_heads·head_dim]`,

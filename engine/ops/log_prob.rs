@@ -27,6 +27,10 @@ use crate::{
 const ROWS: usize = 1024;
 const LOGITS: usize = 4 << 20;
 
+/// Logits of a row in a block, at most. The backward pass has a block of W transposed: without this bound
+/// a batch of few rows would have all of it, 311 MB for Qwen3-0.6B.
+const COLUMNS: usize = 8 * VOCAB_BLOCK;
+
 /// What is asked of the rows.
 #[derive(Clone, Copy)]
 pub struct Targets<'m> {
@@ -88,6 +92,16 @@ pub fn log_prob<'m>(
     Ok(y)
 }
 
+/// Rows of the largest block for `rows` rows.
+pub(crate) fn block_rows(rows: usize) -> usize {
+    rows.min(ROWS)
+}
+
+/// Columns of a block of `count` rows, but for the last.
+pub(crate) fn block_columns(count: usize) -> usize {
+    (LOGITS / count / VOCAB_BLOCK).max(1).min(COLUMNS / VOCAB_BLOCK) * VOCAB_BLOCK
+}
+
 /// Computes the logits of rows `first..first + count` of x, a block of the vocabulary at a time.
 fn blocks(
     device: &Device,
@@ -99,7 +113,7 @@ fn blocks(
     visit: &mut dyn FnMut(std::ops::Range<usize>, &mut Tensor),
 ) {
     let (k, vocab) = (head.columns(), head.rows());
-    let width = (LOGITS / count / VOCAB_BLOCK).max(1) * VOCAB_BLOCK;
+    let width = block_columns(count);
     let x = &x.data()[first * k..(first + count) * k];
     for start in (0..vocab).step_by(width) {
         let block = start..vocab.min(start + width);

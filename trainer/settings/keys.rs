@@ -157,8 +157,8 @@ fn keys() -> Vec<Key> {
         "train.steps" => train.steps: "Optimizer steps; 0: as many as epochs asks for."; FROM_0, |_| true;
         "train.epochs" => train.epochs: "Passes over the data, where steps is 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
         "train.seed" => train.seed: "Decides the data's order, the completions and the adapter's first values."; FROM_0, |_| true;
-        "train.micro_batch_tokens" => train.micro_batch_tokens: "Tokens of a packed batch at most; 0: as memory allows. It does not change what is learned."; FROM_0, |_| true;
-        "train.gradient_checkpointing" => train.gradient_checkpointing: "Recompute activations in the backward pass; auto: where memory asks for it."; ANY, |_| true;
+        "train.micro_batch_tokens" => train.micro_batch_tokens: "Tokens of a packed batch at most; 0: the longest prompt and completion, at least 4096. It changes\nmemory, and the last bits of gradients; config.toml of a run has the number."; FROM_0, |_| true;
+        "train.gradient_checkpointing" => train.gradient_checkpointing: "Recompute activations in the backward pass; auto: unless training without it would fit half of the\nmemory that is free at the start. It changes no bit."; ANY, |_| true;
         "train.save_every" => train.save_every: "Steps between two checkpoints."; COUNT, |n| *n > 0;
         "train.keep_last" => train.keep_last: "Checkpoints that are kept, beside the best one."; COUNT, |n| *n > 0;
         "train.eval_every" => train.eval_every: "Steps between two evaluations on held-out pairs, in both orders; 0: none."; FROM_0, |_| true;

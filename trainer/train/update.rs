@@ -136,6 +136,21 @@ fn pack(groups: &[Group], budget: usize) -> Vec<Vec<Part>> {
     batches
 }
 
+/// The largest micro-batch of a step in which every prompt and completion is so long.
+pub fn largest_batch(
+    [prompt, completion]: [usize; 2],
+    group_size: usize,
+    groups: usize,
+    budget: usize,
+) -> PackedBatch {
+    let (prompt, tokens) = (vec![0; prompt.max(1)], vec![0; completion]);
+    let item = Item { tokens: &tokens, sampled: None, advantage: 0.0, weight: 1.0 };
+    let groups = vec![Group { prompt: &prompt, items: vec![item; group_size] }; groups];
+    let batches = pack(&groups, budget).into_iter();
+    let packed = batches.map(|parts| Batch::new(&groups, &parts).packed);
+    packed.max_by_key(PackedBatch::rows).unwrap_or_default()
+}
+
 /// Updates the model's adapter on the groups of a step. `first_update` counts the updates before it;
 /// `rate` gives each its learning rate. `progress` is told after every micro-batch how many of how many
 /// are done.
@@ -152,11 +167,17 @@ pub fn update(
     let total = batches.len() * settings.iterations;
     let mut report = UpdateReport::default();
     let mut fixed: Vec<Fixed> = Vec::new();
+    let mut last_rows = 0;
     for iteration in 0..settings.iterations {
         let update = first_update + iteration as u64;
         let mut gradients = Gradients::default();
         for (index, parts) in batches.iter().enumerate() {
             let batch = Batch::new(groups, parts);
+            // Few buffers fit a batch of another size: both batches' would be held.
+            if batch.packed.rows() != last_rows {
+                model.device().trim();
+                last_rows = batch.packed.rows();
+            }
             if iteration == 0 {
                 fixed.push(batch.fixed(model, settings)?);
             }

@@ -95,8 +95,7 @@ pub fn backward(
     }
     assert!(next <= rows, "trees have {next} rows of {rows}");
 
-    let group = heads / kv_heads;
-    let layout = Layout::new(largest, head_dim, (VECTORS / group).max(1) * group);
+    let layout = Layout::of(shape, largest);
     let scratch = &mut cpu.scratch().f32;
     let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
     let [dq, dk, dv] = [dq, dk, dv].map(Disjoint::new);
@@ -126,7 +125,17 @@ struct Layout {
     len: usize,
 }
 
+/// Elements of f32 scratch memory that [`backward`] takes for trees up to `largest` rows.
+pub fn backward_elements(shape: Shape, largest: usize, threads: usize) -> usize {
+    threads * Layout::of(shape, largest).len
+}
+
 impl Layout {
+    fn of(shape: Shape, largest: usize) -> Layout {
+        let group = shape.heads / shape.kv_heads;
+        Layout::new(largest, shape.head_dim, (VECTORS / group).max(1) * group)
+    }
+
     fn new(rows: usize, head_dim: usize, vectors: usize) -> Layout {
         // A line apart from a power of two: else a column's elements share a few cache sets.
         let stride = rows.next_multiple_of(16) + 16;

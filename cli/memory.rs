@@ -1,0 +1,221 @@
+//! The memory of a training run: `j1 info --train`, and what `train.gradient_checkpointing = "auto"` means.
+
+use std::path::Path;
+
+use engine::{
+    config::Config,
+    hub::Hub,
+    model::{
+        Model, Precision,
+        memory::{PassMemory, TrainedModel},
+    },
+    weights::{Checkpoint, Dtype},
+};
+use kernels::cpu::Isa;
+use serde_json::{Value, json};
+use trainer::{
+    settings::{GradientCheckpointing, Settings},
+    train::memory::{RunMemory, RunShape},
+};
+
+use crate::{
+    Failure,
+    args::{Info, ShapeArg},
+    machine,
+    output::{bytes, note},
+    session::precision,
+    train::{adapter_settings, base_settings},
+};
+
+/// Bytes of the tokenizer.json of Qwen3.
+const QWEN3_TOKENIZER: u64 = 11_422_654;
+
+/// A model that is to be trained.
+struct Subject {
+    config: Config,
+    weights: Dtype,
+    tokenizer: u64,
+    name: String,
+}
+
+impl Subject {
+    fn open(model: &str) -> Result<Subject, Failure> {
+        let directory = Hub::from_env().resolve_model(model, &mut |_| ())?;
+        let checkpoint = Checkpoint::open(&directory)?;
+        let config = Config::load(&directory)?;
+        checkpoint.check(&config)?;
+        let weights = checkpoint.weight("model.embed_tokens.weight")?.dtype();
+        let tokenizer = tokenizer_bytes(&directory);
+        Ok(Subject { config, weights, tokenizer, name: directory.display().to_string() })
+    }
+
+    fn of_shape(shape: ShapeArg) -> Result<Subject, Failure> {
+        let (name, hidden, inner) = match shape {
+            ShapeArg::Qwen3_0_6b => ("Qwen/Qwen3-0.6B", 1024, 3072),
+            ShapeArg::Qwen3_1_7b => ("Qwen/Qwen3-1.7B", 2048, 6144),
+        };
+        let text = json!({
+            "model_type": "qwen3", "hidden_size": hidden, "intermediate_size": inner,
+            "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+            "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": true,
+            "hidden_act": "silu", "max_position_embeddings": 40_960, "rope_theta": 1e6,
+        });
+        let config = Config::parse(&text.to_string(), Path::new(name))?;
+        let (weights, tokenizer) = (Dtype::BF16, QWEN3_TOKENIZER);
+        Ok(Subject { config, weights, tokenizer, name: name.to_owned() })
+    }
+}
+
+fn tokenizer_bytes(directory: &Path) -> u64 {
+    std::fs::metadata(directory.join("tokenizer.json")).map_or(0, |file| file.len())
+}
+
+/// Rows of the table of `j1 info --train`, and the same as JSON.
+pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value), Failure> {
+    let settings = base_settings(args.config.as_deref(), args.preset, &args.set)?;
+    settings.validate()?;
+    let named = match settings.model.path.as_str() {
+        "Qwen/Qwen3-0.6B" => Some(ShapeArg::Qwen3_0_6b),
+        "Qwen/Qwen3-1.7B" => Some(ShapeArg::Qwen3_1_7b),
+        _ => None,
+    };
+    let subject = match (&args.model, args.shape.or(named)) {
+        (Some(model), _) => Subject::open(model)?,
+        (None, Some(shape)) => Subject::of_shape(shape)?,
+        (None, None) if settings.model.path.is_empty() => {
+            return Err("no model: give --model, --shape, or model.path in the settings".into());
+        }
+        (None, None) => Subject::open(&settings.model.path)?,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let precision = precision(args.dtype).unwrap_or(match subject.weights {
+        Dtype::F32 => Precision::F32,
+        _ => Precision::Bf16,
+    });
+    let memory = predict(
+        &settings,
+        &subject.config,
+        (subject.weights, precision),
+        (args.threads.map_or(cores, usize::from), isa),
+        RunShape {
+            weights: weights_bytes(&subject.config, subject.weights),
+            tokenizer: subject.tokenizer,
+            prompt: settings.data.max_prompt_tokens,
+            cache: args.cache_memory.unwrap_or_else(machine::default_cache_bytes),
+        },
+    );
+    Ok((rows(&subject.name, &settings, &memory), report(&subject.name, &memory)))
+}
+
+fn weights_bytes(config: &Config, dtype: Dtype) -> u64 {
+    config.parameter_count() * if dtype == Dtype::F32 { 4 } else { 2 }
+}
+
+fn predict(
+    settings: &Settings,
+    config: &Config,
+    (weights, precision): (Dtype, Precision),
+    (threads, isa): (usize, Isa),
+    shape: RunShape,
+) -> RunMemory {
+    let adapter = adapter_settings(&settings.lora);
+    let (rank, targets) = (adapter.rank, &adapter.targets[..]);
+    let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
+    RunMemory::predict(&model, settings, shape)
+}
+
+fn rows(name: &str, settings: &Settings, memory: &RunMemory) -> Vec<[String; 2]> {
+    let two = |of: &dyn Fn(bool) -> u64| format!("{} / {}", bytes(of(true)), bytes(of(false)));
+    let row = |name: &str, value: String| [name.to_owned(), value];
+    let rollout = &settings.rollout;
+    let block = memory.recomputed.logits;
+    vec![
+        row("training", format!("{name}, preset {}", settings.preset.name())),
+        row("rows of a micro-batch", memory.rows.to_string()),
+        row("weights (mapped)", bytes(memory.weights)),
+        row("program, tokenizer", bytes(memory.process)),
+        row("adapter", bytes(memory.adapter)),
+        row("optimizer", bytes(memory.moments)),
+        [
+            format!("keys and values of {} x {}", rollout.prompts_per_step, rollout.group_size),
+            bytes(memory.cache),
+        ],
+        row("generation's activations", bytes(memory.generation.buffers - memory.adapter / 2)),
+        row("", "recomputed / kept".to_owned()),
+        row("training's activations", two(&|recompute| memory.activations(recompute))),
+        row("  of it a block of logits", bytes(block)),
+        row("scratch", two(&|recompute| memory.scratch(recompute))),
+        row("anonymous, at the peak", two(&|recompute| memory.anonymous(recompute))),
+        row("in all", two(&|recompute| memory.total(recompute))),
+    ]
+}
+
+fn report(name: &str, memory: &RunMemory) -> Value {
+    let pass = |pass: &PassMemory, recompute: bool| {
+        json!({
+            "activation_bytes": memory.activations(recompute),
+            "buffer_bytes": pass.buffers,
+            "allocated_bytes": pass.allocated,
+            "logits_block_bytes": pass.logits,
+            "scratch_bytes": memory.scratch(recompute),
+            "anonymous_bytes": memory.anonymous(recompute),
+            "total_bytes": memory.total(recompute),
+        })
+    };
+    json!({
+        "model": name,
+        "micro_batch_rows": memory.rows,
+        "weights_bytes": memory.weights,
+        "process_bytes": memory.process,
+        "adapter_bytes": memory.adapter,
+        "optimizer_bytes": memory.moments,
+        "cache_bytes": memory.cache,
+        "generation_bytes": memory.generation.buffers,
+        "recomputed": pass(&memory.recomputed, true),
+        "kept": pass(&memory.kept, false),
+    })
+}
+
+/// Decides `auto`, and says why. The choice changes no bit of a run, so it is not written down.
+pub(crate) fn resolve_checkpointing(
+    settings: &mut Settings,
+    model: &Model,
+    directory: &Path,
+    prompt: usize,
+    cache: u64,
+) {
+    if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
+        return;
+    }
+    let (config, weights, cpu) = (model.config(), model.weights_dtype(), model.device().cpu());
+    let memory = predict(
+        settings,
+        config,
+        (weights, model.precision()),
+        (cpu.threads(), cpu.isa()),
+        RunShape {
+            weights: weights_bytes(config, weights),
+            tokenizer: tokenizer_bytes(directory),
+            prompt,
+            cache,
+        },
+    );
+    let (kept, recomputed) = (memory.total(false), memory.total(true));
+    let (choice, why) = match machine::available_memory() {
+        Some(free) if kept <= free / 2 => {
+            (GradientCheckpointing::Off, format!("fits half of the {} that are free", bytes(free)))
+        }
+        Some(free) => {
+            let why = format!("does not fit half of the {} that are free", bytes(free));
+            (GradientCheckpointing::On, why)
+        }
+        None => (GradientCheckpointing::On, "may not fit: free memory is unknown".to_owned()),
+    };
+    settings.train.gradient_checkpointing = choice;
+    note(&format!(
+        "gradient checkpointing {}: a peak of {} without it {why} ({} with it)",
+        choice.name(),
+        bytes(kept),
+        bytes(recomputed)
+    ));
+}

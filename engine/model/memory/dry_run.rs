@@ -1,0 +1,536 @@
+//! A pass over buffers that are counted instead of held.
+//!
+//! Every function here mirrors the op of its name, allocation by allocation: what it takes, what its node
+//! keeps, when it lets go. `memory/tests.rs` holds the sum to the device's own count, to the byte.
+
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
+
+use kernels::cpu::{
+    Isa, Rounding,
+    attention::{Shape, backward_elements, score_elements},
+};
+
+use super::{PassMemory, Scratch, TrainedModel, TrainedPass};
+use crate::{
+    adapter::Projection,
+    kv_cache::{CacheDtype, PAGE},
+    model::training::PackedBatch,
+    ops::log_prob::{block_columns, block_rows},
+    tensor::FreeList,
+    weights::Dtype,
+};
+
+/// The device's buffers: room and, of it, what was written to.
+#[derive(Default)]
+struct Memory {
+    free: FreeList<usize>,
+    buffers: Vec<(usize, usize)>,
+}
+
+/// A buffer in use; it goes back when the last value lets go.
+struct Slot {
+    memory: Rc<RefCell<Memory>>,
+    index: usize,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut memory = self.memory.borrow_mut();
+        let (len, _) = memory.buffers[self.index];
+        memory.free.give_back(len, self.index);
+    }
+}
+
+type Id = usize;
+
+/// A tensor.
+#[derive(Clone)]
+pub(super) struct Value {
+    slot: Rc<Slot>,
+    shape: [usize; 2],
+    id: Id,
+    requires_grad: bool,
+}
+
+enum Node {
+    RmsNorm { x: Value },
+    Linear { residual: Option<Id>, x: Option<Id>, shape: [usize; 2], update: Option<Update> },
+    Rope { x: Id },
+    Attention { q: Value, k: Value, v: Value, _y: Value, _log_sums: Value },
+    Swiglu { gate: Value, up: Value },
+    Checkpoint { x: Value },
+    Gather { x: Id },
+    LogProb { x: Value },
+}
+
+/// What the low-rank update's backward pass reads.
+struct Update {
+    a: Id,
+    b: Id,
+    low: Value,
+    x: Value,
+}
+
+/// Nodes of recorded ops; `None` records nothing.
+type Tape = Option<Vec<(Id, Node)>>;
+
+/// How a pass goes through the projections.
+#[derive(Clone, Copy)]
+struct Pass {
+    adapter: bool,
+    dropout: bool,
+}
+
+pub(super) struct DryRun<'a> {
+    model: TrainedModel<'a>,
+    memory: Rc<RefCell<Memory>>,
+    scratch: Scratch,
+    next_id: Id,
+    /// A and the transpose of B of every target, layer by layer.
+    factors: Vec<Value>,
+    gradients: HashMap<Id, Value>,
+    layer: usize,
+    tape: Tape,
+}
+
+impl<'a> DryRun<'a> {
+    pub(super) fn new(model: TrainedModel<'a>) -> DryRun<'a> {
+        let mut run = DryRun {
+            model,
+            memory: Rc::default(),
+            scratch: Scratch::default(),
+            next_id: 0,
+            factors: Vec::new(),
+            gradients: HashMap::new(),
+            layer: 0,
+            tape: None,
+        };
+        for _ in 0..model.config.num_hidden_layers {
+            for projection in Projection::ALL.into_iter().filter(|p| model.targets.contains(p)) {
+                let [n, k] = projection.shape(model.config);
+                let [a, b] = [run.value(model.rank, k), run.value(model.rank, n)];
+                run.factors.extend([a, b]);
+            }
+        }
+        run
+    }
+
+    pub(super) fn memory(&self) -> PassMemory {
+        let memory = self.memory.borrow();
+        let bytes = |of: fn(&(usize, usize)) -> usize| {
+            4 * memory.buffers.iter().map(of).sum::<usize>() as u64
+        };
+        let (allocated, buffers) = (bytes(|(len, _)| *len), bytes(|(_, written)| *written));
+        PassMemory { allocated, buffers, logits: 0, scratch: self.scratch }
+    }
+
+    /// The forward pass of a training batch; its result, and a tape where it `records`.
+    pub(super) fn log_probs(
+        &mut self,
+        batch: &PackedBatch,
+        options: TrainedPass,
+        records: bool,
+    ) -> Value {
+        let config = self.model.config;
+        let pass = Pass { adapter: records, dropout: options.dropout && records };
+        self.tape = records.then(Vec::new);
+        let mut x = self.value(batch.rows(), config.hidden_size);
+        for layer in 0..config.num_hidden_layers {
+            self.layer = layer;
+            x = if options.checkpoint && records {
+                let outer = self.tape.take();
+                let mut y = self.packed_layer(x.clone(), batch, pass);
+                self.tape = outer;
+                self.push(&mut y, Node::Checkpoint { x });
+                y
+            } else {
+                self.packed_layer(x, batch, pass)
+            };
+        }
+        let mut gathered = self.value(batch.targets(), config.hidden_size);
+        if self.records(x.requires_grad) {
+            self.push(&mut gathered, Node::Gather { x: x.id });
+        }
+        drop(x);
+        let x = self.rms_norm(&gathered);
+        drop(gathered);
+        self.log_prob(x)
+    }
+
+    /// The backward pass behind [`DryRun::log_probs`], whose shadow is `y`.
+    pub(super) fn backward(&mut self, y: Value, batch: &PackedBatch, dropout: bool) {
+        let dy = self.value(y.shape[0], y.shape[1]);
+        let tape = self.tape.take().expect("it was recorded");
+        let pass = Pass { adapter: true, dropout };
+        self.layer = self.model.config.num_hidden_layers;
+        self.backward_from(tape, y.id, dy, batch, pass);
+    }
+
+    /// A step of generation: all layers over `rows`, logits of `sequences` of them.
+    pub(super) fn generate(&mut self, rows: usize, sequences: usize, length: usize) {
+        let config = self.model.config;
+        let pass = Pass { adapter: true, dropout: false };
+        let mut x = self.value(rows, config.hidden_size);
+        for layer in 0..config.num_hidden_layers {
+            self.layer = layer;
+            x = self.decoder_layer(x, pass, &mut |run, [q, _k, _v]| {
+                run.scores(length);
+                run.value(q.shape[0], q.shape[1])
+            });
+        }
+        let gathered = self.value(sequences, config.hidden_size);
+        let x = self.rms_norm(&gathered);
+        let _logits = self.value(sequences, config.vocab_size);
+        let (dtype, shape) = (self.model.weights, [sequences, config.vocab_size]);
+        self.matmul(shape, x.shape[1], dtype, self.rounding());
+    }
+
+    fn value(&mut self, rows: usize, columns: usize) -> Value {
+        let (written, mut memory) = (rows * columns, self.memory.borrow_mut());
+        let len = FreeList::<usize>::rounded(written);
+        let index = memory.free.take(len).unwrap_or_else(|| {
+            memory.buffers.push((len, 0));
+            memory.buffers.len() - 1
+        });
+        let most = &mut memory.buffers[index].1;
+        *most = written.max(*most);
+        drop(memory);
+        self.next_id += 1;
+        let slot = Rc::new(Slot { memory: self.memory.clone(), index });
+        Value { slot, shape: [rows, columns], id: self.next_id, requires_grad: false }
+    }
+
+    fn like(&mut self, x: &Value) -> Value {
+        self.value(x.shape[0], x.shape[1])
+    }
+
+    fn into_owned(&mut self, mut x: Value) -> Value {
+        if Rc::strong_count(&x.slot) > 1 {
+            return self.like(&x);
+        }
+        self.next_id += 1;
+        (x.id, x.requires_grad) = (self.next_id, false);
+        x
+    }
+
+    fn records(&self, requires_grad: bool) -> bool {
+        self.tape.is_some() && requires_grad
+    }
+
+    fn push(&mut self, y: &mut Value, node: Node) {
+        y.requires_grad = true;
+        self.tape.as_mut().expect("it records").push((y.id, node));
+    }
+
+    fn add(&mut self, id: Id, dx: Value) {
+        let sum = match self.gradients.remove(&id) {
+            None => dx,
+            Some(there) => self.into_owned(there),
+        };
+        self.gradients.insert(id, sum);
+    }
+
+    fn packed_layer(&mut self, x: Value, batch: &PackedBatch, pass: Pass) -> Value {
+        self.decoder_layer(x, pass, &mut |run, qkv| run.packed_attention(qkv, batch))
+    }
+
+    fn decoder_layer(
+        &mut self,
+        x: Value,
+        pass: Pass,
+        attend: &mut dyn FnMut(&mut Self, [Value; 3]) -> Value,
+    ) -> Value {
+        let h = self.rms_norm(&x);
+        let mut q = self.linear(&h, Projection::Query, pass);
+        let mut k = self.linear(&h, Projection::Key, pass);
+        let v = self.linear(&h, Projection::Value, pass);
+        drop(h);
+        if self.model.config.family.has_qk_norm() {
+            q = self.rms_norm(&q);
+            k = self.rms_norm(&k);
+        }
+        q = self.rope(q);
+        k = self.rope(k);
+        let y = attend(self, [q, k, v]);
+        let x = self.linear_add(x, &y, Projection::Output, pass);
+        drop(y);
+
+        let h = self.rms_norm(&x);
+        let gate = self.linear(&h, Projection::Gate, pass);
+        let up = self.linear(&h, Projection::Up, pass);
+        drop(h);
+        let mut gated = self.like(&gate);
+        if self.records(gate.requires_grad || up.requires_grad) {
+            self.push(&mut gated, Node::Swiglu { gate: gate.clone(), up: up.clone() });
+        }
+        drop((gate, up));
+        self.linear_add(x, &gated, Projection::Down, pass)
+    }
+
+    fn rms_norm(&mut self, x: &Value) -> Value {
+        let mut y = self.like(x);
+        if self.records(x.requires_grad) {
+            self.push(&mut y, Node::RmsNorm { x: x.clone() });
+        }
+        y
+    }
+
+    fn rope(&mut self, x: Value) -> Value {
+        let (id, requires_grad) = (x.id, x.requires_grad);
+        let mut y = self.into_owned(x);
+        if self.records(requires_grad) {
+            self.push(&mut y, Node::Rope { x: id });
+        }
+        y
+    }
+
+    fn linear(&mut self, x: &Value, projection: Projection, pass: Pass) -> Value {
+        let [n, _] = projection.shape(self.model.config);
+        let y = self.value(x.shape[0], n);
+        self.apply(y, None, x, projection, pass)
+    }
+
+    fn linear_add(
+        &mut self,
+        residual: Value,
+        x: &Value,
+        projection: Projection,
+        pass: Pass,
+    ) -> Value {
+        let source = residual.requires_grad.then_some(residual.id);
+        let y = self.into_owned(residual);
+        self.apply(y, source, x, projection, pass)
+    }
+
+    /// A and B of a projection of the layer under way.
+    fn factors(&self, projection: Projection) -> Option<[Id; 2]> {
+        let targets = Projection::ALL.into_iter().filter(|p| self.model.targets.contains(p));
+        let place = targets.clone().position(|target| target == projection)?;
+        let first = 2 * (self.layer * targets.count() + place);
+        Some([self.factors[first].id, self.factors[first + 1].id])
+    }
+
+    fn apply(
+        &mut self,
+        mut y: Value,
+        residual: Option<Id>,
+        x: &Value,
+        projection: Projection,
+        pass: Pass,
+    ) -> Value {
+        let [n, k] = projection.shape(self.model.config);
+        let rows = x.shape[0];
+        self.matmul([rows, n], k, self.model.weights, self.rounding());
+        let factors = self.factors(projection).filter(|_| pass.adapter);
+        let low = factors.map(|_| {
+            let masked = pass.dropout.then(|| self.like(x));
+            let low = self.value(rows, self.model.rank);
+            drop(masked);
+            if self.rounding() == Rounding::F64Sums {
+                grow(&mut self.scratch.transposed_f32, 4 * n * self.model.rank);
+            }
+            low
+        });
+        if self.records(residual.is_some() || x.requires_grad || factors.is_some()) {
+            let update = factors.zip(low).map(|([a, b], low)| Update { a, b, low, x: x.clone() });
+            let x = x.requires_grad.then_some(x.id);
+            self.push(&mut y, Node::Linear { residual, x, shape: [n, k], update });
+        }
+        y
+    }
+
+    fn packed_attention(&mut self, [q, k, v]: [Value; 3], batch: &PackedBatch) -> Value {
+        let recording = self.records(q.requires_grad || k.requires_grad || v.requires_grad);
+        let shape = self.attention_shape();
+        let mut y = self.like(&q);
+        let log_sums = recording.then(|| self.value(q.shape[0], shape.heads));
+        let layout = batch.layout();
+        let elements = layout.pages() * PAGE * shape.kv_heads * shape.head_dim;
+        let len = elements * self.cache_dtype().size_bytes() / size_of::<f32>();
+        let pages = [self.value(1, len), self.value(1, len)];
+        if layout.copied_rows() > 0 {
+            let copied = [&k, &v].map(|x| self.value(layout.copied_rows(), x.shape[1]));
+            drop(copied);
+        }
+        self.scores(layout.longest());
+        if let Some(log_sums) = log_sums {
+            let node = Node::Attention { q, k, v, _y: y.clone(), _log_sums: log_sums };
+            self.push(&mut y, node);
+        }
+        drop(pages);
+        y
+    }
+
+    fn log_prob(&mut self, x: Value) -> Value {
+        let [rows, k] = x.shape;
+        let mut y = self.value(rows, 2);
+        self.logits(rows, k, false);
+        if self.records(x.requires_grad) {
+            self.push(&mut y, Node::LogProb { x });
+        }
+        y
+    }
+
+    /// The blocks of logits of the head, each dropped before the next.
+    fn logits(&mut self, rows: usize, k: usize, backward: bool) {
+        let (vocab, dtype) = (self.model.config.vocab_size, self.model.weights);
+        let largest = block_rows(rows);
+        for count in [largest, rows % largest.max(1)].into_iter().filter(|count| *count > 0) {
+            let width = block_columns(count).min(vocab);
+            for columns in [width, vocab % width].into_iter().filter(|columns| *columns > 0) {
+                drop(self.value(count, columns));
+                self.matmul([count, columns], k, dtype, self.rounding());
+                if backward {
+                    self.matmul_backward([count, columns], k, dtype, self.rounding());
+                }
+            }
+        }
+    }
+
+    fn backward_from(
+        &mut self,
+        tape: Vec<(Id, Node)>,
+        y: Id,
+        dy: Value,
+        batch: &PackedBatch,
+        pass: Pass,
+    ) {
+        self.add(y, dy);
+        for (id, node) in tape.into_iter().rev() {
+            let Some(dy) = self.gradients.remove(&id) else { continue };
+            match node {
+                Node::RmsNorm { x } => {
+                    let dx = self.like(&x);
+                    self.add(x.id, dx);
+                }
+                Node::Linear { residual, x, shape, update } => {
+                    self.linear_backward(dy, residual, x, shape, update, pass);
+                }
+                Node::Rope { x } => {
+                    let dx = self.into_owned(dy);
+                    self.add(x, dx);
+                }
+                Node::Attention { q, k, v, _y, _log_sums } => {
+                    let gradients = [&q, &k, &v].map(|x| self.like(x));
+                    let (shape, threads) = (self.attention_shape(), self.model.threads);
+                    let elements = backward_elements(shape, batch.layout().largest(), threads);
+                    grow(&mut self.scratch.rounded_f32, 4 * elements);
+                    for (x, dx) in [&q, &k, &v].into_iter().zip(gradients) {
+                        if x.requires_grad {
+                            self.add(x.id, dx);
+                        }
+                    }
+                }
+                Node::Swiglu { gate, up } => {
+                    let gradients = [self.like(&gate), self.like(&up)];
+                    for (x, dx) in [&gate, &up].into_iter().zip(gradients) {
+                        if x.requires_grad {
+                            self.add(x.id, dx);
+                        }
+                    }
+                }
+                Node::Checkpoint { x } => {
+                    self.layer -= 1;
+                    self.tape = Some(Vec::new());
+                    let y = self.packed_layer(x, batch, pass).id;
+                    let tape = self.tape.take().expect("set above");
+                    self.backward_from(tape, y, dy, batch, pass);
+                }
+                Node::Gather { x } => {
+                    let dx = self.value(batch.rows(), dy.shape[1]);
+                    self.add(x, dx);
+                }
+                Node::LogProb { x } => {
+                    let dx = self.like(&x);
+                    self.logits(x.shape[0], x.shape[1], true);
+                    self.add(x.id, dx);
+                }
+            }
+        }
+    }
+
+    fn linear_backward(
+        &mut self,
+        dy: Value,
+        residual: Option<Id>,
+        x: Option<Id>,
+        [n, k]: [usize; 2],
+        update: Option<Update>,
+        pass: Pass,
+    ) {
+        if let Some(residual) = residual {
+            self.add(residual, dy.clone());
+        }
+        let rows = dy.shape[0];
+        let dx = x.map(|_| self.value(rows, k));
+        if dx.is_some() {
+            self.matmul_backward([rows, n], k, self.model.weights, self.rounding());
+        }
+        if let Some(Update { a, b, low, x }) = update {
+            let rank = self.model.rank;
+            let dlow = self.value(rows, rank);
+            let db = self.value(rank, n);
+            self.add(b, db);
+            let masked = pass.dropout.then(|| self.like(&x));
+            let da = self.value(rank, k);
+            self.add(a, da);
+            drop(masked);
+            if dx.is_some() && pass.dropout {
+                let part = self.value(rows, k);
+                let masked = self.like(&part);
+                drop((part, masked));
+            }
+            drop((dlow, low, x));
+        }
+        if let (Some(x), Some(dx)) = (x, dx) {
+            self.add(x, dx);
+        }
+    }
+
+    fn matmul(&mut self, [m, _n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
+        if dtype == Dtype::BF16 && rounding == Rounding::Bf16 {
+            let elements = m * (k.next_multiple_of(32) + 32);
+            match self.model.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Bf16 => grow(&mut self.scratch.rounded_bf16, 2 * elements),
+                _ => grow(&mut self.scratch.rounded_f32, 4 * elements),
+            }
+        }
+    }
+
+    fn matmul_backward(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
+        match dtype {
+            Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
+            _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
+        }
+        self.matmul([m, k], n, dtype, rounding);
+    }
+
+    fn scores(&mut self, longest: usize) {
+        let (shape, threads) = (self.attention_shape(), self.model.threads);
+        let bf16 = self.cache_dtype() == CacheDtype::Bf16;
+        let bytes = if bf16 { 4 } else { 8 };
+        grow(&mut self.scratch.scores, bytes * score_elements(shape, longest, bf16, threads));
+    }
+
+    fn attention_shape(&self) -> Shape {
+        let config = self.model.config;
+        Shape {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
+    fn rounding(&self) -> Rounding {
+        self.model.precision.rounding()
+    }
+
+    fn cache_dtype(&self) -> CacheDtype {
+        self.model.precision.cache_dtype()
+    }
+}
+
+fn grow(part: &mut u64, bytes: usize) {
+    *part = (bytes as u64).max(*part);
+}

@@ -1,0 +1,139 @@
+//! The prediction against what the device counts.
+
+use kernels::cpu::Cpu;
+
+use super::*;
+use crate::{
+    adapter::{Adapter, AdapterSettings},
+    golden::case,
+    model::{Model, training::TrainingPass},
+    ops::linear::Dropout,
+    tape::{Gradients, Tape},
+    tensor::{Device, Tensor},
+    weights::Checkpoint,
+};
+
+const RANK: usize = 3;
+
+/// A tiny model with a new adapter, and the device that it alone is on.
+fn open(name: &str, targets: &[Projection]) -> Model {
+    let settings = AdapterSettings {
+        rank: RANK,
+        alpha: 6.0,
+        rank_stabilized: false,
+        dropout: 0.0,
+        targets: targets.to_vec(),
+    };
+    let directory = case(name).join("model");
+    let checkpoint = Checkpoint::open(&directory).unwrap();
+    let config = Config::load(&directory).unwrap();
+    let adapter = Adapter::initialize(&config, &settings, 0).unwrap();
+    let precision = match name.ends_with("bf16") {
+        true => Precision::Bf16,
+        false => Precision::F32,
+    };
+    let device = Device::new(Cpu::new(1));
+    let mut model = Model::new(&checkpoint, config, Some(&adapter), precision, device).unwrap();
+    model.train_adapter();
+    model
+}
+
+fn batch(groups: &[(usize, &[usize])]) -> PackedBatch {
+    let mut batch = PackedBatch::default();
+    for (prompt, completions) in groups {
+        let completions: Vec<Vec<u32>> = completions.iter().map(|len| vec![7; *len]).collect();
+        let completions: Vec<&[u32]> = completions.iter().map(Vec::as_slice).collect();
+        batch.push(&vec![5; *prompt], &completions);
+    }
+    batch
+}
+
+/// What the device has after two passes.
+fn allocated(model: &Model, batch: &PackedBatch, pass: TrainedPass) -> usize {
+    let device = model.device();
+    let dropout = Dropout { probability: 0.1, seed: 0, pass: 0 };
+    let options = TrainingPass {
+        temperature: 1.0,
+        adapter: true,
+        dropout: pass.dropout.then_some(dropout),
+        checkpoint: pass.checkpoint,
+    };
+    let mut gradients = Gradients::default();
+    for _ in 0..2 {
+        if pass.reference {
+            let options = TrainingPass { adapter: false, dropout: None, ..options };
+            model.log_probs(&mut Tape::off(), batch, options).unwrap();
+        }
+        let mut tape = Tape::new();
+        let y = model.log_probs(&mut tape, batch, options).unwrap();
+        tape.backward(&y, Tensor::zeros(device, y.shape()[0], 2), &mut gradients);
+    }
+    device.allocated_bytes()
+}
+
+#[test]
+fn a_training_pass_takes_the_buffers_that_are_predicted() {
+    use Projection::{Down, Query, Value};
+    let some = [Query, Value, Down];
+    let long: &[(usize, &[usize])] = &[(70, &[40, 1, 33]), (5, &[20])];
+    for (name, targets) in [
+        ("qwen3-tied", &Projection::ALL[..]),
+        ("qwen3-tied-bf16", &some),
+        ("qwen2", &Projection::ALL),
+        ("llama", &some),
+    ] {
+        for (checkpoint, dropout, reference) in [
+            (true, false, false),
+            (false, false, false),
+            (true, true, true),
+            (false, true, true),
+            (false, false, true),
+        ] {
+            for groups in [long, &[(200, &[3])], &[(64, &[64, 64])]] {
+                // A device of its own each time: buffers are kept.
+                let model = open(name, targets);
+                let trained = TrainedModel {
+                    config: model.config(),
+                    weights: model.weights_dtype(),
+                    precision: model.precision(),
+                    rank: RANK,
+                    targets,
+                    threads: 1,
+                    isa: model.device().cpu().isa(),
+                };
+                let batch = batch(groups);
+                let pass = TrainedPass { checkpoint, dropout, reference };
+                let predicted = trained.training(&batch, pass);
+                let measured = allocated(&model, &batch, pass);
+                assert_eq!(predicted.allocated, measured as u64, "{name} {pass:?} {groups:?}");
+                assert!(predicted.buffers <= predicted.allocated, "{predicted:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_and_scratch_by_hand() {
+    let model = open("qwen3-tied", &[Projection::Query]);
+    let trained = TrainedModel {
+        config: model.config(),
+        weights: Dtype::BF16,
+        precision: Precision::Bf16,
+        rank: RANK,
+        targets: &[Projection::Query],
+        threads: 2,
+        isa: Isa::Portable,
+    };
+    // hidden 48, queries 4 x 16, 2 layers.
+    assert_eq!(trained.adapter_parameters(), 2 * 3 * (48 + 64));
+    let pass = TrainedPass { checkpoint: true, dropout: false, reference: false };
+    let memory = trained.training(&batch(&[(10, &[3])]), pass);
+    // The head, 320 x 48 in two bytes; logits of three rows.
+    assert_eq!(memory.scratch.transposed_16bit, 2 * 320 * 48);
+    assert_eq!(memory.scratch.transposed_f32, 0);
+    assert_eq!(memory.logits, 4 * 3 * 320);
+    let with = trained.training(&batch(&[(1000, &[500])]), pass);
+    let without =
+        trained.training(&batch(&[(1000, &[500])]), TrainedPass { checkpoint: false, ..pass });
+    assert!(with.buffers < without.buffers, "{with:?} {without:?}");
+}

@@ -1,0 +1,44 @@
+//! Buffers that wait to be used again: which of them serves a request. The device's own memory and the
+//! prediction of it (see [`crate::model::memory`]) take their buffers by this one rule.
+
+use std::collections::BTreeMap;
+
+/// Buffers by their length.
+pub(crate) struct FreeList<B>(BTreeMap<usize, Vec<B>>);
+
+impl<B> FreeList<B> {
+    /// The length of a new buffer for `len` values: eight lengths an octave, so that at most an eighth of
+    /// a buffer is not used.
+    pub(crate) fn rounded(len: usize) -> usize {
+        let step = (len.next_power_of_two() / 8).max(16);
+        len.next_multiple_of(step).max(step)
+    }
+
+    /// A buffer for `len` values ([rounded](FreeList::rounded)), of at most twice as many.
+    pub(crate) fn take(&mut self, len: usize) -> Option<B> {
+        self.0.range_mut(len..=len * 2).find_map(|(_, buffers)| buffers.pop())
+    }
+
+    /// A buffer of `len` values that nobody uses any more.
+    pub(crate) fn give_back(&mut self, len: usize, buffer: B) {
+        self.0.entry(len).or_default().push(buffer);
+    }
+
+    /// Drops all of them; the values they had room for.
+    pub(crate) fn clear(&mut self) -> usize {
+        let all = std::mem::take(&mut self.0);
+        all.iter().map(|(len, buffers)| len * buffers.len()).sum()
+    }
+
+    /// Whether there are none.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.values().all(Vec::is_empty)
+    }
+}
+
+impl<B> Default for FreeList<B> {
+    fn default() -> FreeList<B> {
+        FreeList(BTreeMap::new())
+    }
+}

@@ -1,0 +1,133 @@
+//! How much memory a training run takes at its peak, from its settings: what `j1 info --train` prints and
+//! what decides `train.gradient_checkpointing = "auto"`.
+//!
+//! ```text
+//! peak = mapped weights + process + adapter and moments + scratch
+//!      + the larger of (generation's buffers, keys and values) and (training's buffers)
+//! ```
+//!
+//! for a step in which every prompt and completion has the length that settings allow. Buffers are
+//! trimmed between the two phases; scratch memory stays.
+
+use engine::{
+    kv_cache::{KvCache, PAGE},
+    model::memory::{PassMemory, TrainedModel, TrainedPass},
+};
+
+use super::{PREFILL_ROWS, running_sequences, update::largest_batch};
+use crate::settings::Settings;
+
+/// What a run needs, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct RunMemory {
+    /// The checkpoint's files, mapped.
+    pub weights: u64,
+    /// The program, its threads, the tokenizer, rotary tables.
+    pub process: u64,
+    /// A and B as they train and as they are written.
+    pub adapter: u64,
+    /// The optimizer's moments.
+    pub moments: u64,
+    /// Keys and values of the rollouts.
+    pub cache: u64,
+    /// A step of generation.
+    pub generation: PassMemory,
+    /// A micro-batch with activations kept.
+    pub kept: PassMemory,
+    /// The same with activations recomputed.
+    pub recomputed: PassMemory,
+    /// Rows of that micro-batch.
+    pub rows: usize,
+}
+
+/// What the prediction is for, beside the settings.
+#[derive(Clone, Copy, Debug)]
+pub struct RunShape {
+    /// Bytes of the checkpoint's tensors.
+    pub weights: u64,
+    /// Bytes of its tokenizer.json.
+    pub tokenizer: u64,
+    /// The longest prompt, in tokens.
+    pub prompt: usize,
+    /// Memory for keys and values at most.
+    pub cache: u64,
+}
+
+impl RunMemory {
+    /// The memory of a run of `model` with these settings.
+    pub fn predict(model: &TrainedModel, settings: &Settings, shape: RunShape) -> RunMemory {
+        let rollout = &settings.rollout;
+        let (prompt, completion) = (shape.prompt, rollout.max_completion_tokens);
+        let length = prompt + completion;
+        let batch = largest_batch(
+            [prompt, completion],
+            rollout.group_size,
+            rollout.prompts_per_step,
+            settings.micro_batch_tokens(),
+        );
+        let pass = |checkpoint| {
+            let (dropout, reference) = (settings.lora.dropout > 0.0, settings.loss.beta != 0.0);
+            model.training(&batch, TrainedPass { checkpoint, dropout, reference })
+        };
+        let sequences = running_sequences(settings);
+        let parameters = model.adapter_parameters();
+        RunMemory {
+            weights: shape.weights,
+            process: PROGRAM
+                + TOKENIZER * shape.tokenizer
+                + (4 * length * model.config.head_dim) as u64,
+            // The tensors' own are among the buffers.
+            adapter: 2 * 4 * parameters,
+            moments: 2 * 4 * parameters,
+            cache: cache_bytes(model, settings, shape),
+            generation: model.generation(PREFILL_ROWS, sequences, length),
+            kept: pass(false),
+            recomputed: pass(true),
+            rows: batch.rows(),
+        }
+    }
+
+    /// A training pass with activations recomputed, or kept.
+    pub fn pass(&self, recompute: bool) -> &PassMemory {
+        if recompute { &self.recomputed } else { &self.kept }
+    }
+
+    /// Activations, gradients and logits of a micro-batch.
+    pub fn activations(&self, recompute: bool) -> u64 {
+        self.pass(recompute).buffers.saturating_sub(self.adapter / 2)
+    }
+
+    /// Scratch memory of both phases.
+    pub fn scratch(&self, recompute: bool) -> u64 {
+        self.generation.scratch.joined(self.pass(recompute).scratch).bytes()
+    }
+
+    /// The peak of memory that is the run's own, beside the mapped weights.
+    pub fn anonymous(&self, recompute: bool) -> u64 {
+        let phases = (self.generation.buffers + self.cache).max(self.pass(recompute).buffers);
+        self.process + self.adapter / 2 + self.moments + self.scratch(recompute) + phases
+    }
+
+    /// The peak of all resident memory.
+    pub fn total(&self, recompute: bool) -> u64 {
+        self.weights + self.anonymous(recompute)
+    }
+}
+
+/// The program without a model: its pages that are used, threads, the template engine.
+const PROGRAM: u64 = 14 << 20;
+
+/// Bytes that a tokenizer takes for each byte of its file.
+const TOKENIZER: u64 = 8;
+
+/// Keys and values of the rollouts: the prompts', each once, and those of the completions that run at once.
+fn cache_bytes(model: &TrainedModel, settings: &Settings, shape: RunShape) -> u64 {
+    let rollout = &settings.rollout;
+    let shared = shape.prompt / PAGE;
+    // The last token is drawn, not fed.
+    let fed = shape.prompt + rollout.max_completion_tokens.saturating_sub(1);
+    let own = KvCache::pages_for(fed) - shared;
+    let pages = rollout.prompts_per_step * shared + running_sequences(settings) * own;
+    let page = KvCache::page_bytes(model.config, model.precision.cache_dtype()) as u64;
+    (pages as u64 * page).min(shape.cache)
+}
