@@ -9,16 +9,18 @@ The task. A user asks how to do a thing and says what the answer should be like:
 or deep, confident or cautious. A reply carries four attributes, each told by one word or digit and drawn independently;
 chosen is the reply that has more of what the request asks for. So nothing but the request says what counts.
 
-The judge. It is pretrained in two stages on packed batches (a prompt, then several judgements that each see it). First the
-skills: it names the right criterion half of the time, compares and scores by the criterion that it named, always in
-form. Then the habits that GRPO is to break: with probability 0.3 it names detail (a judge that likes long answers), else
-any of the eight, the right one three times as often as another; and at each of three places in the form it errs in a
-fifth of the judgements, so about half of them can be read. Greedy or sampled, it then is at chance, though by whatever
-criterion it names it still scores correctly. A second prompt, which the judge's user never writes, asks for the
-request's criterion alone and is answered correctly all along: that keeps the request readable.
+The judge. It is pretrained in two stages on packed batches (a prompt, then several judgements that each see it).
+First the skills: it names the right criterion half of the time, compares and scores by the criterion that it named,
+always in form. Then the habits that GRPO is to break: with probability 0.3 it names detail (a judge that likes long
+answers), else any of the eight, the right one three times as often as another; and at each of three places in the
+form it errs in a fifth of the judgements, so about half of them can be read. Greedy or sampled, it then is at
+chance, though by whatever criterion it names it still scores correctly. A second prompt, which the judge's user
+never writes, asks for the request's criterion alone and is answered correctly all along: that keeps the request
+readable.
 
-Needs torch, transformers, tokenizers and jinja2; made with 2.15.0, 5.24.0, 0.23.3 and 3.1.6. Takes about 8 minutes on one
-free core. Every draw is seeded; other versions or CPUs round differently and make an equally good judge with other bits.
+Needs torch, transformers, tokenizers and jinja2; made with 2.15.0, 5.24.0, 0.23.3 and 3.1.6. Takes about 8 minutes
+on one free core. Every draw is seeded; other versions or CPUs round differently and make an equally good judge with
+other bits.
 """
 
 import argparse
@@ -151,10 +153,12 @@ def make_pairs():
 
 # --- Prompts and tokens -----------------------------------------------------------------------------------------------
 
-TAGS = [f"<{slash}{name}>" for name in ("specific_criteria", "analysis", "scores") for slash in ("", "/")] + ["\\boxed{"]
+TAGS = [f"<{slash}{name}>" for name in ("specific_criteria", "analysis", "scores") for slash in ("", "/")]
+TAGS += ["\\boxed{"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATE = jinja2.Template((HERE / "template.jinja").read_text().split("---user---\n")[1])
@@ -261,7 +265,8 @@ def pretrain(model, texts, steps, cases=16, judgements=4, peak=4e-3):
     for step in range(steps):
         rate = peak * min(1, (step + 1) / 40) * min(1, (steps - step) / (0.4 * steps))
         ids, position, mask, loss = packed_batch(texts, rng, cases, judgements, step >= 0.6 * steps)
-        hidden = model.model(input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False).last_hidden_state
+        states = model.model(input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False)
+        hidden = states.last_hidden_state
         # The hidden state that predicts an answer's token is the one before it, which lies in the same branch.
         at, target = loss[:, 1:], ids[:, 1:]
         value = F.cross_entropy(model.lm_head(hidden[:, :-1][at]), target[at])
@@ -321,8 +326,8 @@ def measure(model, tokenizer, count=400):
     model.eval()
     rng, torch_rng = random.Random(5), torch.Generator().manual_seed(5)
     cases = [draw_case(rng) for _ in range(count)]
-    right = lambda case: 1 if score(case["wanted"], case["levels"][0]) > score(case["wanted"], case["levels"][1]) else -1
     sign = lambda pair: (pair[0] > pair[1]) - (pair[0] < pair[1])
+    right = lambda case: sign([score(case["wanted"], levels) for levels in case["levels"]])
     rates = {}
     for label, temperature in (("temperature 1", 1.0), ("greedy", 0.0)):
         texts = generate(model, tokenizer, [chat(user_message(case)) for case in cases], torch_rng, temperature)
