@@ -47,6 +47,7 @@ pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
     };
     // How batches are packed decides last bits: the number stays with the run.
     settings.train.micro_batch_tokens = settings.micro_batch_tokens();
+    let settings = with_absolute_paths(settings);
     let outcome = train(args, &settings, out)?;
     Ok(match outcome {
         Ended::Complete => ExitCode::SUCCESS,
@@ -88,6 +89,24 @@ fn settings(args: &Train) -> Result<Settings, Failure> {
         SettingsError::Conflict { name, problem }
     })?;
     Ok(settings)
+}
+
+/// Paths that exist made absolute, so that --resume works from any directory.
+fn with_absolute_paths(mut settings: Settings) -> Settings {
+    let (model, data) = (&mut settings.model, &mut settings.data);
+    for place in [
+        &mut model.path,
+        &mut model.adapter,
+        &mut data.train,
+        &mut data.held_out,
+        &mut data.template,
+    ] {
+        let found = Path::new(place.as_str()).canonicalize();
+        if let Some(path) = found.ok().as_deref().and_then(Path::to_str) {
+            *place = path.to_owned();
+        }
+    }
+    settings
 }
 
 /// The settings of the run in `out`; paths may have moved.
@@ -149,8 +168,8 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
             let mut adapter = match from {
                 Some(path) => Adapter::load(path, config)?,
                 None => {
-                    let settings = adapter_settings(&settings.lora);
-                    Adapter::initialize(config, &settings, 0)?
+                    let lora = adapter_settings(&settings.lora);
+                    Adapter::initialize(config, &lora, settings.train.seed)?
                 }
             };
             adapter.base_model = Some(model.clone());

@@ -52,6 +52,18 @@ pub fn open_model(
     Ok(open_decoder(directory, load, precision, device)?.0)
 }
 
+/// As [`open_model`], with an adapter that is made for the model's configuration, which is returned too.
+pub fn open_model_with(
+    directory: &Path,
+    adapter: impl FnOnce(&Config) -> Result<Adapter, AdapterError>,
+    precision: Option<Precision>,
+    device: &Device,
+) -> Result<(Model, Adapter), OpenError> {
+    let make = |config: &Config| adapter(config).map(Some);
+    let (model, adapter) = open_decoder(directory, make, precision, device)?;
+    Ok((model, adapter.expect("made above")))
+}
+
 /// As [`open_model`], with the adapter that `adapter` gives for the model's configuration, which is
 /// returned too.
 fn open_decoder(
@@ -93,9 +105,7 @@ impl LanguageModel {
         precision: Option<Precision>,
         device: &Device,
     ) -> Result<(LanguageModel, Adapter), OpenError> {
-        let make = |config: &Config| adapter(config).map(Some);
-        let (model, adapter) = open_decoder(directory, make, precision, device)?;
-        let adapter = adapter.expect("made above");
+        let (model, adapter) = open_model_with(directory, adapter, precision, device)?;
         Ok((LanguageModel::around(model, directory)?, adapter))
     }
 

@@ -7,7 +7,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::cli::{bytes, eval_args, fails, j1, model, pairs, stdout};
+use crate::{
+    cli::{bytes, eval_args, fails, j1, model, pairs, stdout},
+    training::{Run, assert_same, finish, metrics, resume, succeeded},
+};
 
 /// A small file system in memory, unmounted when dropped.
 struct Disk(tempfile::TempDir);
@@ -127,6 +130,30 @@ fn a_merge_onto_a_full_disk_leaves_nothing() {
     disk.remount("ro");
     let other = disk.0.path().join("other").display().to_string();
     fails(&[&args[..5], &["--out", &other]].concat(), 1, &["choose a place", "other.partial"]);
+}
+
+#[test]
+fn a_training_run_goes_on_when_there_is_room_again() {
+    // Room for a checkpoint of some 80 kB, and not for two.
+    let Some(disk) = Disk::mount("size=176k") else { return };
+    let run = Run::new("qwen3-tied-bf16");
+    let whole = run.complete("whole", 1);
+    let out = disk.out();
+    let fails_full = |args: &[String]| {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let out = out.display().to_string();
+        fails(&args, 1, &["the disk is full", &out, "free some space"]);
+    };
+    fails_full(&run.start(&out));
+    let kept = metrics(&out).len();
+    assert!((2..20).contains(&kept), "{kept} steps");
+    fails_full(&resume(&out));
+    let steps = fs::read_dir(out.join("checkpoints")).unwrap();
+    assert_eq!(steps.count(), 1, "the checkpoint of step 2, and no half-written one");
+
+    disk.remount("size=4m");
+    succeeded(&finish(&resume(&out)));
+    assert_same(&out, &whole, "after a full disk");
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod memory;
 mod merge;
 mod smollm2;
 mod tidy;
+mod training;

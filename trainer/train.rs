@@ -27,6 +27,7 @@ use std::{
 
 use engine::{
     generate::{self, Stats},
+    kv_cache::KvCache,
     language_model::LanguageModel,
     optimizer::{self, AdamW},
     schedule::{self, Schedule},
@@ -145,11 +146,15 @@ impl Trainer {
             warmup_steps: settings.optimizer.warmup_steps,
             total_steps: steps * settings.loss.num_iterations as u64,
         };
-        let options = generate::Options {
-            max_batch: running_sequences(&settings),
-            prefill_rows: PREFILL_ROWS,
-            cache_bytes,
-        };
+        let max_batch = running_sequences(&settings);
+        // What a step can use: of a tiny model's pages, all memory would hold millions, and listing them takes
+        // longer than its steps.
+        let tokens = settings.data.max_prompt_tokens + rollout.max_completion_tokens;
+        let model = &language_model.model;
+        let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
+        let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
+        let cache_bytes = cache_bytes.min(most);
+        let options = generate::Options { max_batch, prefill_rows: PREFILL_ROWS, cache_bytes };
         Trainer {
             language_model,
             template,

@@ -12,6 +12,7 @@ case.json            inputs, versions, greedy tokens with their smallest margin,
 base.safetensors     outputs without adapter
 lora.safetensors     outputs with it
 bfloat16.safetensors logits_seqI without adapter, computed by torch in bfloat16 (bfloat16 checkpoints only)
+grads.safetensors    gradients of the adapter, and in some cases more of a training step: see gradients.py
 
 Tensors, all float32 and computed in float32 unless said otherwise. There are two sequences, I = 0 and 1; L is a length, T
 the longer one, V the vocabulary, H the hidden size.
@@ -42,6 +43,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CONFIG_MAPPING
 
+import gradients
 import tokenizer
 
 HERE = Path(__file__).parent
@@ -384,6 +386,8 @@ def make(name):
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{name}: {size / 1000:.0f} kB,", ", ".join(f"{k} {v:.1e}" for k, v in info["self_check"].items()))
     print("   smallest margins", *(f"{m:.4f}" for w in ("base", "lora") for m in info[f"greedy_{w}_min_margin"]))
+    if name in gradients.CASES:
+        gradients.write(out)
 
 
 def main():

@@ -21,7 +21,8 @@ pub enum ResultsError {
     /// No space or no inodes left on the device, or the quota is used up.
     #[error(
         "the disk is full: cannot {action} {} ({source}). What was written before is safe; free some space (df \
-         and df -i say what is short) and run the same command again, it continues", path.display()
+         and df -i say what is short) and run the same command again (j1 train: with --resume), it continues",
+        path.display()
     )]
     DiskFull {
         /// `write`, `create` ...

@@ -79,17 +79,34 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 
 /// Whether this is the temporary file of a run that was killed.
 pub(super) fn is_leftover(name: &OsStr) -> bool {
-    let name = name.to_string_lossy();
-    let Some((name, process)) = name
-        .strip_suffix(".tmp")
-        .and_then(|name| name.strip_prefix('.'))
-        .and_then(|name| name.rsplit_once('.'))
-    else {
-        return false;
+    let names = [super::RUN, super::OUTPUTS, super::CSV, super::SCORES, super::TIMING];
+    prepared_for(&name.to_string_lossy()).is_some_and(|name| names.contains(&name))
+}
+
+/// The name of the file that a temporary one of this name was to become.
+fn prepared_for(temporary: &str) -> Option<&str> {
+    let (name, process) = temporary.strip_suffix(".tmp")?.strip_prefix('.')?.rsplit_once('.')?;
+    let is_number = !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then_some(name)
+}
+
+/// Removes all temporary files in a directory that holds nothing but files of this program, if it is there. A
+/// lock must guard it.
+pub(crate) fn remove_temporaries(directory: &Path) -> Result<(), ResultsError> {
+    let list = |source| ResultsError::io("list", directory, source);
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(list(error)),
     };
-    !process.is_empty()
-        && process.bytes().all(|byte| byte.is_ascii_digit())
-        && [super::RUN, super::OUTPUTS, super::CSV, super::SCORES, super::TIMING].contains(&name)
+    for entry in entries {
+        let entry = entry.map_err(list)?;
+        if prepared_for(&entry.file_name().to_string_lossy()).is_some() {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|source| ResultsError::io("remove", &path, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the temporary files of runs that were killed. The directory must be locked.

@@ -80,28 +80,38 @@ pub fn directory(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step}"))
 }
 
-/// The steps that have a checkpoint, ascending. Leftovers of runs that were killed while they wrote one
-/// are removed.
+/// The steps that have a checkpoint, ascending.
 pub fn list(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let names = names(checkpoints)?;
+    let step = |name: &String| name.strip_prefix("step-")?.parse().ok();
+    let mut steps: Vec<u64> = names.iter().filter_map(step).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Removes what runs left that were killed while they wrote or removed a checkpoint. The run's directory
+/// must be claimed: another run may be writing one.
+pub fn remove_leftovers(checkpoints: &Path) -> Result<(), CheckpointError> {
+    for name in names(checkpoints)?.iter().filter(|name| name.starts_with(".step-")) {
+        let path = checkpoints.join(name);
+        fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// What is in the directory; nothing, if it is not there.
+fn names(checkpoints: &Path) -> Result<Vec<String>, CheckpointError> {
     let failed = io_error("list", checkpoints);
     let entries = match fs::read_dir(checkpoints) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
-    let mut steps = Vec::new();
+    let mut names = Vec::new();
     for entry in entries {
-        let name = entry.map_err(&failed)?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
-            steps.push(step);
-        } else if name.starts_with(".step-") {
-            let path = checkpoints.join(name);
-            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
-        }
+        names.extend(entry.map_err(&failed)?.file_name().into_string());
     }
-    steps.sort_unstable();
-    Ok(steps)
+    Ok(names)
 }
 
 /// Writes the trainer's state as a checkpoint of its step, with `adapter` as the form to write.

@@ -27,10 +27,13 @@ use super::{
 };
 use crate::{
     data::Pair,
-    judge::{self, End, JudgeError, Task},
+    judge::{self, End, Judge, JudgeError, Task},
     metrics::MetricsFile,
     prompt::{Order, OrderPlan},
-    results::{Record, ResultsError, claim, files::write_whole},
+    results::{
+        Record, ResultsError, claim,
+        files::{remove_temporaries, write_whole},
+    },
     scores::{Protocol, Scores},
     tensorboard::EventFile,
     verdict::MatchRule,
@@ -116,9 +119,9 @@ impl RunDirectory {
         if RunDirectory::config_of(directory).is_some() {
             return Err(RunError::Exists { directory: directory.to_owned() });
         }
-        let lock = claim(directory, fingerprints)?;
+        let claimed = RunDirectory::claim(directory, fingerprints)?;
         write_whole(&directory.join(CONFIG), config_toml.as_bytes())?;
-        Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
+        Ok(claimed)
     }
 
     /// Continues the run of a directory, whose model, data and template must be those it began with.
@@ -126,7 +129,16 @@ impl RunDirectory {
         if RunDirectory::config_of(directory).is_none() {
             return Err(RunError::NothingToResume { directory: directory.to_owned() });
         }
+        RunDirectory::claim(directory, fingerprints)
+    }
+
+    /// Locks the directory, and removes what runs left in it that were killed.
+    fn claim(directory: &Path, fingerprints: &Value) -> Result<RunDirectory, RunError> {
         let lock = claim(directory, fingerprints)?;
+        for part in [directory.to_owned(), directory.join(ROLLOUTS), directory.join(ADAPTER)] {
+            remove_temporaries(&part)?;
+        }
+        checkpoint::remove_leftovers(&directory.join(CHECKPOINTS))?;
         Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
     }
 
@@ -181,7 +193,11 @@ pub fn run(
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
         let mut improved = false;
         if due(train.eval_every) && !held_out.is_empty() {
-            let scores = evaluate(trainer, held_out, on)?;
+            let judge = trainer.sampler().judge();
+            let evaluated = evaluate(judge, held_out, &mut |done, all| {
+                on(Event::Evaluating(done, all));
+            });
+            let (_, scores) = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
             report.metrics.more.extend(eval_metrics(&scores));
             on(Event::Evaluated { step, scores: &scores });
             let share = scores.consistent.map_or(0.0, |share| share.share);
@@ -228,37 +244,33 @@ pub fn run(
     Ok(Ended::Complete)
 }
 
-/// Judges the held-out pairs greedily, in both orders.
+/// Judges pairs greedily in both orders: the records by row, and their scores by the published rule.
+/// `done` is told how many judgements of how many are made.
 pub fn evaluate(
-    trainer: &Trainer,
-    held_out: &[Pair],
-    on: &mut dyn FnMut(Event),
-) -> Result<Scores, RunError> {
-    let mut judge = trainer.sampler().judge();
+    mut judge: Judge,
+    pairs: &[Pair],
+    done: &mut dyn FnMut(usize, usize),
+) -> Result<(Vec<Record>, Scores), JudgeError> {
     judge.sampling.temperature = 0.0;
     let orders = [Order::ChosenFirst, Order::RejectedFirst];
-    let tasks: Vec<Task> = (0..held_out.len())
+    let tasks: Vec<Task> = (0..pairs.len())
         .flat_map(|pair| orders.map(|order| Task { pair, order, vote: 0 }))
         .collect();
     let mut records: Vec<Record> = Vec::with_capacity(tasks.len());
     let never = AtomicBool::new(false);
-    let end = judge.run(held_out, &tasks, &never, &mut |event| {
+    let end = judge.run(pairs, &tasks, &never, &mut |event| {
         if let judge::Event::Done(_, record) = event {
             records.push(record);
-            on(Event::Evaluating(records.len(), tasks.len()));
+            done(records.len(), tasks.len());
         }
         Ok(())
     });
-    assert_eq!(end.map_err(|error| RunError::Evaluation(Box::new(error)))?, End::Complete);
+    assert_eq!(end?, End::Complete, "nobody raises the flag");
     records.sort_by_key(Record::key);
-    let protocol = Protocol {
-        rule: MatchRule::Strict,
-        order: OrderPlan::Both,
-        votes: 1,
-        seed: trainer.settings.train.seed,
-        sample: None,
-    };
-    Ok(Scores::compute(&records, protocol))
+    let (rule, order, seed) = (MatchRule::Strict, OrderPlan::Both, judge.seed);
+    let protocol = Protocol { rule, order, votes: 1, seed, sample: None };
+    let scores = Scores::compute(&records, protocol);
+    Ok((records, scores))
 }
 
 /// What of an evaluation is logged with the step.

@@ -335,7 +335,8 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// One step of the optimizer; the gradient's norm. Without any gradient nothing is changed.
+/// One step of the optimizer; the gradient's norm. A factor that no gradient reached has one of zeros, as in
+/// TRL: its momentum and its decay go on.
 fn apply(
     model: &mut Model,
     optimizer: &mut AdamW,

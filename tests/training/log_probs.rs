@@ -1,0 +1,117 @@
+//! The log-probabilities of training are those of sampling, to the bit: without an update in between,
+//! every importance ratio is exactly 1.
+
+use engine::{
+    generate::{Generator, Options, Request},
+    model::{
+        Model, Precision,
+        training::{PackedBatch, TrainingPass},
+    },
+    tape::Tape,
+};
+use kernels::cpu::{Cpu, Isa, sample::SamplingParams};
+
+use super::{Run, metrics, number};
+use crate::generation::open;
+
+const TEMPERATURE: f32 = 0.9;
+
+/// Completions with the log-probabilities they were sampled with.
+type Sampled = Vec<(Vec<u32>, Vec<f32>)>;
+
+/// Samples groups from prompts around the page size, some of which begin alike.
+fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
+    let options = Options { max_batch: 7, prefill_rows: 48, cache_bytes: 4 << 20 };
+    let vocab = model.config().vocab_size;
+    let mut generator = Generator::new(model, stop, options);
+    let mut groups = Vec::new();
+    for (index, length) in [1, 31, 32, 33, 40, 64, 70].into_iter().enumerate() {
+        let token = |i: usize| ((i * 37 + index / 2 * 101 + 5) % vocab) as u32;
+        let prompt: Vec<u32> = (0..length).map(token).collect();
+        generator
+            .submit(Request {
+                prompt: prompt.clone(),
+                samples: (4 * index as u64..4 * index as u64 + 4).collect(),
+                seed: 3,
+                max_new_tokens: 36,
+                sampling: SamplingParams {
+                    temperature: TEMPERATURE,
+                    top_k: 0,
+                    top_p: 1.0,
+                    min_p: 0.0,
+                },
+            })
+            .unwrap();
+        groups.push((prompt, vec![(Vec::new(), Vec::new()); 4]));
+    }
+    while !generator.is_idle() {
+        generator
+            .step(&mut |event| {
+                let (tokens, log_probs) = &mut groups[event.request.0 as usize].1[event.sample];
+                tokens.push(event.token);
+                log_probs.push(event.log_prob);
+            })
+            .unwrap();
+    }
+    groups
+}
+
+#[test]
+fn training_computes_the_log_probs_of_the_rollout() {
+    for (case, precision) in [
+        ("qwen3-tied", Precision::F32),
+        ("qwen3-untied", Precision::F32),
+        ("qwen2", Precision::F32),
+        ("llama", Precision::F32),
+        ("qwen3-tied", Precision::Bf16),
+        ("qwen3-tied-bf16", Precision::Bf16),
+        ("qwen3-sharded", Precision::Bf16),
+    ] {
+        for isa in Isa::available() {
+            let policy = |threads| open(case, true, precision, Cpu::with_isa(threads, isa));
+            let (sampler, mut trained) = (policy(2), policy(1));
+            trained.train_adapter();
+            let stop: Vec<u32> = (0..8).collect();
+            let groups = sample(&sampler, &stop);
+            let mut batch = PackedBatch::default();
+            for (prompt, completions) in &groups {
+                let tokens: Vec<&[u32]> = completions.iter().map(|c| c.0.as_slice()).collect();
+                batch.push(prompt, &tokens);
+            }
+            let expected: Vec<u32> = (groups.iter().flat_map(|(_, completions)| completions))
+                .flat_map(|(_, log_probs)| log_probs.iter().map(|l| l.to_bits()))
+                .collect();
+            for checkpoint in [false, true] {
+                let pass = TrainingPass {
+                    temperature: TEMPERATURE,
+                    adapter: true,
+                    dropout: None,
+                    checkpoint,
+                };
+                let y = trained.log_probs(&mut Tape::new(), &batch, pass).unwrap();
+                let got: Vec<u32> = y.data().chunks_exact(2).map(|y| y[0].to_bits()).collect();
+                assert!(got == expected, "{case} {precision:?} {isa}, checkpoint {checkpoint}");
+            }
+        }
+    }
+}
+
+/// With a clip range of zero width, any ratio that is not exactly 1 is counted as clipped. The first
+/// update is at a rate of 0, so that both iterations of the first step see the policy that sampled; the
+/// second iteration of the second step sees one that moved.
+#[test]
+fn without_an_update_every_importance_ratio_is_one() {
+    for case in ["qwen3-tied", "qwen3-tied-bf16"] {
+        let mut run = Run::new(case);
+        run.set(&["loss.num_iterations=2", "loss.epsilon_low=0", "loss.epsilon_high=0"]);
+        run.set(&["loss.beta=0", "train.steps=2"]);
+        let out = run.complete("out", 2);
+        let lines = metrics(&out);
+        let clipped = |line| number(&lines[line], "clip_ratio/region_mean");
+        assert_eq!(clipped(0), 0.0, "{case}: {:?}", lines[0]);
+        assert!((1e-3..=0.5).contains(&clipped(1)), "{case}: {:?}", lines[1]);
+        for line in &lines {
+            assert_eq!(number(line, "sampling/sampling_logp_difference/max"), 0.0, "{case}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `j1 rollout`: the first half of a step alone.
+
+use std::{collections::BTreeMap, fs};
+
+use trainer::rollout::RolloutRecord;
+
+use super::{CACHE, Run, finish, succeeded};
+
+const GROUP: usize = 3;
+
+fn rollout(run: &Run, out: &str, more: &[&str]) -> Vec<String> {
+    let path = |name: &str| run.path(name).display().to_string();
+    let (data, out) = (path("pairs.jsonl"), path(out));
+    let mut args = vec!["rollout", "--model", &run.model, "--data", &data, "--out", &out];
+    args.extend(CACHE);
+    args.extend(more);
+    let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+    args.extend(run.settings.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+    args
+}
+
+#[test]
+fn rollouts_are_written_whole_and_the_same_at_any_number_of_threads() {
+    let run = Run::new("qwen3-tied-bf16");
+    let group = GROUP.to_string();
+    let mut written = Vec::new();
+    for threads in ["1", "2"] {
+        let more = ["--group", &group, "--seed", "5", "--threads", threads];
+        let says = succeeded(&finish(&rollout(&run, "rollouts.jsonl", &more)));
+        assert!(says.contains("wrote 36 judgements") && says.contains("mean reward"), "{says}");
+        written.push(fs::read_to_string(run.path("rollouts.jsonl")).unwrap());
+        fs::remove_file(run.path("rollouts.jsonl")).unwrap();
+    }
+    assert!(written[0] == written[1], "at 2 threads");
+    let records: Vec<RolloutRecord> =
+        written[0].lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Six pairs in both orders.
+    assert_eq!(records.len(), 6 * 2 * GROUP);
+    for (index, record) in records.iter().enumerate() {
+        assert_eq!((record.step, record.group, record.sample), (0, index / GROUP, index % GROUP));
+        assert_eq!(record.row, index as u64 / (2 * GROUP as u64), "as the file has them");
+        assert!((1..=12).contains(&record.tokens) && record.log_prob < 0.0, "{record:?}");
+        let length = -(record.tokens as f64) / 12.0;
+        assert_eq!(record.rewards["length"], length);
+        let names: Vec<&str> = record.rewards.keys().map(String::as_str).collect();
+        assert_eq!(names, ["consistency", "format", "length", "verdict"]);
+        // Neither form nor a verdict: what is left is the length, at its weight of 1.
+        assert_eq!((record.right, record.rewards["verdict"]), (false, 0.0));
+        assert!((record.reward - length - 0.2 * record.rewards["format"]).abs() < 1e-12);
+    }
+    let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
+    records.iter().for_each(|record| *texts.entry(&record.text).or_default() += 1);
+    assert!(texts.len() > records.len() / 2, "every sample draws its own: {texts:?}");
+    for group in records.chunks(GROUP) {
+        let sum: f32 = group.iter().map(|record| record.advantage).sum();
+        assert!(sum.abs() < 1e-5, "advantages of a group add up to {sum}");
+    }
+
+    // Another seed and another policy write other judgements; a limit takes the first pairs.
+    let limited = |name: &str, more: &[&str]| {
+        let more = [&["--group", &group, "--limit", "2"][..], more].concat();
+        succeeded(&finish(&rollout(&run, name, &more)));
+        fs::read_to_string(run.path(name)).unwrap()
+    };
+    let first = limited("first.jsonl", &["--seed", "5"]);
+    assert!(written[0].starts_with(&first) && first.lines().count() == 2 * 2 * GROUP);
+    assert_ne!(limited("seed.jsonl", &["--seed", "6"]), first);
+    let adapter = run.model.replace("/model", "/adapter");
+    assert_ne!(limited("adapter.jsonl", &["--seed", "5", "--adapter", &adapter]), first);
+}
+
+#[test]
+fn rollouts_that_cannot_be_made_are_explained() {
+    let run = Run::new("qwen3-tied-bf16");
+    let fails = |more: &[&str], says: &[&str]| {
+        let output = finish(&rollout(&run, "out.jsonl", more));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && !stderr.contains("panicked"), "{stderr}");
+        assert!(says.iter().all(|word| stderr.contains(word)), "{says:?}: {stderr}");
+        assert!(!run.path("out.jsonl").exists());
+    };
+    fails(&["--set", "data.max_prompt_tokens=3"], &["data.max_prompt_tokens"]);
+    fails(&["--set", "rollout.grup_size=3"], &["did you mean rollout.group_size?"]);
+    fails(&["--adapter", "./nowhere"], &["nowhere"]);
+    let long = run.path("long.jsonl");
+    let pair =
+        "{\"prompt\": \"Say a very much longer thing\", \"chosen\": \"1\", \"rejected\": \"2\"}\n";
+    let short = fs::read_to_string(run.path("pairs.jsonl")).unwrap();
+    fs::write(&long, short.clone() + pair).unwrap();
+    fs::rename(&long, run.path("pairs.jsonl")).unwrap();
+    let more = ["--set", "data.max_prompt_tokens=30"];
+    let says = succeeded(&finish(&rollout(&run, "out.jsonl", &more)));
+    assert!(says.contains("1 pairs have prompts above 30 tokens"), "{says}");
+    assert_eq!(fs::read_to_string(run.path("out.jsonl")).unwrap().lines().count(), 6 * 2 * 4);
+}
