@@ -133,7 +133,8 @@ fn rows(name: &str, settings: &Settings, memory: &RunMemory) -> Vec<[String; 2]>
         row("training", format!("{name}, preset {}", settings.preset.name())),
         row("rows of a micro-batch", memory.rows.to_string()),
         row("weights (mapped)", bytes(memory.weights)),
-        row("program, tokenizer", bytes(memory.process)),
+        row("program (mapped)", bytes(memory.program)),
+        row("tokenizer, threads, templates", bytes(memory.process)),
         row("adapter", bytes(memory.adapter)),
         row("optimizer", bytes(memory.moments)),
         [
@@ -166,6 +167,7 @@ fn report(name: &str, memory: &RunMemory) -> Value {
         "model": name,
         "micro_batch_rows": memory.rows,
         "weights_bytes": memory.weights,
+        "program_bytes": memory.program,
         "process_bytes": memory.process,
         "adapter_bytes": memory.adapter,
         "optimizer_bytes": memory.moments,

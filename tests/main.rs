@@ -6,6 +6,7 @@ mod data;
 #[cfg(unix)]
 mod disk;
 mod generation;
+mod memory;
 mod merge;
 mod smollm2;
 mod tidy;

@@ -99,7 +99,7 @@ pub(crate) fn block_rows(rows: usize) -> usize {
 
 /// Columns of a block of `count` rows, but for the last.
 pub(crate) fn block_columns(count: usize) -> usize {
-    (LOGITS / count / VOCAB_BLOCK).max(1).min(COLUMNS / VOCAB_BLOCK) * VOCAB_BLOCK
+    (LOGITS / count / VOCAB_BLOCK).clamp(1, COLUMNS / VOCAB_BLOCK) * VOCAB_BLOCK
 }
 
 /// Computes the logits of rows `first..first + count` of x, a block of the vocabulary at a time.

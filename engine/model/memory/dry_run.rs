@@ -204,7 +204,7 @@ impl<'a> DryRun<'a> {
         self.value(x.shape[0], x.shape[1])
     }
 
-    fn into_owned(&mut self, mut x: Value) -> Value {
+    fn owned(&mut self, mut x: Value) -> Value {
         if Rc::strong_count(&x.slot) > 1 {
             return self.like(&x);
         }
@@ -225,7 +225,7 @@ impl<'a> DryRun<'a> {
     fn add(&mut self, id: Id, dx: Value) {
         let sum = match self.gradients.remove(&id) {
             None => dx,
-            Some(there) => self.into_owned(there),
+            Some(there) => self.owned(there),
         };
         self.gradients.insert(id, sum);
     }
@@ -277,7 +277,7 @@ impl<'a> DryRun<'a> {
 
     fn rope(&mut self, x: Value) -> Value {
         let (id, requires_grad) = (x.id, x.requires_grad);
-        let mut y = self.into_owned(x);
+        let mut y = self.owned(x);
         if self.records(requires_grad) {
             self.push(&mut y, Node::Rope { x: id });
         }
@@ -298,7 +298,7 @@ impl<'a> DryRun<'a> {
         pass: Pass,
     ) -> Value {
         let source = residual.requires_grad.then_some(residual.id);
-        let y = self.into_owned(residual);
+        let y = self.owned(residual);
         self.apply(y, source, x, projection, pass)
     }
 
@@ -407,7 +407,7 @@ impl<'a> DryRun<'a> {
                     self.linear_backward(dy, residual, x, shape, update, pass);
                 }
                 Node::Rope { x } => {
-                    let dx = self.into_owned(dy);
+                    let dx = self.owned(dy);
                     self.add(x, dx);
                 }
                 Node::Attention { q, k, v, _y, _log_sums } => {
