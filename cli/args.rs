@@ -5,7 +5,7 @@ mod train;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub(crate) use train::{PresetArg, Rollout, Train};
+pub(crate) use train::{Demo, PresetArg, Rollout, Train};
 use trainer::{prompt::OrderPlan, verdict::MatchRule};
 
 /// Tiny reasoning reward models: judge, evaluate, train.
@@ -28,6 +28,8 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Watch a tiny bundled judge learn: the whole pipeline, offline, in about a minute
+    Demo(Demo),
     /// Judge one pair of replies, or a file of pairs, and show the reasoning
     Judge(Judge),
     /// Evaluate a judge on preference pairs and print a RewardBench table

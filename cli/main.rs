@@ -4,6 +4,7 @@
 mod args;
 mod check;
 mod data;
+mod demo;
 mod eval;
 mod info;
 mod interrupt;
@@ -27,6 +28,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Judge(args) => judge::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Train(args) => train::run(&args),

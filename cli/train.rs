@@ -41,13 +41,13 @@ pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let out = args.out.as_deref().expect("clap requires it without --print-config");
-    let mut settings = match args.resume {
+    let settings = match args.resume {
         false => settings(args)?,
         true => resumed_settings(args, out)?,
     };
+    let mut settings = with_absolute_paths(settings);
     // How batches are packed decides last bits: the number stays with the run.
     settings.train.micro_batch_tokens = settings.micro_batch_tokens();
-    let settings = with_absolute_paths(settings);
     let outcome = train(args, &settings, out)?;
     Ok(match outcome {
         Ended::Complete => ExitCode::SUCCESS,

@@ -153,8 +153,11 @@ impl Trainer {
         let model = &language_model.model;
         let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
         let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
-        let cache_bytes = cache_bytes.min(most);
-        let options = generate::Options { max_batch, prefill_rows: PREFILL_ROWS, cache_bytes };
+        let options = generate::Options {
+            max_batch,
+            prefill_rows: PREFILL_ROWS,
+            cache_bytes: cache_bytes.min(most),
+        };
         Trainer {
             language_model,
             template,

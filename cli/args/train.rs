@@ -142,6 +142,24 @@ pub(crate) struct Rollout {
     pub(crate) cache_memory: Option<u64>,
 }
 
+/// Arguments of `j1 demo`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A judge of a million parameters, bundled with j1, names a criterion almost at random; it learns to name
+the one that the user asked for: GRPO on 800 pairs, one to two minutes on two cores, no network. What
+it did is in --out, with the configuration to copy.")]
+pub(crate) struct Demo {
+    /// Where everything goes
+    #[arg(long, value_name = "DIR", default_value = "j1-demo")]
+    pub(crate) out: PathBuf,
+    /// Seed of sampling, of the data's order and of the new adapter
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Threads; results are the same at any number [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
 /// The recipes, by their names in settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PresetArg(pub(crate) Preset);
