@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Watch a tiny bundled judge learn: the whole pipeline, offline, in about a minute
+    /// Watch a tiny bundled judge learn: the whole pipeline, offline, in under a minute
     Demo(Demo),
     /// Judge one pair of replies, or a file of pairs, and show the reasoning
     Judge(Judge),

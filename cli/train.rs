@@ -412,7 +412,9 @@ impl View {
     }
 
     fn header() -> String {
-        "  step    reward   (mean)   right  format    tied  length  trunc      kl    |g|   gen t/s  train t/s".into()
+        // d log p: the largest difference between the log-probabilities of training and of sampling.
+        "  step    reward   (mean)   right  format    tied  length  trunc      kl    |g|  d log p   gen t/s  train t/s"
+            .into()
     }
 
     fn say(&self, line: &str) {
@@ -479,9 +481,12 @@ impl View {
             .more
             .iter()
             .find(|(name, _)| name == "sampling/sampling_logp_difference/max")
-            .map(|(_, difference)| *difference);
-        let mut line = format!(
-            "{:>6}  {:>8.3} {:>8.3} {:>6.1}% {:>7.3} {:>6.0}% {:>7.0} {:>5.0}% {:>7.4} {:>6.3} {:>9.0} {:>10.0}",
+            .map_or("-".to_owned(), |(_, difference)| match difference {
+                0.0 => "0".to_owned(),
+                difference => format!("{difference:.1e}"),
+            });
+        let line = format!(
+            "{:>6}  {:>8.3} {:>8.3} {:>6.1}% {:>7.3} {:>6.0}% {:>7.0} {:>5.0}% {:>7.4} {:>6.3} {difference:>8} {:>9.0} {:>10.0}",
             metrics.step,
             metrics.reward,
             recent,
@@ -495,9 +500,6 @@ impl View {
             timed("generated_tokens_per_s"),
             timed("trained_tokens_per_s"),
         );
-        if let Some(difference) = difference.filter(|difference| *difference != 0.0) {
-            line += &format!("  max |log p trained - sampled| = {difference:e}");
-        }
         self.say(&line);
         if let Some(bar) = &self.bar {
             bar.set_position(self.done);

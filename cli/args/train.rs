@@ -146,7 +146,7 @@ pub(crate) struct Rollout {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A judge of a million parameters, bundled with j1, names a criterion almost at random; it learns to name
-the one that the user asked for: GRPO on 800 pairs, one to two minutes on two cores, no network. What
+the one that the user asked for: GRPO on 800 pairs, half a minute on two free cores, no network. What
 it did is in --out, with the configuration to copy.")]
 pub(crate) struct Demo {
     /// Where everything goes

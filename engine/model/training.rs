@@ -231,3 +231,14 @@ impl Backward for GatherRows<'_> {
         gradients.add(self.x, dx);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check_gradient::check_gradient;
+
+    #[test]
+    fn gradient_of_gathered_rows() {
+        check_gradient([4, 5], |tape, x| gather_rows(tape, x, &[2, 0, 2, 3, 2]));
+    }
+}
