@@ -5,7 +5,7 @@ mod train;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub(crate) use train::{Demo, PresetArg, Rollout, Train};
+pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{prompt::OrderPlan, verdict::MatchRule};
 
 /// Tiny reasoning reward models: judge, evaluate, train.

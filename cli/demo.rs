@@ -22,7 +22,7 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::{Demo, DtypeArg, Train},
+    args::{Demo, DtypeArg, SettingsArgs, Train},
     interrupt, machine,
     output::{note, print, table},
     train,
@@ -105,12 +105,14 @@ fn train_arguments(args: &Demo) -> Train {
     let out = &args.out;
     let text = |path: PathBuf| Some(path.display().to_string());
     Train {
-        preset: None,
-        config: Some(out.join("config.toml")),
-        set: vec![
-            format!("train.seed={}", args.seed),
-            format!("data.template={:?}", out.join("template.jinja").display().to_string()),
-        ],
+        settings: SettingsArgs {
+            preset: None,
+            config: Some(out.join("config.toml")),
+            set: vec![
+                format!("train.seed={}", args.seed),
+                format!("data.template={:?}", out.join("template.jinja").display().to_string()),
+            ],
+        },
         print_config: false,
         model: text(out.join("model")),
         adapter: None,

@@ -1,23 +1,27 @@
 //! `j1 rollout`: judgements and what they earn, without learning from them.
 
-use std::{path::Path, process::ExitCode, sync::atomic::Ordering};
+use std::{process::ExitCode, sync::atomic::Ordering};
 
-use engine::{generate::Options, language_model::LanguageModel};
+use engine::language_model::LanguageModel;
 use indicatif::{ProgressBar, ProgressStyle};
 use trainer::{
     data,
-    prompt::{Order, Template},
     results::write_whole,
-    settings::{Orders, Preset, Settings},
-    train::{plan::Slot, sample::Sampler},
+    settings::Settings,
+    train::{
+        plan::{Slot, push_slots},
+        sample::Sampler,
+        sampling_options,
+    },
 };
 
 use crate::{
     Failure,
-    args::Rollout,
+    args::{Rollout, SettingsArgs},
     interrupt, machine,
     output::note,
     session::{data_file, precision, resolve},
+    train::{base_settings, template},
 };
 
 pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
@@ -28,19 +32,13 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let device = machine::device(args.threads);
     let precision = precision(args.dtype);
     let language_model = LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
-    let template = match settings.data.template.as_str() {
-        "" => Template::bundled(),
-        path => Template::from_file(Path::new(path))?,
-    };
-    let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+    let template =
+        template(&settings)?.with_special_tokens(language_model.tokenizer.special_tokens());
 
     let group_size = settings.rollout.group_size;
     let prompts = settings.rollout.prompts_per_step;
-    let options = Options {
-        max_batch: (prompts * group_size).clamp(group_size, 256),
-        prefill_rows: 512,
-        cache_bytes: args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize,
-    };
+    let cache_bytes = args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize;
+    let options = sampling_options(&language_model.model, &settings, cache_bytes);
     let sampler = Sampler {
         language_model: &language_model,
         template: &template,
@@ -95,13 +93,8 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
 }
 
 fn settings(args: &Rollout) -> Result<Settings, Failure> {
-    let mut settings = match (&args.config, args.preset) {
-        (Some(path), _) => Settings::from_file(path)?,
-        (None, preset) => Settings::preset(preset.map_or(Preset::J1Nano, |preset| preset.0)),
-    };
-    for assignment in &args.set {
-        settings = settings.with(assignment)?;
-    }
+    let SettingsArgs { preset, config, set } = &args.settings;
+    let mut settings = base_settings(config.as_deref(), *preset, set)?;
     if let Some(group) = args.group {
         settings.rollout.group_size = group as usize;
     }
@@ -117,24 +110,16 @@ fn slots(sampler: &Sampler, settings: &Settings) -> Result<Vec<Slot>, Failure> {
     let judge = sampler.judge();
     let (mut slots, mut over_long): (Vec<Slot>, usize) = (Vec::new(), 0);
     for (index, pair) in sampler.pairs.iter().enumerate() {
-        let orders = match settings.data.orders {
-            Orders::Both => trainer::prompt::OrderPlan::Both,
-            Orders::Random => trainer::prompt::OrderPlan::Random,
-        };
-        let orders: &[Order] = orders.orders(settings.train.seed, pair.row, 0);
+        let first = slots.len();
+        push_slots(&mut slots, index, settings.data.orders, settings.train.seed, pair.row);
         let mut longest = 0;
-        for &order in orders {
-            longest = longest.max(judge.prompt(pair, order)?.len());
+        for slot in &slots[first..] {
+            longest = longest.max(judge.prompt(pair, slot.order)?.len());
         }
         if longest > settings.data.max_prompt_tokens {
             over_long += 1;
-            continue;
+            slots.truncate(first);
         }
-        let first = slots.len();
-        slots.extend(orders.iter().enumerate().map(|(place, &order)| {
-            let partner = (orders.len() == 2).then_some(first + 1 - place);
-            Slot { pair: index, order, partner }
-        }));
     }
     if over_long > 0 {
         let limit = settings.data.max_prompt_tokens;

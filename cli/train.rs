@@ -29,7 +29,7 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::{PresetArg, Train},
+    args::{PresetArg, SettingsArgs, Train},
     interrupt, machine, memory,
     output::{note, print},
     session::{data_file, directory_fingerprint, precision, resolve},
@@ -72,9 +72,18 @@ pub(crate) fn base_settings(
     Ok(settings)
 }
 
-/// The same with the paths of flags.
+/// The template that settings name.
+pub(crate) fn template(settings: &Settings) -> Result<Template, Failure> {
+    Ok(match settings.data.template.as_str() {
+        "" => Template::bundled(),
+        path => Template::from_file(Path::new(path))?,
+    })
+}
+
+/// The settings of all flags, paths included.
 fn settings(args: &Train) -> Result<Settings, Failure> {
-    let mut settings = base_settings(args.config.as_deref(), args.preset, &args.set)?;
+    let SettingsArgs { preset, config, set } = &args.settings;
+    let mut settings = base_settings(config.as_deref(), *preset, set)?;
     let replace = |place: &mut String, flag: &Option<String>| {
         if let Some(value) = flag {
             place.clone_from(value);
@@ -149,10 +158,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         "" => None,
         spec => Some(read_pairs(spec)?),
     };
-    let template = match settings.data.template.as_str() {
-        "" => Template::bundled(),
-        path => Template::from_file(Path::new(path))?,
-    };
+    let template = template(settings)?;
 
     let start = Some(start.as_str()).filter(|start| !start.is_empty());
     let (directory, start) = resolve(model, start)?;

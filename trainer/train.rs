@@ -29,6 +29,7 @@ use engine::{
     generate::{self, Stats},
     kv_cache::KvCache,
     language_model::LanguageModel,
+    model::Model,
     optimizer::{self, AdamW},
     schedule::{self, Schedule},
 };
@@ -146,15 +147,7 @@ impl Trainer {
             warmup_steps: settings.optimizer.warmup_steps,
             total_steps: steps * settings.loss.num_iterations as u64,
         };
-        let max_batch = running_sequences(&settings);
-        // What a step can use: of a tiny model's pages, all memory would hold millions, and listing them takes
-        // longer than its steps.
-        let tokens = settings.data.max_prompt_tokens + rollout.max_completion_tokens;
-        let model = &language_model.model;
-        let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
-        let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
-        let cache_bytes = cache_bytes.min(most);
-        let options = generate::Options { max_batch, prefill_rows: PREFILL_ROWS, cache_bytes };
+        let options = sampling_options(&language_model.model, &settings, cache_bytes);
         Trainer {
             language_model,
             template,
@@ -320,11 +313,7 @@ impl Trainer {
             seed: train.seed,
             micro_batch_tokens: self.settings.micro_batch_tokens(),
             // Recomputing changes no bit: `auto` may be decided by the machine, before (memory.rs).
-            checkpoint: match train.gradient_checkpointing {
-                GradientCheckpointing::On => true,
-                GradientCheckpointing::Off => false,
-                GradientCheckpointing::Auto => true,
-            },
+            checkpoint: train.gradient_checkpointing != GradientCheckpointing::Off,
         }
     }
 
@@ -403,6 +392,22 @@ impl Trainer {
             timing,
         }
     }
+}
+
+/// How much runs at once when a step's judgements are sampled.
+pub fn sampling_options(
+    model: &Model,
+    settings: &Settings,
+    cache_bytes: usize,
+) -> generate::Options {
+    let max_batch = running_sequences(settings);
+    // What a step can use: of a tiny model's pages, all memory would hold millions, and listing them takes
+    // longer than its steps.
+    let tokens = settings.data.max_prompt_tokens + settings.rollout.max_completion_tokens;
+    let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
+    let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
+    let cache_bytes = cache_bytes.min(most);
+    generate::Options { max_batch, prefill_rows: PREFILL_ROWS, cache_bytes }
 }
 
 fn optimizer_settings(settings: &Settings) -> optimizer::Settings {

@@ -7,6 +7,26 @@ use trainer::settings::Preset;
 
 use super::{DtypeArg, parse_size};
 
+/// Where settings come from.
+#[derive(Args, Debug)]
+pub(crate) struct SettingsArgs {
+    /// Recipe to start from
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        conflicts_with = "config",
+        help_heading = "Settings"
+    )]
+    pub(crate) preset: Option<PresetArg>,
+    /// Settings in TOML; keys that it leaves out are its preset's
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    pub(crate) config: Option<PathBuf>,
+    /// Replace one setting, such as optimizer.learning_rate=3e-5; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Settings")]
+    pub(crate) set: Vec<String>,
+}
+
 /// Arguments of `j1 train`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -24,21 +44,8 @@ DIR gets config.toml (every setting), metrics.jsonl (a line a step), TensorBoard
 rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end,
 adapter/ in PEFT's form.")]
 pub(crate) struct Train {
-    /// Recipe to start from
-    #[arg(
-        long,
-        value_enum,
-        value_name = "NAME",
-        conflicts_with = "config",
-        help_heading = "Settings"
-    )]
-    pub(crate) preset: Option<PresetArg>,
-    /// Settings in TOML; keys that it leaves out are its preset's
-    #[arg(long, value_name = "FILE", help_heading = "Settings")]
-    pub(crate) config: Option<PathBuf>,
-    /// Replace one setting, such as optimizer.learning_rate=3e-5; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Settings")]
-    pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
     /// Print all settings, each with its meaning, and end
     #[arg(long, help_heading = "Settings")]
     pub(crate) print_config: bool,
@@ -107,21 +114,8 @@ pub(crate) struct Rollout {
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub(crate) limit: Option<usize>,
 
-    /// Recipe whose sampling and rewards are used
-    #[arg(
-        long,
-        value_enum,
-        value_name = "NAME",
-        conflicts_with = "config",
-        help_heading = "Settings"
-    )]
-    pub(crate) preset: Option<PresetArg>,
-    /// The same from a file in TOML
-    #[arg(long, value_name = "FILE", help_heading = "Settings")]
-    pub(crate) config: Option<PathBuf>,
-    /// Replace one setting; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Settings")]
-    pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
     /// Judgements of each prompt [default: the settings']
     #[arg(long, value_name = "G", help_heading = "Settings",
           value_parser = clap::value_parser!(u32).range(1..=4096))]

@@ -1,14 +1,12 @@
 //! AdamW by hand, against PyTorch's own steps, and through a checkpoint.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::shared::shared;
 
 type Slices = BTreeMap<String, Vec<f32>>;
 
@@ -209,16 +207,8 @@ fn three_steps_are_pytorchs() {
 /// The large dumps beside a checkout in development; absent elsewhere.
 #[test]
 fn the_shared_dumps_steps_are_pytorchs() {
-    let shared = std::env::var_os("J1_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
-        PathBuf::from,
-    );
     for case in ["tied-s0", "untied-s0"] {
-        let directory = shared.join("golden").join(case);
-        if !directory.join("adamw.safetensors").is_file() {
-            eprintln!("not run: no adamw.safetensors in {}", directory.display());
-            continue;
-        }
+        let Some(directory) = shared(&format!("golden/{case}")) else { continue };
         let info = json(&directory.join("case.json"));
         let lr = info["adamw"]["lr"].as_f64().unwrap();
         let start = slices(&directory.join("adapter/adapter_model.safetensors"));

@@ -1,9 +1,6 @@
 //! Losses, derivatives and advantages against PyTorch and TRL.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -14,6 +11,7 @@ use super::{
         Completion, Counted, Kind, Participation, Settings, Sums, completion_loss, token_weights,
     },
 };
+use crate::shared::shared;
 
 /// The tensors of a file, flat; ids and masks of i64 as numbers.
 fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
@@ -36,20 +34,6 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
 
 fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// A directory of the large dumps beside a checkout in development, or a printed message.
-fn shared(case: &str) -> Option<PathBuf> {
-    let shared = std::env::var_os("J1_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
-        PathBuf::from,
-    );
-    let directory = shared.join("golden").join(case);
-    let found = directory.is_dir();
-    if !found {
-        eprintln!("not run: no {}", directory.display());
-    }
-    found.then_some(directory)
 }
 
 fn kind(name: &str) -> Kind {
@@ -122,7 +106,7 @@ fn losses_and_derivatives_are_pytorchs() {
 #[test]
 fn the_shared_dumps_losses_are_pytorchs() {
     for case in ["tied-s0", "untied-s0"] {
-        let Some(directory) = shared(case) else { continue };
+        let Some(directory) = shared(&format!("golden/{case}")) else { continue };
         let tensors = tensors(&directory.join("grpo.safetensors"));
         let info = json(&directory.join("case.json"));
         let advantages = &tensors["advantages"];
@@ -174,7 +158,7 @@ fn advantages_and_losses_are_trls() {
         ("trl-dr_grpo-beta0.0-T1.0-acc2-it1-s0-eos60", Kind::DrGrpo, 2),
         ("trl-bnpo-beta0.04-T0.9-acc1-it1-s0-eos60", Kind::Bnpo, 1),
     ] {
-        let Some(directory) = shared(case) else { continue };
+        let Some(directory) = shared(&format!("golden/{case}")) else { continue };
         let tensors = tensors(&directory.join("step.safetensors"));
         let info = json(&directory.join("case.json"));
         let rewards: Vec<f64> = info["rewards_in_generation_order"][0]

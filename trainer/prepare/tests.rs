@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::*;
+use crate::shared::shared;
 
 const SKYWORK: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/prepare/skywork.parquet");
@@ -312,14 +313,8 @@ fn an_inspection_counts_what_there_is() {
 
 #[test]
 fn the_shared_rows_are_prepared() {
-    let shared = std::env::var_os("J1_SHARED")
-        .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into());
     for (name, rows) in [("train_pairs_dev", 1_052), ("rewardbench_dev120", 120)] {
-        let path = Path::new(&shared).join(format!("data/{name}.jsonl"));
-        if !path.exists() {
-            eprintln!("not run: {} is absent", path.display());
-            continue;
-        }
+        let Some(path) = shared(&format!("data/{name}.jsonl")) else { continue };
         let out = TempDir::new().unwrap();
         let report = run(&path, &out.path().join("out"), &Options::default()).unwrap();
         let dropped: usize = report.dropped.values().map(|dropped| dropped.rows).sum();

@@ -67,16 +67,7 @@ impl Plan {
         for index in 0..self.pairs_per_step as u64 {
             let position = step * self.pairs_per_step as u64 + index;
             let pair = self.pair_at(position);
-            let orders = match self.orders {
-                Orders::Both => OrderPlan::Both,
-                Orders::Random => OrderPlan::Random,
-            };
-            let orders = orders.orders(self.seed, position, 0);
-            let first = slots.len();
-            slots.extend(orders.iter().enumerate().map(|(index, &order)| {
-                let partner = (orders.len() == 2).then_some(first + 1 - index);
-                Slot { pair, order, partner }
-            }));
+            push_slots(&mut slots, pair, self.orders, self.seed, position);
         }
         slots
     }
@@ -90,6 +81,20 @@ impl Plan {
         };
         permutation[index as usize]
     }
+}
+
+/// Adds the prompts of a pair, one or both orders; `position` decides an order that is drawn.
+pub fn push_slots(slots: &mut Vec<Slot>, pair: usize, orders: Orders, seed: u64, position: u64) {
+    let plan = match orders {
+        Orders::Both => OrderPlan::Both,
+        Orders::Random => OrderPlan::Random,
+    };
+    let orders = plan.orders(seed, position, 0);
+    let first = slots.len();
+    slots.extend(orders.iter().enumerate().map(|(index, &order)| {
+        let partner = (orders.len() == 2).then_some(first + 1 - index);
+        Slot { pair, order, partner }
+    }));
 }
 
 /// All indices, in the order of their hashes.
