@@ -21,7 +21,7 @@ use crate::{
     interrupt, machine,
     output::note,
     session::{data_file, precision, resolve},
-    train::{base_settings, template},
+    train::{base_settings, check_positions, template},
 };
 
 pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
@@ -32,6 +32,7 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let device = machine::device(args.threads);
     let precision = precision(args.dtype);
     let language_model = LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+    check_positions(&language_model, &settings)?;
     let template =
         template(&settings)?.with_special_tokens(language_model.tokenizer.special_tokens());
 

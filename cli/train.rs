@@ -304,7 +304,11 @@ fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
     .into())
 }
 
-fn check_positions(language_model: &LanguageModel, settings: &Settings) -> Result<(), Failure> {
+/// Prompt and completion must fit the model's positions.
+pub(crate) fn check_positions(
+    language_model: &LanguageModel,
+    settings: &Settings,
+) -> Result<(), Failure> {
     let positions = language_model.model.config().max_position_embeddings;
     let (prompt, completion) =
         (settings.data.max_prompt_tokens, settings.rollout.max_completion_tokens);
