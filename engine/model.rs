@@ -30,14 +30,14 @@ use crate::{
     ops::{
         attention::{self, Rows},
         embedding::embedding,
-        linear::{Linear, Lora, Pass, linear, linear_add},
+        linear::{Linear, Lora, Pass, linear, linear_add, linear_all},
         rms_norm::{rms_norm, rms_norm_heads},
         rope::{frequencies, rope},
         swiglu::swiglu,
     },
     tape::Tape,
     tensor::{Device, Tensor},
-    weights::{Checkpoint, Dtype, Weight, WeightsError},
+    weights::{Checkpoint, Dtype, Packing, Weight, WeightsError},
 };
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -233,6 +233,17 @@ impl Model {
         })
     }
 
+    /// Says whether products read weights in place or a packed copy; mapped if nobody does. No result
+    /// depends on it.
+    pub fn set_packing(&mut self, packing: Packing) {
+        for layer in &mut self.layers {
+            for (_, linear) in layer.projections_mut() {
+                linear.weight.set_packing(packing);
+            }
+        }
+        self.head.weight.set_packing(packing);
+    }
+
     /// The checkpoint's configuration.
     pub fn config(&self) -> &Config {
         &self.config
@@ -322,9 +333,7 @@ impl Model {
     ) -> Tensor {
         let eps = self.config.rms_norm_eps as f32;
         let h = rms_norm(tape, &x, &layer.attention_norm, eps);
-        let mut q = linear(tape, &h, &layer.q, pass);
-        let mut k = linear(tape, &h, &layer.k, pass);
-        let v = linear(tape, &h, &layer.v, pass);
+        let [mut q, mut k, v] = linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass);
         drop(h);
         if let Some([q_norm, k_norm]) = &layer.qk_norm {
             q = rms_norm_heads(tape, &q, q_norm, eps);
@@ -337,8 +346,7 @@ impl Model {
         drop(y);
 
         let h = rms_norm(tape, &x, &layer.mlp_norm, eps);
-        let gate = linear(tape, &h, &layer.gate, pass);
-        let up = linear(tape, &h, &layer.up, pass);
+        let [gate, up] = linear_all(tape, &h, [&layer.gate, &layer.up], pass);
         drop(h);
         let gated = swiglu(tape, &gate, &up);
         drop((gate, up));

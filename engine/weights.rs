@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use crate::config::{Config, ExpectedTensor};
 use crate::error::{FileError, excerpt, parse_json, read_text};
-pub use handle::Weight;
+pub use handle::{Packing, Weight};
 use header::TensorInfo;
 pub(crate) use stored::{StoredFile, StoredTensor};
 
@@ -112,6 +112,28 @@ pub enum WeightsError {
 struct MappedFile {
     path: PathBuf,
     map: Mmap,
+}
+
+impl MappedFile {
+    /// Gives whole pages of `range` back to the page cache; they come back when they are read.
+    #[allow(unsafe_code)]
+    fn release(&self, range: std::ops::Range<usize>) {
+        const PAGE: usize = 4096;
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        if start < end {
+            // SAFETY: the map is shared and read only: its pages are the file's, and a later read
+            // finds the same bytes.
+            let result = unsafe {
+                self.map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    start,
+                    end - start,
+                )
+            };
+            // A wish: without it memory is only counted twice until the system wants it.
+            let _ = result;
+        }
+    }
 }
 
 struct Tensor {

@@ -7,7 +7,7 @@
 //! | | what | where it counts |
 //! |---|---|---|
 //! | buffers | tensors: activations, gradients, blocks of logits, LoRA's factors | anonymous |
-//! | scratch | transposed weights, rounded inputs, attention's scores, by the largest call | anonymous |
+//! | scratch | transposed or packed weights, rounded inputs, attention's scores, by the largest call | anonymous |
 //! | weights | pages of the checkpoint's files that were read | mapped; the system may take them back |
 //!
 //! The optimizer's moments are two f32 a parameter ([`TrainedModel::adapter_parameters`]).
@@ -81,13 +81,16 @@ pub struct Scratch {
     pub transposed_16bit: u64,
     /// Transposed weights in f32.
     pub transposed_f32: u64,
+    /// Panels of weights, packed on the way.
+    pub panels: u64,
 }
 
 impl Scratch {
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        let Scratch { rounded_bf16, rounded_f32, scores, transposed_16bit, transposed_f32 } = *self;
-        rounded_bf16 + rounded_f32 + scores + transposed_16bit + transposed_f32
+        let Scratch { rounded_bf16, rounded_f32, scores, transposed_16bit, transposed_f32, panels } =
+            *self;
+        rounded_bf16 + rounded_f32 + scores + transposed_16bit + transposed_f32 + panels
     }
 
     /// What two passes leave, in either order.
@@ -98,6 +101,7 @@ impl Scratch {
             scores: self.scores.max(other.scores),
             transposed_16bit: self.transposed_16bit.max(other.transposed_16bit),
             transposed_f32: self.transposed_f32.max(other.transposed_f32),
+            panels: self.panels.max(other.panels),
         }
     }
 }

@@ -12,13 +12,13 @@
 //! ```
 //!
 //! `W` and `b` are frozen, so there is no `dW` and no `db`. `W` is read where the checkpoint's file
-//! is mapped. With [`Rounding::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
+//! is mapped, or packed (see [`Weight`]). With [`Rounding::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
 //! a bf16 `W`; the low-rank path takes f32 throughout.
 
 use kernels::cpu::{
     Matrix, Rounding,
     dropout::{self, Mask},
-    matmul,
+    matmul::{self, LowRank, Product},
     philox::{Philox, Stream},
     product::{self, Left},
 };
@@ -73,6 +73,14 @@ pub struct Dropout {
     pub pass: u32,
 }
 
+impl Lora {
+    /// l·Bᵀ.
+    fn update<'a>(&'a self, low: &'a Tensor) -> LowRank<'a> {
+        let [rank, _] = self.b_transposed.shape();
+        LowRank { left: low.data(), right: self.b_transposed.data(), rank }
+    }
+}
+
 impl Pass {
     fn low_rank_rounding(&self) -> Rounding {
         match self.rounding {
@@ -92,9 +100,20 @@ impl Pass {
 
 /// `x [rows, k]` through the projection: `[rows, n]`.
 pub fn linear<'m>(tape: &mut Tape<'m>, x: &Tensor, linear: &'m Linear, pass: Pass) -> Tensor {
+    let [y] = linear_all(tape, x, [linear], pass);
+    y
+}
+
+/// `x [rows, k]` through several projections (at most four) in one pass over it.
+pub fn linear_all<'m, const N: usize>(
+    tape: &mut Tape<'m>,
+    x: &Tensor,
+    linears: [&'m Linear; N],
+    pass: Pass,
+) -> [Tensor; N] {
     let [rows, _] = x.shape();
-    let y = Tensor::uninitialized(x.device(), rows, linear.weight.rows());
-    apply(tape, y, None, x, linear, pass)
+    let ys = linears.map(|linear| Tensor::uninitialized(x.device(), rows, linear.weight.rows()));
+    apply(tape, ys, None, x, linears, pass)
 }
 
 /// The residual connection: `residual [rows, n]` plus the projection of `x [rows, k]`, in place
@@ -107,7 +126,8 @@ pub fn linear_add<'m>(
     pass: Pass,
 ) -> Tensor {
     let source = Source { id: residual.id(), requires_grad: residual.requires_grad() };
-    apply(tape, residual.into_owned(), Some(source), x, linear, pass)
+    let [y] = apply(tape, [residual.into_owned()], Some(source), x, [linear], pass);
+    y
 }
 
 struct Source {
@@ -115,62 +135,67 @@ struct Source {
     requires_grad: bool,
 }
 
-fn apply<'m>(
+fn apply<'m, const N: usize>(
     tape: &mut Tape<'m>,
-    mut y: Tensor,
+    mut ys: [Tensor; N],
     residual: Option<Source>,
     x: &Tensor,
-    linear: &'m Linear,
+    linears: [&'m Linear; N],
     pass: Pass,
-) -> Tensor {
-    let Linear { weight, bias, lora } = linear;
+) -> [Tensor; N] {
     let [rows, k] = x.shape();
-    let n = weight.rows();
-    assert_eq!(weight.columns(), k, "linear: x is {:?}, the weight [{n}, _]", x.shape());
-    assert_eq!(y.shape(), [rows, n], "linear: x is {:?}, the weight [{n}, {k}]", x.shape());
-
+    for (y, Linear { weight, .. }) in ys.iter().zip(linears) {
+        let n = weight.rows();
+        assert_eq!(weight.columns(), k, "linear: x is {:?}, the weight [{n}, _]", x.shape());
+        assert_eq!(y.shape(), [rows, n], "linear: x is {:?}, the weight [{n}, {k}]", x.shape());
+    }
     let device = x.device().clone();
     let cpu = device.cpu();
-    let (shape, add) = ([rows, n, k], residual.is_some());
-    matmul::forward(cpu, y.data_mut(), x.data(), weight.matrix(), shape, pass.rounding, add);
-    if let Some(bias) = bias {
-        for row in y.data_mut().chunks_exact_mut(n) {
-            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+    let loras = linears.map(|linear| linear.lora.as_ref().filter(|_| pass.adapter));
+    let lows = loras.map(|lora| lora.map(|lora| low_rank(x, lora, pass)));
+    let mut parts = ys.iter_mut().zip(linears).zip(loras.iter().zip(&lows));
+    let mut products: [Product<'_>; N] = std::array::from_fn(|_| {
+        let ((y, linear), (lora, low)) = parts.next().expect("N of each");
+        Product {
+            y: y.data_mut(),
+            w: linear.weight.for_product(cpu, pass.rounding, rows),
+            n: linear.weight.rows(),
+            accumulate: residual.is_some(),
+            low_rank: lora.zip(low.as_ref()).map(|(lora, low)| lora.update(low)),
         }
-    }
-    let lora = lora.as_ref().filter(|_| pass.adapter);
-    let low = lora.map(|lora| {
-        let rounding = pass.low_rank_rounding();
-        let [rank, _] = lora.a.shape();
-        let masked = pass.mask(lora).map(|mask| dropped(x, mask));
-        let input = masked.as_ref().unwrap_or(x);
-        let mut low = Tensor::uninitialized(&device, rows, rank);
-        let a = Matrix::F32(lora.a.data());
-        matmul::forward(cpu, low.data_mut(), input.data(), a, [rows, rank, k], rounding, false);
-        scale(&mut low, lora.scale);
-        let b = lora.b_transposed.data();
-        match rounding {
-            Rounding::F64Sums => {
-                let (b, shape) = (Matrix::F32(b), [rows, rank, n]);
-                matmul::backward(cpu, y.data_mut(), low.data(), b, shape, rounding, true);
-            }
-            _ => {
-                let shape = [rows, n, rank];
-                product::accumulate(cpu, y.data_mut(), low.data(), Left::Rows, b, shape);
-            }
-        }
-        low
     });
+    matmul::forward_all(cpu, &mut products, x.data(), [rows, k], pass.rounding);
 
     let residual = residual.filter(|source| source.requires_grad).map(|source| source.id);
-    let trained =
-        lora.is_some_and(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
-    if tape.records(residual.is_some() || x.requires_grad() || trained) {
-        let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: x.clone() });
-        let x = x.requires_grad().then_some(x.id());
-        tape.push(&mut y, Applied { residual, x, weight, update, pass });
+    for (((y, linear), lora), low) in ys.iter_mut().zip(linears).zip(loras).zip(lows) {
+        let Linear { weight, bias, .. } = linear;
+        if let Some(bias) = bias {
+            for row in y.data_mut().chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        let trained =
+            lora.is_some_and(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
+        if tape.records(residual.is_some() || x.requires_grad() || trained) {
+            let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: x.clone() });
+            let x = x.requires_grad().then_some(x.id());
+            tape.push(y, Applied { residual, x, weight, update, pass });
+        }
     }
-    y
+    ys
+}
+
+/// l = s·D(x)·Aᵀ.
+fn low_rank(x: &Tensor, lora: &Lora, pass: Pass) -> Tensor {
+    let ([rows, k], [rank, _]) = (x.shape(), lora.a.shape());
+    let masked = pass.mask(lora).map(|mask| dropped(x, mask));
+    let input = masked.as_ref().unwrap_or(x);
+    let mut low = Tensor::uninitialized(x.device(), rows, rank);
+    let (a, shape) = (Matrix::F32(lora.a.data()), [rows, rank, k]);
+    let (cpu, rounding) = (x.device().cpu(), pass.low_rank_rounding());
+    matmul::forward(cpu, low.data_mut(), input.data(), a, shape, rounding, false);
+    scale(&mut low, lora.scale);
+    low
 }
 
 fn dropped(x: &Tensor, mask: Mask) -> Tensor {
@@ -207,74 +232,65 @@ impl Backward for Applied<'_> {
         if let Some(residual) = residual {
             gradients.add(residual, dy.clone());
         }
-        let [rows, n] = dy.shape();
-        let k = weight.columns();
-        let device = dy.device().clone();
+        let mask = update.as_ref().and_then(|update| pass.mask(update.lora));
+        let dlow = update.as_ref().map(|update| update.backward(&dy, mask, pass, gradients));
+        let Some(x) = x else { return };
+        let ([rows, n], k) = (dy.shape(), weight.columns());
+        let device = dy.device();
         let cpu = device.cpu();
-        let mut dx = x.map(|_| {
-            let mut dx = Tensor::uninitialized(&device, rows, k);
-            let (shape, rounding) = ([rows, n, k], pass.rounding);
-            matmul::backward(
-                cpu,
-                dx.data_mut(),
-                dy.data(),
-                weight.matrix(),
-                shape,
-                rounding,
-                false,
-            );
-            dx
+        let update = update.zip(dlow).map(|(update, dlow)| (update.lora, dlow));
+        let low_rank = update.as_ref().map(|(lora, dlow)| {
+            let [rank, _] = lora.a.shape();
+            LowRank { left: dlow.data(), right: lora.a.data(), rank }
         });
-        if let Some(update) = update {
-            update.backward(&dy, dx.as_mut(), pass, gradients);
+        let mut dx = Tensor::uninitialized(device, rows, k);
+        let w = weight.for_product(cpu, pass.rounding, rows);
+        let (shape, fused) = ([rows, n, k], low_rank.filter(|_| mask.is_none()));
+        let (to, dy) = (dx.data_mut(), dy.data());
+        matmul::backward(cpu, to, dy, w, shape, pass.rounding, false, fused);
+        if let (Some(mask), Some(LowRank { left, right, rank })) = (mask, low_rank) {
+            let mut part = Tensor::zeros(device, rows, k);
+            let shape = [rows, k, rank];
+            product::accumulate(cpu, part.data_mut(), left, Left::Rows, right, shape);
+            let part = dropped(&part, mask);
+            kernels::cpu::add::accumulate(cpu, dx.data_mut(), part.data());
         }
-        if let (Some(x), Some(dx)) = (x, dx) {
-            gradients.add(x, dx);
-        }
+        gradients.add(x, dx);
     }
 }
 
 impl Update<'_> {
-    /// Adds the gradients of A and B, and to `dx` the update's part of it.
-    fn backward(self, dy: &Tensor, dx: Option<&mut Tensor>, pass: Pass, gradients: &mut Gradients) {
+    /// Adds the gradients of A and B, and returns dl.
+    fn backward(
+        &self,
+        dy: &Tensor,
+        mask: Option<Mask>,
+        pass: Pass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
         let Update { lora, low, x } = self;
         let ([rows, n], [rank, k]) = (dy.shape(), lora.a.shape());
-        let device = dy.device().clone();
+        let device = dy.device();
         let cpu = device.cpu();
-        let mut dlow = Tensor::uninitialized(&device, rows, rank);
+        let mut dlow = Tensor::uninitialized(device, rows, rank);
         let (b, rounding) = (Matrix::F32(lora.b_transposed.data()), pass.low_rank_rounding());
         matmul::forward(cpu, dlow.data_mut(), dy.data(), b, [rows, rank, n], rounding, false);
         scale(&mut dlow, lora.scale);
         if lora.b_transposed.requires_grad() {
-            let mut db = Tensor::zeros(&device, rank, n);
+            let mut db = Tensor::zeros(device, rank, n);
             let (shape, left) = ([rank, n, rows], Left::Columns);
             product::accumulate(cpu, db.data_mut(), low.data(), left, dy.data(), shape);
             gradients.add(lora.b_transposed.id(), db);
         }
-        let mask = pass.mask(lora);
         if lora.a.requires_grad() {
-            let masked = mask.map(|mask| dropped(&x, mask));
-            let input = masked.as_ref().unwrap_or(&x);
-            let mut da = Tensor::zeros(&device, rank, k);
+            let masked = mask.map(|mask| dropped(x, mask));
+            let input = masked.as_ref().unwrap_or(x);
+            let mut da = Tensor::zeros(device, rank, k);
             let (shape, left) = ([rank, k, rows], Left::Columns);
             product::accumulate(cpu, da.data_mut(), dlow.data(), left, input.data(), shape);
             gradients.add(lora.a.id(), da);
         }
-        if let Some(dx) = dx {
-            let shape = [rows, k, rank];
-            let a = lora.a.data();
-            match mask {
-                None => {
-                    product::accumulate(cpu, dx.data_mut(), dlow.data(), Left::Rows, a, shape);
-                }
-                Some(mask) => {
-                    let mut part = Tensor::zeros(&device, rows, k);
-                    product::accumulate(cpu, part.data_mut(), dlow.data(), Left::Rows, a, shape);
-                    let part = dropped(&part, mask);
-                    kernels::cpu::add::accumulate(cpu, dx.data_mut(), part.data());
-                }
-            }
-        }
+        dlow
     }
 }
 

@@ -118,7 +118,7 @@ fn blocks(
     for start in (0..vocab).step_by(width) {
         let block = start..vocab.min(start + width);
         let mut logits = Tensor::uninitialized(device, count, block.len());
-        let w = head.matrix().rows(block.clone(), k);
+        let w = head.for_product(device.cpu(), rounding, count).rows(block.clone(), k);
         let shape = [count, block.len(), k];
         matmul::forward(device.cpu(), logits.data_mut(), x, w, shape, rounding, false);
         visit(block, &mut logits);
@@ -160,9 +160,10 @@ impl Backward for LogProb<'_> {
                     }
                 }
                 let dx = &mut dx.data_mut()[first * k..(first + count) * k];
-                let w = head.matrix().rows(block, k);
+                let w = head.for_product(device.cpu(), rounding, count).rows(block, k);
                 let shape = [count, width, k];
-                matmul::backward(device.cpu(), dx, logits.data(), w, shape, rounding, true);
+                let logits = logits.data();
+                matmul::backward(device.cpu(), dx, logits, w, shape, rounding, true, None);
             });
         }
         gradients.add(x.id(), dx);

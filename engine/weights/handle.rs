@@ -1,8 +1,14 @@
 //! A tensor that keeps its file mapped: what a model holds.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
-use kernels::cpu::Matrix;
+use kernels::cpu::{Cpu, Matrix, Rounding, matmul::Panels};
 
 use super::{Checkpoint, Dtype, MappedFile, TensorView, WeightsError};
 
@@ -14,7 +20,34 @@ pub struct Weight {
     rows: usize,
     columns: usize,
     source: Source,
+    packing: Packing,
+    packed: Arc<Packed>,
 }
+
+/// Whether products read weights where their file is mapped, or a packed copy. The results have the
+/// same bits: it is a matter of time and memory only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// Read in place; panels are packed on the way, again for each product.
+    #[default]
+    Mapped,
+    /// Packed when few rows meet a weight for the second time: then tokens are being generated, and
+    /// reading the copy is faster. Where the system has no memory for it, as [`Packing::Mapped`].
+    WhenReused,
+    /// Packed at the first product.
+    AtOnce,
+}
+
+/// The packed copy of a weight and of its clones.
+#[derive(Default)]
+struct Packed {
+    uses: AtomicU32,
+    /// `None` inside: there was no memory.
+    panels: OnceLock<Option<Panels>>,
+}
+
+/// Up to this many rows a product's time is that of reading the weight.
+const FEW_ROWS: usize = 36;
 
 #[derive(Clone)]
 enum Source {
@@ -53,7 +86,14 @@ impl Checkpoint {
             Some(copy) => Source::Copied(copy.clone(), bytes.len()),
             None => Source::Mapped(self.files[tensor.file].clone(), tensor.info.range.clone()),
         };
-        Ok(Weight { dtype, rows, columns, source })
+        Ok(Weight {
+            dtype,
+            rows,
+            columns,
+            source,
+            packing: Packing::Mapped,
+            packed: Arc::default(),
+        })
     }
 }
 
@@ -73,6 +113,39 @@ impl Weight {
         self.dtype
     }
 
+    /// Says when products pack it.
+    pub(crate) fn set_packing(&mut self, packing: Packing) {
+        self.packing = packing;
+    }
+
+    /// The elements for a product with `rows` rows of inputs rounded so: packed where that pays (see
+    /// [`Packing`]) and the CPU takes panels, else where they lie.
+    pub(crate) fn for_product(&self, cpu: &Cpu, rounding: Rounding, rows: usize) -> Matrix<'_> {
+        let Matrix::Bf16(w) = self.matrix() else { return self.matrix() };
+        if rounding != Rounding::Bf16 || !Panels::suit(cpu) {
+            return Matrix::Bf16(w);
+        }
+        let pack = match self.packing {
+            Packing::Mapped => false,
+            Packing::AtOnce => true,
+            Packing::WhenReused => {
+                self.packed.panels.get().is_some()
+                    || rows <= FEW_ROWS && self.packed.uses.fetch_add(1, Ordering::Relaxed) > 0
+            }
+        };
+        if !pack {
+            return Matrix::Bf16(w);
+        }
+        let packed = self.packed.panels.get_or_init(|| {
+            let panels = Panels::pack(cpu, w, [self.rows, self.columns]).ok();
+            if let (Some(_), Source::Mapped(file, range)) = (&panels, &self.source) {
+                file.release(range.clone());
+            }
+            panels
+        });
+        packed.as_ref().map_or(Matrix::Bf16(w), |panels| Matrix::Panels(panels.whole()))
+    }
+
     /// The elements, as kernels take them.
     pub fn matrix(&self) -> Matrix<'_> {
         match self.dtype {
@@ -88,6 +161,7 @@ impl Weight {
             Matrix::Bf16(data) => data.iter().map(|x| x.to_f32()).collect(),
             Matrix::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
             Matrix::F32(data) => data.to_vec(),
+            Matrix::Panels(_) => unreachable!("a weight where it lies"),
         }
     }
 
@@ -99,7 +173,14 @@ impl Weight {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         bytemuck::cast_slice_mut::<u64, u8>(&mut copy)[..bytes.len()].copy_from_slice(bytes);
         let source = Source::Copied(Arc::new(copy), bytes.len());
-        Weight { dtype: Dtype::F32, rows, columns, source }
+        Weight {
+            dtype: Dtype::F32,
+            rows,
+            columns,
+            source,
+            packing: Packing::Mapped,
+            packed: Arc::default(),
+        }
     }
 
     fn bytes(&self) -> &[u8] {

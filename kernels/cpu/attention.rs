@@ -3,8 +3,9 @@
 //! For a query row at position p, head h of kv head g = h / (heads / kv_heads):
 //! out = Σ_{j≤p} softmax_j(q·k_j / √head_dim) v_j.
 //!
-//! A layer's cache is keys and values, each [pages, kv_heads, PAGE, head_dim]. A sequence has a
-//! page table; its token at position p lies in page table[p / PAGE], slot p % PAGE.
+//! A layer's cache is keys and values, each [pages, kv_heads, PAGE, head_dim] (a page's head holds its
+//! elements in another order where products take pairs of bf16: pairs.rs). A sequence has a page
+//! table; its token at position p lies in page table[p / PAGE], slot p % PAGE.
 //!
 //! All scores of a row are kept, so softmax takes its maximum first and no sum is ever rescaled
 //! (unlike flash attention). Every sum runs over absolute positions in one order, so a row has the
@@ -16,6 +17,8 @@
 
 mod backward;
 mod block;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 
 use half::bf16;
 
@@ -59,7 +62,8 @@ pub struct Span {
     pub table: std::ops::Range<usize>,
 }
 
-/// A layer's keys and values, each [pages, kv_heads, PAGE, head_dim].
+/// A layer's keys and values, each [pages, kv_heads, PAGE, head_dim]. Read by the instruction set
+/// that wrote it: the order of a bf16 page's elements may depend on it.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // the fields are what the type says
 pub enum Cache<'a> {
@@ -89,6 +93,10 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
     assert_eq!(k.len(), rows * kv_heads * head_dim, "k is not [{rows}, {kv_heads}, {head_dim}]");
     assert_eq!(v.len(), rows * kv_heads * head_dim, "v is not [{rows}, {kv_heads}, {head_dim}]");
     match cache {
+        #[cfg(target_arch = "x86_64")]
+        CacheMut::Bf16 { keys, values } if pairs::suits(cpu, shape) => {
+            pairs::append(cpu, [keys, values], [k, v], slots, shape);
+        }
         CacheMut::Bf16 { keys, values } => {
             write(cpu, [keys, values], [k, v], slots, shape, round::row);
         }
@@ -162,6 +170,11 @@ pub fn forward(
     let out = Disjoint::new(out);
     let call = Call { cpu, out, log_sums, q, tables, spans, shape, layout, cost };
     match cache {
+        #[cfg(target_arch = "x86_64")]
+        Cache::Bf16 { keys, values } if pairs::suits(cpu, shape) => {
+            let (rounded, scores) = (grown(bf16, queries), grown(scores, scores_len));
+            call.run(rounded, scores, [keys, values], round::row, pairs::attend);
+        }
         #[cfg(target_arch = "x86_64")]
         Cache::Bf16 { keys, values } if cpu.isa() == super::Isa::Avx512Bf16 => {
             let (rounded, scores) = (grown(bf16, queries), grown(scores, scores_len));

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::isa::Isa;
 use super::lanes::{Kind, Level};
+use super::matmul::PanelSlice;
 use super::pool::{Pool, lock};
 use std::sync::{Mutex, MutexGuard};
 
@@ -32,6 +33,9 @@ pub(crate) struct Scratch {
     pub(crate) log_sums: Vec<f32>,
     /// Weights, for gradients of what they multiply.
     pub(crate) transposed: Transposed,
+    /// Panels packed on the way, by thread.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) pairs: Vec<super::matmul::Line>,
 }
 
 /// Memory for transposed weights.
@@ -122,6 +126,8 @@ pub enum Matrix<'a> {
     F16(&'a [f16]),
     /// IEEE single precision.
     F32(&'a [f32]),
+    /// bfloat16, packed: only for products of rounded inputs ([`Rounding::Bf16`]).
+    Panels(PanelSlice<'a>),
 }
 
 impl<'a> Matrix<'a> {
@@ -132,23 +138,24 @@ impl<'a> Matrix<'a> {
             Matrix::Bf16(data) => Matrix::Bf16(&data[elements]),
             Matrix::F16(data) => Matrix::F16(&data[elements]),
             Matrix::F32(data) => Matrix::F32(&data[elements]),
+            Matrix::Panels(panels) => Matrix::Panels(panels.rows(rows)),
         }
     }
 }
 
 impl Matrix<'_> {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
+    /// Asserts that it has `n` rows of `k` elements.
+    pub(crate) fn assert_shape(&self, [n, k]: [usize; 2]) {
+        let len = match self {
             Matrix::Bf16(data) => data.len(),
             Matrix::F16(data) => data.len(),
             Matrix::F32(data) => data.len(),
-        }
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+            Matrix::Panels(panels) => {
+                assert_eq!(panels.shape(), [n, k], "w is not [{n}, {k}]");
+                return;
+            }
+        };
+        assert_eq!(Some(len), n.checked_mul(k), "w is not [{n}, {k}]");
     }
 }
 

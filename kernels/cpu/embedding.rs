@@ -10,6 +10,15 @@ use half::{bf16, f16};
 /// # Panics
 /// If an id is not below vocab.
 pub fn forward(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: Matrix<'_>, n: usize) {
+    match table {
+        Matrix::Bf16(table) => copy_rows::<bf16>(cpu, y, ids, table, n),
+        Matrix::F16(table) => copy_rows::<f16>(cpu, y, ids, table, n),
+        Matrix::F32(table) => copy_rows::<f32>(cpu, y, ids, table, n),
+        Matrix::Panels(_) => panic!("an embedding reads rows, panels have none"),
+    }
+}
+
+fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: usize) {
     assert!(n > 0, "rows of the table are empty");
     assert_eq!(table.len() % n, 0, "a table of {} is not rows of {n}", table.len());
     assert_eq!(y.len(), ids.len() * n, "y is not [{}, {n}]", ids.len());
@@ -17,14 +26,6 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: Matrix<'_>, n: usiz
     for &id in ids {
         assert!((id as usize) < vocab, "id {id} in a table of {vocab} rows");
     }
-    match table {
-        Matrix::Bf16(table) => copy_rows::<bf16>(cpu, y, ids, table, n),
-        Matrix::F16(table) => copy_rows::<f16>(cpu, y, ids, table, n),
-        Matrix::F32(table) => copy_rows::<f32>(cpu, y, ids, table, n),
-    }
-}
-
-fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: usize) {
     let y = Disjoint::new(y);
     cpu.for_rows(ids.len(), n, &|first, count| {
         for (i, &id) in (first..).zip(&ids[first..first + count]) {

@@ -1,35 +1,63 @@
-//! Matrix product with row-major weights: `y[m,n] = x[m,k] · w[n,k]ᵀ`, or y += that.
+//! Matrix product with row-major weights: `y[m,n] = x[m,k] · w[n,k]ᵀ`, or y += that, and a low-rank
+//! update on the way.
 //!
-//! Weights are read where they lie, so every output is a dot product of two contiguous rows. Its
-//! order of summation is fixed by k alone: chunks of 1024 elements, each summed lane by lane and
-//! reduced by one tree (dot.rs), chunk sums added to y in order. Sums in f64 are not cut into
-//! chunks, so that y is rounded once; their bits are the same on every instruction set.
-//!
-//! Bound: for a few rows reading w, once; for many the multipliers. There a task's block of x and
-//! its block of w stay in the L2 cache, and six rows of x in L1 while w passes by.
+//! Two forms, each batch-invariant in itself. Where bf16 weights meet rounded inputs and the CPU
+//! multiplies pairs of bf16 (AVX-512 BF16), weights go through the multipliers as panels, packed
+//! once ([`Panels`]) or on the way from where they lie, with the same bits (pairs.rs). Everything
+//! else is dot products of contiguous rows (rows.rs).
 
-use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+mod panels;
+mod rows;
 
-use super::context::Transposed;
-use super::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
-use super::pool::Disjoint;
-use super::vector::{Element, Portable, PortableDoubles, Simd};
-use super::{Cpu, Isa, Matrix, Rounding, round};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pairs::{Line, Output, TILE, Tile, tile_of};
+#[cfg(target_arch = "x86_64")]
+pub use pairs::{panel_bytes, partial_elements};
+pub use panels::{PANEL_ROWS, PanelSlice, Panels};
 
-/// Elements of a row that are summed before the sum is added to y, but for sums in f64.
-const CHUNK: usize = 1024;
-
-/// Most rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
-const ROW_BLOCK: usize = 192;
-
-/// Rows of w a task of many rows of x takes, if they are long: 128 KiB of bf16 a chunk.
-const COLUMN_BLOCK: usize = 64;
-
-/// Up to this many rows of x a task walks along w once; above, blocks of w are read again from L2.
-const FEW_ROWS: usize = 24;
+use super::product::{self, Left};
+use super::{Cpu, Matrix, Rounding};
 
 /// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
 const STREAM: usize = 64 * 1024;
+
+/// Products that share an x, at most.
+const MOST_PRODUCTS: usize = 4;
+
+/// One of several products with the same x.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The result, `[m, n]`.
+    pub y: &'a mut [f32],
+    /// Weights `[n, k]`.
+    pub w: Matrix<'a>,
+    /// Rows of w.
+    pub n: usize,
+    /// Whether the product is added to y.
+    pub accumulate: bool,
+    /// What is added besides.
+    pub low_rank: Option<LowRank<'a>>,
+}
+
+/// A product of two thin matrices, in f32 (in f64 where all sums are): LoRA's update.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// `[m, rank]`.
+    pub left: &'a [f32],
+    /// `[rank, n]`.
+    pub right: &'a [f32],
+    /// Columns of left, rows of right.
+    pub rank: usize,
+}
+
+impl LowRank<'_> {
+    fn check(&self, m: usize, n: usize) {
+        assert_eq!(Some(self.left.len()), m.checked_mul(self.rank), "left is not [{m}, rank]");
+        assert_eq!(Some(self.right.len()), n.checked_mul(self.rank), "right is not [rank, {n}]");
+    }
+}
 
 /// Writes x·wᵀ to `y`, or adds it to `y` if `accumulate`. Shapes: `y [m,n]`, `x [m,k]`, `w [n,k]`.
 /// `rounding` says how x is rounded first and what sums are kept in.
@@ -42,41 +70,51 @@ pub fn forward(
     rounding: Rounding,
     accumulate: bool,
 ) {
-    assert_eq!(Some(y.len()), m.checked_mul(n), "y is not [{m}, {n}]");
+    let product = Product { y, w, n, accumulate, low_rank: None };
+    forward_all(cpu, &mut [product], x, [m, k], rounding);
+}
+
+/// Several products (at most four) with the same x `[m, k]`, which is rounded once: q, k and v, or
+/// gate and up.
+pub fn forward_all(
+    cpu: &Cpu,
+    products: &mut [Product<'_>],
+    x: &[f32],
+    [m, k]: [usize; 2],
+    rounding: Rounding,
+) {
     assert_eq!(Some(x.len()), m.checked_mul(k), "x is not [{m}, {k}]");
-    assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
-    let exact = rounding == Rounding::F64Sums;
-    let chunk = if exact { usize::MAX } else { CHUNK };
-    let size = Size { m, n, k, x_stride: k, chunk, accumulate };
-    // Rounded rows a line apart from a power of two: else those of a tile share a few cache sets.
-    let padded = Size { x_stride: k.next_multiple_of(32) + 32, ..size };
-    match w {
-        Matrix::Bf16(w) if rounding == Rounding::Bf16 => {
-            let scratch = &mut *cpu.scratch();
-            #[cfg(target_arch = "x86_64")]
-            if cpu.isa() == Isa::Avx512Bf16 {
-                let rounded = super::context::grown(&mut scratch.bf16, m * padded.x_stride);
-                round::rows(cpu, rounded, padded.x_stride, x, k);
-                return distribute(cpu, y, rounded, w, padded, block_avx512_bf16);
-            }
-            let rounded = super::context::grown(&mut scratch.f32, m * padded.x_stride);
-            round::rows(cpu, rounded, padded.x_stride, x, k);
-            distribute(cpu, y, rounded, w, padded, block_widened::<bf16>(cpu.isa()));
-        }
-        Matrix::Bf16(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
-        Matrix::F16(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
-        Matrix::F32(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
-        Matrix::Bf16(w) => distribute(cpu, y, x, w, size, block_widened::<bf16>(cpu.isa())),
-        Matrix::F16(w) => distribute(cpu, y, x, w, size, block_widened::<f16>(cpu.isa())),
-        Matrix::F32(w) => distribute(cpu, y, x, w, size, block_widened::<f32>(cpu.isa())),
+    assert!(products.len() <= MOST_PRODUCTS, "{} products at once", products.len());
+    for Product { y, w, n, low_rank, .. } in products.iter() {
+        assert_eq!(Some(y.len()), m.checked_mul(*n), "y is not [{m}, {n}]");
+        w.assert_shape([*n, k]);
+        low_rank.iter().for_each(|update| update.check(m, *n));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if takes_pairs(cpu, products.iter().map(|product| product.w), rounding) {
+        let mut products = products.iter_mut();
+        let jobs: [_; MOST_PRODUCTS] = std::array::from_fn(|_| {
+            let Product { y, w, n, accumulate, low_rank } = products.next()?;
+            let source = match *w {
+                Matrix::Panels(panels) => pairs::Source::Panels(panels),
+                Matrix::Bf16(w) => pairs::Source::Rows { w, n: *n, k },
+                _ => unreachable!("bf16 by takes_pairs"),
+            };
+            let y = super::pool::Disjoint::new(y);
+            Some(pairs::Job { y, source, accumulate: *accumulate, low_rank: *low_rank })
+        });
+        return pairs::run(cpu, x, [m, k], &jobs);
+    }
+    for Product { y, w, n, accumulate, low_rank } in products {
+        rows::forward(cpu, y, x, *w, [m, *n, k], rounding, *accumulate);
+        add_low_rank(cpu, y, *low_rank, [m, *n], rounding);
     }
 }
 
 /// Writes dy·w to `dx`, or adds it: the gradient of x in y = x·wᵀ. Shapes: `dx [m,k]`, `dy [m,n]`,
-/// `w [n,k]`. dy is rounded as x would be; w's own gradient is not computed.
-///
-/// w is transposed into scratch memory first, so that the product is one of rows again: a pass over
-/// w, against m passes of the multipliers.
+/// `w [n,k]`, an update's left `[m, rank]` and right `[rank, k]`. dy is rounded as x would be; w's
+/// own gradient is not computed.
+#[allow(clippy::too_many_arguments)] // as forward's, and the update
 pub fn backward(
     cpu: &Cpu,
     dx: &mut [f32],
@@ -85,250 +123,65 @@ pub fn backward(
     [m, n, k]: [usize; 3],
     rounding: Rounding,
     accumulate: bool,
+    low_rank: Option<LowRank<'_>>,
 ) {
-    assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
-    // Taken out, as the product itself uses scratch memory.
-    let mut transposed = std::mem::take(&mut cpu.scratch().transposed);
-    let Transposed { bf16, f16, f32 } = &mut transposed;
-    let columns = match w {
-        Matrix::Bf16(w) => Matrix::Bf16(transpose(cpu, bf16, w, n, k)),
-        Matrix::F16(w) => Matrix::F16(transpose(cpu, f16, w, n, k)),
-        Matrix::F32(w) => Matrix::F32(transpose(cpu, f32, w, n, k)),
-    };
-    forward(cpu, dx, dy, columns, [m, k, n], rounding, accumulate);
-    cpu.scratch().transposed = transposed;
+    assert_eq!(Some(dx.len()), m.checked_mul(k), "dx is not [{m}, {k}]");
+    assert_eq!(Some(dy.len()), m.checked_mul(n), "dy is not [{m}, {n}]");
+    w.assert_shape([n, k]);
+    low_rank.iter().for_each(|update| update.check(m, k));
+    #[cfg(target_arch = "x86_64")]
+    if takes_pairs(cpu, [w].into_iter(), rounding) {
+        let source = match w {
+            Matrix::Panels(panels) => pairs::Source::PanelColumns(panels),
+            Matrix::Bf16(w) => pairs::Source::Columns { w, n: k, k: n },
+            _ => unreachable!("bf16 by takes_pairs"),
+        };
+        let y = super::pool::Disjoint::new(dx);
+        return pairs::run(
+            cpu,
+            dy,
+            [m, n],
+            &[Some(pairs::Job { y, source, accumulate, low_rank })],
+        );
+    }
+    rows::backward(cpu, dx, dy, w, [m, n, k], rounding, accumulate);
+    add_low_rank(cpu, dx, low_rank, [m, k], rounding);
 }
 
-/// The transpose `[k, n]` of `w [n, k]` in `memory`.
-fn transpose<'a, T: Copy + Default + Send + Sync>(
+/// Whether products run as pairs: all or none.
+#[cfg(target_arch = "x86_64")]
+fn takes_pairs<'a>(
     cpu: &Cpu,
-    memory: &'a mut Vec<T>,
-    w: &[T],
-    n: usize,
-    k: usize,
-) -> &'a [T] {
-    /// Side of a tile: its lines of both matrices stay in L1.
-    const TILE: usize = 32;
-    let memory = super::context::grown(memory, n * k);
-    let out = Disjoint::new(memory);
-    cpu.for_rows(k.div_ceil(TILE), TILE * n, &|first, count| {
-        let (first, end) = (first * TILE, k.min((first + count) * TILE));
-        // SAFETY: ranges of different tasks do not overlap.
-        let out = unsafe { out.part(first * n, (end - first) * n) };
-        for column in (first..end).step_by(TILE) {
-            for row in (0..n).step_by(TILE) {
-                for j in column..end.min(column + TILE) {
-                    let to = &mut out[(j - first) * n + row..][..TILE.min(n - row)];
-                    for (i, to) in to.iter_mut().enumerate() {
-                        *to = w[(row + i) * k + j];
-                    }
-                }
-            }
-        }
-    });
-    memory
+    mut weights: impl Iterator<Item = Matrix<'a>>,
+    rounding: Rounding,
+) -> bool {
+    rounding == Rounding::Bf16
+        && Panels::suit(cpu)
+        && weights.all(|w| matches!(w, Matrix::Bf16(_) | Matrix::Panels(_)))
 }
 
-#[derive(Clone, Copy)]
-struct Size {
-    m: usize,
-    n: usize,
-    k: usize,
-    /// Elements from row to row of x.
-    x_stride: usize,
-    /// Elements of a row that are summed before the sum is added to y.
-    chunk: usize,
-    accumulate: bool,
-}
-
-/// Computes a block of y; the arguments of [`block`].
-type Block<X, W> = unsafe fn(*mut f32, *const X, *const W, usize, usize, Size);
-
-/// Splits y into blocks and computes them on the threads. The split has no influence on any bit.
-fn distribute<X: Sync, W: Sync>(
+fn add_low_rank(
     cpu: &Cpu,
     y: &mut [f32],
-    x: &[X],
-    w: &[W],
-    size: Size,
-    block: Block<X, W>,
+    update: Option<LowRank<'_>>,
+    [m, n]: [usize; 2],
+    rounding: Rounding,
 ) {
-    let Size { m, n, k, x_stride, .. } = size;
-    assert!(y.len() == m * n && x.len() == m * x_stride && w.len() == n * k, "{m} {n} {k}");
-    assert!(x_stride >= k, "rows of x overlap");
-    if m == 0 || n == 0 {
-        return;
-    }
-    let few = m <= FEW_ROWS;
-    let (columns, rows) = if few {
-        // Contiguous runs of w, some per thread so that none waits for a thread that was held up.
-        let least = STREAM.div_ceil(k.max(1)).max(4);
-        (n.div_ceil(8 * cpu.threads()).max(least).next_multiple_of(4), m)
-    } else {
-        // With short rows more columns, so that a task's edges in y, whose cache lines neighbors
-        // share, are few beside it; then as many row blocks as the threads need.
-        let columns = (COLUMN_BLOCK * CHUNK / k.clamp(1, CHUNK)).min(n.next_multiple_of(4));
-        let tasks = (4 * cpu.threads()).div_ceil(n.div_ceil(columns));
-        (columns, m.div_ceil(tasks).next_multiple_of(6).clamp(FEW_ROWS + 6, ROW_BLOCK))
-    };
-    let (row_blocks, column_blocks) = (m.div_ceil(rows), n.div_ceil(columns));
-    let y = Disjoint::new(y);
-    let task = |_: usize, task: usize| {
-        let first_row = task / column_blocks * rows;
-        let first_column = task % column_blocks * columns;
-        // SAFETY: `Cpu::with_isa` asserts the instruction set; rows and columns of the block lie
-        // inside y, x and w by the assert above; blocks of different tasks do not overlap.
-        unsafe {
-            block(
-                y.as_mut_ptr().add(first_row * n + first_column),
-                x.as_ptr().add(first_row * x_stride),
-                w.as_ptr().add(first_column * k),
-                rows.min(m - first_row),
-                columns.min(n - first_column),
-                size,
-            );
+    let Some(LowRank { left, right, rank }) = update else { return };
+    match rounding {
+        Rounding::F64Sums => {
+            rows::backward(cpu, y, left, Matrix::F32(right), [m, rank, n], rounding, true);
         }
-    };
-    if n * k <= STREAM && m * n * k <= STREAM {
-        (0..row_blocks * column_blocks).for_each(|index| task(0, index));
-    } else {
-        cpu.pool().for_each(row_blocks * column_blocks, &task);
+        _ => product::accumulate(cpu, y, left, Left::Rows, right, [m, n, rank]),
     }
 }
-
-/// Computes `rows` × `columns` outputs from `y`, `x`, `w` on; `size` gives the strides.
-///
-/// # Safety
-/// The CPU has the instruction set of `D`. The rows of x and w, of k elements, and the columns of
-/// y, in rows of n, exist, and nothing else uses that block of y.
-#[inline(always)]
-unsafe fn block<D: Dot>(
-    y: *mut f32,
-    x: *const D::X,
-    w: *const D::W,
-    rows: usize,
-    columns: usize,
-    size: Size,
-) where
-    f32: Output<Scalar<D>>,
-{
-    let Size { n, k, x_stride, chunk: longest, accumulate, .. } = size;
-    // Few rows: one pass over w, four rows of it at a time. Many: each chunk as a block of its own.
-    let few = rows <= FEW_ROWS;
-    let panel = if few { 4 } else { columns.max(1) };
-    let mut j = 0;
-    while j < columns {
-        let panel = panel.min(columns - j);
-        let mut l = 0;
-        loop {
-            let chunk = longest.min(k - l);
-            let mut i = 0;
-            while i < rows {
-                let tile_rows = D::Sum::TILE_ROWS.min(rows - i);
-                // The next four rows of w are one run of memory; this chunk's share of it. Every tile
-                // asks again: for 16 rows of x 290 GFLOP/s on two threads, 200 if one does.
-                let ahead = if few { 4 * k + 3 * l } else { 0 };
-                // SAFETY: i, j and l are inside the block the caller vouches for.
-                unsafe {
-                    strip::<D, f32>(
-                        Rows { start: y.add(i * n + j), stride: n },
-                        Rows { start: x.add(i * x_stride + l), stride: x_stride },
-                        tile_rows,
-                        Rows { start: w.add(j * k + l), stride: k },
-                        panel,
-                        chunk,
-                        accumulate || l > 0,
-                        ahead,
-                    );
-                }
-                i += tile_rows;
-            }
-            l += chunk;
-            if l >= k {
-                break;
-            }
-        }
-        j += panel;
-    }
-}
-
-/// The block function for f32 inputs and weights of type W.
-fn block_widened<W: Element>(isa: Isa) -> Block<f32, W> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => block_avx2::<W>,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => block_avx512::<W>,
-        _ => block::<Widened<Portable, W>>,
-    }
-}
-
-/// The block function for f32 inputs, weights of type W and sums in f64.
-fn block_exact<W: Element>(isa: Isa) -> Block<f32, W> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => block_exact_avx2::<W>,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => block_exact_avx512::<W>,
-        _ => block::<WidenedDoubles<PortableDoubles, W>>,
-    }
-}
-
-/// Defines [`block`] for one way to multiply, compiled for its instruction set; its contract.
-macro_rules! compiled {
-    ($name:ident, $features:literal, $x:ty, $w:ty, $dot:ty $(, $t:ident)?) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = $features)]
-        unsafe fn $name $(<$t: Element>)? (
-            y: *mut f32,
-            x: *const $x,
-            w: *const $w,
-            rows: usize,
-            columns: usize,
-            size: Size,
-        ) {
-            // SAFETY: the caller's promise, passed on.
-            unsafe { block::<$dot>(y, x, w, rows, columns, size) }
-        }
-    };
-}
-compiled!(block_avx2, "avx2,fma,f16c", f32, W, Widened<super::vector::Avx2, W>, W);
-compiled!(
-    block_avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    f32,
-    W,
-    Widened<super::vector::Avx512, W>,
-    W
-);
-compiled!(
-    block_exact_avx2,
-    "avx2,fma,f16c",
-    f32,
-    W,
-    WidenedDoubles<super::vector::Avx2Doubles, W>,
-    W
-);
-compiled!(
-    block_exact_avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    f32,
-    W,
-    WidenedDoubles<super::vector::Avx512Doubles, W>,
-    W
-);
-compiled!(
-    block_avx512_bf16,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
-    bf16,
-    bf16,
-    super::vector::Bf16Pairs
-);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Isa;
     use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
+    use half::{bf16, f16};
 
     const ROUNDINGS: [Rounding; 3] = [Rounding::Bf16, Rounding::F32, Rounding::F64Sums];
 
@@ -357,6 +210,7 @@ mod tests {
             Matrix::Bf16(w) => w.iter().map(|w| w.to_f32()).collect(),
             Matrix::F16(w) => w.iter().map(|w| w.to_f32()).collect(),
             Matrix::F32(w) => w.to_vec(),
+            Matrix::Panels(_) => unreachable!("the tests' weights lie row by row"),
         }
     }
 
@@ -479,7 +333,7 @@ mod tests {
                     let (naive, exact) = twins(&old, &dy_rounded, columns, shape, Rounding::F32);
                     for cpu in &contexts {
                         let mut dx = old.clone();
-                        backward(cpu, &mut dx, &dy, w, [m, n, k], rounding, true);
+                        backward(cpu, &mut dx, &dy, w, [m, n, k], rounding, true, None);
                         let case = format!("{} [{m}, {n}, {k}] {rounding:?}", cpu.isa());
                         assert_close(&dx, &naive, &exact, 1e-6, &case);
                     }
@@ -500,6 +354,99 @@ mod tests {
                 assert!(y[..4].iter().all(|y| y.is_infinite()), "{y:?}");
                 assert!(y[4..8].iter().all(|y| y.is_nan()), "{y:?}");
                 assert!(y[8..].iter().all(|y| y.is_finite()), "{y:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn packed_and_mapped_weights_give_the_same_bits() {
+        if !Isa::Avx512Bf16.is_available() {
+            return;
+        }
+        let shapes =
+            [[0, 5, 7], [1, 1, 1], [1, 70, 33], [5, 33, 1030], [16, 64, 48], [40, 100, 66]];
+        for [m, n, k] in shapes.into_iter().chain([[200, 65, 1100], [400, 31, 17]]) {
+            let (x, w) = (values(11, m * k), Weights::new(12, n * k));
+            let (left, right) = (values(13, m * 3), values(14, n * 3));
+            let update = LowRank { left: &left, right: &right, rank: 3 };
+            for threads in [1, 2, 5] {
+                let cpu = &Cpu::with_isa(threads, Isa::Avx512Bf16);
+                let panels = Panels::pack(cpu, &w.bf16, [n, k]).expect("memory");
+                for (accumulate, low_rank) in [(false, None), (true, Some(update))] {
+                    let [mapped, packed] = [Matrix::Bf16(&w.bf16), Matrix::Panels(panels.whole())]
+                        .map(|w| {
+                            let (mut y, mut dx) = (values(15, m * n), values(16, m * k));
+                            let product = Product { y: &mut y, w, n, accumulate, low_rank };
+                            forward_all(cpu, &mut [product], &x, [m, k], Rounding::Bf16);
+                            backward(
+                                cpu,
+                                &mut dx,
+                                &y,
+                                w,
+                                [m, n, k],
+                                Rounding::Bf16,
+                                accumulate,
+                                None,
+                            );
+                            (y, dx)
+                        });
+                    assert_same_bits(&mapped.0, &packed.0, &format!("[{m}, {n}, {k}]"));
+                    assert_same_bits(&mapped.1, &packed.1, &format!("d [{m}, {n}, {k}]"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_the_same_x_are_those_of_separate_calls_with_updates_added() {
+        let [m, k, rank] = [30, 70, 4];
+        let widths = [33usize, 5, 64];
+        let x = values(20, m * k);
+        for cpu in contexts() {
+            for rounding in ROUNDINGS {
+                let weights = widths.map(|n| Weights::new(n as u64, n * k));
+                let low = widths.map(|n| (values(21, m * rank), values(22, rank * n)));
+                let mut together = widths.map(|n| values(23, m * n));
+                let mut products: Vec<Product<'_>> = together
+                    .iter_mut()
+                    .enumerate()
+                    .map(|(i, y)| Product {
+                        y,
+                        w: weights[i].matrices()[0],
+                        n: widths[i],
+                        accumulate: true,
+                        low_rank: Some(LowRank { left: &low[i].0, right: &low[i].1, rank }),
+                    })
+                    .collect();
+                forward_all(&cpu, &mut products, &x, [m, k], rounding);
+                for (i, y) in together.iter().enumerate() {
+                    let n = widths[i];
+                    // One row of factors more: the update as part of a single product.
+                    let w = widened(weights[i].matrices()[0]);
+                    let (left, right) = &low[i];
+                    let rounds = rounding == Rounding::Bf16;
+                    let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
+                    let old = values(23, m * n);
+                    let (mut naive, mut exact) = (old.clone(), Vec::new());
+                    for row in 0..m {
+                        for j in 0..n {
+                            let (mut sum, at) = (f64::from(old[row * n + j]), row * n + j);
+                            for l in 0..k {
+                                let (a, b) = (round(x[row * k + l]), w[j * k + l]);
+                                naive[at] += a * b;
+                                sum += f64::from(a) * f64::from(b);
+                            }
+                            for r in 0..rank {
+                                let (a, b) = (left[row * rank + r], right[r * n + j]);
+                                naive[at] += a * b;
+                                sum += f64::from(a) * f64::from(b);
+                            }
+                            exact.push(sum);
+                        }
+                    }
+                    let case = format!("{} {rounding:?} {n}", cpu.isa());
+                    assert_close(y, &naive, &exact, 1e-6, &case);
+                }
             }
         }
     }

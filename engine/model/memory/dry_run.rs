@@ -8,6 +8,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc};
 use kernels::cpu::{
     Isa, Rounding,
     attention::{Shape, backward_elements, score_elements},
+    matmul,
 };
 
 use super::{PassMemory, Scratch, TrainedModel, TrainedPass};
@@ -241,9 +242,8 @@ impl<'a> DryRun<'a> {
         attend: &mut dyn FnMut(&mut Self, [Value; 3]) -> Value,
     ) -> Value {
         let h = self.rms_norm(&x);
-        let mut q = self.linear(&h, Projection::Query, pass);
-        let mut k = self.linear(&h, Projection::Key, pass);
-        let v = self.linear(&h, Projection::Value, pass);
+        let qkv = [Projection::Query, Projection::Key, Projection::Value];
+        let [mut q, mut k, v] = self.linear_all(&h, qkv, pass);
         drop(h);
         if self.model.config.family.has_qk_norm() {
             q = self.rms_norm(&q);
@@ -256,8 +256,7 @@ impl<'a> DryRun<'a> {
         drop(y);
 
         let h = self.rms_norm(&x);
-        let gate = self.linear(&h, Projection::Gate, pass);
-        let up = self.linear(&h, Projection::Up, pass);
+        let [gate, up] = self.linear_all(&h, [Projection::Gate, Projection::Up], pass);
         drop(h);
         let mut gated = self.like(&gate);
         if self.records(gate.requires_grad || up.requires_grad) {
@@ -284,10 +283,17 @@ impl<'a> DryRun<'a> {
         y
     }
 
-    fn linear(&mut self, x: &Value, projection: Projection, pass: Pass) -> Value {
-        let [n, _] = projection.shape(self.model.config);
-        let y = self.value(x.shape[0], n);
-        self.apply(y, None, x, projection, pass)
+    fn linear_all<const N: usize>(
+        &mut self,
+        x: &Value,
+        projections: [Projection; N],
+        pass: Pass,
+    ) -> [Value; N] {
+        let ys = projections.map(|projection| {
+            let [n, _] = projection.shape(self.model.config);
+            self.value(x.shape[0], n)
+        });
+        self.apply(ys, None, x, projections, pass)
     }
 
     fn linear_add(
@@ -299,7 +305,8 @@ impl<'a> DryRun<'a> {
     ) -> Value {
         let source = residual.requires_grad.then_some(residual.id);
         let y = self.owned(residual);
-        self.apply(y, source, x, projection, pass)
+        let [y] = self.apply([y], source, x, [projection], pass);
+        y
     }
 
     /// A and B of a projection of the layer under way.
@@ -310,33 +317,42 @@ impl<'a> DryRun<'a> {
         Some([self.factors[first].id, self.factors[first + 1].id])
     }
 
-    fn apply(
+    fn apply<const N: usize>(
         &mut self,
-        mut y: Value,
+        ys: [Value; N],
         residual: Option<Id>,
         x: &Value,
-        projection: Projection,
+        projections: [Projection; N],
         pass: Pass,
-    ) -> Value {
-        let [n, k] = projection.shape(self.model.config);
+    ) -> [Value; N] {
         let rows = x.shape[0];
-        self.matmul([rows, n], k, self.model.weights, self.rounding());
-        let factors = self.factors(projection).filter(|_| pass.adapter);
-        let low = factors.map(|_| {
+        let factors = projections.map(|p| self.factors(p).filter(|_| pass.adapter));
+        let lows = factors.map(|factors| {
+            let _ = factors?;
             let masked = pass.dropout.then(|| self.like(x));
             let low = self.value(rows, self.model.rank);
             drop(masked);
-            if self.rounding() == Rounding::F64Sums {
+            Some(low)
+        });
+        for (projection, factors) in projections.iter().zip(&factors) {
+            let [n, k] = projection.shape(self.model.config);
+            self.matmul([rows, n], k, self.model.weights, self.rounding());
+            if factors.is_some() && self.rounding() == Rounding::F64Sums {
                 grow(&mut self.scratch.transposed_f32, 4 * n * self.model.rank);
             }
-            low
-        });
-        if self.records(residual.is_some() || x.requires_grad || factors.is_some()) {
-            let update = factors.zip(low).map(|([a, b], low)| Update { a, b, low, x: x.clone() });
-            let x = x.requires_grad.then_some(x.id);
-            self.push(&mut y, Node::Linear { residual, x, shape: [n, k], update });
         }
-        y
+        let mut parts = projections.into_iter().zip(factors.into_iter().zip(lows));
+        ys.map(|mut y| {
+            let (projection, (factors, low)) = parts.next().expect("N of each");
+            if self.records(residual.is_some() || x.requires_grad || factors.is_some()) {
+                let shape = projection.shape(self.model.config);
+                let update =
+                    factors.zip(low).map(|([a, b], low)| Update { a, b, low, x: x.clone() });
+                let x = x.requires_grad.then_some(x.id);
+                self.push(&mut y, Node::Linear { residual, x, shape, update });
+            }
+            y
+        })
     }
 
     fn packed_attention(&mut self, [q, k, v]: [Value; 3], batch: &PackedBatch) -> Value {
@@ -461,47 +477,57 @@ impl<'a> DryRun<'a> {
         if let Some(residual) = residual {
             self.add(residual, dy.clone());
         }
-        let rows = dy.shape[0];
-        let dx = x.map(|_| self.value(rows, k));
-        if dx.is_some() {
-            self.matmul_backward([rows, n], k, self.model.weights, self.rounding());
-        }
-        if let Some(Update { a, b, low, x }) = update {
-            let rank = self.model.rank;
+        let (rows, rank) = (dy.shape[0], self.model.rank);
+        let masks = update.is_some() && pass.dropout;
+        let kept = update.map(|Update { a, b, low, x }| {
             let dlow = self.value(rows, rank);
             let db = self.value(rank, n);
             self.add(b, db);
             let masked = pass.dropout.then(|| self.like(&x));
             let da = self.value(rank, k);
             self.add(a, da);
-            drop(masked);
-            if dx.is_some() && pass.dropout {
-                let part = self.value(rows, k);
-                let masked = self.like(&part);
-                drop((part, masked));
-            }
-            drop((dlow, low, x));
+            drop((masked, low, x));
+            dlow
+        });
+        let Some(x) = x else { return };
+        let dx = self.value(rows, k);
+        self.matmul_backward([rows, n], k, self.model.weights, self.rounding());
+        if masks {
+            let part = self.value(rows, k);
+            let masked = self.like(&part);
+            drop((part, masked));
         }
-        if let (Some(x), Some(dx)) = (x, dx) {
-            self.add(x, dx);
-        }
+        drop(kept);
+        self.add(x, dx);
+    }
+
+    /// Whether products of weights like these take pairs of bf16.
+    fn takes_pairs(&self, dtype: Dtype, rounding: Rounding) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has = self.model.isa == Isa::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        has && dtype == Dtype::BF16 && rounding == Rounding::Bf16
     }
 
     fn matmul(&mut self, [m, _n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
-        if dtype == Dtype::BF16 && rounding == Rounding::Bf16 {
-            let elements = m * (k.next_multiple_of(32) + 32);
-            match self.model.isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Bf16 => grow(&mut self.scratch.rounded_bf16, 2 * elements),
-                _ => grow(&mut self.scratch.rounded_f32, 4 * elements),
-            }
+        let elements = m * (k.next_multiple_of(32) + 32);
+        if self.takes_pairs(dtype, rounding) {
+            let threads = self.model.threads;
+            grow(&mut self.scratch.rounded_bf16, 2 * elements);
+            grow(&mut self.scratch.panels, matmul::panel_bytes(threads));
+            grow(&mut self.scratch.rounded_f32, 4 * matmul::partial_elements(m, threads));
+        } else if dtype == Dtype::BF16 && rounding == Rounding::Bf16 {
+            grow(&mut self.scratch.rounded_f32, 4 * elements);
         }
     }
 
     fn matmul_backward(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
-        match dtype {
-            Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
-            _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
+        if !self.takes_pairs(dtype, rounding) {
+            match dtype {
+                Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
+                _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
+            }
         }
         self.matmul([m, k], n, dtype, rounding);
     }

@@ -49,7 +49,7 @@ pub(super) fn stride(len: usize) -> usize {
 impl<X, T, S> Block<'_, X, T, S> {
     /// Number of keys a query vector sees.
     #[inline(always)]
-    fn len(&self, vector: usize) -> usize {
+    pub(super) fn len(&self, vector: usize) -> usize {
         self.first_len + vector / self.group
     }
 
@@ -143,7 +143,7 @@ where
 
 /// The first query vector that sees the key at `position`.
 #[inline(always)]
-fn first_vector<X, T, S>(block: &Block<'_, X, T, S>, position: usize) -> usize {
+pub(super) fn first_vector<X, T, S>(block: &Block<'_, X, T, S>, position: usize) -> usize {
     (position + 1).saturating_sub(block.first_len) * block.group
 }
 

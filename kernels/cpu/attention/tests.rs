@@ -6,8 +6,7 @@ use super::*;
 use crate::cpu::Isa;
 use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
 
-/// A sequence of `len` tokens with a page table that jumps about in a cache of both types, whose
-/// other slots hold NaN.
+/// A sequence of `len` tokens with a page table that jumps about.
 struct Sequence {
     shape: Shape,
     len: usize,
@@ -15,8 +14,21 @@ struct Sequence {
     k: Vec<f32>,
     v: Vec<f32>,
     table: Vec<u32>,
+}
+
+/// Keys and values of a sequence as one context keeps them, in both types.
+struct Caches {
     bf16: [Vec<bf16>; 2],
     f32: [Vec<f32>; 2],
+}
+
+impl Caches {
+    fn each(&self) -> [Cache<'_>; 2] {
+        [
+            Cache::Bf16 { keys: &self.bf16[0], values: &self.bf16[1] },
+            Cache::F32 { keys: &self.f32[0], values: &self.f32[1] },
+        ]
+    }
 }
 
 impl Sequence {
@@ -26,8 +38,7 @@ impl Sequence {
         // Every third page, modulo the number of pages where that reaches all of them.
         let step = if pages.is_multiple_of(3) { 1 } else { 3 };
         let table = (0..len.div_ceil(PAGE)).map(|i| ((i * step + 2) % pages) as u32).collect();
-        let elements = pages * kv_heads * PAGE * head_dim;
-        let mut sequence = Sequence {
+        Sequence {
             shape,
             len,
             // Large enough for some softmax to be peaked.
@@ -35,25 +46,30 @@ impl Sequence {
             k: values(2, len * kv_heads * head_dim),
             v: values(3, len * kv_heads * head_dim),
             table,
-            bf16: [vec![bf16::NAN; elements], vec![bf16::NAN; elements]],
-            f32: [vec![f32::NAN; elements], vec![f32::NAN; elements]],
-        };
-        let slots: Vec<u32> =
-            (0..len).map(|p| sequence.table[p / PAGE] * PAGE as u32 + (p % PAGE) as u32).collect();
-        let cpu = Cpu::new(2);
-        let [keys, values] = &mut sequence.bf16;
-        let cache = CacheMut::Bf16 { keys, values };
-        append(&cpu, cache, &sequence.k, &sequence.v, &slots, shape);
-        let [keys, values] = &mut sequence.f32;
-        append(&cpu, CacheMut::F32 { keys, values }, &sequence.k, &sequence.v, &slots, shape);
-        sequence
+        }
     }
 
-    fn caches(&self) -> [Cache<'_>; 2] {
-        [
-            Cache::Bf16 { keys: &self.bf16[0], values: &self.bf16[1] },
-            Cache::F32 { keys: &self.f32[0], values: &self.f32[1] },
-        ]
+    /// A cache of both types, whose other slots hold NaN.
+    fn caches(&self, cpu: &Cpu) -> Caches {
+        let Shape { kv_heads, head_dim, .. } = self.shape;
+        let elements = (self.len.div_ceil(PAGE) + 3) * kv_heads * PAGE * head_dim;
+        let mut caches = Caches {
+            bf16: [(); 2].map(|()| vec![bf16::NAN; elements]),
+            f32: [(); 2].map(|()| vec![f32::NAN; elements]),
+        };
+        // In two parts, the first of which ends within a page and a pair of slots.
+        let slots: Vec<u32> =
+            (0..self.len).map(|p| self.table[p / PAGE] * PAGE as u32 + (p % PAGE) as u32).collect();
+        let part = self.len.min(PAGE + 3);
+        for of in [0..part, part..self.len] {
+            let width = kv_heads * head_dim;
+            let [k, v] = [&self.k, &self.v].map(|x| &x[of.start * width..of.end * width]);
+            let [keys, values] = &mut caches.bf16;
+            append(cpu, CacheMut::Bf16 { keys, values }, k, v, &slots[of.clone()], self.shape);
+            let [keys, values] = &mut caches.f32;
+            append(cpu, CacheMut::F32 { keys, values }, k, v, &slots[of], self.shape);
+        }
+        caches
     }
 
     fn width(&self) -> usize {
@@ -73,7 +89,8 @@ impl Sequence {
     }
 
     /// The naive twin in f32 and the exact result in f64, from k and v, not from the cache.
-    fn twins(&self, rounds: bool) -> (Vec<f32>, Vec<f64>) {
+    /// `rounds`: q, k and v to bf16; `rounds_p`: the probabilities, too.
+    fn twins(&self, rounds: bool, rounds_p: bool) -> (Vec<f32>, Vec<f64>) {
         let Shape { heads, kv_heads, head_dim } = self.shape;
         let round = |x: &Vec<f32>| -> Vec<f32> {
             x.iter().map(|x| if rounds { bf16::from_f32(*x).to_f32() } else { *x }).collect()
@@ -92,6 +109,10 @@ impl Sequence {
                 let max = s.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let p: Vec<f32> = s.iter().map(|s| (s - max).exp()).collect();
                 let total: f32 = p.iter().sum();
+                let p: Vec<f32> = p
+                    .iter()
+                    .map(|p| if rounds_p { bf16::from_f32(*p).to_f32() } else { *p })
+                    .collect();
                 let sum = |d: usize| (0..=row).map(|j| p[j] * v[at(j) + d]).sum::<f32>() / total;
                 naive.extend((0..head_dim).map(sum));
 
@@ -128,20 +149,23 @@ fn equals_the_naive_twin_on_awkward_shapes() {
     ];
     for (heads, kv_heads, head_dim, len) in shapes {
         let sequence = Sequence::new(Shape { heads, kv_heads, head_dim }, len);
-        for cache in sequence.caches() {
-            let rounds = matches!(cache, Cache::Bf16 { .. });
-            let (naive, exact) = sequence.twins(rounds);
-            let mut first: Option<Vec<f32>> = None;
-            for cpu in &contexts {
+        let exact_twins = sequence.twins(false, false);
+        let [twins, rounded_p_twins] = [false, true].map(|p| sequence.twins(true, p));
+        let mut first: Option<Vec<f32>> = None;
+        for cpu in &contexts {
+            for cache in sequence.caches(cpu).each() {
                 let got = sequence.prefill(cpu, cache);
+                let rounds = matches!(cache, Cache::Bf16 { .. });
                 let case = format!("{} {:?} bf16 {rounds}", cpu.isa(), sequence.shape);
                 if !rounds {
-                    assert_rounded_once(&got, &exact, 1e-14, &case);
+                    assert_rounded_once(&got, &exact_twins.1, 1e-14, &case);
                     let bits = first.get_or_insert_with(|| got.clone());
                     assert_same_bits(&got, bits, "instruction sets");
                     continue;
                 }
-                assert_close(&got, &naive, &exact, 1e-6, &case);
+                let rounds_p = cpu.isa() == Isa::Avx512Bf16 && head_dim % 32 == 0;
+                let (naive, exact) = if rounds_p { &rounded_p_twins } else { &twins };
+                assert_close(&got, naive, exact, 1e-6, &case);
                 // By position too, so that a wrong short row does not hide behind a long one.
                 for row in [0, 1, 31, 32, 33, 95] {
                     let of = row * sequence.width()..(row + 1) * sequence.width();
@@ -161,15 +185,16 @@ fn prefill_chunks_and_decode_give_the_same_bits() {
     for (heads, kv_heads, head_dim, len) in shapes {
         let sequence = Sequence::new(Shape { heads, kv_heads, head_dim }, len);
         let width = sequence.width();
-        for cache in sequence.caches() {
-            let mut reference: Option<(Isa, Vec<f32>)> = None;
-            for cpu in contexts() {
+        let mut references: [Option<(Isa, Vec<f32>)>; 2] = [None, None];
+        for cpu in contexts() {
+            for (cache, reference) in sequence.caches(&cpu).each().into_iter().zip(&mut references)
+            {
                 let whole = sequence.prefill(&cpu, cache);
-                match &reference {
+                match reference {
                     Some((isa, bits)) if *isa == cpu.isa() => {
                         assert_same_bits(&whole, bits, "threads");
                     }
-                    _ => reference = Some((cpu.isa(), whole.clone())),
+                    _ => *reference = Some((cpu.isa(), whole.clone())),
                 }
                 let run = |q: &[f32], spans: &[Span]| {
                     let mut out = vec![f32::NAN; q.len()];
@@ -216,21 +241,22 @@ fn prefill_chunks_and_decode_give_the_same_bits() {
 fn append_rounds_and_places_rows() {
     let shape = Shape { heads: 2, kv_heads: 2, head_dim: 19 };
     let sequence = Sequence::new(shape, 40);
+    let Caches { f32: wide, bf16: narrow } = sequence.caches(&Cpu::new(2));
     for p in 0..40 {
         for head in 0..2 {
             let page = sequence.table[p / PAGE] as usize;
             let at = ((page * 2 + head) * PAGE + p % PAGE) * 19;
             for d in 0..19 {
                 let x = sequence.k[(p * 2 + head) * 19 + d];
-                assert_eq!(sequence.f32[0][at + d], x);
-                assert_eq!(sequence.bf16[0][at + d], bf16::from_f32(x));
+                assert_eq!(wide[0][at + d], x);
+                assert_eq!(narrow[0][at + d], bf16::from_f32(x));
                 let x = sequence.v[(p * 2 + head) * 19 + d];
-                assert_eq!(sequence.f32[1][at + d], x);
-                assert_eq!(sequence.bf16[1][at + d], bf16::from_f32(x));
+                assert_eq!(wide[1][at + d], x);
+                assert_eq!(narrow[1][at + d], bf16::from_f32(x));
             }
         }
     }
-    let written = sequence.f32[0].iter().filter(|x| !x.is_nan()).count();
+    let written = wide[0].iter().filter(|x| !x.is_nan()).count();
     assert_eq!(written, sequence.k.len(), "nothing else is written");
 }
 

@@ -9,6 +9,14 @@ use crate::cpu::exp;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
+impl Avx512 {
+    /// The register itself, for instructions that only some kernels use.
+    #[inline(always)]
+    pub(crate) fn register(self) -> __m512 {
+        self.0
+    }
+}
+
 impl Simd for Avx512 {
     type Scalar = f32;
     const LANES: usize = 16;

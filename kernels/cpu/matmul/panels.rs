@@ -1,0 +1,124 @@
+//! Weights as panels: a copy of a bf16 matrix in the order in which the product reads it.
+//!
+//! Panel p holds rows 32p .. 32p + 32 of w `[n, k]`, as pairs along k: `[k / 2][32 rows]` of
+//! (w[row, 2i], w[row, 2i + 1]). Missing rows and the second half of a last odd pair are 0. Panels
+//! lie one after the other in 2 MiB pages where the system has them, so that decoding reads one
+//! stream of memory per thread from end to end.
+
+use half::bf16;
+use memmap2::{Advice, MmapMut};
+
+use super::pairs;
+use crate::cpu::pool::Disjoint;
+use crate::cpu::{Cpu, Isa};
+
+/// Rows of w in a panel.
+pub const PANEL_ROWS: usize = 32;
+
+/// A packed copy of weights `[n, k]`.
+#[derive(Debug)]
+pub struct Panels {
+    memory: MmapMut,
+    n: usize,
+    k: usize,
+}
+
+/// Whole panels of [`Panels`], and the rows of w that they hold.
+#[derive(Clone, Copy, Debug)]
+pub struct PanelSlice<'a> {
+    pub(super) data: &'a [u32],
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+impl Panels {
+    /// Whether products on `cpu` can take panels: they are pairs for AVX-512 BF16.
+    pub fn suit(cpu: &Cpu) -> bool {
+        cpu.isa() == Isa::Avx512Bf16
+    }
+
+    /// Bytes that panels of a matrix `[n, k]` take.
+    pub fn len_bytes(n: usize, k: usize) -> usize {
+        n.next_multiple_of(PANEL_ROWS) * k.div_ceil(2) * size_of::<u32>()
+    }
+
+    /// Copies `w` `[n, k]` on all threads. Fails if the system has no memory for it.
+    ///
+    /// # Panics
+    /// If [`Panels::suit`] does not hold.
+    pub fn pack(cpu: &Cpu, w: &[bf16], [n, k]: [usize; 2]) -> std::io::Result<Panels> {
+        assert!(Panels::suit(cpu), "panels on {}", cpu.isa());
+        assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
+        let mut memory = MmapMut::map_anon(Panels::len_bytes(n, k).max(1))?;
+        // Only a wish: without it the same bytes lie in small pages.
+        let _ = memory.advise(Advice::HugePage);
+        let len = Panels::len_bytes(n, k) / size_of::<u32>();
+        let panel = PANEL_ROWS * k.div_ceil(2);
+        let out = Disjoint::new(&mut bytemuck::cast_slice_mut::<u8, u32>(&mut memory[..])[..len]);
+        cpu.for_rows(n.div_ceil(PANEL_ROWS), panel, &|first, count| {
+            for index in first..first + count {
+                // SAFETY: panels do not overlap.
+                let out = unsafe { out.part(index * panel, panel) };
+                pairs::pack_panel(cpu, out, w, [n, k], index);
+            }
+        });
+        Ok(Panels { memory, n, k })
+    }
+
+    /// All of them.
+    pub fn whole(&self) -> PanelSlice<'_> {
+        let len = Panels::len_bytes(self.n, self.k) / size_of::<u32>();
+        let data = &bytemuck::cast_slice::<u8, u32>(&self.memory)[..len];
+        PanelSlice { data, n: self.n, k: self.k }
+    }
+}
+
+impl<'a> PanelSlice<'a> {
+    /// Rows and columns of w.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.n, self.k]
+    }
+
+    /// Some of its rows: whole panels, but for the last.
+    ///
+    /// # Panics
+    /// If `rows` starts or ends inside a panel.
+    pub fn rows(self, rows: std::ops::Range<usize>) -> PanelSlice<'a> {
+        let whole = |row: usize| row % PANEL_ROWS == 0 || row == self.n;
+        assert!(whole(rows.start) && whole(rows.end) && rows.end <= self.n, "{rows:?} of panels");
+        let row = self.k.div_ceil(2);
+        let data = &self.data[rows.start * row..rows.end.next_multiple_of(PANEL_ROWS) * row];
+        PanelSlice { data, n: rows.len(), k: self.k }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::twin::values;
+
+    #[test]
+    fn every_weight_has_its_place_and_the_rest_is_zero() {
+        if !Isa::Avx512Bf16.is_available() {
+            return;
+        }
+        for [n, k] in [[1, 1], [31, 7], [32, 32], [33, 64], [70, 33], [64, 65], [100, 90]] {
+            let w: Vec<bf16> = values(1, n * k).into_iter().map(bf16::from_f32).collect();
+            let cpu = Cpu::with_isa(2, Isa::Avx512Bf16);
+            let panels = Panels::pack(&cpu, &w, [n, k]).expect("memory");
+            let pairs = k.div_ceil(2);
+            let PanelSlice { data, .. } = panels.whole();
+            assert_eq!(data.len(), n.next_multiple_of(PANEL_ROWS) * pairs);
+            let at = |row: usize, column: usize| match row < n && column < k {
+                true => u32::from(w[row * k + column].to_bits()),
+                false => 0,
+            };
+            for (index, pair) in data.iter().enumerate() {
+                let (panel, rest) = (index / (PANEL_ROWS * pairs), index % (PANEL_ROWS * pairs));
+                let (i, row) = (rest / PANEL_ROWS, panel * PANEL_ROWS + rest % PANEL_ROWS);
+                let want = at(row, 2 * i) | at(row, 2 * i + 1) << 16;
+                assert_eq!(*pair, want, "[{n}, {k}]: row {row}, pair {i}");
+            }
+        }
+    }
+}
