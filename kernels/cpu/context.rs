@@ -146,6 +146,15 @@ impl Matrix<'_> {
         }
     }
 
+    /// Bytes of them.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Matrix::Bf16(data) => size_of_val(*data),
+            Matrix::F16(data) => size_of_val(*data),
+            Matrix::F32(data) => size_of_val(*data),
+        }
+    }
+
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -1,6 +1,7 @@
 //! Embedding: `y[i] = table[ids[i]]`, widened to f32. Exact. Bound: bytes.
 
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Element, Vector, for_each_isa};
 use super::{Cpu, Matrix};
 use half::{bf16, f16};
@@ -14,6 +15,9 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: Matrix<'_>, n: usiz
     assert_eq!(table.len() % n, 0, "a table of {} is not rows of {n}", table.len());
     assert_eq!(y.len(), ids.len() * n, "y is not [{}, {n}]", ids.len());
     let vocab = table.len() / n;
+    let _span = profile::span("embedding", [ids.len(), n], || {
+        Work::default().and_bytes(ids.len() * (table.bytes() / vocab.max(1) + 4 * n))
+    });
     for &id in ids {
         assert!((id as usize) < vocab, "id {id} in a table of {vocab} rows");
     }

@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use super::context::Transposed;
 use super::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Element, Portable, PortableDoubles, Simd};
 use super::{Cpu, Isa, Matrix, Rounding, round};
 
@@ -45,6 +46,8 @@ pub fn forward(
     assert_eq!(Some(y.len()), m.checked_mul(n), "y is not [{m}, {n}]");
     assert_eq!(Some(x.len()), m.checked_mul(k), "x is not [{m}, {k}]");
     assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
+    let work = || Work::product([m, n, k], [4 * m * k, w.bytes()], accumulate);
+    let _span = profile::span("matmul", [m, n, k], work);
     let exact = rounding == Rounding::F64Sums;
     let chunk = if exact { usize::MAX } else { CHUNK };
     let size = Size { m, n, k, x_stride: k, chunk, accumulate };
@@ -87,6 +90,8 @@ pub fn backward(
     accumulate: bool,
 ) {
     assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
+    let work = || Work::product([m, k, n], [4 * m * n, w.bytes()], accumulate);
+    let _span = profile::span("matmul backward", [m, n, k], work);
     // Taken out, as the product itself uses scratch memory.
     let mut transposed = std::mem::take(&mut cpu.scratch().transposed);
     let Transposed { bf16, f16, f32 } = &mut transposed;
