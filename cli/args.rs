@@ -24,6 +24,12 @@ Exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted (what was done is ke
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+
+    /// Record what every thread does when, as a Chrome trace that ui.perfetto.dev opens: a slice a
+    /// kernel, with its GFLOP/s and GB/s. Results stay the same. FILE grows by some megabytes a
+    /// second: take a short run (see README, "Profile")
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Diagnostics")]
+    pub(crate) profile: Option<PathBuf>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -46,6 +52,23 @@ pub(crate) enum Command {
     Check(Check),
     /// Show the CPU features in use, a model's size, and the memory a run needs
     Info(Info),
+}
+
+impl Command {
+    /// As it is typed.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Command::Demo(_) => "demo",
+            Command::Judge(_) => "judge",
+            Command::Eval(_) => "eval",
+            Command::Train(_) => "train",
+            Command::Rollout(_) => "rollout",
+            Command::Data(_) => "data",
+            Command::Merge(_) => "merge",
+            Command::Check(_) => "check",
+            Command::Info(_) => "info",
+        }
+    }
 }
 
 /// How the model is run.

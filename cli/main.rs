@@ -13,6 +13,7 @@ mod machine;
 mod memory;
 mod merge;
 mod output;
+mod profile;
 mod rollout;
 mod session;
 mod train;
@@ -27,26 +28,38 @@ use args::{Cli, Command};
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Demo(args) => demo::run(&args),
-        Command::Judge(args) => judge::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Rollout(args) => rollout::run(&args),
+    let Cli { command, profile } = Cli::parse();
+    let started = profile.map(|path| profile::start(&path, command.name()));
+    let status = match started.transpose() {
+        Ok(_) => run(&command),
+        Err(error) => failed(&error),
+    };
+    profile::finish(status)
+}
+
+fn run(command: &Command) -> ExitCode {
+    let result = match command {
+        Command::Demo(args) => demo::run(args),
+        Command::Judge(args) => judge::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Rollout(args) => rollout::run(args),
         Command::Data(args) => data::run(&args.command),
-        Command::Merge(args) => merge::run(&args),
-        Command::Check(args) => check::run(&args),
-        Command::Info(args) => info::run(&args),
+        Command::Merge(args) => merge::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Info(args) => info::run(args),
     };
     match result {
         Ok(status) => status,
         // The reader has what it wanted (`j1 .. | head`).
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::note(&format!("j1: {error}"));
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(error.as_ref()),
     }
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    output::note(&format!("j1: {error}"));
+    ExitCode::FAILURE
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {

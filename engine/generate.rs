@@ -14,6 +14,7 @@ use kernels::cpu::{
     attention::PAGE,
     log_prob::LogitsError,
     philox::{Philox, Stream},
+    profile,
     sample::{self, Sample, SamplingParams, Scratch},
 };
 
@@ -335,7 +336,11 @@ impl<'m> Generator<'m> {
             step.batch.want_logits();
             step.destinations.push(Destination::Running(index));
         }
+        let decoded = step.batch.rows();
         self.schedule_prompts(&mut step);
+        let prompts = step.batch.rows() - decoded;
+        let name = if prompts == 0 { "decode" } else { "prefill and decode" };
+        let _span = profile::phase(name, [decoded, prompts]);
         let mut result = Ok(());
         if step.batch.rows() > 0 {
             let logits = self.model.forward(&step.batch, &mut self.cache);
@@ -425,6 +430,7 @@ impl<'m> Generator<'m> {
     fn draw(&self, logits: &Tensor, draws: &mut [Draw]) {
         let level = self.model.device().cpu().level();
         let count = draws.len();
+        let _span = profile::phase("draw tokens", [count]);
         let draws = Mutex::new(draws);
         let pool = self.model.device().cpu().pool();
         pool.for_each(count, &|thread, index| {

@@ -20,6 +20,7 @@ pub mod training;
 use kernels::cpu::{
     Rounding,
     attention::{PAGE, Shape, Span},
+    profile,
     rope::RopeTable,
 };
 
@@ -272,6 +273,7 @@ impl Model {
     /// Runs the batch, writing its keys and values to `cache`, and returns the logits
     /// (`[rows asked for, vocab_size]`) of the rows that [`Batch`] asked for, in order.
     pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Tensor {
+        let _span = profile::phase("forward", [batch.rows()]);
         let x = self.decoder(batch, cache, &mut |_, _| ());
         let x = x.gather_rows(&batch.logits_rows);
         self.logits(&self.final_norm(&mut Tape::off(), &x))

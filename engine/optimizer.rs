@@ -5,7 +5,7 @@
 //! of threads changes; and a gradient that is not finite changes nothing and is reported, where
 //! PyTorch would write NaN into every parameter.
 
-use kernels::cpu::{Cpu, adamw, norm};
+use kernels::cpu::{Cpu, adamw, norm, profile};
 use serde::{Deserialize, Serialize};
 
 /// What stays the same over a run. The rate is given to each step, by its schedule.
@@ -118,6 +118,7 @@ impl AdamW {
         learning_rate: f64,
         parameters: &mut [Parameter<'_>],
     ) -> Outcome {
+        let _span = profile::phase("optimizer step", [parameters.len()]);
         assert_eq!(parameters.len(), self.moments.len(), "number of parameters");
         for (parameter, moments) in parameters.iter().zip(&self.moments) {
             let (name, len) = (parameter.name, moments.first.len());

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use kernels::cpu::add;
+use kernels::cpu::{add, profile};
 
 use crate::tensor::{Id, Tensor};
 
@@ -67,6 +67,7 @@ impl<'m> Tape<'m> {
     /// leaves to `gradients`.
     pub fn backward(self, y: &Tensor, dy: Tensor, gradients: &mut Gradients) {
         assert_eq!(y.shape(), dy.shape(), "the gradient has the shape of the value");
+        let _span = profile::phase("backward", y.shape());
         self.backward_from(y.id(), dy, gradients);
     }
 
@@ -97,8 +98,10 @@ struct Checkpoint<'m, F> {
 impl<'m, F: Fn(&mut Tape<'m>, Tensor) -> Tensor> Backward for Checkpoint<'m, F> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
         let mut tape = Tape::new();
+        let again = profile::phase("recompute", self.x.shape());
         // The result was the next layer's input, which has run backward: only its name is needed.
         let y = (self.f)(&mut tape, self.x).id();
+        drop(again);
         tape.backward_from(y, dy, gradients);
     }
 }

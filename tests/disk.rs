@@ -133,6 +133,24 @@ fn a_merge_onto_a_full_disk_leaves_nothing() {
 }
 
 #[test]
+fn a_profile_that_fills_the_disk_does_not_end_the_work() {
+    // A full buffer of events is some 600 kB.
+    let Some(disk) = Disk::mount("size=256k") else { return };
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3-untied");
+    let (golden, file) =
+        (golden.display().to_string(), disk.out().with_extension("json").display().to_string());
+    let check = ["check", &golden];
+    let output = j1(&[&check[..], &["--profile", &file]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    for says in ["the profile is lost", &file, "the disk is full", "went on without it"] {
+        assert!(stderr.contains(says), "{stderr}");
+    }
+    assert_eq!(String::from_utf8_lossy(&output.stdout), stdout(&j1(&check)));
+    assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_training_run_goes_on_when_there_is_room_again() {
     // Room for a checkpoint of some 80 kB, and not for two.
     let Some(disk) = Disk::mount("size=176k") else { return };

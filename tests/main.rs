@@ -8,6 +8,7 @@ mod disk;
 mod generation;
 mod memory;
 mod merge;
+mod profile;
 mod smollm2;
 mod tidy;
 mod training;

@@ -6,7 +6,7 @@
 //! the prompt's, so that the prompt is computed once a group. The results are those of G separate
 //! sequences, with the same bits, and the bits that generation computed.
 
-use kernels::cpu::log_prob::RowError;
+use kernels::cpu::{log_prob::RowError, profile};
 
 use super::{Layer, Model, transposed};
 use crate::{
@@ -122,6 +122,7 @@ impl Model {
         batch: &'m PackedBatch,
         options: TrainingPass,
     ) -> Result<Tensor, RowError> {
+        let _span = profile::phase("forward", [batch.rows()]);
         let pass =
             Pass { rounding: self.rounding(), adapter: options.adapter, dropout: options.dropout };
         let mut x = embedding(&self.device, &self.embedding, &batch.tokens);

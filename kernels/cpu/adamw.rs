@@ -15,6 +15,7 @@
 
 use super::Cpu;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
 
 /// The numbers of one step, the same for every element; the formula at the top says what each is.
@@ -43,6 +44,7 @@ pub fn step(cpu: &Cpu, w: &mut [f32], m: &mut [f32], v: &mut [f32], dw: &[f32], 
     assert_eq!(w.len(), dw.len(), "w and dw differ in length");
     assert_eq!(w.len(), m.len(), "w and m differ in length");
     assert_eq!(w.len(), v.len(), "w and v differ in length");
+    let _span = profile::span("adamw", [w.len()], || Work::each(dw.len(), 15, 28));
     /// Elements a unit of distribution has; a multiple of every vector.
     const UNIT: usize = 1024;
     let n = w.len();

@@ -2,11 +2,13 @@
 
 use super::Cpu;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
 
 /// Adds `x` to `y` of the same length.
 pub fn accumulate(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
     assert_eq!(y.len(), x.len(), "y and x differ in length");
+    let _span = profile::span("add", [x.len()], || Work::each(x.len(), 1, 12));
     /// Elements a unit of distribution has.
     const UNIT: usize = 4096;
     let y = Disjoint::new(y);

@@ -73,6 +73,8 @@ mod tests {
 
     #[test]
     fn warm_kernels_do_not_allocate() {
+        // A recording makes buffers.
+        let _alone = crate::cpu::profile::tests::alone();
         let (rows, n, k) = (40, 256, 512);
         let x = values(1, rows * k);
         let w: Vec<bf16> = values(2, n * k).iter().map(|x| bf16::from_f32(*x)).collect();

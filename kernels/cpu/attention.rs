@@ -19,11 +19,13 @@ mod backward;
 mod block;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+mod work;
 
 use half::bf16;
 
 use super::context::{Scratch, grown};
 use super::pool::Disjoint;
+use super::profile;
 use super::vector::Scalar;
 use super::{Cpu, round};
 pub use backward::{Saved, Tree, backward, backward_elements};
@@ -92,6 +94,9 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
     shape.check();
     assert_eq!(k.len(), rows * kv_heads * head_dim, "k is not [{rows}, {kv_heads}, {head_dim}]");
     assert_eq!(v.len(), rows * kv_heads * head_dim, "v is not [{rows}, {kv_heads}, {head_dim}]");
+    let _span = profile::span("attention append", [rows, kv_heads, head_dim], || {
+        work::append(&cache, rows, shape)
+    });
     match cache {
         #[cfg(target_arch = "x86_64")]
         CacheMut::Bf16 { keys, values } if pairs::suits(cpu, shape) => {
@@ -128,6 +133,9 @@ pub fn forward(
     if let Some(log_sums) = &log_sums {
         assert_eq!(log_sums.len(), q.len() / head_dim, "log-sums are not [rows, {heads}]");
     }
+    let _span = profile::span("attention", [q.len() / width, heads, head_dim], || {
+        work::forward(cache, q.len(), spans, shape)
+    });
     let pages = shape.pages(cache);
     let (mut next_row, mut longest, mut cost) = (0, 0, 0);
     for span in spans {

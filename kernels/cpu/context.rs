@@ -157,6 +157,16 @@ impl Matrix<'_> {
         };
         assert_eq!(Some(len), n.checked_mul(k), "w is not [{n}, {k}]");
     }
+
+    /// Bytes of the elements.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Matrix::Bf16(data) => size_of_val(*data),
+            Matrix::F16(data) => size_of_val(*data),
+            Matrix::F32(data) => size_of_val(*data),
+            Matrix::Panels(panels) => panels.len_bytes(),
+        }
+    }
 }
 
 /// How a matmul rounds: its input x before multiplying, and its sums.

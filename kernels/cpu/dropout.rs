@@ -8,6 +8,7 @@
 use super::Cpu;
 use super::philox::Philox;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 
 /// Which elements are dropped.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,7 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], mask: Mask) {
     let Mask { draws, probability } = mask;
     assert!((0.0..1.0).contains(&probability), "dropout of {probability}");
     assert!(u32::try_from(x.len() / 4).is_ok(), "{} elements under one mask", x.len());
+    let _span = profile::span("dropout", [x.len()], || Work::each(x.len(), 1, 8));
     let threshold = (f64::from(probability) * f64::from(u32::MAX)).round() as u32;
     let scale = 1.0 / (1.0 - probability);
     /// Elements a unit of distribution has; a multiple of four.

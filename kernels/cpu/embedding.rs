@@ -1,6 +1,7 @@
 //! Embedding: `y[i] = table[ids[i]]`, widened to f32. Exact. Bound: bytes.
 
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Element, Vector, for_each_isa};
 use super::{Cpu, Matrix};
 use half::{bf16, f16};
@@ -23,6 +24,9 @@ fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: 
     assert_eq!(table.len() % n, 0, "a table of {} is not rows of {n}", table.len());
     assert_eq!(y.len(), ids.len() * n, "y is not [{}, {n}]", ids.len());
     let vocab = table.len() / n;
+    let _span = profile::span("embedding", [ids.len(), n], || {
+        Work::default().and_bytes(ids.len() * (size_of::<T>() + 4) * n)
+    });
     for &id in ids {
         assert!((id as usize) < vocab, "id {id} in a table of {vocab} rows");
     }

@@ -24,6 +24,7 @@
 use super::Cpu;
 use super::lanes::{self, EXP_LOWEST, LANES, Lanes, Level, vectorized};
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use std::fmt;
 
 /// Entries of a vocabulary block: 8 KB of logits, which stay in the first-level cache between the
@@ -229,6 +230,7 @@ pub fn forward(
     }
     let vocab = logits.len() / rows;
     assert!(vocab > 0 && logits.len() == rows * vocab, "{} logits, {rows} rows", logits.len());
+    let _span = profile::span("log_prob", [rows, vocab], || Work::each(logits.len(), 6, 4));
     let outputs = log_probs.iter_mut().zip(entropies);
     for (index, (logits, (log_prob, entropy))) in logits.chunks(vocab).zip(outputs).enumerate() {
         let distribution =
@@ -245,6 +247,7 @@ pub fn forward(
 /// unless it is the last part.
 pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
     let Some(width) = logits.len().checked_div(sums.len()) else { return };
+    let _span = profile::span("log_prob", [sums.len(), width], || Work::each(logits.len(), 6, 4));
     let sums = Disjoint::new(sums);
     let rows = logits.len() / width.max(1);
     cpu.for_rows(rows, 4 * width, &|first, count| {
@@ -261,6 +264,8 @@ pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
 /// Runs [`backward`] on each row of `logits [rows.len(), _]`.
 pub fn backward_rows(cpu: &Cpu, logits: &mut [f32], rows: &[RowGradient]) {
     let Some(width) = logits.len().checked_div(rows.len()) else { return };
+    let work = || Work::each(logits.len(), 9, 8);
+    let _span = profile::span("log_prob backward", [rows.len(), width], work);
     let logits = Disjoint::new(logits);
     cpu.for_rows(rows.len(), 4 * width, &|first, count| {
         // SAFETY: ranges of different tasks do not overlap.

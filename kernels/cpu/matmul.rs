@@ -18,6 +18,7 @@ pub use pairs::{panel_bytes, partial_elements};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};
 
 use super::product::{self, Left};
+use super::profile::{self, Work};
 use super::{Cpu, Matrix, Rounding};
 
 /// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
@@ -90,6 +91,12 @@ pub fn forward_all(
         w.assert_shape([*n, k]);
         low_rank.iter().for_each(|update| update.check(m, *n));
     }
+    let [n, bytes] = products
+        .iter()
+        .fold([0, 0], |[n, bytes], product| [n + product.n, bytes + product.w.bytes()]);
+    let added = products.iter().any(|product| product.accumulate);
+    let work = || Work::product([m, n, k], [4 * m * k, bytes], added);
+    let _span = profile::span("matmul", [m, n, k], work);
     #[cfg(target_arch = "x86_64")]
     if takes_pairs(cpu, products.iter().map(|product| product.w), rounding) {
         let mut products = products.iter_mut();
@@ -129,6 +136,8 @@ pub fn backward(
     assert_eq!(Some(dy.len()), m.checked_mul(n), "dy is not [{m}, {n}]");
     w.assert_shape([n, k]);
     low_rank.iter().for_each(|update| update.check(m, k));
+    let work = || Work::product([m, k, n], [4 * m * n, w.bytes()], accumulate);
+    let _span = profile::span("matmul backward", [m, n, k], work);
     #[cfg(target_arch = "x86_64")]
     if takes_pairs(cpu, [w].into_iter(), rounding) {
         let source = match w {

@@ -16,6 +16,7 @@ pub mod matmul;
 pub mod norm;
 pub mod philox;
 pub mod product;
+pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod sample;

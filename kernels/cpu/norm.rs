@@ -6,6 +6,7 @@
 
 use super::Cpu;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::rms_norm;
 use super::vector::{Vector, for_each_isa};
 
@@ -17,6 +18,7 @@ const UNIT: usize = 1024;
 
 /// Σ x².
 pub fn sum_of_squares(cpu: &Cpu, x: &[f32]) -> f64 {
+    let _span = profile::span("norm", [x.len()], || Work::each(x.len(), 2, 4));
     let part = x.len().div_ceil(PARTS).next_multiple_of(UNIT);
     let mut sums = [0.0; PARTS];
     let slots = Disjoint::new(&mut sums);

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
+use super::profile;
+
 /// Turns of the spin loop before parking: a `pause` takes 40 to 65 cycles, so about two
 /// microseconds.
 const SPINS: usize = 128;
@@ -43,6 +45,8 @@ struct Shared {
 struct Run {
     job: Job,
     caller: Thread,
+    /// What it is a part of, where that is recorded.
+    op: Option<profile::Op>,
 }
 
 // SAFETY: `run` is written only while `remaining` is 0 and the caller holds `turn`, and read only
@@ -98,18 +102,21 @@ impl Pool {
         // SAFETY: only the lifetime changes. Workers use the pointer between here and their
         // decrement of `remaining`, and this function does not return before that is 0.
         let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(f) };
+        let op = profile::current();
         // SAFETY: `turn` is held and the last run is over (`remaining` is 0): no worker reads.
-        unsafe { *self.shared.run.get() = Some(Run { job, caller: thread::current() }) };
+        unsafe { *self.shared.run.get() = Some(Run { job, caller: thread::current(), op }) };
         self.shared.remaining.store(self.workers.len(), Ordering::Relaxed);
         self.shared.generation.fetch_add(1, Ordering::Release);
         for worker in &self.workers {
             worker.thread().unpark();
         }
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
+        let waiting = op.map(profile::Op::wait);
         let mut turns = 0;
         while self.shared.remaining.load(Ordering::Acquire) != 0 {
             wait(&mut turns);
         }
+        drop(waiting);
         let panic = lock(&self.shared.panic).take();
         drop(turn);
         drop(inside);
@@ -212,14 +219,19 @@ fn work(shared: &Shared, index: usize) {
         // SAFETY: the caller wrote `run` before the release of `generation` acquired above, and
         // writes it again only after this worker's decrement of `remaining`.
         let run = unsafe { (*shared.run.get()).as_ref() }.expect("a run is set before it starts");
-        let (job, caller) = (run.job, run.caller.clone());
+        let (job, caller, op) = (run.job, run.caller.clone(), run.op);
+        let part = op.map(profile::Op::part);
         // SAFETY: `Pool::run` keeps the closure alive until `remaining` is 0.
         let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(index) }));
         if let Err(payload) = outcome {
             lock(&shared.panic).get_or_insert(payload);
         }
+        drop(part);
         if shared.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             caller.unpark();
+        }
+        if op.is_some() {
+            profile::make_room();
         }
     }
 }

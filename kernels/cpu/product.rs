@@ -13,6 +13,7 @@
 use super::Cpu;
 use super::dot::Rows;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Element, Simd, Vector, for_each_isa};
 
 /// Rows and columns of y that a task computes: its part of y stays in L1, of b in L2.
@@ -43,6 +44,8 @@ pub fn accumulate(
     assert_eq!(Some(y.len()), m.checked_mul(n), "y is not [{m}, {n}]");
     assert_eq!(Some(a.len()), m.checked_mul(k), "a is not of {m} x {k}");
     assert_eq!(Some(b.len()), k.checked_mul(n), "b is not [{k}, {n}]");
+    let bytes = [size_of_val(a), size_of_val(b)];
+    let _span = profile::span("product", [m, n, k], || Work::product([m, n, k], bytes, true));
     let (row, step) = match left {
         Left::Rows => (k, 1),
         Left::Columns => (1, m),

@@ -5,6 +5,7 @@
 
 use super::Cpu;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Doubles, Vector, for_each_isa};
 
 /// Normalizes each row of `x` into `y`; the rows are as long as `w`.
@@ -13,6 +14,8 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
     assert!(n > 0, "w is empty");
     assert_eq!(y.len(), x.len(), "y and x differ in length");
     assert_eq!(x.len() % n, 0, "x of {} is not rows of {n}", x.len());
+    let shape = [x.len() / n, n];
+    let _span = profile::span("rms_norm", shape, || Work::each(x.len(), 4, 8).and_bytes(4 * n));
     let y = Disjoint::new(y);
     cpu.for_rows(x.len() / n, n, &|first, count| {
         // SAFETY: row ranges of different tasks do not overlap; `Cpu::with_isa` asserts the
@@ -61,6 +64,8 @@ pub fn backward(cpu: &Cpu, dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], eps
     assert_eq!(dx.len(), x.len(), "dx and x differ in length");
     assert_eq!(dy.len(), x.len(), "dy and x differ in length");
     assert_eq!(x.len() % n, 0, "x of {} is not rows of {n}", x.len());
+    let work = || Work::each(x.len(), 9, 12).and_bytes(4 * n);
+    let _span = profile::span("rms_norm backward", [x.len() / n, n], work);
     let dx = Disjoint::new(dx);
     cpu.for_rows(x.len() / n, 2 * n, &|first, count| {
         let rows = first * n..(first + count) * n;

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::Cpu;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
 
 /// Positions a block of the table covers.
@@ -70,11 +71,15 @@ impl RopeTable {
 
 /// Rotates `x` [rows, heads, head_dim] in place, each row by its position.
 pub fn forward(cpu: &Cpu, x: &mut [f32], positions: &[u32], table: &RopeTable, heads: usize) {
+    let shape = [positions.len(), heads, table.head_dim()];
+    let _span = profile::span("rope", shape, || Work::each(x.len(), 3, 8));
     turn(cpu, x, positions, table, heads, 1.0);
 }
 
 /// Turns the gradient of the result into that of the input, in place: the rotation back.
 pub fn backward(cpu: &Cpu, dx: &mut [f32], positions: &[u32], table: &RopeTable, heads: usize) {
+    let shape = [positions.len(), heads, table.head_dim()];
+    let _span = profile::span("rope backward", shape, || Work::each(dx.len(), 3, 8));
     turn(cpu, dx, positions, table, heads, -1.0);
 }
 

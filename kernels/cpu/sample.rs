@@ -21,6 +21,7 @@ mod truncate;
 
 use super::lanes::{self, LANES, Level, vectorized};
 use super::log_prob::{self, Block, Distribution, LogitsError, TEMPERATURES, VOCAB_BLOCK};
+use super::profile::{self, Work};
 use std::fmt;
 use truncate::{Candidate, Truncation};
 
@@ -163,6 +164,7 @@ pub fn draw(
     assert!((0.0..1.0).contains(&uniform), "uniform number {uniform}, not in [0, 1)");
     let vocab = logits.len();
     assert!((1..=MAX_VOCAB).contains(&vocab), "{vocab} logits in a row, not 1 to {MAX_VOCAB}");
+    let _span = profile::span("sample", [vocab], || Work::each(vocab, 6, 4));
     scratch.clear(vocab);
 
     let greedy = params.temperature == 0.0;

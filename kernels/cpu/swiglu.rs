@@ -5,12 +5,14 @@
 use super::Cpu;
 use super::exp::exp;
 use super::pool::Disjoint;
+use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
 
 /// Writes silu(gate)·up to `y`; all three have the same length.
 pub fn forward(cpu: &Cpu, y: &mut [f32], gate: &[f32], up: &[f32]) {
     assert_eq!(y.len(), gate.len(), "y and gate differ in length");
     assert_eq!(y.len(), up.len(), "y and up differ in length");
+    let _span = profile::span("swiglu", [y.len()], || Work::each(up.len(), 5, 12));
     /// Elements a unit of distribution has; a multiple of every vector.
     const UNIT: usize = 1024;
     let y = Disjoint::new(y);
@@ -31,6 +33,7 @@ pub fn backward(cpu: &Cpu, [dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &[f3
     for len in [dgate.len(), dup.len(), gate.len(), up.len()] {
         assert_eq!(len, dy.len(), "gradients and values differ in length");
     }
+    let _span = profile::span("swiglu backward", [dy.len()], || Work::each(dy.len(), 11, 20));
     let (dgate, dup) = (Disjoint::new(dgate), Disjoint::new(dup));
     /// Elements a unit of distribution has; a multiple of every vector.
     const UNIT: usize = 1024;

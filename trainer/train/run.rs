@@ -19,6 +19,7 @@ use std::{
 };
 
 use engine::adapter::{Adapter, AdapterError};
+use kernels::cpu::profile;
 use serde_json::Value;
 
 use super::{
@@ -228,6 +229,7 @@ pub fn run(
         }
         let stopping = stop.load(Ordering::Relaxed) && !last;
         if due(train.save_every) || improved || last || stopping {
+            let _span = profile::phase("save checkpoint", []);
             checkpoint::save(trainer, adapter, &checkpoints, best)?;
             checkpoint::prune(&checkpoints, train.keep_last, best)?;
             on(Event::Saved(step));
@@ -252,6 +254,7 @@ pub fn evaluate(
     done: &mut dyn FnMut(usize, usize),
 ) -> Result<(Vec<Record>, Scores), JudgeError> {
     judge.sampling.temperature = 0.0;
+    let _span = profile::phase("evaluate", [pairs.len()]);
     let orders = [Order::ChosenFirst, Order::RejectedFirst];
     let tasks: Vec<Task> = (0..pairs.len())
         .flat_map(|pair| orders.map(|order| Task { pair, order, vote: 0 }))

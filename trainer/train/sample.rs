@@ -10,7 +10,7 @@ use engine::{
     generate::{self, Stats},
     language_model::LanguageModel,
 };
-use kernels::cpu::sample::SamplingParams;
+use kernels::cpu::{profile, sample::SamplingParams};
 
 use super::plan::Slot;
 use crate::{
@@ -97,6 +97,7 @@ impl<'a> Sampler<'a> {
         let started = Instant::now();
         let prompts = self.prompts(&slots)?;
         let group_size = self.settings.rollout.group_size;
+        let _span = profile::phase("sample step", [prompts.len(), group_size]);
         let mut stats = Stats::default();
         let completions =
             rollouts(&self.judge(), &prompts, group_size, first_sequence, stop, &mut |now| {

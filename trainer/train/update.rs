@@ -14,7 +14,7 @@ use engine::{
     tape::{Gradients, Tape},
     tensor::Tensor,
 };
-use kernels::cpu::log_prob::RowError;
+use kernels::cpu::{log_prob::RowError, profile};
 
 use crate::grpo::loss::{self, Sums, completion_loss};
 
@@ -164,6 +164,7 @@ pub fn update(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<UpdateReport, UpdateError> {
     let batches = pack(groups, settings.micro_batch_tokens);
+    let _span = profile::phase("update", [groups.len(), settings.iterations]);
     let total = batches.len() * settings.iterations;
     let mut report = UpdateReport::default();
     let mut fixed: Vec<Fixed> = Vec::new();
@@ -173,6 +174,8 @@ pub fn update(
         let mut gradients = Gradients::default();
         for (index, parts) in batches.iter().enumerate() {
             let batch = Batch::new(groups, parts);
+            let _span =
+                profile::phase("micro-batch", [batch.packed.rows(), batch.packed.targets()]);
             // Few buffers fit a batch of another size: both batches' would be held.
             if batch.packed.rows() != last_rows {
                 model.device().trim();

@@ -15,13 +15,13 @@
 //! rounded queries, keys and values, so does this one; their gradients pass the rounding unchanged.
 //! Bound: the multipliers, five products of queries × keys × head_dim in f32.
 
-use super::Shape;
+use super::{Shape, work};
 use crate::cpu::context::grown;
 use crate::cpu::dot::Rows;
 use crate::cpu::pool::Disjoint;
 use crate::cpu::product::{Strided, product};
 use crate::cpu::vector::{Vector, for_each_isa};
-use crate::cpu::{Cpu, round};
+use crate::cpu::{Cpu, profile, round};
 
 /// Query vectors (rows × heads of a kv head) that are taken through the keys together.
 const VECTORS: usize = 48;
@@ -94,6 +94,8 @@ pub fn backward(
         largest = largest.max(tree.rows());
     }
     assert!(next <= rows, "trees have {next} rows of {rows}");
+    let work = || work::backward(trees, shape);
+    let _span = profile::span("attention backward", [rows, heads, head_dim], work);
 
     let layout = Layout::of(shape, largest);
     let scratch = &mut cpu.scratch().f32;

@@ -79,6 +79,11 @@ impl<'a> PanelSlice<'a> {
         [self.n, self.k]
     }
 
+    /// Bytes of them.
+    pub(crate) fn len_bytes(&self) -> usize {
+        size_of_val(self.data)
+    }
+
     /// Some of its rows: whole panels, but for the last.
     ///
     /// # Panics
