@@ -1,9 +1,11 @@
 //! The command line: every flag once, with its help.
 
+mod bench;
 mod train;
 
 use std::path::PathBuf;
 
+pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{prompt::OrderPlan, verdict::MatchRule};
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Show the CPU features in use, a model's size, and the memory a run needs
     Info(Info),
+    /// Measure prefill, decoding and training, beside what the machine can do at most
+    Bench(Box<Bench>),
 }
 
 /// How the model is run.

@@ -22,3 +22,10 @@ pub(crate) fn default_cache_bytes() -> u64 {
     const UNKNOWN: u64 = 8 << 30;
     (available_memory().unwrap_or(UNKNOWN) / 4).max(64 << 20)
 }
+
+/// Makes the peak of resident memory count from now on. Whether the system did: Linux does, where /proc is not
+/// read-only.
+pub(crate) fn reset_peak_memory() -> bool {
+    // proc(5): 5 resets the peak resident set size to the current one.
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
