@@ -286,6 +286,7 @@ def main():
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
+        "load_before": os.getloadavg()[0],
         "threads": options.threads,
         "versions": versions(options),
         "not_run": {},
@@ -307,6 +308,8 @@ def main():
         print(f"nothing can be run: {'; '.join(sorted(set(record['not_run'].values())))}", file=sys.stderr)
         return 1
 
+    if record["load_before"] > 0.5:
+        print(f"warning: the machine is busy (load {record['load_before']:.1f}): the numbers will be too", file=sys.stderr)
     interrupted = False
     try:
         for number in range(options.repeat):

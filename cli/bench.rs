@@ -27,7 +27,7 @@ use crate::{
 pub(crate) fn run(args: &Bench) -> Result<ExitCode, Failure> {
     let cases = cases(args)?;
     let subject = open(args, &cases)?;
-    let stop = interrupt::flag();
+    let stop = interrupt::raised();
     let device = machine::device(args.runtime.threads);
     note("measuring what this machine can do at most");
     let machine = Machine::measure(device.cpu(), &subject);
@@ -89,15 +89,19 @@ fn cases(args: &Bench) -> Result<Vec<Case>, Failure> {
     Ok(cases)
 }
 
+/// Opens what is measured, and from then on answers Ctrl-C.
 fn open(args: &Bench, cases: &[Case]) -> Result<Subject, Failure> {
     let (directory, adapter, weights) = match (&args.model, args.shape) {
         (Some(model), _) => {
             let (directory, adapter) = resolve(model, args.runtime.adapter.as_deref())?;
+            interrupt::flag();
             (directory, adapter, None)
         }
         (None, shape) => {
             let shape = shape.expect("clap asks for one of the two");
             let adapter = args.runtime.adapter.as_deref().map(resolve_adapter).transpose()?;
+            // Before there is a directory that an end at once would leave.
+            interrupt::flag();
             let weights = random_weights(shape)?;
             (weights.path().to_owned(), adapter, Some(weights))
         }
