@@ -1,9 +1,11 @@
 //! The command line: every flag once, with its help.
 
+mod bench;
 mod train;
 
 use std::path::PathBuf;
 
+pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{prompt::OrderPlan, verdict::MatchRule};
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Show the CPU features in use, a model's size, and the memory a run needs
     Info(Info),
+    /// Measure prefill, decoding and training, beside what the machine can do at most
+    Bench(Box<Bench>),
 }
 
 impl Command {
@@ -67,6 +71,7 @@ impl Command {
             Command::Merge(_) => "merge",
             Command::Check(_) => "check",
             Command::Info(_) => "info",
+            Command::Bench(_) => "bench",
         }
     }
 }
@@ -83,9 +88,24 @@ pub(crate) struct RuntimeArgs {
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
 
+    /// Where weights are read; results are the same
+    #[arg(long, value_enum, default_value_t = WeightsArg::Auto)]
+    pub(crate) weights: WeightsArg,
+
     /// Threads; results are the same at any number [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum WeightsArg {
+    /// Mapped until tokens are generated, then packed if memory and CPU allow
+    #[default]
+    Auto,
+    /// In the checkpoint's files: nothing is copied
+    Mapped,
+    /// In a packed copy from the first use on, whose pages are larger and read in one stream
+    Packed,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

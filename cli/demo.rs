@@ -22,7 +22,7 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::{Demo, DtypeArg, SettingsArgs, Train},
+    args::{Demo, DtypeArg, SettingsArgs, Train, WeightsArg},
     interrupt, machine,
     output::{note, print, table},
     train,
@@ -117,6 +117,7 @@ fn train_arguments(args: &Demo) -> Train {
         model: text(out.join("model")),
         adapter: None,
         dtype: DtypeArg::Auto,
+        weights: WeightsArg::Auto,
         data: text(out.join("data/train.jsonl")),
         held_out: None,
         out: Some(out.join("run")),
@@ -136,7 +137,8 @@ fn judge(
 ) -> Result<Judged, Failure> {
     let device = machine::device(args.threads);
     let directory = args.out.join("model");
-    let language_model = LanguageModel::open(&directory, adapter, None, &device)?;
+    let mut language_model = LanguageModel::open(&directory, adapter, None, &device)?;
+    machine::place_weights(&mut language_model.model, WeightsArg::Auto)?;
     let template = Template::from_file(&args.out.join("template.jinja"))?
         .with_special_tokens(language_model.tokenizer.special_tokens());
     let options = engine::generate::Options {

@@ -2,6 +2,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)] // they panic where output.rs does not
 
 mod args;
+mod bench;
 mod check;
 mod data;
 mod demo;
@@ -48,6 +49,7 @@ fn run(command: &Command) -> ExitCode {
         Command::Merge(args) => merge::run(args),
         Command::Check(args) => check::run(args),
         Command::Info(args) => info::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match result {
         Ok(status) => status,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use clap::ValueEnum;
 use engine::{
     config::Config,
     hub::Hub,
@@ -49,20 +50,30 @@ impl Subject {
         Ok(Subject { config, weights, tokenizer, name: directory.display().to_string() })
     }
 
-    fn of_shape(shape: ShapeArg) -> Result<Subject, Failure> {
-        let (name, hidden, inner) = match shape {
-            ShapeArg::Qwen3_0_6b => ("Qwen/Qwen3-0.6B", 1024, 3072),
-            ShapeArg::Qwen3_1_7b => ("Qwen/Qwen3-1.7B", 2048, 6144),
-        };
-        let text = json!({
-            "model_type": "qwen3", "hidden_size": hidden, "intermediate_size": inner,
-            "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
-            "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": true,
-            "hidden_act": "silu", "max_position_embeddings": 40_960, "rope_theta": 1e6,
-        });
-        let config = Config::parse(&text.to_string(), Path::new(name))?;
-        let (weights, tokenizer) = (Dtype::BF16, QWEN3_TOKENIZER);
-        Ok(Subject { config, weights, tokenizer, name: name.to_owned() })
+    fn of_shape(shape: ShapeArg) -> Subject {
+        Subject {
+            config: shape.config(),
+            weights: Dtype::BF16,
+            tokenizer: QWEN3_TOKENIZER,
+            name: shape.id().to_owned(),
+        }
+    }
+}
+
+impl ShapeArg {
+    /// Its Hugging Face id.
+    pub(crate) fn id(self) -> &'static str {
+        match self {
+            ShapeArg::Qwen3_0_6b => "Qwen/Qwen3-0.6B",
+            ShapeArg::Qwen3_1_7b => "Qwen/Qwen3-1.7B",
+        }
+    }
+
+    pub(crate) fn config(self) -> Config {
+        match self {
+            ShapeArg::Qwen3_0_6b => Config::qwen3(1024, 3072),
+            ShapeArg::Qwen3_1_7b => Config::qwen3(2048, 6144),
+        }
     }
 }
 
@@ -74,14 +85,11 @@ fn tokenizer_bytes(directory: &Path) -> u64 {
 pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value), Failure> {
     let settings = base_settings(args.config.as_deref(), args.preset, &args.set)?;
     settings.validate()?;
-    let named = match settings.model.path.as_str() {
-        "Qwen/Qwen3-0.6B" => Some(ShapeArg::Qwen3_0_6b),
-        "Qwen/Qwen3-1.7B" => Some(ShapeArg::Qwen3_1_7b),
-        _ => None,
-    };
+    let mut shapes = ShapeArg::value_variants().iter().copied();
+    let named = shapes.find(|shape| shape.id() == settings.model.path);
     let subject = match (&args.model, args.shape.or(named)) {
         (Some(model), _) => Subject::open(model)?,
-        (None, Some(shape)) => Subject::of_shape(shape)?,
+        (None, Some(shape)) => Subject::of_shape(shape),
         (None, None) if settings.model.path.is_empty() => {
             return Err("no model: give --model, --shape, or model.path in the settings".into());
         }

@@ -31,7 +31,9 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let (directory, adapter) = resolve(&args.model, args.adapter.as_deref())?;
     let device = machine::device(args.threads);
     let precision = precision(args.dtype);
-    let language_model = LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+    let mut language_model =
+        LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+    machine::place_weights(&mut language_model.model, args.weights)?;
     check_positions(&language_model, &settings)?;
     let template =
         template(&settings)?.with_special_tokens(language_model.tokenizer.special_tokens());

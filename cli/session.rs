@@ -46,8 +46,9 @@ impl Session {
         let (directory, adapter) = resolve(model, runtime.adapter.as_deref())?;
         let precision = precision(runtime.dtype);
         let device = machine::device(runtime.threads);
-        let language_model =
+        let mut language_model =
             LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+        machine::place_weights(&mut language_model.model, runtime.weights)?;
         let template = match &generation.template {
             Some(path) => Template::from_file(path)?,
             None => Template::bundled(),

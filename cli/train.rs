@@ -168,7 +168,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
     };
     let device = machine::device(args.threads);
     let from = checkpoint.as_ref().or(start.as_ref());
-    let (language_model, mut adapter) = LanguageModel::open_with(
+    let (mut language_model, mut adapter) = LanguageModel::open_with(
         &directory,
         |config| {
             let mut adapter = match from {
@@ -184,6 +184,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         precision(args.dtype),
         &device,
     )?;
+    machine::place_weights(&mut language_model.model, args.weights)?;
     if from.is_some() {
         check_start(&adapter, settings)?;
     }

@@ -15,6 +15,7 @@ pub mod merge;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
+pub mod random_checkpoint;
 pub mod schedule;
 pub mod tape;
 pub mod template;

@@ -20,6 +20,7 @@ pub mod training;
 use kernels::cpu::{
     Rounding,
     attention::{PAGE, Shape, Span},
+    matmul::Panels,
     profile,
     rope::RopeTable,
 };
@@ -243,6 +244,22 @@ impl Model {
             }
         }
         self.head.weight.set_packing(packing);
+    }
+
+    /// Whether packed weights would be used: bf16 weights that meet rounded inputs on a CPU that
+    /// multiplies pairs of bf16.
+    pub fn can_pack(&self) -> bool {
+        self.precision == Precision::Bf16
+            && self.weights_dtype() == Dtype::BF16
+            && Panels::suit(self.device.cpu())
+    }
+
+    /// Bytes of the weights that products read.
+    pub fn weights_bytes(&self) -> u64 {
+        let layers = self.layers.iter().flat_map(|layer| {
+            Projection::ALL.into_iter().map(|projection| layer.projection(projection))
+        });
+        layers.chain([&self.head]).map(|linear| linear.weight.len_bytes() as u64).sum()
     }
 
     /// The checkpoint's configuration.

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module a topic.
 
 mod allocations;
+mod bench;
 mod cli;
 mod data;
 #[cfg(unix)]

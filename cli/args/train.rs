@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use trainer::settings::Preset;
 
-use super::{DtypeArg, parse_size};
+use super::{DtypeArg, WeightsArg, parse_size};
 
 /// Where settings come from.
 #[derive(Args, Debug)]
@@ -59,6 +59,9 @@ pub(crate) struct Train {
     /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
     pub(crate) dtype: DtypeArg,
+    /// Where weights are read; results are the same
+    #[arg(long, value_enum, default_value_t = WeightsArg::Auto, help_heading = "Model")]
+    pub(crate) weights: WeightsArg,
 
     /// Training pairs: .jsonl, .csv or .parquet, or the known name skywork [default: the settings']
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
@@ -106,6 +109,9 @@ pub(crate) struct Rollout {
     /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
     pub(crate) dtype: DtypeArg,
+    /// Where weights are read; results are the same
+    #[arg(long, value_enum, default_value_t = WeightsArg::Auto, help_heading = "Model")]
+    pub(crate) weights: WeightsArg,
 
     /// Pairs: .jsonl, .csv or .parquet, or a known name
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]

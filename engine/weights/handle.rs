@@ -108,6 +108,11 @@ impl Weight {
         self.columns
     }
 
+    /// Bytes of the elements.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes().len()
+    }
+
     /// Type of the elements: BF16, F16 or F32.
     pub fn dtype(&self) -> Dtype {
         self.dtype

@@ -14,6 +14,7 @@ pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
 pub mod norm;
+pub mod peak;
 pub mod philox;
 pub mod product;
 pub mod profile;
