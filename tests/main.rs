@@ -6,6 +6,8 @@ mod data;
 #[cfg(unix)]
 mod disk;
 mod generation;
+#[cfg(target_os = "linux")]
+mod instructions;
 mod memory;
 mod merge;
 mod smollm2;
