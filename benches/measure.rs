@@ -158,7 +158,7 @@ fn write(rows: &[Row]) -> String {
     out
 }
 
-/// Puts `rows` into the record at `path`, in place of rows of the same ids; the others stay.
+/// Puts `rows` into the record at `path`, in place of rows of the same ids; the others stay, and so do higher peaks.
 fn merge(path: &Path, rows: &[Row]) -> io::Result<()> {
     let mut all = match fs::read_to_string(path) {
         Ok(text) => record::parse(&text).map_err(io::Error::other)?,
@@ -167,6 +167,7 @@ fn merge(path: &Path, rows: &[Row]) -> io::Result<()> {
     };
     for row in rows {
         match all.iter_mut().find(|old| old.id == row.id) {
+            Some(old) if row.median_ns.is_none() && old.rate > row.rate => {}
             Some(old) => *old = row.clone(),
             None => all.push(row.clone()),
         }
