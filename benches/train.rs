@@ -1,92 +1,171 @@
-//! One GRPO update pass (forward and backward of a group), timed: the prompt shared by its group, or a
-//! sequence a completion.
+//! Training: one step of LoRA on one sequence, and the update pass of a GRPO group.
 //!
 //! ```sh
+//! cargo bench --bench train                                  # a tiny shape, to try it
+//! cargo bench --bench train -- --shape qwen3-0.6b            # random weights of a published shape
 //! cargo bench --bench train -- --model DIR [--prompt 1024 --group 8 --completion 128] [--separate]
 //! ```
 //!
-//! Prints seconds and the process's peak memory; run each form in a process of its own. The layers are
-//! recomputed in the backward pass, as training does.
+//! `cpu/lora-step` is a forward and a backward pass over one sequence of 512 tokens, half of them the prompt, and
+//! AdamW's step. `cpu/grpo-update` is a forward and a backward pass over a group, whose prompt runs once, or with
+//! `--separate` once a completion. Layers are recomputed in the backward pass, as training does. The median of
+//! `--rounds 3` counts, and the most memory that the process had meanwhile. The share is that of the multipliers in
+//! what cannot be left out: projections and LM head forward, and their inputs' gradients.
 
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
     language_model::open_model_with,
-    model::training::{PackedBatch, TrainingPass},
+    model::{
+        Model,
+        training::{PackedBatch, TrainingPass},
+    },
+    optimizer::{self, AdamW, Parameter},
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
+    weights::Dtype,
 };
-use kernels::cpu::Cpu;
+
+use by_hand::{Arguments, Outcome, Subject, bench};
+use measure::Work;
+
+mod by_hand;
+mod measure;
+mod record;
+
+/// Tokens of the sequence of a LoRA step.
+const SEQUENCE: usize = 512;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
+    let arguments = Arguments::parse();
+    let subject = Subject::of(&arguments);
+    let [prompt, group, completion] = [("--prompt", 1024), ("--group", 8), ("--completion", 128)]
+        .map(|(name, default)| arguments.number(name, default));
+    let separate = arguments.has("--separate");
+    let form = if separate { "separate" } else { "shared" };
+    let name = &subject.name;
+    let ids = [
+        format!("cpu/lora-step/{name}-t{SEQUENCE}"),
+        format!("cpu/grpo-update/{name}-p{prompt}-g{group}-c{completion}-{form}"),
+    ];
+    let open = |device: &_| {
+        let (directory, temporary) = subject.directory();
+        (Trained::open(&directory, device), temporary)
     };
-    let Some(model) = value("--model").map(PathBuf::from) else {
-        println!("no --model DIR: nothing is measured (see the top of benches/train.rs)");
-        return;
-    };
-    let number = |name: &str, default: usize| {
-        value(name).map_or(default, |text| text.parse().expect("a whole number"))
-    };
-    let (prompt, group, completion) =
-        (number("--prompt", 1024), number("--group", 8), number("--completion", 128));
-    let separate = arguments.iter().any(|argument| argument == "--separate");
-    let threads = number("--threads", std::thread::available_parallelism().map_or(1, usize::from));
+    bench(&arguments, &ids, open, |(trained, _), index, runs| {
+        let vocab = trained.model.config().vocab_size;
+        let batch = match index {
+            0 => packed(vocab, SEQUENCE / 2, 1, SEQUENCE / 2, false),
+            _ => packed(vocab, prompt, group, completion, separate),
+        };
+        reset_peak_memory();
+        let times = (0..runs).map(|_| trained.run(&batch, index == 0)).collect();
+        Outcome {
+            times,
+            work: work(&trained.model, &batch),
+            counted: (batch.rows(), "rows/s"),
+            peak_bytes: trainer::train::peak_memory_bytes(),
+        }
+    });
+}
 
-    let settings = AdapterSettings {
-        rank: 16,
-        alpha: 32.0,
-        rank_stabilized: false,
-        dropout: 0.0,
-        targets: Projection::ALL.to_vec(),
-    };
-    let device = Device::new(Cpu::new(threads));
-    let make = |config: &_| Adapter::initialize(config, &settings, 0);
-    let (mut model, _) = open_model_with(&model, make, None, &device).expect("the model opens");
-    model.train_adapter();
-
-    let vocab = model.config().vocab_size as u32;
+/// A group's batch, with its prompt once or as often as there are completions.
+fn packed(
+    vocab: usize,
+    prompt: usize,
+    group: usize,
+    completion: usize,
+    separate: bool,
+) -> PackedBatch {
     let tokens = |seed: u32, len: usize| -> Vec<u32> {
-        (0..len as u32).map(|i| (i * 7919 + seed * 104_729 + 13) % vocab).collect()
+        let token = |i: u32| (i * 7919 + seed * 104_729 + 13) % vocab as u32;
+        (0..len as u32).map(token).collect()
     };
     let prompt = tokens(0, prompt);
     let completions: Vec<Vec<u32>> = (1..=group as u32).map(|g| tokens(g, completion)).collect();
-    let batches: Vec<PackedBatch> = match separate {
-        false => {
-            let mut batch = PackedBatch::default();
-            let all: Vec<&[u32]> = completions.iter().map(Vec::as_slice).collect();
-            batch.push(&prompt, &all);
-            vec![batch]
-        }
-        // As they are without sharing: all sequences of the group in one batch.
-        true => {
-            let mut batch = PackedBatch::default();
-            completions.iter().for_each(|completion| batch.push(&prompt, &[completion]));
-            vec![batch]
-        }
-    };
-    let pass = TrainingPass { temperature: 1.0, adapter: true, dropout: None, checkpoint: true };
-    for round in 0..number("--rounds", 2) {
-        let started = Instant::now();
-        let mut gradients = Gradients::default();
-        for batch in &batches {
-            let mut tape = Tape::new();
-            let y = model.log_probs(&mut tape, batch, pass).expect("finite logits");
-            let mut dy = Tensor::zeros(&device, batch.targets(), 2);
-            dy.data_mut().iter_mut().step_by(2).for_each(|d| *d = -1e-3);
-            tape.backward(&y, dy, &mut gradients);
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        let rows: usize = batches.iter().map(PackedBatch::rows).sum();
-        let peak = trainer::train::peak_memory_bytes().unwrap_or(0) as f64 / (1u64 << 30) as f64;
-        let form = if separate { "separate" } else { "shared prompt" };
-        println!(
-            "{form}, round {round}: {seconds:.2} s for {rows} rows ({:.0} rows/s), peak {peak:.2} GiB",
-            rows as f64 / seconds
-        );
+    let all: Vec<&[u32]> = completions.iter().map(Vec::as_slice).collect();
+    let mut batch = PackedBatch::default();
+    match separate {
+        false => batch.push(&prompt, &all),
+        true => all.iter().for_each(|completion| batch.push(&prompt, &[completion])),
     }
+    batch
+}
+
+/// A model with an adapter on every projection.
+struct Trained {
+    model: Model,
+    optimizer: AdamW,
+}
+
+impl Trained {
+    fn open(directory: &std::path::Path, device: &Device) -> Trained {
+        let settings = AdapterSettings {
+            rank: 16,
+            alpha: 32.0,
+            rank_stabilized: false,
+            dropout: 0.0,
+            targets: Projection::ALL.to_vec(),
+        };
+        let make = |config: &_| Adapter::initialize(config, &settings, 0);
+        let (mut model, _) = open_model_with(directory, make, None, device)
+            .unwrap_or_else(|error| panic!("{error}"));
+        model.train_adapter();
+        let factors: Vec<(String, usize)> = model
+            .parameters()
+            .map(|(name, factor)| (name.peft_key(), factor.data().len()))
+            .collect();
+        let settings =
+            optimizer::Settings { max_norm: Some(1.0), ..optimizer::Settings::default() };
+        let factors = factors.iter().map(|(name, len)| (name.as_str(), *len));
+        Trained { optimizer: AdamW::new(settings, factors), model }
+    }
+
+    /// Nanoseconds of a forward and a backward pass, and the optimizer's step if it is asked for.
+    fn run(&mut self, batch: &PackedBatch, step: bool) -> f64 {
+        let started = Instant::now();
+        let pass =
+            TrainingPass { temperature: 1.0, adapter: true, dropout: None, checkpoint: true };
+        let mut gradients = Gradients::default();
+        let mut tape = Tape::new();
+        let y = self.model.log_probs(&mut tape, batch, pass).expect("finite logits");
+        let mut dy = Tensor::zeros(self.model.device(), batch.targets(), 2);
+        dy.data_mut().iter_mut().step_by(2).for_each(|d| *d = -1e-3);
+        tape.backward(&y, dy, &mut gradients);
+        if step {
+            self.step(&gradients);
+        }
+        started.elapsed().as_nanos() as f64
+    }
+
+    fn step(&mut self, gradients: &Gradients) {
+        let device = self.model.device().clone();
+        let mut factors = self.model.parameters_mut();
+        let names: Vec<String> = factors.iter().map(|(name, _)| name.peft_key()).collect();
+        let mut parameters = Vec::with_capacity(factors.len());
+        for ((_, factor), name) in factors.iter_mut().zip(&names) {
+            let gradient = gradients.get(factor).expect("every factor takes part").data();
+            parameters.push(Parameter { name, values: factor.data_mut(), gradient });
+        }
+        let outcome = self.optimizer.step(device.cpu(), 1e-5, &mut parameters);
+        assert!(outcome.norm().is_finite(), "a gradient of norm {}", outcome.norm());
+    }
+}
+
+fn work(model: &Model, batch: &PackedBatch) -> Work {
+    let config = model.config();
+    let projections = config.non_embedding_parameter_count() as usize;
+    let head = config.vocab_size * config.hidden_size;
+    Work {
+        flops: 4.0 * (projections * batch.rows() + head * batch.targets()) as f64,
+        bf16: model.weights_dtype() == Dtype::BF16,
+        bytes: 0.0,
+    }
+}
+
+/// Makes the peak begin at what the process has now. Where the system does not let us, it stays that of all so far.
+fn reset_peak_memory() {
+    // 5: the peak alone (proc(5)).
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -7,6 +7,8 @@ mod data;
 #[cfg(unix)]
 mod disk;
 mod generation;
+#[cfg(target_os = "linux")]
+mod instructions;
 mod memory;
 mod merge;
 mod profile;

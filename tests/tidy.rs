@@ -1,5 +1,10 @@
 //! Holds the layout to its word: what the README and the design say about the tree is true.
 
+#[path = "../benches/readme.rs"]
+mod readme;
+#[path = "../benches/record.rs"]
+mod record;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -141,6 +146,21 @@ fn the_readme_tree_is_the_tree() {
             });
         assert!(covered, "README's tree does not name {text}");
     }
+}
+
+/// No number of the README's tables is written by hand.
+#[test]
+fn the_readme_tables_are_those_of_their_records() {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let load = |file: &str| {
+        fs::read_to_string(root().join(file)).map_err(|error| format!("{file}: {error}"))
+    };
+    let made = readme::tables(&text, None, &load).unwrap();
+    assert!(text.contains("<!-- bench:"), "README.md has no table of a record");
+    assert!(
+        text == made,
+        "make README's tables again: cargo bench --bench table -- benches/record/FILE.csv"
+    );
 }
 
 #[test]

@@ -32,7 +32,8 @@ pub enum Packing {
     #[default]
     Mapped,
     /// Packed when few rows meet a weight for the second time: then tokens are being generated, and
-    /// reading the copy is faster. Where the system has no memory for it, as [`Packing::Mapped`].
+    /// reading the copy is faster. Or when many rows have met it some times: then this is long work.
+    /// Where the system has no memory for it, as [`Packing::Mapped`].
     WhenReused,
     /// Packed at the first product.
     AtOnce,
@@ -41,13 +42,18 @@ pub enum Packing {
 /// The packed copy of a weight and of its clones.
 #[derive(Default)]
 struct Packed {
-    uses: AtomicU32,
+    /// Products so far, with few rows and with many.
+    few: AtomicU32,
+    many: AtomicU32,
     /// `None` inside: there was no memory.
     panels: OnceLock<Option<Panels>>,
 }
 
 /// Up to this many rows a product's time is that of reading the weight.
 const FEW_ROWS: usize = 36;
+
+/// Products of many rows that use a weight where it lies: the prompt of a single judgement, in parts.
+const MANY_USES: u32 = 6;
 
 #[derive(Clone)]
 enum Source {
@@ -134,19 +140,26 @@ impl Weight {
             Packing::Mapped => false,
             Packing::AtOnce => true,
             Packing::WhenReused => {
-                self.packed.panels.get().is_some()
-                    || rows <= FEW_ROWS && self.packed.uses.fetch_add(1, Ordering::Relaxed) > 0
+                let counted = |uses: &AtomicU32| uses.fetch_add(1, Ordering::Relaxed);
+                let Packed { few, many, panels } = &*self.packed;
+                panels.get().is_some()
+                    || match rows <= FEW_ROWS {
+                        true => counted(few) >= 1,
+                        false => counted(many) >= MANY_USES,
+                    }
             }
         };
         if !pack {
             return Matrix::Bf16(w);
         }
         let packed = self.packed.panels.get_or_init(|| {
-            let panels = Panels::pack(cpu, w, [self.rows, self.columns]).ok();
-            if let (Some(_), Source::Mapped(file, range)) = (&panels, &self.source) {
-                file.release(range.clone());
-            }
-            panels
+            let copied = |elements: Range<usize>| {
+                if let Source::Mapped(file, range) = &self.source {
+                    let [start, end] = [elements.start, elements.end].map(|e| range.start + 2 * e);
+                    file.release(start..end);
+                }
+            };
+            Panels::pack(cpu, w, [self.rows, self.columns], &copied).ok()
         });
         packed.as_ref().map_or(Matrix::Bf16(w), |panels| Matrix::Panels(panels.whole()))
     }

@@ -380,7 +380,7 @@ mod tests {
             let update = LowRank { left: &left, right: &right, rank: 3 };
             for threads in [1, 2, 5] {
                 let cpu = &Cpu::with_isa(threads, Isa::Avx512Bf16);
-                let panels = Panels::pack(cpu, &w.bf16, [n, k]).expect("memory");
+                let panels = Panels::pack(cpu, &w.bf16, [n, k], &|_| ()).expect("memory");
                 for (accumulate, low_rank) in [(false, None), (true, Some(update))] {
                     let [mapped, packed] = [Matrix::Bf16(&w.bf16), Matrix::Panels(panels.whole())]
                         .map(|w| {

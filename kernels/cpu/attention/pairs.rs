@@ -45,6 +45,12 @@ pub(super) unsafe fn attend(block: Block<'_, bf16, bf16, f32>) {
             let first = index * PAGE;
             let keys = block.keys.as_ptr().add(*page as usize * block.page_stride);
             let keys = keys.add(block.head_offset);
+            // The next page may lie anywhere: the hardware does not see it coming.
+            let next = match block.table.get(index + 1) {
+                Some(page) => block.keys.as_ptr().add(*page as usize * block.page_stride),
+                None => block.values.as_ptr().add(block.table[0] as usize * block.page_stride),
+            };
+            let next = next.add(block.head_offset);
             let mut i = first_vector(&block, first);
             while i < vectors {
                 let m = TILE.min(vectors - i);
@@ -60,11 +66,13 @@ pub(super) unsafe fn attend(block: Block<'_, bf16, bf16, f32>) {
                     x_stride: head_dim,
                     w: keys.cast(),
                     pairs: head_dim / 2,
+                    next: next.cast(),
+                    next_step: 2 * PAGE * size_of::<bf16>(),
                     partial: std::ptr::null_mut(),
                     first: true,
                     output: Some(output),
                 };
-                tile_of(m, tile);
+                tile_of::<true>(m, tile);
                 i += m;
             }
         }
@@ -83,7 +91,8 @@ pub(super) unsafe fn attend(block: Block<'_, bf16, bf16, f32>) {
         while i < vectors {
             let m = TILE.min(vectors - i);
             let joint = block.len(i) / 2;
-            for columns in (0..head_dim).step_by(32) {
+            let wide = m <= 3 && head_dim.is_multiple_of(128);
+            for columns in (0..head_dim).step_by(if wide { 128 } else { 32 }) {
                 let sums = Sums {
                     p: block.scores.as_ptr().add(i * stride).cast(),
                     stride: 2 * stride,
@@ -94,19 +103,22 @@ pub(super) unsafe fn attend(block: Block<'_, bf16, bf16, f32>) {
                     page_stride: block.page_stride / 2,
                     pairs: joint,
                 };
-                match m {
-                    1 => sums.run::<1>(),
-                    2 => sums.run::<2>(),
-                    3 => sums.run::<3>(),
-                    4 => sums.run::<4>(),
-                    5 => sums.run::<5>(),
-                    6 => sums.run::<6>(),
-                    7 => sums.run::<7>(),
-                    8 => sums.run::<8>(),
-                    9 => sums.run::<9>(),
-                    10 => sums.run::<10>(),
-                    11 => sums.run::<11>(),
-                    _ => sums.run::<12>(),
+                match (m, wide) {
+                    (1, true) => sums.run::<1, 8>(),
+                    (2, true) => sums.run::<2, 8>(),
+                    (3, true) => sums.run::<3, 8>(),
+                    (1, _) => sums.run::<1, 2>(),
+                    (2, _) => sums.run::<2, 2>(),
+                    (3, _) => sums.run::<3, 2>(),
+                    (4, _) => sums.run::<4, 2>(),
+                    (5, _) => sums.run::<5, 2>(),
+                    (6, _) => sums.run::<6, 2>(),
+                    (7, _) => sums.run::<7, 2>(),
+                    (8, _) => sums.run::<8, 2>(),
+                    (9, _) => sums.run::<9, 2>(),
+                    (10, _) => sums.run::<10, 2>(),
+                    (11, _) => sums.run::<11, 2>(),
+                    _ => sums.run::<12, 2>(),
                 }
             }
             for i in i..i + m {
@@ -155,7 +167,7 @@ unsafe fn exponentials(scores: &mut [f32], len: usize, scale: f32) -> (f32, f32)
     }
 }
 
-/// Weighted sums of 32 columns of values for some query vectors, over whole pairs of slots.
+/// Weighted sums of some columns of values for some query vectors, over whole pairs of slots.
 struct Sums<'a> {
     /// Probabilities, `stride` elements from vector to vector.
     p: *const bf16,
@@ -171,40 +183,50 @@ struct Sums<'a> {
 }
 
 impl Sums<'_> {
+    /// Of M vectors and 16 · N columns.
+    ///
     /// # Safety
-    /// The CPU has AVX-512 F and BF16; M vectors, the pages and `pairs` pairs exist.
+    /// The CPU has AVX-512 F and BF16; the vectors, columns, pages and `pairs` pairs exist.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn run<const M: usize>(&self) {
+    unsafe fn run<const M: usize, const N: usize>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); 2]; M];
+            let mut sums = [[_mm512_setzero_ps(); N]; M];
             for (index, page) in self.pages.iter().enumerate() {
                 let done = index * PAGE / 2;
                 if done >= self.pairs {
                     break;
                 }
                 let mut v = self.values.add(*page as usize * self.page_stride);
+                let next = self.pages.get(index + 1).unwrap_or(page);
+                let mut next = self.values.add(*next as usize * self.page_stride);
                 let mut p = self.p.add(index * PAGE).cast::<i32>();
                 for _ in 0..(self.pairs - done).min(PAGE / 2) {
-                    let pairs = [0, 16].map(|half| {
-                        let pairs = _mm512_loadu_si512(v.add(half).cast());
-                        std::mem::transmute::<__m512i, __m512bh>(pairs)
-                    });
+                    let mut weights = [_mm512_setzero_si512(); M];
                     for i in 0..M {
-                        let weight = _mm512_set1_epi32(p.add(i * self.stride / 2).read_unaligned());
-                        let weight = std::mem::transmute::<__m512i, __m512bh>(weight);
-                        for half in 0..2 {
-                            sums[i][half] = _mm512_dpbf16_ps(sums[i][half], weight, pairs[half]);
+                        let pair = p.add(i * self.stride / 2).read_unaligned();
+                        weights[i] = _mm512_set1_epi32(pair);
+                    }
+                    for j in 0..N {
+                        let values = _mm512_loadu_si512(v.add(16 * j).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(next.add(16 * j).cast());
+                        for i in 0..M {
+                            sums[i][j] = _mm512_dpbf16_ps(
+                                sums[i][j],
+                                std::mem::transmute::<__m512i, __m512bh>(weights[i]),
+                                std::mem::transmute::<__m512i, __m512bh>(values),
+                            );
                         }
                     }
                     v = v.add(self.head_dim);
+                    next = next.wrapping_add(self.head_dim);
                     p = p.add(1);
                 }
             }
             for i in 0..M {
-                for half in 0..2 {
-                    _mm512_storeu_ps(self.y.add(i * self.head_dim + 16 * half), sums[i][half]);
+                for j in 0..N {
+                    _mm512_storeu_ps(self.y.add(i * self.head_dim + 16 * j), sums[i][j]);
                 }
             }
         }

@@ -42,11 +42,19 @@ impl Panels {
         n.next_multiple_of(PANEL_ROWS) * k.div_ceil(2) * size_of::<u32>()
     }
 
-    /// Copies `w` `[n, k]` on all threads. Fails if the system has no memory for it.
+    /// Copies `w` `[n, k]` on all threads. Fails if the system has no memory for it. `copied` is told
+    /// of every part of w (a range of elements) that is not needed any more.
     ///
     /// # Panics
     /// If [`Panels::suit`] does not hold.
-    pub fn pack(cpu: &Cpu, w: &[bf16], [n, k]: [usize; 2]) -> std::io::Result<Panels> {
+    pub fn pack(
+        cpu: &Cpu,
+        w: &[bf16],
+        [n, k]: [usize; 2],
+        copied: &dyn Fn(std::ops::Range<usize>),
+    ) -> std::io::Result<Panels> {
+        /// Elements of a part: 16 MiB.
+        const PART: usize = 8 << 20;
         assert!(Panels::suit(cpu), "panels on {}", cpu.isa());
         assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
         let mut memory = MmapMut::map_anon(Panels::len_bytes(n, k).max(1))?;
@@ -55,13 +63,18 @@ impl Panels {
         let len = Panels::len_bytes(n, k) / size_of::<u32>();
         let panel = PANEL_ROWS * k.div_ceil(2);
         let out = Disjoint::new(&mut bytemuck::cast_slice_mut::<u8, u32>(&mut memory[..])[..len]);
-        cpu.for_rows(n.div_ceil(PANEL_ROWS), panel, &|first, count| {
-            for index in first..first + count {
-                // SAFETY: panels do not overlap.
-                let out = unsafe { out.part(index * panel, panel) };
-                pairs::pack_panel(cpu, out, w, [n, k], index);
-            }
-        });
+        let part = (PART / (PANEL_ROWS * k.max(1))).max(1);
+        for start in (0..n.div_ceil(PANEL_ROWS)).step_by(part) {
+            let part = part.min(n.div_ceil(PANEL_ROWS) - start);
+            cpu.for_rows(part, panel, &|first, count| {
+                for index in start + first..start + first + count {
+                    // SAFETY: panels do not overlap.
+                    let out = unsafe { out.part(index * panel, panel) };
+                    pairs::pack_panel(cpu, out, w, [n, k], index);
+                }
+            });
+            copied(start * PANEL_ROWS * k..n.min((start + part) * PANEL_ROWS) * k);
+        }
         Ok(Panels { memory, n, k })
     }
 
@@ -89,7 +102,7 @@ impl<'a> PanelSlice<'a> {
     /// # Panics
     /// If `rows` starts or ends inside a panel.
     pub fn rows(self, rows: std::ops::Range<usize>) -> PanelSlice<'a> {
-        let whole = |row: usize| row % PANEL_ROWS == 0 || row == self.n;
+        let whole = |row: usize| row.is_multiple_of(PANEL_ROWS) || row == self.n;
         assert!(whole(rows.start) && whole(rows.end) && rows.end <= self.n, "{rows:?} of panels");
         let row = self.k.div_ceil(2);
         let data = &self.data[rows.start * row..rows.end.next_multiple_of(PANEL_ROWS) * row];
@@ -110,7 +123,7 @@ mod tests {
         for [n, k] in [[1, 1], [31, 7], [32, 32], [33, 64], [70, 33], [64, 65], [100, 90]] {
             let w: Vec<bf16> = values(1, n * k).into_iter().map(bf16::from_f32).collect();
             let cpu = Cpu::with_isa(2, Isa::Avx512Bf16);
-            let panels = Panels::pack(&cpu, &w, [n, k]).expect("memory");
+            let panels = Panels::pack(&cpu, &w, [n, k], &|_| ()).expect("memory");
             let pairs = k.div_ceil(2);
             let PanelSlice { data, .. } = panels.whole();
             assert_eq!(data.len(), n.next_multiple_of(PANEL_ROWS) * pairs);

@@ -130,7 +130,7 @@ fn kernels_say_what_they_have_to_do() {
     let events = recorded(|| {
         let cpu = Cpu::new(2);
         matmul::forward(&cpu, &mut y, &x, weights, shape, Rounding::Bf16, false);
-        matmul::backward(&cpu, &mut dx, &y, weights, shape, Rounding::Bf16, true);
+        matmul::backward(&cpu, &mut dx, &y, weights, shape, Rounding::Bf16, true, None);
         product::accumulate(&cpu, &mut dx, &y, product::Left::Rows, &vec![0.5; n * k], [m, k, n]);
         rms_norm::forward(&cpu, &mut dx, &x, &x[..k], 1e-6);
         swiglu::forward(&cpu, &mut dx, &x, &x);

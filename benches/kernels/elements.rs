@@ -1,0 +1,274 @@
+//! Kernels that pass once over their operands: norms, rotations, activations, sums, dropout, the optimizer.
+
+use kernels::cpu::{
+    Matrix, adamw, add, dropout, embedding, norm,
+    philox::{Philox, Stream},
+    rms_norm,
+    rope::{self, RopeTable},
+    swiglu,
+};
+
+use super::{
+    HEAD_DIM, HEADS, KV_HEADS, LAYERS, MODELS, RANK, Run, Suite, VOCAB, Widths, Work,
+    naive::{Exact, halves, sampled, values},
+};
+
+/// Rows of a decoding step, and of a training batch.
+const ROWS: [usize; 2] = [1, 512];
+
+const EPS: f32 = 1e-6;
+
+pub(crate) fn bench(suite: &mut Suite) {
+    for widths in MODELS {
+        let Widths { hidden, inner } = widths;
+        for rows in ROWS {
+            rms_norm_forward(suite, rows, hidden);
+            swiglu_forward(suite, rows * inner);
+            embed(suite, rows, hidden);
+        }
+        rms_norm_backward(suite, 512, hidden);
+        swiglu_backward(suite, 512 * inner);
+        sum(suite, 512 * hidden);
+        drop_out(suite, 512 * hidden);
+        let len = adapter_len(widths);
+        square(suite, len);
+        step(suite, len);
+    }
+    for rows in ROWS {
+        rms_norm_forward(suite, rows * HEADS, HEAD_DIM);
+        rotate(suite, rows, false);
+    }
+    rms_norm_backward(suite, 512 * HEADS, HEAD_DIM);
+    rotate(suite, 512, true);
+    draw_words(suite, 1 << 16);
+}
+
+/// Parameters of an adapter on every projection.
+fn adapter_len(Widths { hidden, inner }: Widths) -> usize {
+    let (query, key_value) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
+    LAYERS * RANK * (2 * (hidden + query) + 2 * (hidden + key_value) + 3 * (hidden + inner))
+}
+
+/// `count` f32 values read or written.
+fn passes(count: usize) -> Work {
+    Work { bytes: 4.0 * count as f64, ..Work::default() }
+}
+
+fn widened(x: &[f32]) -> impl Iterator<Item = f64> {
+    x.iter().map(|x| f64::from(*x))
+}
+
+fn rms_norm_forward(suite: &mut Suite, rows: usize, n: usize) {
+    let id = format!("r{rows}-n{n}");
+    suite.bench("rms_norm", id.clone(), passes(2 * rows * n), move |cpu| -> Run<'_> {
+        let (x, w) = (values(1, rows * n), values(2, n));
+        let mut y = vec![f32::NAN; rows * n];
+        rms_norm::forward(cpu, &mut y, &x, &w, EPS);
+        for index in sampled(rows * n) {
+            let row = &x[index / n * n..][..n];
+            let mean = widened(row).map(|x| x * x).sum::<f64>() / n as f64;
+            let exact = f64::from(x[index]) * f64::from(w[index % n]);
+            Exact::of(exact / (mean + f64::from(EPS)).sqrt()).check(y[index], &id, index);
+        }
+        Box::new(move || rms_norm::forward(cpu, &mut y, &x, &w, EPS))
+    });
+}
+
+fn rms_norm_backward(suite: &mut Suite, rows: usize, n: usize) {
+    let id = format!("backward-r{rows}-n{n}");
+    suite.bench("rms_norm", id.clone(), passes(3 * rows * n), move |cpu| -> Run<'_> {
+        let (x, w, dy) = (values(1, rows * n), values(2, n), values(3, rows * n));
+        let mut dx = vec![f32::NAN; rows * n];
+        rms_norm::backward(cpu, &mut dx, &dy, &x, &w, EPS);
+        for index in sampled(rows * n) {
+            let row = index / n * n..index / n * n + n;
+            let mean = widened(&x[row.clone()]).map(|x| x * x).sum::<f64>() / n as f64;
+            let r = (mean + f64::from(EPS)).powf(-0.5);
+            let weighted = widened(&dy[row.clone()]).zip(widened(&w)).zip(widened(&x[row]));
+            let scale = f64::from(x[index]) * r.powi(3) / n as f64;
+            let own = r * f64::from(w[index % n]) * f64::from(dy[index]);
+            let terms = weighted.map(|((dy, w), x)| -scale * dy * w * x);
+            Exact::sum(std::iter::once(own).chain(terms)).check(dx[index], &id, index);
+        }
+        Box::new(move || rms_norm::backward(cpu, &mut dx, &dy, &x, &w, EPS))
+    });
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn swiglu_forward(suite: &mut Suite, len: usize) {
+    let id = format!("n{len}");
+    suite.bench("swiglu", id.clone(), passes(3 * len), move |cpu| -> Run<'_> {
+        let (gate, up) = (values(1, len), values(2, len));
+        let mut y = vec![f32::NAN; len];
+        swiglu::forward(cpu, &mut y, &gate, &up);
+        for index in sampled(len) {
+            let [g, u] = [&gate, &up].map(|x| f64::from(x[index]));
+            Exact::of(g * sigmoid(g) * u).check(y[index], &id, index);
+        }
+        Box::new(move || swiglu::forward(cpu, &mut y, &gate, &up))
+    });
+}
+
+fn swiglu_backward(suite: &mut Suite, len: usize) {
+    let id = format!("backward-n{len}");
+    suite.bench("swiglu", id.clone(), passes(5 * len), move |cpu| -> Run<'_> {
+        let (gate, up, dy) = (values(1, len), values(2, len), values(3, len));
+        let mut gradients = [(); 2].map(|()| vec![f32::NAN; len]);
+        let [dgate, dup] = &mut gradients;
+        swiglu::backward(cpu, [dgate, dup], &dy, &gate, &up);
+        for index in sampled(len) {
+            let [g, u, dy] = [&gate, &up, &dy].map(|x| f64::from(x[index]));
+            let s = sigmoid(g);
+            Exact::of(dy * u * s * (1.0 + g * (1.0 - s))).check(dgate[index], &id, index);
+            Exact::of(dy * g * s).check(dup[index], &id, index);
+        }
+        Box::new(move || {
+            let [dgate, dup] = &mut gradients;
+            swiglu::backward(cpu, [dgate, dup], &dy, &gate, &up);
+        })
+    });
+}
+
+fn embed(suite: &mut Suite, rows: usize, n: usize) {
+    let id = format!("r{rows}-n{n}-bf16");
+    let work = Work { bytes: (rows * n * 6) as f64, ..Work::default() };
+    suite.bench("embedding", id.clone(), work, move |cpu| -> Run<'_> {
+        let table = halves(1, VOCAB * n);
+        let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % VOCAB) as u32).collect();
+        let mut y = vec![f32::NAN; rows * n];
+        embedding::forward(cpu, &mut y, &ids, Matrix::Bf16(&table), n);
+        for index in sampled(rows * n) {
+            let exact = table[ids[index / n] as usize * n + index % n];
+            Exact::of(exact.to_f64()).check_within(y[index], 0.0, &id, index);
+        }
+        Box::new(move || embedding::forward(cpu, &mut y, &ids, Matrix::Bf16(&table), n))
+    });
+}
+
+fn sum(suite: &mut Suite, len: usize) {
+    let id = format!("n{len}");
+    suite.bench("add", id.clone(), passes(3 * len), move |cpu| -> Run<'_> {
+        let (mut y, x) = (values(1, len), values(2, len));
+        let old = y.clone();
+        add::accumulate(cpu, &mut y, &x);
+        for index in sampled(len) {
+            let terms = [&old, &x].map(|x| f64::from(x[index]));
+            Exact::sum(terms.into_iter()).check(y[index], &id, index);
+        }
+        Box::new(move || add::accumulate(cpu, &mut y, &x))
+    });
+}
+
+fn drop_out(suite: &mut Suite, len: usize) {
+    let id = format!("n{len}");
+    suite.bench("dropout", id.clone(), passes(2 * len), move |cpu| -> Run<'_> {
+        let draws = Philox::new(1, 2, Stream::DROPOUT);
+        let mask = dropout::Mask { draws, probability: 0.1 };
+        let x = values(1, len);
+        let mut y = vec![f32::NAN; len];
+        dropout::forward(cpu, &mut y, &x, mask);
+        let dropped = y.iter().filter(|y| **y == 0.0).count() as f64;
+        let expected = 0.1 * len as f64;
+        // Four deviations of a binomial variable.
+        assert!(
+            (dropped - expected).abs() < 4.0 * (0.9 * expected).sqrt(),
+            "{id}: {dropped} are 0"
+        );
+        for index in (0..len).filter(|&index| y[index] != 0.0).take(16) {
+            Exact::of(f64::from(x[index]) / 0.9).check(y[index], &id, index);
+        }
+        Box::new(move || dropout::forward(cpu, &mut y, &x, mask))
+    });
+}
+
+fn square(suite: &mut Suite, len: usize) {
+    let id = format!("n{len}");
+    suite.bench("norm", id.clone(), passes(len), move |cpu| -> Run<'_> {
+        let x = values(1, len);
+        let exact: f64 = widened(&x).map(|x| x * x).sum();
+        Exact::of(exact).check(norm::sum_of_squares(cpu, &x) as f32, &id, 0);
+        Box::new(move || {
+            std::hint::black_box(norm::sum_of_squares(cpu, &x));
+        })
+    });
+}
+
+fn step(suite: &mut Suite, len: usize) {
+    let id = format!("n{len}");
+    let settings = adamw::Step {
+        scale: 1.0,
+        decay: 0.999,
+        first_weight: 0.1,
+        second_decay: 0.999,
+        second_weight: 0.001,
+        correction: 0.5,
+        epsilon: 1e-8,
+        step_size: 1e-5,
+    };
+    suite.bench("adamw", id.clone(), passes(7 * len), move |cpu| -> Run<'_> {
+        let (mut w, dw) = (values(1, len), values(2, len));
+        let old = w.clone();
+        let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
+        adamw::step(cpu, &mut w, &mut m, &mut v, &dw, &settings);
+        for index in sampled(len) {
+            let [w_old, g] = [&old, &dw].map(|x| f64::from(x[index]));
+            let (first, second) = (0.1 * g, 0.001 * g * g);
+            let exact = w_old * 0.999 - 1e-5 * first / (second.sqrt() / 0.5 + 1e-8);
+            Exact::of(exact).check(w[index], &id, index);
+            Exact::of(first).check(m[index], &id, index);
+            Exact::of(second).check(v[index], &id, index);
+        }
+        Box::new(move || adamw::step(cpu, &mut w, &mut m, &mut v, &dw, &settings))
+    });
+}
+
+fn rotate(suite: &mut Suite, rows: usize, backward: bool) {
+    let id = format!("{}r{rows}-h{HEADS}-d{HEAD_DIM}", if backward { "backward-" } else { "" });
+    suite.bench("rope", id.clone(), passes(2 * rows * HEADS * HEAD_DIM), move |cpu| -> Run<'_> {
+        let half = HEAD_DIM / 2;
+        let frequency = |i: usize| 1e6f64.powf(-(i as f64) / half as f64) as f32;
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let table = RopeTable::new(&frequencies, 4096);
+        let positions: Vec<u32> = (0..rows as u32).map(|row| row + 100).collect();
+        let kernel = if backward { rope::backward } else { rope::forward };
+        let mut x = values(1, rows * HEADS * HEAD_DIM);
+        let old = x.clone();
+        kernel(cpu, &mut x, &positions, &table, HEADS);
+        for index in sampled(x.len()) {
+            let (row, i) = (index / (HEADS * HEAD_DIM), index % HEAD_DIM);
+            // PyTorch has the angle in f32, and so have we.
+            let angle = f64::from(positions[row] as f32 * frequencies[i % half]);
+            let sine = if backward { -angle.sin() } else { angle.sin() };
+            let [own, other] = match i < half {
+                true => [old[index], -old[index + half]],
+                false => [old[index], old[index - half]],
+            };
+            let terms = [f64::from(own) * angle.cos(), f64::from(other) * sine];
+            // Cosine, sine and products are rounded as well.
+            let unit = 4.0 * f64::from(f32::EPSILON);
+            Exact::sum(terms.into_iter()).check_within(x[index], unit, &id, index);
+        }
+        Box::new(move || kernel(cpu, &mut x, &positions, &table, HEADS))
+    });
+}
+
+fn draw_words(suite: &mut Suite, count: usize) {
+    let id = format!("n{count}");
+    let work = Work { bytes: 16.0 * count as f64, ..Work::default() };
+    suite.bench("philox", id, work, move |_| -> Run<'_> {
+        // The known answer of Random123 for a counter and a key of zeros (Salmon et al. 2011).
+        let zeros = kernels::cpu::philox::philox4x32_10([0; 4], [0; 2]);
+        assert_eq!(zeros, [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8], "philox");
+        let draws = Philox::new(1, 2, Stream::TOKENS);
+        let mut words = vec![[0u32; 4]; count];
+        Box::new(move || {
+            for (position, words) in words.iter_mut().enumerate() {
+                *words = draws.words(position as u32);
+            }
+            std::hint::black_box(&words);
+        })
+    });
+}
