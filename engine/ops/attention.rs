@@ -124,9 +124,9 @@ impl Layout {
         self.spans.iter().map(seen).max().unwrap_or(0)
     }
 
-    /// Rows of the largest tree.
-    pub(crate) fn largest(&self) -> usize {
-        self.trees.iter().map(Tree::rows).max().unwrap_or(0)
+    /// The trees of its attention.
+    pub(crate) fn trees(&self) -> &[Tree] {
+        &self.trees
     }
 }
 

@@ -99,7 +99,7 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
     });
     match cache {
         #[cfg(target_arch = "x86_64")]
-        CacheMut::Bf16 { keys, values } if pairs::suits(cpu, shape) => {
+        CacheMut::Bf16 { keys, values } if pairs::suits(cpu.isa(), shape) => {
             pairs::append(cpu, [keys, values], [k, v], slots, shape);
         }
         CacheMut::Bf16 { keys, values } => {
@@ -179,7 +179,7 @@ pub fn forward(
     let call = Call { cpu, out, log_sums, q, tables, spans, shape, layout, cost };
     match cache {
         #[cfg(target_arch = "x86_64")]
-        Cache::Bf16 { keys, values } if pairs::suits(cpu, shape) => {
+        Cache::Bf16 { keys, values } if pairs::suits(cpu.isa(), shape) => {
             let (rounded, scores) = (grown(bf16, queries), grown(scores, scores_len));
             call.run(rounded, scores, [keys, values], round::row, pairs::attend);
         }

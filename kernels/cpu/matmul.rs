@@ -12,7 +12,7 @@ mod panels;
 mod rows;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pairs::{Line, Output, TILE, Tile, tile_of};
+pub(crate) use pairs::{Line, Output, TILE, Tile, pack_columns, pack_rows, tile_of, transposed};
 #[cfg(target_arch = "x86_64")]
 pub use pairs::{panel_bytes, partial_elements};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};

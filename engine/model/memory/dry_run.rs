@@ -429,7 +429,10 @@ impl<'a> DryRun<'a> {
                 Node::Attention { q, k, v, _y, _log_sums } => {
                     let gradients = [&q, &k, &v].map(|x| self.like(x));
                     let (shape, threads) = (self.attention_shape(), self.model.threads);
-                    let elements = backward_elements(shape, batch.layout().largest(), threads);
+                    let rounded = self.cache_dtype() == CacheDtype::Bf16;
+                    let trees = batch.layout().trees();
+                    let elements =
+                        backward_elements(self.model.isa, shape, trees, rounded, threads);
                     grow(&mut self.scratch.rounded_f32, 4 * elements);
                     for (x, dx) in [&q, &k, &v].into_iter().zip(gradients) {
                         if x.requires_grad {

@@ -13,7 +13,11 @@
 //! A task is one tree and one kv head: it alone adds to that head's dk and dv, in the order of the
 //! rows, so that the result has the same bits for any number of threads. Where the forward pass met
 //! rounded queries, keys and values, so does this one; their gradients pass the rounding unchanged.
-//! Bound: the multipliers, five products of queries × keys × head_dim in f32.
+//! Bound: the multipliers, five products of queries × keys × head_dim, in f32 here, in pairs of bf16
+//! where the forward pass took those (pairs.rs).
+
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 
 use super::{Shape, work};
 use crate::cpu::context::grown;
@@ -21,7 +25,7 @@ use crate::cpu::dot::Rows;
 use crate::cpu::pool::Disjoint;
 use crate::cpu::product::{Strided, product};
 use crate::cpu::vector::{Vector, for_each_isa};
-use crate::cpu::{Cpu, profile, round};
+use crate::cpu::{Cpu, Isa, profile, round};
 
 /// Query vectors (rows × heads of a kv head) that are taken through the keys together.
 const VECTORS: usize = 48;
@@ -42,6 +46,11 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// Rows of the prompt, then of each branch.
+    fn segments(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.prompt).chain(self.branches.iter().copied())
+    }
+
     /// Rows in all.
     pub fn rows(&self) -> usize {
         self.prompt + self.branches.iter().sum::<usize>()
@@ -87,20 +96,34 @@ pub fn backward(
         assert_eq!(len, rows * kv_width, "keys are not [{rows}, {kv_heads}, {head_dim}]");
     }
     assert_eq!(log_sums.len(), rows * heads, "log-sums are not [{rows}, {heads}]");
-    let (mut next, mut largest) = (0, 0);
+    let mut next = 0;
     for tree in trees {
         assert!(next <= tree.first_row, "rows of trees overlap");
         next = tree.first_row + tree.rows();
-        largest = largest.max(tree.rows());
     }
     assert!(next <= rows, "trees have {next} rows of {rows}");
     let work = || work::backward(trees, shape);
     let _span = profile::span("attention backward", [rows, heads, head_dim], work);
 
-    let layout = Layout::of(shape, largest);
-    let scratch = &mut cpu.scratch().f32;
-    let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
     let [dq, dk, dv] = [dq, dk, dv].map(Disjoint::new);
+    let scratch = &mut cpu.scratch().f32;
+    #[cfg(target_arch = "x86_64")]
+    if saved.rounded && takes_pairs(cpu.isa(), shape) {
+        let layout = pairs::Layout::of(shape, trees.iter());
+        let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
+        cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
+            // SAFETY: each thread has a part of its own.
+            let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
+            let (tree, kv_head) = (&trees[task / kv_heads], task % kv_heads);
+            let head = pairs::Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
+            // SAFETY: `takes_pairs` says that the CPU has AVX-512 BF16 and that head_dim suits; tasks
+            // differ in tree, whose rows do not overlap by the assert above, or in head.
+            unsafe { head.run(&dq, &dk, &dv) };
+        });
+        return;
+    }
+    let layout = Layout::of(shape, trees.iter());
+    let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
     cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
         // SAFETY: each thread has a part of its own.
         let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
@@ -127,13 +150,39 @@ struct Layout {
     len: usize,
 }
 
-/// Elements of f32 scratch memory that [`backward`] takes for trees up to `largest` rows.
-pub fn backward_elements(shape: Shape, largest: usize, threads: usize) -> usize {
-    threads * Layout::of(shape, largest).len
+/// Elements of f32 scratch memory that [`backward`] takes for these trees.
+pub fn backward_elements(
+    isa: Isa,
+    shape: Shape,
+    trees: &[Tree],
+    rounded: bool,
+    threads: usize,
+) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if rounded && takes_pairs(isa, shape) {
+        return threads * pairs::Layout::of(shape, trees.iter()).len;
+    }
+    let _ = (isa, rounded);
+    threads * Layout::of(shape, trees.iter()).len
+}
+
+#[cfg(target_arch = "x86_64")]
+fn takes_pairs(isa: Isa, shape: Shape) -> bool {
+    super::pairs::suits(isa, shape)
+}
+
+/// Δ = dy·y of each vector.
+fn deltas(to: &mut [f32], dy: &[f32], y: &[f32], head_dim: usize) {
+    let vectors = dy.chunks_exact(head_dim).zip(y.chunks_exact(head_dim));
+    for (delta, (dy, y)) in to.iter_mut().zip(vectors) {
+        let products = dy.iter().zip(y).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        *delta = products.sum::<f64>() as f32;
+    }
 }
 
 impl Layout {
-    fn of(shape: Shape, largest: usize) -> Layout {
+    fn of<'t>(shape: Shape, trees: impl Iterator<Item = &'t Tree>) -> Layout {
+        let largest = trees.map(Tree::rows).max().unwrap_or(0);
         let group = shape.heads / shape.kv_heads;
         Layout::new(largest, shape.head_dim, (VECTORS / group).max(1) * group)
     }
@@ -207,9 +256,7 @@ impl Head<'_> {
         let place = |row: usize| ((tree.first_row + row) * heads + kv_head * group) * head_dim;
         let width = group * head_dim;
         let mut segment = 0;
-        for (index, len) in
-            std::iter::once(tree.prompt).chain(tree.branches.iter().copied()).enumerate()
-        {
+        for (index, len) in tree.segments().enumerate() {
             let step = layout.vectors / group;
             for first in (0..len).step_by(step) {
                 let count = step.min(len - first);
@@ -221,12 +268,7 @@ impl Head<'_> {
                     let heads = i * group..(i + 1) * group;
                     log_sums[heads.clone()]
                         .copy_from_slice(&saved.log_sums[from / head_dim..][..group]);
-                    for (head, delta) in deltas[heads].iter_mut().enumerate() {
-                        let at = from + head * head_dim..from + (head + 1) * head_dim;
-                        let pairs = dy[at.clone()].iter().zip(&saved.y[at]);
-                        *delta =
-                            pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
-                    }
+                    self::deltas(&mut deltas[heads], &dy[from..], &saved.y[from..], head_dim);
                 }
                 dqueries[..count * width].fill(0.0);
                 let block = Block {
@@ -409,7 +451,6 @@ unsafe fn keys<V: Vector>(block: &mut Block<'_>, first: usize, count: usize, vis
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Isa;
     use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
 
     /// Keys that row `row` of the tree sees, as rows of the tree.
@@ -435,9 +476,21 @@ mod tests {
     }
 
     fn twin(inputs: [&[f32]; 4], trees: &[Tree], shape: Shape, narrow: bool) -> Twin {
+        twin_of(inputs, trees, shape, narrow, false)
+    }
+
+    /// `pairs`: what meets another operand in the gradients is rounded to bf16: dy, p and ds.
+    fn twin_of(
+        inputs: [&[f32]; 4],
+        trees: &[Tree],
+        shape: Shape,
+        narrow: bool,
+        pairs: bool,
+    ) -> Twin {
         let [q, k, v, dy] = inputs;
         let Shape { heads, kv_heads, head_dim: d } = shape;
         let cut = |x: f64| if narrow { f64::from(x as f32) } else { x };
+        let pair = |x: f64| if pairs { half::bf16::from_f64(x).to_f64() } else { x };
         let scale = cut(1.0 / (d as f64).sqrt());
         let at = |x: &[f32], place: usize, i: usize| f64::from(x[place * d + i]);
         let mut y = vec![0.0; q.len()];
@@ -471,15 +524,15 @@ mod tests {
                     let delta =
                         (0..d).fold(0.0, |s, i| cut(s + at(dy, query, i) * y[query * d + i]));
                     for (&key, p) in keys.iter().zip(&p) {
-                        let dp =
-                            (0..d).fold(0.0, |s, i| cut(s + at(dy, query, i) * at(v, kv(key), i)));
-                        let ds = cut(p * (dp - delta) * scale);
+                        let dp = (0..d)
+                            .fold(0.0, |s, i| cut(s + pair(at(dy, query, i)) * at(v, kv(key), i)));
+                        let (p, ds) = (pair(*p), pair(cut(p * (dp - delta) * scale)));
                         let [dq, dk, dv] = &mut gradients;
                         for i in 0..d {
                             let (from, to) = (query * d + i, kv(key) * d + i);
                             dq[from] = cut(dq[from] + ds * at(k, kv(key), i));
                             dk[to] = cut(dk[to] + ds * at(q, query, i));
-                            dv[to] = cut(dv[to] + p * at(dy, query, i));
+                            dv[to] = cut(dv[to] + p * pair(at(dy, query, i)));
                         }
                     }
                 }
@@ -535,6 +588,66 @@ mod tests {
                         got.iter().zip(bits).for_each(|(a, b)| assert_same_bits(a, b, "threads"));
                     }
                     _ => first = Some((cpu.isa(), got.to_vec())),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_equal_the_formula_with_rounded_operands_on_any_number_of_threads() {
+        if !Isa::Avx512Bf16.is_available() {
+            return;
+        }
+        let tree = |first_row, prompt, branches: &[usize]| Tree {
+            first_row,
+            prompt,
+            branches: branches.to_vec(),
+        };
+        let shape = |heads, kv_heads, head_dim| Shape { heads, kv_heads, head_dim };
+        for (trees, shape) in [
+            (vec![tree(0, 1, &[])], shape(1, 1, 32)),
+            (vec![tree(0, 7, &[3, 0, 1, 90])], shape(4, 2, 32)),
+            (vec![tree(0, 130, &[65, 64]), tree(259, 20, &[])], shape(6, 2, 64)),
+            (vec![tree(0, 0, &[2, 70])], shape(4, 2, 128)),
+            (vec![tree(0, 33, &[31, 32])], shape(7, 1, 96)),
+        ] {
+            let rows: usize = trees.iter().map(Tree::rows).sum();
+            let Shape { heads, kv_heads, head_dim } = shape;
+            let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+            let round = |x: Vec<f32>| -> Vec<f32> {
+                x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
+            };
+            let dy = values(2, rows * width);
+            let [k, v] = [3, 4].map(|seed| round(values(seed, rows * kv_width)));
+            let q = round(values(1, rows * width).iter().map(|q| q * 3.0).collect());
+            let exact = twin([&q, &k, &v, &dy], &trees, shape, false);
+            // Sums in f64 of rounded operands: the error that the rounding itself makes.
+            let rounded = twin_of([&q, &k, &v, &dy], &trees, shape, false, true);
+            let (y, log_sums) = (narrowed(&exact.y), narrowed(&exact.log_sums));
+            let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: true };
+            let mut first: Option<Vec<Vec<f32>>> = None;
+            for threads in [1, 2, 5] {
+                let cpu = Cpu::with_isa(threads, Isa::Avx512Bf16);
+                let mut got = [q.len(), k.len(), v.len()].map(|len| vec![f32::NAN; len]);
+                backward(&cpu, got.each_mut().map(Vec::as_mut_slice), &dy, saved, &trees, shape);
+                for (which, got) in got.iter().enumerate() {
+                    let case = format!("{trees:?} {shape:?} gradient {which}");
+                    let naive = narrowed(&rounded.gradients[which]);
+                    assert_close(got, &naive, &exact.gradients[which], 1e-6, &case);
+                    // Nearly every p and ds rounds to the same bf16, so most elements are much closer.
+                    let off = |x: &f32, want: &f64| (f64::from(*x) - want).abs();
+                    let pairs = got.iter().zip(&rounded.gradients[which]);
+                    let mean = pairs.map(|(x, want)| off(x, want)).sum::<f64>() / got.len() as f64;
+                    let errors = naive.iter().zip(&exact.gradients[which]);
+                    let error =
+                        errors.map(|(x, want)| off(x, want)).sum::<f64>() / got.len() as f64;
+                    assert!(mean <= 0.1 * error + 1e-6, "{case}: {mean:e} of {error:e}");
+                }
+                match &first {
+                    Some(bits) => {
+                        got.iter().zip(bits).for_each(|(a, b)| assert_same_bits(a, b, "threads"));
+                    }
+                    None => first = Some(got.to_vec()),
                 }
             }
         }

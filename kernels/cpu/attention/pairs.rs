@@ -17,15 +17,15 @@ use half::bf16;
 
 use super::block::{Block, first_vector, stride};
 use super::{PAGE, Shape};
-use crate::cpu::Cpu;
 use crate::cpu::matmul::{Output, TILE, Tile, tile_of};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::round;
 use crate::cpu::vector::{Avx512, Scalar as _, Simd};
+use crate::cpu::{Cpu, Isa};
 
-/// Whether caches of this shape have this layout on `cpu`.
-pub(super) fn suits(cpu: &Cpu, shape: Shape) -> bool {
-    cpu.isa() == crate::cpu::Isa::Avx512Bf16 && shape.head_dim.is_multiple_of(32)
+/// Whether caches of this shape have this layout.
+pub(super) fn suits(isa: Isa, shape: Shape) -> bool {
+    isa == Isa::Avx512Bf16 && shape.head_dim.is_multiple_of(32)
 }
 
 /// Scores, softmax and weighted sums of a block.

@@ -340,7 +340,7 @@ pub(super) fn pack_panel(cpu: &Cpu, to: &mut [u32], w: &[bf16], shape: [usize; 2
 
 /// Pairs `start..start + count` of the 32 rows of `w` `[n, k]` from `first` on.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn pack_rows(
+pub(crate) fn pack_rows(
     to: &mut [u32],
     w: &[bf16],
     [n, k]: [usize; 2],
@@ -387,7 +387,7 @@ fn pack_rows(
 /// Row pairs `start..start + count` of the 32 columns of `w` `[rows, columns]` from `first` on: a
 /// panel of its transpose.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn pack_columns(
+pub(crate) fn pack_columns(
     to: &mut [u32],
     w: &[bf16],
     [rows, columns]: [usize; 2],
@@ -487,7 +487,7 @@ fn pack_panel_columns(
 /// The transpose of 16 × 16 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(crate) fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut r = rows;
     let mut t = r;
     for i in 0..8 {
