@@ -7,12 +7,16 @@
 //! else is dot products of contiguous rows (rows.rs).
 
 #[cfg(target_arch = "x86_64")]
+mod pack;
+#[cfg(target_arch = "x86_64")]
 mod pairs;
 mod panels;
 mod rows;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pairs::{Line, Output, TILE, Tile, pack_columns, pack_rows, tile_of, transposed};
+pub(crate) use pack::{pack_columns, pack_rows, transposed};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pairs::{Line, Output, TILE, Tile, tile_of};
 #[cfg(target_arch = "x86_64")]
 pub use pairs::{panel_bytes, partial_elements};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};

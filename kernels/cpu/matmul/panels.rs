@@ -6,9 +6,11 @@
 //! stream of memory per thread from end to end.
 
 use half::bf16;
-use memmap2::{Advice, MmapMut};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
 
-use super::pairs;
+use super::pack;
 use crate::cpu::pool::Disjoint;
 use crate::cpu::{Cpu, Isa};
 
@@ -58,7 +60,8 @@ impl Panels {
         assert!(Panels::suit(cpu), "panels on {}", cpu.isa());
         assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
         let mut memory = MmapMut::map_anon(Panels::len_bytes(n, k).max(1))?;
-        // Only a wish: without it the same bytes lie in small pages.
+        // Only a wish: without it the same bytes lie in small pages. Other systems do not know it.
+        #[cfg(target_os = "linux")]
         let _ = memory.advise(Advice::HugePage);
         let len = Panels::len_bytes(n, k) / size_of::<u32>();
         let panel = PANEL_ROWS * k.div_ceil(2);
@@ -70,7 +73,7 @@ impl Panels {
                 for index in start + first..start + first + count {
                     // SAFETY: panels do not overlap.
                     let out = unsafe { out.part(index * panel, panel) };
-                    pairs::pack_panel(cpu, out, w, [n, k], index);
+                    pack::pack_panel(cpu, out, w, [n, k], index);
                 }
             });
             copied(start * PANEL_ROWS * k..n.min((start + part) * PANEL_ROWS) * k);
