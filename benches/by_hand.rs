@@ -4,7 +4,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use engine::{config::Config, random_checkpoint, tensor::Device};
+use engine::{config::Config, random_checkpoint, tensor::Device, weights::Packing};
 use kernels::cpu::Cpu;
 use tempfile::TempDir;
 
@@ -54,6 +54,15 @@ impl Arguments {
 
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.flags.iter().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
+    }
+
+    /// `--weights packed`, the default and what `j1` comes to in long work, or `mapped`.
+    pub(crate) fn packing(&self) -> Packing {
+        match self.value("--weights") {
+            None | Some("packed") => Packing::AtOnce,
+            Some("mapped") => Packing::Mapped,
+            Some(other) => panic!("--weights {other}: packed or mapped"),
+        }
     }
 
     pub(crate) fn number(&self, name: &str, default: usize) -> usize {

@@ -45,6 +45,8 @@ def arguments():
     parser.add_argument("--gguf", help="the same checkpoint for llama.cpp")
     parser.add_argument("--mmap", choices=["0", "1"], default="1", help="whether llama.cpp maps its file")
     parser.add_argument("--python", help="an interpreter with torch, transformers and peft")
+    parser.add_argument("--weights", default="packed", choices=["auto", "mapped", "packed"],
+                        help="where j1 reads weights; packed is what auto comes to in a long run")
     parser.add_argument("--rows", type=int, default=1, help="sequences PyTorch trains on at a time in GRPO")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=5, help="rounds")
@@ -77,7 +79,8 @@ class Plan:
     def j1(self, *flags):
         self.need("j1", "model")
         o = self.options
-        command = [o.j1, "bench", "--model", o.model, "--threads", str(o.threads), "--repeat", "1", "--json", *flags]
+        command = [o.j1, "bench", "--model", o.model, "--weights", o.weights, "--threads", str(o.threads)]
+        command += ["--repeat", "1", "--json", *flags]
         return command, lambda text: json.loads(text)["rows"][0]["seconds"][0]
 
     def torch(self, work, *flags):

@@ -6,7 +6,7 @@
 //! cargo bench --bench model -- --model DIR cpu/decode        # a checkpoint; those whose id contains cpu/decode
 //! ```
 //!
-//! `--rounds 3` prefills, `--steps 16` decoding steps, of which the median counts; `--threads`. Every sequence has
+//! `--rounds 3` prefills, `--steps 16` decoding steps, of which the median counts; `--threads`, `--weights packed|mapped`. Every sequence has
 //! a prompt of its own. Prefill is compared with the rate of the multipliers, decoding with the time in which
 //! weights, keys and values can be read.
 
@@ -44,7 +44,9 @@ fn main() {
     let steps = arguments.number("--steps", 16);
     let open = |device: &_| {
         let (directory, temporary) = subject.directory();
-        let model = open_model(&directory, None, None, device).unwrap_or_else(|e| panic!("{e}"));
+        let mut model =
+            open_model(&directory, None, None, device).unwrap_or_else(|e| panic!("{e}"));
+        model.set_packing(arguments.packing());
         // Maps the weights into this process.
         prefill(&model, 8, 0);
         (model, temporary)

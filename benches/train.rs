@@ -24,7 +24,7 @@ use engine::{
     optimizer::{self, AdamW, Parameter},
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
-    weights::Dtype,
+    weights::{Dtype, Packing},
 };
 
 use by_hand::{Arguments, Outcome, Subject, bench};
@@ -51,7 +51,7 @@ fn main() {
     ];
     let open = |device: &_| {
         let (directory, temporary) = subject.directory();
-        (Trained::open(&directory, device), temporary)
+        (Trained::open(&directory, arguments.packing(), device), temporary)
     };
     bench(&arguments, &ids, open, |(trained, _), index, runs| {
         let vocab = trained.model.config().vocab_size;
@@ -100,7 +100,7 @@ struct Trained {
 }
 
 impl Trained {
-    fn open(directory: &std::path::Path, device: &Device) -> Trained {
+    fn open(directory: &std::path::Path, packing: Packing, device: &Device) -> Trained {
         let settings = AdapterSettings {
             rank: 16,
             alpha: 32.0,
@@ -111,6 +111,7 @@ impl Trained {
         let make = |config: &_| Adapter::initialize(config, &settings, 0);
         let (mut model, _) = open_model_with(directory, make, None, device)
             .unwrap_or_else(|error| panic!("{error}"));
+        model.set_packing(packing);
         model.train_adapter();
         let factors: Vec<(String, usize)> = model
             .parameters()

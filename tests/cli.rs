@@ -210,6 +210,34 @@ fn an_evaluation_ends_with_the_same_bytes_however_it_ran() {
 }
 
 #[test]
+fn where_weights_are_read_changes_no_byte() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, data) =
+        (model().replace("qwen3-tied", "qwen3-tied-bf16"), pairs(scratch.path(), 3));
+    let out = |name: &str| scratch.path().join(name).display().to_string();
+    let mapped = out("mapped");
+    stdout(&j1(&eval_args(&model, &data, &mapped, &["--weights", "mapped"])));
+    let expected = bytes(Path::new(&mapped));
+    let automatic = out("auto");
+    stdout(&j1(&eval_args(&model, &data, &automatic, &[])));
+    assert!(bytes(Path::new(&automatic)) == expected, "auto");
+
+    let packed = out("packed");
+    let args = eval_args(&model, &data, &packed, &["--weights", "packed"]);
+    let run = |isa: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_j1"));
+        command.args(&args).env("J1_ISA", isa).output().unwrap()
+    };
+    let refused = run("portable");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && stderr.contains("--weights auto"), "{stderr}");
+    if kernels::cpu::Isa::detect() == kernels::cpu::Isa::Avx512Bf16 {
+        stdout(&run("avx512bf16"));
+        assert!(bytes(Path::new(&packed)) == expected, "packed");
+    }
+}
+
+#[test]
 fn prompts_that_do_not_fit_are_counted_and_never_cut() {
     let scratch = tempfile::tempdir().unwrap();
     let (model, data) = (model(), pairs(scratch.path(), 3));

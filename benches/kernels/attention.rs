@@ -2,7 +2,7 @@
 
 use half::bf16;
 use kernels::cpu::{
-    Cpu,
+    Cpu, Isa,
     attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree},
 };
 
@@ -192,9 +192,19 @@ fn append(suite: &mut Suite, rows: usize) {
         for index in sampled(rows * KV_WIDTH) {
             let (token, head, lane) =
                 (index / KV_WIDTH, index % KV_WIDTH / HEAD_DIM, index % HEAD_DIM);
-            let at = ((token / PAGE * KV_HEADS + head) * PAGE + token % PAGE) * HEAD_DIM + lane;
-            for (cache, from) in [(&made.layer.keys, &made.k), (&made.layer.values, &made.v)] {
-                let got = cache[at].to_f32();
+            let slot = token % PAGE;
+            // Pairs along the head, and pairs of slots, where products take pairs of bf16.
+            let [key, value] = match cpu.isa() {
+                Isa::Avx512Bf16 => [
+                    (lane / 2 * PAGE + slot) * 2 + lane % 2,
+                    (slot / 2 * HEAD_DIM + lane) * 2 + slot % 2,
+                ],
+                _ => [slot * HEAD_DIM + lane; 2],
+            };
+            let page = (token / PAGE * KV_HEADS + head) * PAGE * HEAD_DIM;
+            let (keys, values) = (&made.layer.keys, &made.layer.values);
+            for (at, cache, from) in [(key, keys, &made.k), (value, values, &made.v)] {
+                let got = cache[page + at].to_f32();
                 Exact::of(rounded(from[index])).check_within(got, 0.0, &id, index);
             }
         }
@@ -221,9 +231,9 @@ fn backward(suite: &mut Suite, tree: Tree) {
     let in_branch = len * tree.prompt + len * (len + 1) / 2;
     let pairs = tree.prompt * (tree.prompt + 1) / 2 + branches * in_branch;
     let work = Work {
-        // Five products in f32.
+        // Five products.
         flops: 10.0 * (pairs * WIDTH) as f64,
-        bf16: false,
+        bf16: suite.cpu.isa() == Isa::Avx512Bf16,
         bytes: 4.0 * (rows * (4 * WIDTH + 4 * KV_WIDTH)) as f64,
     };
     suite.bench("attention", id.clone(), work, move |cpu| -> Run<'_> {
@@ -267,16 +277,19 @@ fn forward_of(tree: &Tree, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f3
 fn check_backward(tree: &Tree, gradients: &[Vec<f32>; 3], dy: &[f32], saved: Saved, id: &str) {
     let Saved { q, k, v, y, log_sums, .. } = saved;
     let scale = (HEAD_DIM as f64).sqrt();
-    // Probability of a query vector at a key, and the two terms of ds, which may cancel.
+    // Probability of a query vector at a key, and the two terms of ds, which may cancel; then what cancels
+    // for certain, as large as the terms of dy·v, whose rounding counts.
     let at = |row: usize, head: usize, key: usize| {
         let kv_head = head / (HEADS / KV_HEADS);
         let (query, dy) = (vector(q, row, head, HEADS), vector(dy, row, head, HEADS));
         let (k, v) = (vector(k, key, kv_head, KV_HEADS), vector(v, key, kv_head, KV_HEADS));
         let p = (score(query, k) - f64::from(log_sums[row * HEADS + head])).exp();
-        let dot: f64 = dy.iter().zip(v).map(|(dy, v)| f64::from(*dy) * rounded(*v)).sum();
+        let terms = || dy.iter().zip(v).map(|(dy, v)| f64::from(*dy) * rounded(*v));
+        let dot: f64 = terms().sum();
+        let magnitude = p * terms().map(f64::abs).sum::<f64>() / scale / 2.0;
         let y = vector(y, row, head, HEADS);
         let delta: f64 = dy.iter().zip(y).map(|(dy, y)| f64::from(*dy) * f64::from(*y)).sum();
-        (p, [p * dot / scale, -p * delta / scale])
+        (p, [p * dot / scale, -p * delta / scale, magnitude, -magnitude])
     };
     for index in sampled(gradients[0].len()) {
         let (row, head, lane) = (index / WIDTH, index % WIDTH / HEAD_DIM, index % HEAD_DIM);
