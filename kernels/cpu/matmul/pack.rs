@@ -37,11 +37,14 @@ pub(crate) fn pack_rows(
             // SAFETY: rows first + half .. + rows are below n, elements 2 (start + i) .. + columns
             // below k; of the result's rows those below `count` are stored.
             unsafe {
-                let mut block = [_mm512_setzero_si512(); 16];
-                // The whole block in registers: loops of unknown length would keep it in memory.
+                // The whole block in registers: loops of unknown length would keep it in memory. The next
+                // sixteen rows are asked for: their streams are too short for the hardware to see.
                 if rows == 16 && columns == 32 && pairs == 16 {
+                    let mut block = [_mm512_setzero_si512(); 16];
                     for row in 0..16 {
                         block[row] = _mm512_loadu_si512(from.add(row * k).cast());
+                        let next = from.wrapping_add((16 + row) * k);
+                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
                     }
                     let block = transposed(block);
                     for pair in 0..16 {
@@ -49,6 +52,7 @@ pub(crate) fn pack_rows(
                     }
                     continue;
                 }
+                let mut block = [_mm512_setzero_si512(); 16];
                 let mask = u32::MAX >> (32 - columns);
                 for row in 0..rows {
                     block[row] = _mm512_maskz_loadu_epi16(mask, from.add(row * k).cast());
