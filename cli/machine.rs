@@ -21,7 +21,6 @@ pub(crate) fn available_memory() -> Option<u64> {
 
 /// Lets `model` read its weights as `--weights` says.
 pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<(), Failure> {
-    let suits = model.can_pack();
     let packing = match weights {
         WeightsArg::Mapped => Packing::Mapped,
         // For a while the copy stands beside what was read of the files.
@@ -31,7 +30,7 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<()
             Packing::WhenReused
         }
         WeightsArg::Auto => Packing::Mapped,
-        WeightsArg::Packed if suits => Packing::AtOnce,
+        WeightsArg::Packed if model.can_pack() => Packing::AtOnce,
         WeightsArg::Packed => {
             return Err(
                 "--weights packed needs bf16 weights, --dtype bf16 and a CPU with AVX-512 \

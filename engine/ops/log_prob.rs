@@ -12,7 +12,7 @@
 //! frozen, so there is no `dW`. The result has the bits of the logits' own log-probabilities.
 
 use kernels::cpu::{
-    Rounding,
+    Matrix, Rounding,
     log_prob::{self, Distribution, RowError, RowGradient, Sums, VOCAB_BLOCK},
     matmul,
 };
@@ -69,7 +69,7 @@ pub fn log_prob<'m>(
         let count = ROWS.min(rows - first);
         let mut sums = vec![Sums::new(temperature); count];
         let mut chosen = vec![0.0; count];
-        blocks(device, x, head, first, count, rounding, &mut |block, logits| {
+        blocks(device, x, head, first, count, rounding, &mut |block, _, logits| {
             log_prob::join_rows(device.cpu(), &mut sums, logits.data());
             for (row, chosen) in chosen.iter_mut().enumerate() {
                 let token = tokens[first + row] as usize;
@@ -102,7 +102,8 @@ pub(crate) fn block_columns(count: usize) -> usize {
     (LOGITS / count / VOCAB_BLOCK).clamp(1, COLUMNS / VOCAB_BLOCK) * VOCAB_BLOCK
 }
 
-/// Computes the logits of rows `first..first + count` of x, a block of the vocabulary at a time.
+/// Computes the logits of rows `first..first + count` of x, a block of the vocabulary at a time, and shows
+/// them with the block's rows of the head.
 fn blocks(
     device: &Device,
     x: &Tensor,
@@ -110,18 +111,20 @@ fn blocks(
     first: usize,
     count: usize,
     rounding: Rounding,
-    visit: &mut dyn FnMut(std::ops::Range<usize>, &mut Tensor),
+    visit: &mut dyn FnMut(std::ops::Range<usize>, Matrix<'_>, &mut Tensor),
 ) {
     let (k, vocab) = (head.columns(), head.rows());
     let width = block_columns(count);
     let x = &x.data()[first * k..(first + count) * k];
+    // Once for all blocks, which are parts of one use.
+    let w = head.for_product(device.cpu(), rounding, count);
     for start in (0..vocab).step_by(width) {
         let block = start..vocab.min(start + width);
         let mut logits = Tensor::uninitialized(device, count, block.len());
-        let w = head.for_product(device.cpu(), rounding, count).rows(block.clone(), k);
+        let w = w.rows(block.clone(), k);
         let shape = [count, block.len(), k];
         matmul::forward(device.cpu(), logits.data_mut(), x, w, shape, rounding, false);
-        visit(block, &mut logits);
+        visit(block, w, &mut logits);
     }
 }
 
@@ -149,7 +152,7 @@ impl Backward for LogProb<'_> {
         for first in (0..rows).step_by(ROWS) {
             let count = ROWS.min(rows - first);
             let of_rows = &of_rows[first..first + count];
-            blocks(device, &x, head, first, count, rounding, &mut |block, logits| {
+            blocks(device, &x, head, first, count, rounding, &mut |block, w, logits| {
                 let width = block.len();
                 log_prob::backward_rows(device.cpu(), logits.data_mut(), of_rows);
                 for (row, of_row) in of_rows.iter().enumerate() {
@@ -160,7 +163,6 @@ impl Backward for LogProb<'_> {
                     }
                 }
                 let dx = &mut dx.data_mut()[first * k..(first + count) * k];
-                let w = head.for_product(device.cpu(), rounding, count).rows(block, k);
                 let shape = [count, width, k];
                 let logits = logits.data();
                 matmul::backward(device.cpu(), dx, logits, w, shape, rounding, true, None);

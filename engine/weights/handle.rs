@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use kernels::cpu::{Cpu, Matrix, Rounding, matmul::Panels};
+use kernels::cpu::{
+    Cpu, Matrix, Rounding,
+    matmul::{FEW_ROWS, Panels},
+};
 
 use super::{Checkpoint, Dtype, MappedFile, TensorView, WeightsError};
 
@@ -48,9 +51,6 @@ struct Packed {
     /// `None` inside: there was no memory.
     panels: OnceLock<Option<Panels>>,
 }
-
-/// Up to this many rows a product's time is that of reading the weight.
-const FEW_ROWS: usize = 36;
 
 /// Products of many rows that use a weight where it lies: the prompt of a single judgement, in parts.
 const MANY_USES: u32 = 6;

@@ -16,7 +16,7 @@ mod rows;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use pack::{pack_columns, pack_rows, transposed};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pairs::{Line, Output, TILE, Tile, tile_of};
+pub(crate) use pairs::{Line, TILE, multiply};
 #[cfg(target_arch = "x86_64")]
 pub use pairs::{panel_bytes, partial_elements};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};
@@ -27,6 +27,9 @@ use super::{Cpu, Matrix, Rounding};
 
 /// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
 const STREAM: usize = 64 * 1024;
+
+/// Up to this many rows of x a product of pairs streams w once: its time is that of reading w.
+pub const FEW_ROWS: usize = 36;
 
 /// Products that share an x, at most.
 const MOST_PRODUCTS: usize = 4;

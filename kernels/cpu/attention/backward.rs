@@ -108,7 +108,7 @@ pub fn backward(
     let [dq, dk, dv] = [dq, dk, dv].map(Disjoint::new);
     let scratch = &mut cpu.scratch().f32;
     #[cfg(target_arch = "x86_64")]
-    if saved.rounded && takes_pairs(cpu.isa(), shape) {
+    if saved.rounded && super::pairs::suits(cpu.isa(), shape) {
         let layout = pairs::Layout::of(shape, trees.iter());
         let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
         cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
@@ -116,7 +116,7 @@ pub fn backward(
             let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
             let (tree, kv_head) = (&trees[task / kv_heads], task % kv_heads);
             let head = pairs::Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
-            // SAFETY: `takes_pairs` says that the CPU has AVX-512 BF16 and that head_dim suits; tasks
+            // SAFETY: `suits` says that the CPU has AVX-512 BF16 and that head_dim suits; tasks
             // differ in tree, whose rows do not overlap by the assert above, or in head.
             unsafe { head.run(&dq, &dk, &dv) };
         });
@@ -159,16 +159,11 @@ pub fn backward_elements(
     threads: usize,
 ) -> usize {
     #[cfg(target_arch = "x86_64")]
-    if rounded && takes_pairs(isa, shape) {
+    if rounded && super::pairs::suits(isa, shape) {
         return threads * pairs::Layout::of(shape, trees.iter()).len;
     }
     let _ = (isa, rounded);
     threads * Layout::of(shape, trees.iter()).len
-}
-
-#[cfg(target_arch = "x86_64")]
-fn takes_pairs(isa: Isa, shape: Shape) -> bool {
-    super::pairs::suits(isa, shape)
 }
 
 /// Δ = dy·y of each vector.

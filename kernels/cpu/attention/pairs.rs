@@ -17,7 +17,7 @@ use half::bf16;
 
 use super::block::{Block, first_vector, stride};
 use super::{PAGE, Shape};
-use crate::cpu::matmul::{Output, TILE, Tile, tile_of};
+use crate::cpu::matmul::{TILE, multiply};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::round;
 use crate::cpu::vector::{Avx512, Scalar as _, Simd};
@@ -51,30 +51,12 @@ pub(super) unsafe fn attend(block: Block<'_, bf16, bf16, f32>) {
                 None => block.values.as_ptr().add(block.table[0] as usize * block.page_stride),
             };
             let next = next.add(block.head_offset);
-            let mut i = first_vector(&block, first);
-            while i < vectors {
-                let m = TILE.min(vectors - i);
-                let output = Output {
-                    y: block.scores.as_mut_ptr().add(i * stride + first),
-                    stride,
-                    columns: PAGE,
-                    accumulate: false,
-                    low_rank: None,
-                };
-                let tile = Tile {
-                    x: block.queries.as_ptr().add(i * head_dim),
-                    x_stride: head_dim,
-                    w: keys.cast(),
-                    pairs: head_dim / 2,
-                    next: next.cast(),
-                    next_step: 2 * PAGE * size_of::<bf16>(),
-                    partial: std::ptr::null_mut(),
-                    first: true,
-                    output: Some(output),
-                };
-                tile_of::<true>(m, tile);
-                i += m;
-            }
+            let next = Some((next.cast(), 2 * PAGE * size_of::<bf16>()));
+            let i = first_vector(&block, first);
+            let queries = block.queries.as_ptr().add(i * head_dim);
+            let scores = block.scores.as_mut_ptr().add(i * stride + first);
+            let shape = [vectors - i, head_dim / 2];
+            multiply(shape, (queries, head_dim), keys.cast(), (scores, stride), false, next);
         }
         for i in 0..vectors {
             let len = block.len(i);

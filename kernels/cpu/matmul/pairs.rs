@@ -17,7 +17,7 @@ use half::bf16;
 
 use super::pack::{pack_columns, pack_panel_columns, pack_rows};
 use super::panels::{PANEL_ROWS, PanelSlice};
-use super::{LowRank, STREAM};
+use super::{FEW_ROWS, LowRank, STREAM};
 use crate::cpu::context::{Scratch, grown};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::{Cpu, round};
@@ -33,9 +33,6 @@ const CHUNK: usize = 512;
 
 /// The same where few rows make more than one tile.
 const SHORT_CHUNK: usize = 256;
-
-/// Up to this many rows of x a task streams w once.
-const FEW_ROWS: usize = 36;
 
 /// Most rows of x in a block: of a chunk 384 KiB, beside 128 KiB of w, of an L2 cache of 1 MiB.
 const ROW_BLOCK: usize = 192;
@@ -180,7 +177,7 @@ pub(super) fn run(cpu: &Cpu, x: &[f32], [m, k]: [usize; 2], jobs: &[Option<Job<'
             panels: per_task.min(panels(job) - first_panel),
             group,
             chunk: if few && m > TILE { SHORT_CHUNK } else { CHUNK },
-            packed: bytemuck_lines(lines),
+            packed: words(lines),
             partial,
         };
         // SAFETY: this module runs where the CPU has AVX-512 BF16 (matmul.rs asks the context); the
@@ -195,7 +192,7 @@ pub(super) fn run(cpu: &Cpu, x: &[f32], [m, k]: [usize; 2], jobs: &[Option<Job<'
     }
 }
 
-fn bytemuck_lines(lines: &mut [Line]) -> &mut [u32] {
+fn words(lines: &mut [Line]) -> &mut [u32] {
     // SAFETY: a line is sixteen u32 without padding.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }
@@ -248,7 +245,7 @@ impl Block<'_> {
                 let skipped = if last { (group - 1) * pairs * PANEL_ROWS } else { 0 };
                 let mut row = 0;
                 for tile in 0..tiles {
-                    let tile_rows = rows / tiles + usize::from(tile < rows % tiles);
+                    let tile_rows = tile_size(rows, tile);
                     for (index, w) in w.iter().take(group).enumerate() {
                         let column = (first + index) * PANEL_ROWS;
                         let part = (index * rows + row) * PANEL_ROWS;
@@ -332,20 +329,68 @@ fn panel(
     }
 }
 
+/// Writes x·panel, of m rows and 32 columns over some pairs, to y, or adds it. x and y come with the
+/// elements from row to row, what is to be fetched meanwhile with the bytes of it for each pair.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW and BF16; the operands exist.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) unsafe fn multiply(
+    [m, pairs]: [usize; 2],
+    (x, x_stride): (*const bf16, usize),
+    w: *const u32,
+    (y, stride): (*mut f32, usize),
+    accumulate: bool,
+    next: Option<(*const u32, usize)>,
+) {
+    // The panel itself costs nothing to fetch again.
+    let (next, next_step) = next.unwrap_or((w, 0));
+    let tiles = m.div_ceil(TILE);
+    let mut row = 0;
+    for tile in 0..tiles {
+        let rows = tile_size(m, tile);
+        // SAFETY: the caller's promise, for rows below m.
+        unsafe {
+            let y = y.add(row * stride);
+            let columns = PANEL_ROWS;
+            let output = Output { y, stride, columns, accumulate, low_rank: None };
+            let tile = Tile {
+                x: x.add(row * x_stride),
+                x_stride,
+                w,
+                pairs,
+                next,
+                next_step,
+                partial: std::ptr::null_mut(),
+                first: true,
+                output: Some(output),
+            };
+            tile_of::<true>(rows, tile);
+        }
+        row += rows;
+    }
+}
+
+/// Rows of a tile of m rows, which are shared out evenly.
+fn tile_size(m: usize, tile: usize) -> usize {
+    let tiles = m.div_ceil(TILE);
+    m / tiles + usize::from(tile < m % tiles)
+}
+
 /// Where a tile's sums go.
 #[derive(Clone, Copy)]
-pub(crate) struct Output {
-    pub(crate) y: *mut f32,
-    pub(crate) stride: usize,
+struct Output {
+    y: *mut f32,
+    stride: usize,
     /// Of the panel's 32.
-    pub(crate) columns: usize,
-    pub(crate) accumulate: bool,
-    pub(crate) low_rank: Option<Low>,
+    columns: usize,
+    accumulate: bool,
+    low_rank: Option<Low>,
 }
 
 /// The part of an update that a tile adds: left `[rows, rank]`, right `[rank, 32]`.
 #[derive(Clone, Copy)]
-pub(crate) struct Low {
+struct Low {
     left: *const f32,
     right: *const f32,
     rank: usize,
@@ -355,19 +400,19 @@ pub(crate) struct Low {
 
 /// Operands of a tile.
 #[derive(Clone, Copy)]
-pub(crate) struct Tile {
-    pub(crate) x: *const bf16,
-    pub(crate) x_stride: usize,
-    pub(crate) w: *const u32,
-    pub(crate) pairs: usize,
+struct Tile {
+    x: *const bf16,
+    x_stride: usize,
+    w: *const u32,
+    pairs: usize,
     /// What is to be read next, for the caches to fetch, and how many bytes of it each pair.
-    pub(crate) next: *const u32,
-    pub(crate) next_step: usize,
+    next: *const u32,
+    next_step: usize,
     /// Sums of the chunks before, `[rows, 32]`.
-    pub(crate) partial: *mut f32,
-    pub(crate) first: bool,
+    partial: *mut f32,
+    first: bool,
     /// With the last chunk.
-    pub(crate) output: Option<Output>,
+    output: Option<Output>,
 }
 
 /// A tile of some rows. NEAR: what is read next is fetched into L1, else into L2, which is better where
@@ -378,7 +423,7 @@ pub(crate) struct Tile {
 /// `rows` rows of 32; the output's rows and columns exist.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(crate) unsafe fn tile_of<const NEAR: bool>(rows: usize, tile: Tile) {
+unsafe fn tile_of<const NEAR: bool>(rows: usize, tile: Tile) {
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match rows {

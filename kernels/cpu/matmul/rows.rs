@@ -10,6 +10,7 @@
 
 use half::{bf16, f16};
 
+use super::STREAM;
 use crate::cpu::context::{Transposed, grown};
 use crate::cpu::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use crate::cpu::pool::Disjoint;
@@ -27,9 +28,6 @@ const COLUMN_BLOCK: usize = 64;
 
 /// Up to this many rows of x a task walks along w once; above, blocks of w are read again from L2.
 const FEW_ROWS: usize = 24;
-
-/// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
-const STREAM: usize = 64 * 1024;
 
 /// [`super::forward`] in this form.
 pub(super) fn forward(

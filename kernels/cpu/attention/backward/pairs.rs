@@ -16,9 +16,7 @@ use half::bf16;
 
 use super::{KEYS, Saved, Tree};
 use crate::cpu::attention::Shape;
-use crate::cpu::matmul::{
-    Output, PANEL_ROWS, TILE, Tile, pack_columns, pack_rows, tile_of, transposed,
-};
+use crate::cpu::matmul::{PANEL_ROWS, multiply, pack_columns, pack_rows, transposed};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::vector::{Avx512, Simd};
 use crate::cpu::{Cpu, round};
@@ -324,7 +322,14 @@ impl Block<'_> {
                     (self.dys, self.value_panels, &mut *self.dp),
                 ] {
                     let y = y[j * PANEL_ROWS..].as_mut_ptr();
-                    multiply([vectors, d / 2], (x.as_ptr(), d), w[at..].as_ptr(), (y, KEYS), false);
+                    multiply(
+                        [vectors, d / 2],
+                        (x.as_ptr(), d),
+                        w[at..].as_ptr(),
+                        (y, KEYS),
+                        false,
+                        None,
+                    );
                 }
             }
             let spans = panels * PANEL_ROWS;
@@ -354,7 +359,14 @@ impl Block<'_> {
                 let at = column / PANEL_ROWS * self.pairs_stride + first / 2 * PANEL_ROWS;
                 let w = self.key_pairs[at..at + spans / 2 * PANEL_ROWS].as_ptr();
                 let y = self.dqueries[column..].as_mut_ptr();
-                multiply([vectors, spans / 2], (self.ds_rows.as_ptr(), KEYS), w, (y, d), true);
+                multiply(
+                    [vectors, spans / 2],
+                    (self.ds_rows.as_ptr(), KEYS),
+                    w,
+                    (y, d),
+                    true,
+                    None,
+                );
             }
             let len = padded / 2 * PANEL_ROWS;
             for (rows, panel_memory, x, y) in [
@@ -366,52 +378,9 @@ impl Block<'_> {
                     pack_columns(panel, rows, [padded, KEYS], j * PANEL_ROWS, [0, pairs]);
                     let y = y[first + j * PANEL_ROWS..].as_mut_ptr();
                     let x = (x.as_ptr().cast(), padded);
-                    multiply([d, pairs], x, panel.as_ptr(), (y, stride), true);
+                    multiply([d, pairs], x, panel.as_ptr(), (y, stride), true, None);
                 }
             }
         }
-    }
-}
-
-/// Writes x·panel, of m rows and 32 columns over some pairs, to y, or adds it. x and y come with the
-/// elements from row to row.
-///
-/// # Safety
-/// The CPU has AVX-512 F, BW and BF16; the operands exist.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn multiply(
-    [m, pairs]: [usize; 2],
-    (x, x_stride): (*const bf16, usize),
-    w: *const u32,
-    (y, stride): (*mut f32, usize),
-    accumulate: bool,
-) {
-    let tiles = m.div_ceil(TILE);
-    let mut row = 0;
-    for tile in 0..tiles {
-        let rows = m / tiles + usize::from(tile < m % tiles);
-        // SAFETY: the caller's promise, for rows below m.
-        unsafe {
-            let output = Output {
-                y: y.add(row * stride),
-                stride,
-                columns: PANEL_ROWS,
-                accumulate,
-                low_rank: None,
-            };
-            let tile = Tile {
-                x: x.add(row * x_stride),
-                x_stride,
-                w,
-                pairs,
-                next: w,
-                next_step: 0,
-                partial: std::ptr::null_mut(),
-                first: true,
-                output: Some(output),
-            };
-            tile_of::<true>(rows, tile);
-        }
-        row += rows;
     }
 }
