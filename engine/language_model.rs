@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use kernels::cpu::heap;
+
 use crate::{
     adapter::{Adapter, AdapterError},
     chat::{ChatError, ChatTemplate},
@@ -116,6 +118,7 @@ impl LanguageModel {
         let generation = GenerationConfig::load(directory, model.config())?;
         // Without one, every completion would run to its limit.
         generation.stop_ids(directory)?;
+        heap::give_back_freed();
         Ok(LanguageModel { model, tokenizer, chat, generation })
     }
 

@@ -367,7 +367,7 @@ impl Model {
         let h = rms_norm(tape, &x, &layer.mlp_norm, eps);
         let [gate, up] = linear_all(tape, &h, [&layer.gate, &layer.up], pass);
         drop(h);
-        let gated = swiglu(tape, &gate, &up);
+        let gated = swiglu(tape, &gate, &up, pass.rounding);
         drop((gate, up));
         linear_add(tape, x, &gated, &layer.down, pass)
     }

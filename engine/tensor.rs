@@ -4,12 +4,14 @@
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
 
 mod free_list;
+mod narrow;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(crate) use free_list::FreeList;
 use kernels::cpu::Cpu;
+pub(crate) use narrow::Narrow;
 
 /// Where tensors live and ops run. Cloning gives another handle to the same device.
 #[derive(Clone)]

@@ -7,6 +7,8 @@
 //! The crate may panic on a hostile tokenizer.json: every call into it is caught and becomes a typed error (this takes
 //! `panic = "unwind"`, Rust's default).
 
+mod bpe;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,8 @@ const LIMIT_BYTES: u64 = 64 << 20;
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
+    /// Of its vocabulary, without added tokens; `None` if it has none.
+    largest_id: Option<u32>,
 }
 
 /// A tokenizer that cannot be loaded or used, or that does not fit the model.
@@ -71,18 +75,27 @@ impl Tokenizer {
     /// Parses the text of a tokenizer.json; `path` is for messages only.
     pub fn parse(text: &str, path: &Path) -> Result<Tokenizer, TokenizerError> {
         let parsed = caught(|| {
+            if let Some((inner, largest)) = bpe::read(text) {
+                return Ok((inner, Some(largest)));
+            }
             let mut inner = tokenizers::Tokenizer::from_bytes(text)?;
             inner.with_truncation(None)?.with_padding(None);
-            Ok(inner)
+            let largest_id = inner.get_vocab(false).into_values().max();
+            Ok((inner, largest_id))
         });
         match parsed {
-            Ok(inner) => Ok(Tokenizer { path: path.to_owned(), inner }),
+            Ok((inner, largest_id)) => Ok(Tokenizer { path: path.to_owned(), inner, largest_id }),
             Err(message) => Err(TokenizerError::Unsound { path: path.to_owned(), message }),
         }
     }
 
     /// Checks that every token has a row in an embedding table of `vocab_size` rows.
     pub fn check_against(&self, vocab_size: usize) -> Result<(), TokenizerError> {
+        let added = self.inner.get_added_tokens_decoder();
+        let largest = added.keys().copied().chain(self.largest_id).max();
+        if largest.is_none_or(|id| (id as usize) < vocab_size) {
+            return Ok(());
+        }
         let vocabulary = self.inner.get_vocab(true);
         match vocabulary.into_iter().max_by_key(|(_, id)| *id) {
             Some((token, id)) if id as usize >= vocab_size => {

@@ -127,7 +127,9 @@ fn subjects() -> Vec<Subject> {
         subject(
             "swiglu/n65536",
             n,
-            Box::new(move |cpu| swiglu::forward(cpu, &mut gated, &gate, &up)),
+            Box::new(move |cpu| {
+                swiglu::forward(cpu, &mut gated, swiglu::Inputs::F32([&gate, &up]))
+            }),
         ),
         subject(
             "adamw/n65536",

@@ -103,12 +103,12 @@ fn swiglu_forward(suite: &mut Suite, len: usize) {
     suite.bench("swiglu", id.clone(), passes(3 * len), move |cpu| -> Run<'_> {
         let (gate, up) = (values(1, len), values(2, len));
         let mut y = vec![f32::NAN; len];
-        swiglu::forward(cpu, &mut y, &gate, &up);
+        swiglu::forward(cpu, &mut y, swiglu::Inputs::F32([&gate, &up]));
         for index in sampled(len) {
             let [g, u] = [&gate, &up].map(|x| f64::from(x[index]));
             Exact::of(g * sigmoid(g) * u).check(y[index], &id, index);
         }
-        Box::new(move || swiglu::forward(cpu, &mut y, &gate, &up))
+        Box::new(move || swiglu::forward(cpu, &mut y, swiglu::Inputs::F32([&gate, &up])))
     });
 }
 
@@ -118,7 +118,7 @@ fn swiglu_backward(suite: &mut Suite, len: usize) {
         let (gate, up, dy) = (values(1, len), values(2, len), values(3, len));
         let mut gradients = [(); 2].map(|()| vec![f32::NAN; len]);
         let [dgate, dup] = &mut gradients;
-        swiglu::backward(cpu, [dgate, dup], &dy, &gate, &up);
+        swiglu::backward(cpu, [dgate, dup], &dy, swiglu::Inputs::F32([&gate, &up]));
         for index in sampled(len) {
             let [g, u, dy] = [&gate, &up, &dy].map(|x| f64::from(x[index]));
             let s = sigmoid(g);
@@ -127,7 +127,7 @@ fn swiglu_backward(suite: &mut Suite, len: usize) {
         }
         Box::new(move || {
             let [dgate, dup] = &mut gradients;
-            swiglu::backward(cpu, [dgate, dup], &dy, &gate, &up);
+            swiglu::backward(cpu, [dgate, dup], &dy, swiglu::Inputs::F32([&gate, &up]));
         })
     });
 }

@@ -12,12 +12,12 @@
 //! layer is computed.
 
 use half::bf16;
-use kernels::cpu::attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree};
+use kernels::cpu::attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree};
 
 use crate::{
     kv_cache::{CacheDtype, KvCache},
-    tape::{Backward, Gradients, Tape},
-    tensor::Tensor,
+    tape::{Backward, Gradients, Saved, Tape},
+    tensor::{Id, Narrow, Tensor},
 };
 
 /// Where the rows of a step stand.
@@ -179,16 +179,25 @@ pub(crate) fn packed_attention<'m>(
     if let Some(log_sums) = log_sums {
         let rounded = dtype == CacheDtype::Bf16;
         // The node's own handle on y is taken before y becomes a value of the tape.
-        let node = Attention { q, k, v, y: y.clone(), log_sums, layout, rounded, shape };
+        let ids = [&q, &k, &v].map(|x| x.requires_grad().then_some(x.id()));
+        let qkv = [&q, &k, &v].map(|x| match tape.save(x) {
+            // The backward pass reads them rounded, as the forward pass did.
+            Saved::Held(x) if rounded => {
+                let narrow = Narrow::of(&x);
+                Saved::recomputed(move || narrow.widened())
+            }
+            saved => saved,
+        });
+        let node = Attention { qkv, ids, y: y.clone(), log_sums, layout, rounded, shape };
         tape.push(&mut y, node);
     }
     y
 }
 
 struct Attention<'m> {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: [Saved<'m>; 3],
+    /// Of those whose gradient is wanted.
+    ids: [Option<Id>; 3],
     y: Tensor,
     /// `[rows, heads]`.
     log_sums: Tensor,
@@ -199,10 +208,11 @@ struct Attention<'m> {
 
 impl Backward for Attention<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let Attention { q, k, v, y, log_sums, layout, rounded, shape } = *self;
+        let Attention { qkv, ids, y, log_sums, layout, rounded, shape } = *self;
+        let [q, k, v] = qkv.each_ref().map(Saved::get);
         let like = |x: &Tensor| Tensor::uninitialized(x.device(), x.shape()[0], x.shape()[1]);
-        let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(like);
-        let saved = Saved {
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(like);
+        let saved = attention::Saved {
             q: q.data(),
             k: k.data(),
             v: v.data(),
@@ -212,9 +222,9 @@ impl Backward for Attention<'_> {
         };
         let all = [dq.data_mut(), dk.data_mut(), dv.data_mut()];
         attention::backward(dy.device().cpu(), all, dy.data(), saved, &layout.trees, shape);
-        for (x, dx) in [(&q, dq), (&k, dk), (&v, dv)] {
-            if x.requires_grad() {
-                gradients.add(x.id(), dx);
+        for (id, dx) in ids.into_iter().zip([dq, dk, dv]) {
+            if let Some(id) = id {
+                gradients.add(id, dx);
             }
         }
     }

@@ -24,7 +24,7 @@ use kernels::cpu::{
 };
 
 use crate::{
-    tape::{Backward, Gradients, Tape},
+    tape::{Backward, Gradients, Saved, Tape},
     tensor::{Id, Tensor},
     weights::Weight,
 };
@@ -177,7 +177,7 @@ fn apply<'m, const N: usize>(
         let trained =
             lora.is_some_and(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
         if tape.records(residual.is_some() || x.requires_grad() || trained) {
-            let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: x.clone() });
+            let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: tape.save(x) });
             let x = x.requires_grad().then_some(x.id());
             tape.push(y, Applied { residual, x, weight, update, pass });
         }
@@ -223,7 +223,7 @@ struct Update<'m> {
     lora: &'m Lora,
     /// l.
     low: Tensor,
-    x: Tensor,
+    x: Saved<'m>,
 }
 
 impl Backward for Applied<'_> {
@@ -283,6 +283,7 @@ impl Update<'_> {
             gradients.add(lora.b_transposed.id(), db);
         }
         if lora.a.requires_grad() {
+            let x = x.get();
             let masked = mask.map(|mask| dropped(x, mask));
             let input = masked.as_ref().unwrap_or(x);
             let mut da = Tensor::zeros(device, rank, k);

@@ -1,25 +1,28 @@
 //! LM head, log-probability and entropy as one op, with temperature T:
 //!
 //! ```text
-//! z   = x·Wᵀ                               x [rows, k], W [vocab, k], z [rows, vocab]
-//! l   = log softmax(z / T)[token]          H = −Σ_v p_v·log p_v       p = softmax(z / T)
-//! dz  = (dl·(onehot(token) − p) − dH·p·(log p + H)) / T
-//! dx  = dz·W
+//! z     = x·Wᵀ                             x [rows, k], W [vocab, k], z [rows, vocab]
+//! l     = log softmax(z / T)[token]        H = −Σ_v p_v·log p_v       p = softmax(z / T)
+//! dl/dx = (onehot(token) − p)·W / T
+//! dx    = dl · dl/dx                       a number a row
 //! ```
 //!
 //! The logits of a 151,936-token vocabulary are where trainers run out of memory: here only a block
-//! of rows and of the vocabulary exists at a time, and the backward pass computes it again. `W` is
-//! frozen, so there is no `dW`. The result has the bits of the logits' own log-probabilities.
+//! of rows and of the vocabulary exists at a time. As l is one number a row, dl/dx is known up to
+//! that factor in the forward pass, and is summed there, block by block under a running maximum (as
+//! FlashAttention sums values; Dao et al. 2022, arXiv 2205.14135): the backward pass needs no logits.
+//! `W` is frozen, so there is no `dW`; H is reported, not optimized, so there is no `dH`. The result
+//! has the bits of the logits' own log-probabilities.
 
 use kernels::cpu::{
-    Matrix, Rounding,
-    log_prob::{self, Distribution, RowError, RowGradient, Sums, VOCAB_BLOCK},
+    Rounding, embedding,
+    log_prob::{self, RowError, Slope, Sums, VOCAB_BLOCK},
     matmul,
 };
 
 use crate::{
     tape::{Backward, Gradients, Tape},
-    tensor::{Device, Tensor},
+    tensor::{Id, Tensor},
     weights::Weight,
 };
 
@@ -27,7 +30,7 @@ use crate::{
 const ROWS: usize = 1024;
 const LOGITS: usize = 4 << 20;
 
-/// Logits of a row in a block, at most. The backward pass has a block of W transposed: without this bound
+/// Logits of a row in a block, at most. A product with dl/dx may have a block of W transposed: without this bound
 /// a batch of few rows would have all of it, 311 MB for Qwen3-0.6B.
 const COLUMNS: usize = 8 * VOCAB_BLOCK;
 
@@ -40,7 +43,7 @@ pub struct Targets<'m> {
     pub temperature: f32,
 }
 
-/// Log-probability of each row's token, and entropy: `[rows, 2]`. A row without a distribution (a
+/// Log-probability of each row's token, and entropy, whose gradient must be 0: `[rows, 2]`. A row without a distribution (a
 /// logit is NaN or infinite) is an error.
 pub fn log_prob<'m>(
     tape: &mut Tape<'m>,
@@ -63,21 +66,41 @@ pub fn log_prob<'m>(
     assert!(tokens.iter().all(|&token| (token as usize) < vocab), "a token beyond {vocab}");
 
     let device = x.device();
+    let cpu = device.cpu();
     let mut y = Tensor::uninitialized(device, rows, 2);
-    let mut distributions = Vec::with_capacity(rows);
+    let mut slopes = tape.records(x.requires_grad()).then(|| Tensor::zeros(device, rows, k));
     for first in (0..rows).step_by(ROWS) {
         let count = ROWS.min(rows - first);
+        let of_rows = first * k..(first + count) * k;
+        let (x, tokens) = (&x.data()[of_rows.clone()], &tokens[first..first + count]);
         let mut sums = vec![Sums::new(temperature); count];
         let mut chosen = vec![0.0; count];
-        blocks(device, x, head, first, count, rounding, &mut |block, _, logits| {
-            log_prob::join_rows(device.cpu(), &mut sums, logits.data());
-            for (row, chosen) in chosen.iter_mut().enumerate() {
-                let token = tokens[first + row] as usize;
-                if block.contains(&token) {
-                    *chosen = logits.row(row)[token - block.start];
+        let mut parts = vec![Slope::default(); count];
+        // Once for all blocks, which are parts of one use.
+        let w = head.for_product(cpu, rounding, count);
+        let width = block_columns(count);
+        for start in (0..vocab).step_by(width) {
+            let block = start..vocab.min(start + width);
+            let mut logits = Tensor::uninitialized(device, count, block.len());
+            let (w, shape) = (w.rows(block.clone(), k), [count, block.len(), k]);
+            matmul::forward(cpu, logits.data_mut(), x, w, shape, rounding, false);
+            log_prob::join_rows(cpu, &mut sums, logits.data());
+            let place = |token: &u32| Some(*token as usize).filter(|token| block.contains(token));
+            let places: Vec<Option<usize>> =
+                tokens.iter().map(|token| place(token).map(|token| token - start)).collect();
+            for (row, (place, chosen)) in places.iter().zip(&mut chosen).enumerate() {
+                if let Some(place) = place {
+                    *chosen = logits.row(row)[*place];
                 }
             }
-        });
+            if let Some(slopes) = &mut slopes {
+                let dx = &mut slopes.data_mut()[of_rows.clone()];
+                log_prob::slope_rows(cpu, &mut parts, &sums, logits.data_mut(), &places, dx);
+                let shape = [count, block.len(), k];
+                matmul::backward(cpu, dx, logits.data(), w, shape, rounding, true, None);
+            }
+        }
+        let mut distributions = Vec::with_capacity(count);
         for (row, (sums, logit)) in sums.iter().zip(chosen).enumerate() {
             let row = first + row;
             let distribution = sums.finish().map_err(|error| RowError { row, error })?;
@@ -85,9 +108,15 @@ pub fn log_prob<'m>(
             y.data_mut()[2 * row..2 * row + 2].copy_from_slice(&values);
             distributions.push(distribution);
         }
+        if let Some(slopes) = &mut slopes {
+            let mut w = Tensor::uninitialized(device, count, k);
+            embedding::forward(cpu, w.data_mut(), tokens, head.matrix(), k);
+            let dx = &mut slopes.data_mut()[of_rows];
+            log_prob::finish_slopes(cpu, dx, w.data(), &parts, &distributions);
+        }
     }
-    if tape.records(x.requires_grad()) {
-        tape.push(&mut y, LogProb { x: x.clone(), head, tokens, rounding, distributions });
+    if let Some(slopes) = slopes {
+        tape.push(&mut y, LogProb { x: x.id(), slopes });
     }
     Ok(y)
 }
@@ -102,73 +131,22 @@ pub(crate) fn block_columns(count: usize) -> usize {
     (LOGITS / count / VOCAB_BLOCK).clamp(1, COLUMNS / VOCAB_BLOCK) * VOCAB_BLOCK
 }
 
-/// Computes the logits of rows `first..first + count` of x, a block of the vocabulary at a time, and shows
-/// them with the block's rows of the head.
-fn blocks(
-    device: &Device,
-    x: &Tensor,
-    head: &Weight,
-    first: usize,
-    count: usize,
-    rounding: Rounding,
-    visit: &mut dyn FnMut(std::ops::Range<usize>, Matrix<'_>, &mut Tensor),
-) {
-    let (k, vocab) = (head.columns(), head.rows());
-    let width = block_columns(count);
-    let x = &x.data()[first * k..(first + count) * k];
-    // Once for all blocks, which are parts of one use.
-    let w = head.for_product(device.cpu(), rounding, count);
-    for start in (0..vocab).step_by(width) {
-        let block = start..vocab.min(start + width);
-        let mut logits = Tensor::uninitialized(device, count, block.len());
-        let w = w.rows(block.clone(), k);
-        let shape = [count, block.len(), k];
-        matmul::forward(device.cpu(), logits.data_mut(), x, w, shape, rounding, false);
-        visit(block, w, &mut logits);
-    }
+struct LogProb {
+    x: Id,
+    /// dl/dx.
+    slopes: Tensor,
 }
 
-struct LogProb<'m> {
-    x: Tensor,
-    head: &'m Weight,
-    tokens: &'m [u32],
-    rounding: Rounding,
-    distributions: Vec<Distribution>,
-}
-
-impl Backward for LogProb<'_> {
+impl Backward for LogProb {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let LogProb { x, head, tokens, rounding, distributions } = *self;
-        let [rows, k] = x.shape();
-        let device = x.device();
-        let of_row = |(distribution, dy): (&Distribution, &[f32])| RowGradient {
-            distribution: *distribution,
-            log_prob: dy[0],
-            entropy: dy[1],
-        };
-        let of_rows: Vec<RowGradient> =
-            distributions.iter().zip(dy.data().chunks_exact(2)).map(of_row).collect();
-        let mut dx = Tensor::zeros(device, rows, k);
-        for first in (0..rows).step_by(ROWS) {
-            let count = ROWS.min(rows - first);
-            let of_rows = &of_rows[first..first + count];
-            blocks(device, &x, head, first, count, rounding, &mut |block, w, logits| {
-                let width = block.len();
-                log_prob::backward_rows(device.cpu(), logits.data_mut(), of_rows);
-                for (row, of_row) in of_rows.iter().enumerate() {
-                    let token = tokens[first + row] as usize;
-                    if block.contains(&token) {
-                        let at = row * width + token - block.start;
-                        logits.data_mut()[at] += log_prob::token_gradient(of_row);
-                    }
-                }
-                let dx = &mut dx.data_mut()[first * k..(first + count) * k];
-                let shape = [count, width, k];
-                let logits = logits.data();
-                matmul::backward(device.cpu(), dx, logits, w, shape, rounding, true, None);
-            });
+        let LogProb { x, slopes } = *self;
+        let [_, k] = slopes.shape();
+        let mut dx = slopes.into_owned();
+        for (dx, dy) in dx.data_mut().chunks_exact_mut(k).zip(dy.data().chunks_exact(2)) {
+            assert_eq!(dy[1], 0.0, "log_prob: the entropy is not differentiated");
+            dx.iter_mut().for_each(|dx| *dx *= dy[0]);
         }
-        gradients.add(x.id(), dx);
+        gradients.add(x, dx);
     }
 }
 
@@ -176,7 +154,25 @@ impl Backward for LogProb<'_> {
 mod tests {
     use super::*;
     use crate::check_gradient::{check_gradient, values};
+    use crate::tensor::Device;
     use kernels::cpu::{Cpu, lanes::Level};
+
+    /// The first column of y.
+    fn without_entropy(tape: &mut Tape<'_>, y: &Tensor) -> Tensor {
+        struct First(Id);
+        impl Backward for First {
+            fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+                let both: Vec<f32> = dy.data().iter().flat_map(|dy| [*dy, 0.0]).collect();
+                gradients.add(self.0, Tensor::from_slice(dy.device(), both.len() / 2, 2, &both));
+            }
+        }
+        let first: Vec<f32> = y.data().chunks_exact(2).map(|y| y[0]).collect();
+        let mut first = Tensor::from_slice(y.device(), first.len(), 1, &first);
+        if tape.records(y.requires_grad()) {
+            tape.push(&mut first, First(y.id()));
+        }
+        first
+    }
 
     #[test]
     fn gradient() {
@@ -187,7 +183,8 @@ mod tests {
             for temperature in [1.0, 0.7] {
                 check_gradient([rows, k], |tape, x| {
                     let targets = Targets { tokens: &tokens, temperature };
-                    log_prob(tape, x, &head, targets, Rounding::F32).unwrap()
+                    let y = log_prob(tape, x, &head, targets, Rounding::F32).unwrap();
+                    without_entropy(tape, &y)
                 });
             }
         }

@@ -6,7 +6,8 @@
 //! dx = r·w·dy − r³/n·x·Σ(dy·w·x)
 //! ```
 //!
-//! `w` is frozen, so there is no `dw`. r is computed again in the backward pass.
+//! `w` is frozen, so there is no `dw`. r is computed again in the backward pass, and so is y for
+//! the ops that read it there.
 
 use kernels::cpu;
 
@@ -30,12 +31,19 @@ pub fn rms_norm_heads<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f3
 }
 
 fn normalized<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+    let mut y = forward(x, w, eps);
+    if tape.records(x.requires_grad()) {
+        tape.push(&mut y, RmsNorm { x: x.clone(), w, eps });
+        let x = x.clone();
+        tape.recomputes(&y, move || forward(&x, w, eps));
+    }
+    y
+}
+
+fn forward(x: &Tensor, w: &[f32], eps: f32) -> Tensor {
     let [rows, columns] = x.shape();
     let mut y = Tensor::uninitialized(x.device(), rows, columns);
     cpu::rms_norm::forward(x.device().cpu(), y.data_mut(), x.data(), w, eps);
-    if tape.records(x.requires_grad()) {
-        tape.push(&mut y, RmsNorm { x: x.clone(), w, eps });
-    }
     y
 }
 

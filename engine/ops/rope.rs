@@ -27,11 +27,20 @@ pub fn rope<'m>(
     assert_eq!(columns % table.head_dim(), 0, "rope: x is {:?}", x.shape());
     let heads = columns / table.head_dim();
     let (id, requires_grad) = (x.id(), x.requires_grad());
-    let mut y = x.into_owned();
-    let device = y.device().clone();
-    rope::forward(device.cpu(), y.data_mut(), positions, table, heads);
+    let recipe = tape.recipe(&x);
+    let turned = move |x: Tensor| {
+        let mut y = x.into_owned();
+        let device = y.device().clone();
+        rope::forward(device.cpu(), y.data_mut(), positions, table, heads);
+        y
+    };
+    let mut y = turned(x);
     if tape.records(requires_grad) {
         tape.push(&mut y, Rope { x: id, table, positions, heads });
+        // Where x cannot be computed again, y takes its place.
+        if let Some(recipe) = recipe {
+            tape.recomputes(&y, move || turned(recipe.again()));
+        }
     }
     y
 }

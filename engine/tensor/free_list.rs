@@ -14,9 +14,10 @@ impl<B> FreeList<B> {
         len.next_multiple_of(step).max(step)
     }
 
-    /// A buffer for `len` values ([rounded](FreeList::rounded)), of at most twice as many.
+    /// A buffer for `len` values ([rounded](FreeList::rounded)), of at most a quarter more: a value may
+    /// live long, and what it does not need is nobody's.
     pub(crate) fn take(&mut self, len: usize) -> Option<B> {
-        self.0.range_mut(len..=len * 2).find_map(|(_, buffers)| buffers.pop())
+        self.0.range_mut(len..=len * 5 / 4).find_map(|(_, buffers)| buffers.pop())
     }
 
     /// A buffer of `len` values that nobody uses any more.

@@ -108,7 +108,8 @@ mod tests {
                 }
                 rms_norm::forward(&cpu, &mut y, &x[..rows * n], &x[..n], 1e-6);
                 rope::forward(&cpu, &mut y, &positions, &table, 4);
-                swiglu::forward(&cpu, &mut y, &x[..rows * n], &x[rows * n..]);
+                let inputs = swiglu::Inputs::F32([&x[..rows * n], &x[rows * n..]]);
+                swiglu::forward(&cpu, &mut y, inputs);
                 embedding::forward(&cpu, &mut y, &positions, weights, n);
                 let cache = CacheMut::Bf16 { keys: &mut keys, values: &mut stored };
                 let half = rows * n / 2;

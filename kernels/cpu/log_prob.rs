@@ -21,10 +21,13 @@
 //!
 //! Subtracting the maximum before dividing by T keeps the error of d relative to d, not to z.
 
+mod slope;
+
 use super::Cpu;
 use super::lanes::{self, EXP_LOWEST, LANES, Lanes, Level, vectorized};
 use super::pool::Disjoint;
 use super::profile::{self, Work};
+pub use slope::{Slope, finish_slopes, slope_rows};
 use std::fmt;
 
 /// Entries of a vocabulary block: 8 KB of logits, which stay in the first-level cache between the
@@ -261,68 +264,6 @@ pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
     });
 }
 
-/// Runs [`backward`] on each row of `logits [rows.len(), _]`.
-pub fn backward_rows(cpu: &Cpu, logits: &mut [f32], rows: &[RowGradient]) {
-    let Some(width) = logits.len().checked_div(rows.len()) else { return };
-    let work = || Work::each(logits.len(), 9, 8);
-    let _span = profile::span("log_prob backward", [rows.len(), width], work);
-    let logits = Disjoint::new(logits);
-    cpu.for_rows(rows.len(), 4 * width, &|first, count| {
-        // SAFETY: ranges of different tasks do not overlap.
-        let logits = unsafe { logits.part(first * width, count * width) };
-        for (logits, row) in logits.chunks_mut(width.max(1)).zip(&rows[first..]) {
-            backward(cpu.level(), logits, row);
-        }
-    });
-}
-
-/// Gradients of a row's log-probability and entropy, as they reach its logits.
-#[derive(Clone, Copy, Debug)]
-pub struct RowGradient {
-    /// The row's distribution.
-    pub distribution: Distribution,
-    /// d loss / d log p of the row's token.
-    pub log_prob: f32,
-    /// d loss / d H.
-    pub entropy: f32,
-}
-
-vectorized! {
-    /// Turns a part of a row's logits into their gradient, but for the token's own term (see
-    /// [`token_gradient`]):
-    ///
-    /// ```text
-    /// dz_v = −p_v·(g + h·(log p_v + H)) / T      g = d loss / d log p, h = d loss / d H
-    /// ```
-    pub fn backward(logits: &mut [f32], row: &RowGradient) = backward_body;
-}
-
-/// What the token of the row adds to the gradient of its own logit: g / T.
-pub fn token_gradient(row: &RowGradient) -> f32 {
-    row.log_prob * row.distribution.inverse
-}
-
-#[inline(always)]
-fn backward_body(logits: &mut [f32], row: &RowGradient) {
-    let Distribution { inverse, max, sum, log_sum, entropy } = row.distribution;
-    let (scale, log_sum, entropy) = ((1.0 / sum) as f32, log_sum as f32, entropy as f32);
-    let (vectors, tail) = logits.as_chunks_mut::<LANES>();
-    let gradient = |z: f32| {
-        let d = (z - max) * inverse;
-        let p = lanes::exp(d) * scale;
-        let d = if d < EXP_LOWEST { EXP_LOWEST } else { d };
-        -p * (row.log_prob + row.entropy * (d - log_sum + entropy)) * inverse
-    };
-    for lanes in vectors {
-        for z in lanes {
-            *z = gradient(*z);
-        }
-    }
-    for z in tail {
-        *z = gradient(*z);
-    }
-}
-
 /// 1 / T, rounded once; the factor that `block` takes.
 pub fn inverse_of(temperature: f32) -> f32 {
     let (lowest, highest) = TEMPERATURES;
@@ -378,7 +319,7 @@ mod tests {
     use crate::cpu::philox::{Philox, Stream};
 
     /// Normal-ish logits (sums of four uniforms) of standard deviation `scale`.
-    fn random_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
+    pub(super) fn random_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
         let draws = Philox::new(seed, 0, Stream(99));
         (0..vocab)
             .map(|v| {
@@ -493,45 +434,6 @@ mod tests {
         let two = row(Level::detect(), &logits, 0.9).unwrap();
         assert_eq!(two.log_prob(-3.5), -std::f32::consts::LN_2);
         assert_eq!(two.entropy(), std::f32::consts::LN_2);
-    }
-
-    #[test]
-    fn gradients_agree_with_central_differences() {
-        let (g, h) = (0.7, -0.3);
-        for vocab in [1, 5, 33, 2500] {
-            for temperature in [0.6, 1.0] {
-                let logits = random_row(vocab, 2.0, vocab as u64);
-                let token = vocab / 2;
-                let distribution = row(Level::detect(), &logits, temperature).unwrap();
-                let of = RowGradient { distribution, log_prob: g, entropy: h };
-                for level in Level::available() {
-                    let mut got = logits.clone();
-                    let (first, second) = got.split_at_mut(vocab / 3);
-                    backward(level, first, &of);
-                    backward(level, second, &of);
-                    got[token] += token_gradient(&of);
-                    for v in (0..vocab).step_by(vocab.div_ceil(40)) {
-                        let loss = |step: f64| {
-                            let mut z: Vec<f64> = logits.iter().map(|z| f64::from(*z)).collect();
-                            z[v] += step;
-                            let t = f64::from(temperature);
-                            let log_sum = z.iter().map(|z| (z / t).exp()).sum::<f64>().ln();
-                            let l = z.iter().map(|z| z / t - log_sum);
-                            let entropy: f64 = l.map(|l| -l * l.exp()).sum();
-                            f64::from(g) * (z[token] / t - log_sum) + f64::from(h) * entropy
-                        };
-                        let want = (loss(1e-4) - loss(-1e-4)) / 2e-4;
-                        let error = (f64::from(got[v]) - want).abs();
-                        assert!(error < 2e-6, "{vocab} {temperature} {v}: {} {want}", got[v]);
-                    }
-                }
-            }
-        }
-        let mut logits = [f32::NEG_INFINITY, 0.0, 1.0];
-        let distribution = row(Level::detect(), &logits, 1.0).unwrap();
-        let of = RowGradient { distribution, log_prob: 1.0, entropy: 1.0 };
-        backward(Level::detect(), &mut logits, &of);
-        assert_eq!(logits[0], 0.0, "what is impossible has no gradient");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod allocations;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
+pub mod heap;
 pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
@@ -20,6 +21,7 @@ pub mod product;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;
+pub mod round;
 pub mod sample;
 pub mod swiglu;
 
@@ -28,7 +30,6 @@ mod dot;
 mod exp;
 mod isa;
 mod pool;
-mod round;
 #[cfg(test)]
 mod twin;
 mod vector;

@@ -2,8 +2,12 @@
 
 use half::bf16;
 
+use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
 use super::{Cpu, pool::Disjoint};
+
+/// Elements a unit of distribution has.
+const UNIT: usize = 4096;
 
 /// An output of rounding: bf16, or f32 that holds the bf16 value.
 pub(crate) trait Rounded: Copy + Send + Default {
@@ -27,6 +31,31 @@ impl Rounded for f32 {
     fn round(x: f32) -> f32 {
         f32::from_bits(u32::from(bf16::round(x).to_bits()) << 16)
     }
+}
+
+/// Rounds `x` into `y` of the same length, on all threads.
+pub fn to_bf16(cpu: &Cpu, y: &mut [bf16], x: &[f32]) {
+    let _span = profile::span("round", [x.len()], || Work::each(x.len(), 0, 6));
+    assert_eq!(y.len(), x.len(), "y and x differ in length");
+    let y = Disjoint::new(y);
+    cpu.for_rows(x.len().div_ceil(UNIT), UNIT, &|first, count| {
+        let (first, end) = (first * UNIT, x.len().min((first + count) * UNIT));
+        // SAFETY: ranges of different tasks do not overlap.
+        row(cpu, unsafe { y.part(first, end - first) }, &x[first..end]);
+    });
+}
+
+/// Widens `x` into `y` of the same length, on all threads. Exact.
+pub fn from_bf16(cpu: &Cpu, y: &mut [f32], x: &[bf16]) {
+    let _span = profile::span("round", [x.len()], || Work::each(x.len(), 0, 6));
+    assert_eq!(y.len(), x.len(), "y and x differ in length");
+    let y = Disjoint::new(y);
+    cpu.for_rows(x.len().div_ceil(UNIT), UNIT, &|first, count| {
+        let (first, end) = (first * UNIT, x.len().min((first + count) * UNIT));
+        // SAFETY: ranges of different tasks do not overlap; `Cpu::with_isa` asserts that this CPU
+        // has the instruction set.
+        unsafe { widen_on(cpu.isa(), y.part(first, end - first), &x[first..end]) };
+    });
 }
 
 /// Rounds `x` into `y` of the same length on this thread.
@@ -65,6 +94,19 @@ unsafe fn round<V: Vector, T: Rounded>(y: &mut [T], x: &[f32]) {
     }
 }
 
+for_each_isa! {
+    fn widen_on(y: &mut [f32], x: &[bf16]) = widen
+}
+
+/// # Safety
+/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
+#[inline(always)]
+unsafe fn widen<V: Vector>(y: &mut [f32], x: &[bf16]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +125,12 @@ mod tests {
             let mut wide = vec![0f32; x.len()];
             rows(&cpu, &mut narrow, 64, &x, 64);
             row(&cpu, &mut wide, &x);
+            let mut whole = vec![bf16::ZERO; x.len()];
+            to_bf16(&cpu, &mut whole, &x);
+            assert!(whole.iter().zip(&narrow).all(|(a, b)| a.to_bits() == b.to_bits()));
+            let mut back = vec![0f32; x.len()];
+            from_bf16(&cpu, &mut back, &whole);
+            assert!(back.iter().zip(&wide).all(|(a, b)| a.to_bits() == b.to_bits()));
             for i in 0..x.len() {
                 let want = bf16::from_f32(x[i]);
                 assert_eq!(narrow[i].to_bits(), want.to_bits(), "{:#x}", x[i].to_bits());

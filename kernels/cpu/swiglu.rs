@@ -2,17 +2,45 @@
 //!
 //! silu(x) = x / (1 + e^-x). It is 0 at -∞ and at all x whose e^-x overflows. Bound: bytes.
 
+use half::bf16;
+
 use super::Cpu;
 use super::exp::exp;
 use super::pool::Disjoint;
 use super::profile::{self, Work};
-use super::vector::{Vector, for_each_isa};
+use super::vector::{Element, Vector, for_each_isa};
+
+/// Gate and up, of the same length.
+#[derive(Clone, Copy)]
+pub enum Inputs<'a> {
+    /// IEEE single precision, as products leave them.
+    F32([&'a [f32]; 2]),
+    /// bfloat16, as a training pass keeps them.
+    Bf16([&'a [bf16]; 2]),
+}
 
 /// Writes silu(gate)·up to `y`; all three have the same length.
-pub fn forward(cpu: &Cpu, y: &mut [f32], gate: &[f32], up: &[f32]) {
+pub fn forward(cpu: &Cpu, y: &mut [f32], inputs: Inputs) {
+    match inputs {
+        Inputs::F32(inputs) => forward_of(cpu, y, inputs),
+        Inputs::Bf16(inputs) => forward_of(cpu, y, inputs),
+    }
+}
+
+/// Writes the gradients of gate and up, given that of y: with σ = sigmoid(gate),
+/// dgate = dy·up·σ·(1 + gate·(1 − σ)) and dup = dy·silu(gate).
+pub fn backward(cpu: &Cpu, gradients: [&mut [f32]; 2], dy: &[f32], inputs: Inputs) {
+    match inputs {
+        Inputs::F32(inputs) => backward_of(cpu, gradients, dy, inputs),
+        Inputs::Bf16(inputs) => backward_of(cpu, gradients, dy, inputs),
+    }
+}
+
+fn forward_of<T: Element>(cpu: &Cpu, y: &mut [f32], [gate, up]: [&[T]; 2]) {
     assert_eq!(y.len(), gate.len(), "y and gate differ in length");
     assert_eq!(y.len(), up.len(), "y and up differ in length");
-    let _span = profile::span("swiglu", [y.len()], || Work::each(up.len(), 5, 12));
+    let bytes = 4 + 2 * size_of::<T>();
+    let _span = profile::span("swiglu", [y.len()], || Work::each(up.len(), 5, bytes as u64));
     /// Elements a unit of distribution has; a multiple of every vector.
     const UNIT: usize = 1024;
     let y = Disjoint::new(y);
@@ -27,13 +55,18 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], gate: &[f32], up: &[f32]) {
     });
 }
 
-/// Writes the gradients of gate and up, given that of y: with σ = sigmoid(gate),
-/// dgate = dy·up·σ·(1 + gate·(1 − σ)) and dup = dy·silu(gate).
-pub fn backward(cpu: &Cpu, [dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &[f32], up: &[f32]) {
+fn backward_of<T: Element>(
+    cpu: &Cpu,
+    [dgate, dup]: [&mut [f32]; 2],
+    dy: &[f32],
+    [gate, up]: [&[T]; 2],
+) {
     for len in [dgate.len(), dup.len(), gate.len(), up.len()] {
         assert_eq!(len, dy.len(), "gradients and values differ in length");
     }
-    let _span = profile::span("swiglu backward", [dy.len()], || Work::each(dy.len(), 11, 20));
+    let bytes = 12 + 2 * size_of::<T>();
+    let _span =
+        profile::span("swiglu backward", [dy.len()], || Work::each(dy.len(), 11, bytes as u64));
     let (dgate, dup) = (Disjoint::new(dgate), Disjoint::new(dup));
     /// Elements a unit of distribution has; a multiple of every vector.
     const UNIT: usize = 1024;
@@ -50,13 +83,18 @@ pub fn backward(cpu: &Cpu, [dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &[f3
 }
 
 for_each_isa! {
-    fn gradient_on(gradients: [&mut [f32]; 2], dy: &[f32], gate: &[f32], up: &[f32]) = gradient
+    fn gradient_on<T: Element>(gradients: [&mut [f32]; 2], dy: &[f32], gate: &[T], up: &[T]) = gradient
 }
 
 /// # Safety
 /// The CPU has the instruction set of `V`, and the slices have the same length.
 #[inline(always)]
-unsafe fn gradient<V: Vector>([dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &[f32], up: &[f32]) {
+unsafe fn gradient<V: Vector, T: Element>(
+    [dgate, dup]: [&mut [f32]; 2],
+    dy: &[f32],
+    gate: &[T],
+    up: &[T],
+) {
     let n = dy.len();
     let (dgate, dup) = (dgate.as_mut_ptr(), dup.as_mut_ptr());
     let (dy, gate, up) = (dy.as_ptr(), gate.as_ptr(), up.as_ptr());
@@ -64,15 +102,15 @@ unsafe fn gradient<V: Vector>([dgate, dup]: [&mut [f32]; 2], dy: &[f32], gate: &
     unsafe {
         let mut i = 0;
         while i + V::LANES <= n {
-            let (dy, up) = (V::load(dy.add(i)), V::load(up.add(i)));
-            let [to_gate, to_up] = gradients(dy, V::load(gate.add(i)), up);
+            let (dy, up) = (V::load(dy.add(i)), V::widen(up.add(i)));
+            let [to_gate, to_up] = gradients(dy, V::widen(gate.add(i)), up);
             to_gate.store(dgate.add(i));
             to_up.store(dup.add(i));
             i += V::LANES;
         }
         if i < n {
-            let (dy, up) = (V::load_first(dy.add(i), n - i), V::load_first(up.add(i), n - i));
-            let [to_gate, to_up] = gradients(dy, V::load_first(gate.add(i), n - i), up);
+            let (dy, up) = (V::load_first(dy.add(i), n - i), V::widen_first(up.add(i), n - i));
+            let [to_gate, to_up] = gradients(dy, V::widen_first(gate.add(i), n - i), up);
             to_gate.store_first(dgate.add(i), n - i);
             to_up.store_first(dup.add(i), n - i);
         }
@@ -95,23 +133,23 @@ unsafe fn gradients<V: Vector>(dy: V, gate: V, up: V) -> [V; 2] {
 }
 
 for_each_isa! {
-    fn swiglu_on(y: &mut [f32], gate: &[f32], up: &[f32]) = swiglu
+    fn swiglu_on<T: Element>(y: &mut [f32], gate: &[T], up: &[T]) = swiglu
 }
 
 /// # Safety
 /// The CPU has the instruction set of `V`, and the slices have the same length.
 #[inline(always)]
-unsafe fn swiglu<V: Vector>(y: &mut [f32], gate: &[f32], up: &[f32]) {
+unsafe fn swiglu<V: Vector, T: Element>(y: &mut [f32], gate: &[T], up: &[T]) {
     let (y, gate, up, n) = (y.as_mut_ptr(), gate.as_ptr(), up.as_ptr(), y.len());
     // SAFETY: i + LANES (or the count that is left) does not pass n, the length of all three.
     unsafe {
         let mut i = 0;
         while i + V::LANES <= n {
-            silu(V::load(gate.add(i))).mul(V::load(up.add(i))).store(y.add(i));
+            silu(V::widen(gate.add(i))).mul(V::widen(up.add(i))).store(y.add(i));
             i += V::LANES;
         }
         if i < n {
-            let (gate, up) = (V::load_first(gate.add(i), n - i), V::load_first(up.add(i), n - i));
+            let (gate, up) = (V::widen_first(gate.add(i), n - i), V::widen_first(up.add(i), n - i));
             silu(gate).mul(up).store_first(y.add(i), n - i);
         }
     }
@@ -146,7 +184,7 @@ mod tests {
             let mut first: Option<(super::super::Isa, Vec<f32>)> = None;
             for cpu in contexts() {
                 let mut y = vec![f32::NAN; n];
-                forward(&cpu, &mut y, &gate, &up);
+                forward(&cpu, &mut y, Inputs::F32([&gate, &up]));
                 assert_close(&y, &naive, &exact, 1e-6, &format!("{} {n}", cpu.isa()));
                 match &first {
                     Some((isa, bits)) if *isa == cpu.isa() => assert_same_bits(&y, bits, "threads"),
@@ -171,7 +209,8 @@ mod tests {
             };
             for cpu in contexts() {
                 let mut got = [vec![f32::NAN; n], vec![f32::NAN; n]];
-                backward(&cpu, got.each_mut().map(Vec::as_mut_slice), &dy, &gate, &up);
+                let inputs = Inputs::F32([&gate, &up]);
+                backward(&cpu, got.each_mut().map(Vec::as_mut_slice), &dy, inputs);
                 for (which, got) in got.iter().enumerate() {
                     let at = |i: usize| (gate[i], up[i], dy[i]);
                     let naive: Vec<f32> =
@@ -187,6 +226,29 @@ mod tests {
     }
 
     #[test]
+    fn bf16_inputs_are_the_same_values_widened() {
+        for n in [0, 1, 17, 5000] {
+            let narrow = [1, 2].map(|seed| {
+                values(seed, n).iter().map(|x| bf16::from_f32(x * 9.0)).collect::<Vec<bf16>>()
+            });
+            let wide =
+                narrow.each_ref().map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>());
+            let narrow = Inputs::Bf16(narrow.each_ref().map(Vec::as_slice));
+            let wide = Inputs::F32(wide.each_ref().map(Vec::as_slice));
+            let dy = values(3, n);
+            for cpu in contexts() {
+                let [got, want] = [narrow, wide].map(|inputs| {
+                    let [mut y, mut dgate, mut dup] = [(); 3].map(|()| vec![f32::NAN; n]);
+                    forward(&cpu, &mut y, inputs);
+                    backward(&cpu, [&mut dgate, &mut dup], &dy, inputs);
+                    [y, dgate, dup].concat()
+                });
+                assert_same_bits(&got, &want, &format!("{} {n}", cpu.isa()));
+            }
+        }
+    }
+
+    #[test]
     fn infinities_give_no_nan() {
         let inf = f32::INFINITY;
         let gate = [-1e30, -inf, f32::MIN, -200.0, 0.0, inf, f32::MAX, 1e30, f32::NAN];
@@ -194,7 +256,7 @@ mod tests {
             // Each value in a whole vector and in the tail.
             let gates: Vec<f32> = gate.iter().copied().cycle().take(27).collect();
             let mut y = vec![7.0; 27];
-            forward(&cpu, &mut y, &gates, &[1.0; 27]);
+            forward(&cpu, &mut y, Inputs::F32([&gates, &[1.0; 27]]));
             for y in y.chunks_exact(9) {
                 assert_eq!(y[..8], [0.0, 0.0, 0.0, 0.0, 0.0, inf, f32::MAX, 1e30]);
                 assert!(y[8].is_nan());

@@ -168,7 +168,7 @@ pub fn update(
     let total = batches.len() * settings.iterations;
     let mut report = UpdateReport::default();
     let mut fixed: Vec<Fixed> = Vec::new();
-    let mut last_rows = 0;
+    let mut last_rows = None;
     for iteration in 0..settings.iterations {
         let update = first_update + iteration as u64;
         let mut gradients = Gradients::default();
@@ -177,9 +177,9 @@ pub fn update(
             let _span =
                 profile::phase("micro-batch", [batch.packed.rows(), batch.packed.targets()]);
             // Few buffers fit a batch of another size: both batches' would be held.
-            if batch.packed.rows() != last_rows {
+            let rows = batch.packed.rows();
+            if last_rows.replace(rows).is_some_and(|last| last != rows) {
                 model.device().trim();
-                last_rows = batch.packed.rows();
             }
             if iteration == 0 {
                 fixed.push(batch.fixed(model, settings)?);

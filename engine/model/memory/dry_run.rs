@@ -3,7 +3,10 @@
 //! Every function here mirrors the op of its name, allocation by allocation: what it takes, what its node
 //! keeps, when it lets go. `memory/tests.rs` holds the sum to the device's own count, to the byte.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+mod buffers;
+mod saved;
+
+use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 
 use kernels::cpu::{
     Isa, Rounding,
@@ -17,30 +20,10 @@ use crate::{
     kv_cache::{CacheDtype, PAGE},
     model::training::PackedBatch,
     ops::log_prob::{block_columns, block_rows},
-    tensor::FreeList,
     weights::Dtype,
 };
-
-/// The device's buffers: room and, of it, what was written to.
-#[derive(Default)]
-struct Memory {
-    free: FreeList<usize>,
-    buffers: Vec<(usize, usize)>,
-}
-
-/// A buffer in use; it goes back when the last value lets go.
-struct Slot {
-    memory: Rc<RefCell<Memory>>,
-    index: usize,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut memory = self.memory.borrow_mut();
-        let (len, _) = memory.buffers[self.index];
-        memory.free.give_back(len, self.index);
-    }
-}
+use buffers::{Memory, Slot};
+use saved::{Inputs, Recipe, Saved};
 
 type Id = usize;
 
@@ -57,11 +40,11 @@ enum Node {
     RmsNorm { x: Value },
     Linear { residual: Option<Id>, x: Option<Id>, shape: [usize; 2], update: Option<Update> },
     Rope { x: Id },
-    Attention { q: Value, k: Value, v: Value, _y: Value, _log_sums: Value },
-    Swiglu { gate: Value, up: Value },
+    Attention { qkv: [Saved; 3], ids: [Option<Id>; 3], _y: Value, _log_sums: Value },
+    Swiglu { _kept: Rc<[Value; 2]>, shape: [usize; 2], ids: [Option<Id>; 2] },
     Checkpoint { x: Value },
     Gather { x: Id },
-    LogProb { x: Value },
+    LogProb { x: Id, slopes: Value },
 }
 
 /// What the low-rank update's backward pass reads.
@@ -69,11 +52,18 @@ struct Update {
     a: Id,
     b: Id,
     low: Value,
-    x: Value,
+    x: Saved,
 }
 
-/// Nodes of recorded ops; `None` records nothing.
-type Tape = Option<Vec<(Id, Node)>>;
+/// Recorded ops.
+#[derive(Default)]
+struct Recorded {
+    nodes: Vec<(Id, Node)>,
+    recipes: HashMap<Id, Rc<Recipe>>,
+}
+
+/// `None` records nothing.
+type Tape = Option<Recorded>;
 
 /// How a pass goes through the projections.
 #[derive(Clone, Copy)]
@@ -84,7 +74,7 @@ struct Pass {
 
 pub(super) struct DryRun<'a> {
     model: TrainedModel<'a>,
-    memory: Rc<RefCell<Memory>>,
+    memory: Memory,
     scratch: Scratch,
     next_id: Id,
     /// A and the transpose of B of every target, layer by layer.
@@ -98,7 +88,7 @@ impl<'a> DryRun<'a> {
     pub(super) fn new(model: TrainedModel<'a>) -> DryRun<'a> {
         let mut run = DryRun {
             model,
-            memory: Rc::default(),
+            memory: Memory::default(),
             scratch: Scratch::default(),
             next_id: 0,
             factors: Vec::new(),
@@ -117,11 +107,7 @@ impl<'a> DryRun<'a> {
     }
 
     pub(super) fn memory(&self) -> PassMemory {
-        let memory = self.memory.borrow();
-        let bytes = |of: fn(&(usize, usize)) -> usize| {
-            4 * memory.buffers.iter().map(of).sum::<usize>() as u64
-        };
-        let (allocated, buffers) = (bytes(|(len, _)| *len), bytes(|(_, written)| *written));
+        let [allocated, buffers] = self.memory.values().map(|values| 4 * values as u64);
         PassMemory { allocated, buffers, logits: 0, scratch: self.scratch }
     }
 
@@ -134,7 +120,7 @@ impl<'a> DryRun<'a> {
     ) -> Value {
         let config = self.model.config;
         let pass = Pass { adapter: records, dropout: options.dropout && records };
-        self.tape = records.then(Vec::new);
+        self.tape = records.then(Recorded::default);
         let mut x = self.value(batch.rows(), config.hidden_size);
         for layer in 0..config.num_hidden_layers {
             self.layer = layer;
@@ -187,22 +173,19 @@ impl<'a> DryRun<'a> {
     }
 
     fn value(&mut self, rows: usize, columns: usize) -> Value {
-        let (written, mut memory) = (rows * columns, self.memory.borrow_mut());
-        let len = FreeList::<usize>::rounded(written);
-        let index = memory.free.take(len).unwrap_or_else(|| {
-            memory.buffers.push((len, 0));
-            memory.buffers.len() - 1
-        });
-        let most = &mut memory.buffers[index].1;
-        *most = written.max(*most);
-        drop(memory);
         self.next_id += 1;
-        let slot = Rc::new(Slot { memory: self.memory.clone(), index });
+        let slot = Rc::new(self.memory.take(rows * columns));
         Value { slot, shape: [rows, columns], id: self.next_id, requires_grad: false }
     }
 
     fn like(&mut self, x: &Value) -> Value {
         self.value(x.shape[0], x.shape[1])
+    }
+
+    /// Its values in bf16.
+    fn narrow(&mut self, x: &Value) -> Value {
+        let [rows, columns] = x.shape;
+        self.value(1, (rows * columns).div_ceil(2))
     }
 
     fn owned(&mut self, mut x: Value) -> Value {
@@ -220,7 +203,30 @@ impl<'a> DryRun<'a> {
 
     fn push(&mut self, y: &mut Value, node: Node) {
         y.requires_grad = true;
-        self.tape.as_mut().expect("it records").push((y.id, node));
+        self.tape.as_mut().expect("it records").nodes.push((y.id, node));
+    }
+
+    fn recomputes(&mut self, y: &Value, holds: Inputs) {
+        let recipe = Recipe { shape: y.shape, _holds: holds, value: OnceCell::new() };
+        self.tape.as_mut().expect("it records").recipes.insert(y.id, Rc::new(recipe));
+    }
+
+    fn recipe(&self, x: &Value) -> Option<Rc<Recipe>> {
+        self.tape.as_ref()?.recipes.get(&x.id).cloned()
+    }
+
+    fn save(&self, x: &Value) -> Saved {
+        self.recipe(x).map_or_else(|| Saved::Held(x.clone()), Saved::Recomputed)
+    }
+
+    fn get(&mut self, saved: &Saved) -> Value {
+        match saved {
+            Saved::Held(x) => x.clone(),
+            Saved::Recomputed(recipe) => {
+                let [rows, columns] = recipe.shape;
+                recipe.value.get_or_init(|| self.value(rows, columns)).clone()
+            }
+        }
     }
 
     fn add(&mut self, id: Id, dx: Value) {
@@ -260,7 +266,14 @@ impl<'a> DryRun<'a> {
         drop(h);
         let mut gated = self.like(&gate);
         if self.records(gate.requires_grad || up.requires_grad) {
-            self.push(&mut gated, Node::Swiglu { gate: gate.clone(), up: up.clone() });
+            let (shape, both) = (gate.shape, [&gate, &up]);
+            let ids = both.map(|x| x.requires_grad.then_some(x.id));
+            let kept = Rc::new(match self.rounding() {
+                Rounding::Bf16 => both.map(|x| self.narrow(x)),
+                Rounding::F32 | Rounding::F64Sums => both.map(Clone::clone),
+            });
+            self.push(&mut gated, Node::Swiglu { _kept: kept.clone(), shape, ids });
+            self.recomputes(&gated, Inputs::Swiglu { _kept: kept });
         }
         drop((gate, up));
         self.linear_add(x, &gated, Projection::Down, pass)
@@ -270,15 +283,19 @@ impl<'a> DryRun<'a> {
         let mut y = self.like(x);
         if self.records(x.requires_grad) {
             self.push(&mut y, Node::RmsNorm { x: x.clone() });
+            self.recomputes(&y, Inputs::RmsNorm { _x: x.clone() });
         }
         y
     }
 
     fn rope(&mut self, x: Value) -> Value {
-        let (id, requires_grad) = (x.id, x.requires_grad);
+        let (id, requires_grad, recipe) = (x.id, x.requires_grad, self.recipe(&x));
         let mut y = self.owned(x);
         if self.records(requires_grad) {
             self.push(&mut y, Node::Rope { x: id });
+            if let Some(recipe) = recipe {
+                self.recomputes(&y, Inputs::Rope { _of: recipe });
+            }
         }
         y
     }
@@ -347,7 +364,7 @@ impl<'a> DryRun<'a> {
             if self.records(residual.is_some() || x.requires_grad || factors.is_some()) {
                 let shape = projection.shape(self.model.config);
                 let update =
-                    factors.zip(low).map(|([a, b], low)| Update { a, b, low, x: x.clone() });
+                    factors.zip(low).map(|([a, b], low)| Update { a, b, low, x: self.save(x) });
                 let x = x.requires_grad.then_some(x.id);
                 self.push(&mut y, Node::Linear { residual, x, shape, update });
             }
@@ -370,7 +387,16 @@ impl<'a> DryRun<'a> {
         }
         self.scores(layout.longest());
         if let Some(log_sums) = log_sums {
-            let node = Node::Attention { q, k, v, _y: y.clone(), _log_sums: log_sums };
+            let ids = [&q, &k, &v].map(|x| x.requires_grad.then_some(x.id));
+            let qkv = [&q, &k, &v].map(|x| match self.save(x) {
+                Saved::Held(x) if self.cache_dtype() == CacheDtype::Bf16 => {
+                    let (shape, value) = (x.shape, OnceCell::new());
+                    let _holds = Inputs::Narrow { _x: self.narrow(&x) };
+                    Saved::Recomputed(Rc::new(Recipe { shape, _holds, value }))
+                }
+                saved => saved,
+            });
+            let node = Node::Attention { qkv, ids, _y: y.clone(), _log_sums: log_sums };
             self.push(&mut y, node);
         }
         drop(pages);
@@ -380,9 +406,10 @@ impl<'a> DryRun<'a> {
     fn log_prob(&mut self, x: Value) -> Value {
         let [rows, k] = x.shape;
         let mut y = self.value(rows, 2);
-        self.logits(rows, k, false);
-        if self.records(x.requires_grad) {
-            self.push(&mut y, Node::LogProb { x });
+        let slopes = self.records(x.requires_grad).then(|| self.like(&x));
+        self.logits(rows, k, slopes.is_some());
+        if let Some(slopes) = slopes {
+            self.push(&mut y, Node::LogProb { x: x.id, slopes });
         }
         y
     }
@@ -400,19 +427,17 @@ impl<'a> DryRun<'a> {
                     self.matmul_backward([count, columns], k, dtype, self.rounding());
                 }
             }
+            if backward {
+                drop(self.value(count, k));
+            }
         }
     }
 
-    fn backward_from(
-        &mut self,
-        tape: Vec<(Id, Node)>,
-        y: Id,
-        dy: Value,
-        batch: &PackedBatch,
-        pass: Pass,
-    ) {
+    fn backward_from(&mut self, tape: Recorded, y: Id, dy: Value, batch: &PackedBatch, pass: Pass) {
         self.add(y, dy);
-        for (id, node) in tape.into_iter().rev() {
+        let Recorded { nodes, recipes } = tape;
+        drop(recipes);
+        for (id, node) in nodes.into_iter().rev() {
             let Some(dy) = self.gradients.remove(&id) else { continue };
             match node {
                 Node::RmsNorm { x } => {
@@ -426,31 +451,32 @@ impl<'a> DryRun<'a> {
                     let dx = self.owned(dy);
                     self.add(x, dx);
                 }
-                Node::Attention { q, k, v, _y, _log_sums } => {
-                    let gradients = [&q, &k, &v].map(|x| self.like(x));
+                Node::Attention { qkv, ids, _y, _log_sums } => {
+                    let values = qkv.each_ref().map(|x| self.get(x));
+                    let gradients = values.each_ref().map(|x| self.like(x));
                     let (shape, threads) = (self.attention_shape(), self.model.threads);
                     let rounded = self.cache_dtype() == CacheDtype::Bf16;
                     let trees = batch.layout().trees();
                     let elements =
                         backward_elements(self.model.isa, shape, trees, rounded, threads);
                     grow(&mut self.scratch.rounded_f32, 4 * elements);
-                    for (x, dx) in [&q, &k, &v].into_iter().zip(gradients) {
-                        if x.requires_grad {
-                            self.add(x.id, dx);
+                    for (id, dx) in ids.into_iter().zip(gradients) {
+                        if let Some(id) = id {
+                            self.add(id, dx);
                         }
                     }
                 }
-                Node::Swiglu { gate, up } => {
-                    let gradients = [self.like(&gate), self.like(&up)];
-                    for (x, dx) in [&gate, &up].into_iter().zip(gradients) {
-                        if x.requires_grad {
-                            self.add(x.id, dx);
+                Node::Swiglu { _kept, shape: [rows, n], ids } => {
+                    let gradients = [self.value(rows, n), self.value(rows, n)];
+                    for (id, dx) in ids.into_iter().zip(gradients) {
+                        if let Some(id) = id {
+                            self.add(id, dx);
                         }
                     }
                 }
                 Node::Checkpoint { x } => {
                     self.layer -= 1;
-                    self.tape = Some(Vec::new());
+                    self.tape = Some(Recorded::default());
                     let y = self.packed_layer(x, batch, pass).id;
                     let tape = self.tape.take().expect("set above");
                     self.backward_from(tape, y, dy, batch, pass);
@@ -459,10 +485,9 @@ impl<'a> DryRun<'a> {
                     let dx = self.value(batch.rows(), dy.shape[1]);
                     self.add(x, dx);
                 }
-                Node::LogProb { x } => {
-                    let dx = self.like(&x);
-                    self.logits(x.shape[0], x.shape[1], true);
-                    self.add(x.id, dx);
+                Node::LogProb { x, slopes } => {
+                    let dx = self.owned(slopes);
+                    self.add(x, dx);
                 }
             }
         }
@@ -486,7 +511,8 @@ impl<'a> DryRun<'a> {
             let dlow = self.value(rows, rank);
             let db = self.value(rank, n);
             self.add(b, db);
-            let masked = pass.dropout.then(|| self.like(&x));
+            let x = (self.get(&x), x);
+            let masked = pass.dropout.then(|| self.like(&x.0));
             let da = self.value(rank, k);
             self.add(a, da);
             drop((masked, low, x));

@@ -133,7 +133,7 @@ fn kernels_say_what_they_have_to_do() {
         matmul::backward(&cpu, &mut dx, &y, weights, shape, Rounding::Bf16, true, None);
         product::accumulate(&cpu, &mut dx, &y, product::Left::Rows, &vec![0.5; n * k], [m, k, n]);
         rms_norm::forward(&cpu, &mut dx, &x, &x[..k], 1e-6);
-        swiglu::forward(&cpu, &mut dx, &x, &x);
+        swiglu::forward(&cpu, &mut dx, swiglu::Inputs::F32([&x, &x]));
         add::accumulate(&cpu, &mut dx, &x);
         norm::sum_of_squares(&cpu, &x);
     });
