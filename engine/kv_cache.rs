@@ -14,8 +14,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytemuck::allocation::zeroed_vec;
 use half::bf16;
+use kernels::cpu::arena::Arena;
 pub use kernels::cpu::attention::PAGE;
 use kernels::cpu::attention::{Cache, CacheMut};
 
@@ -41,16 +41,19 @@ impl CacheDtype {
 
 /// Keys and values of one layer, each `[page, kv_head, PAGE, head_dim]`.
 enum Layer {
-    Bf16 { keys: Vec<bf16>, values: Vec<bf16> },
-    F32 { keys: Vec<f32>, values: Vec<f32> },
+    Bf16 { keys: Arena<bf16>, values: Arena<bf16> },
+    F32 { keys: Arena<f32>, values: Arena<f32> },
 }
 
 impl Layer {
     fn new(dtype: CacheDtype, len: usize) -> Layer {
-        // Zeroed memory from the system is mapped when touched: unused pages cost nothing.
+        fn arena<T: bytemuck::Pod>(len: usize) -> Arena<T> {
+            Arena::zeroed(len)
+                .expect("the system has room for the keys and values it was asked for")
+        }
         match dtype {
-            CacheDtype::Bf16 => Layer::Bf16 { keys: zeroed_vec(len), values: zeroed_vec(len) },
-            CacheDtype::F32 => Layer::F32 { keys: zeroed_vec(len), values: zeroed_vec(len) },
+            CacheDtype::Bf16 => Layer::Bf16 { keys: arena(len), values: arena(len) },
+            CacheDtype::F32 => Layer::F32 { keys: arena(len), values: arena(len) },
         }
     }
 

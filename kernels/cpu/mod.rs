@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod add;
 pub mod allocations;
+pub mod arena;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;

@@ -6,11 +6,9 @@
 //! stream of memory per thread from end to end.
 
 use half::bf16;
-#[cfg(target_os = "linux")]
-use memmap2::Advice;
-use memmap2::MmapMut;
 
 use super::pack;
+use crate::cpu::arena::Arena;
 use crate::cpu::pool::Disjoint;
 use crate::cpu::{Cpu, Isa};
 
@@ -20,7 +18,7 @@ pub const PANEL_ROWS: usize = 32;
 /// A packed copy of weights `[n, k]`.
 #[derive(Debug)]
 pub struct Panels {
-    memory: MmapMut,
+    memory: Arena<u32>,
     n: usize,
     k: usize,
 }
@@ -59,13 +57,9 @@ impl Panels {
         const PART: usize = 8 << 20;
         assert!(Panels::suit(cpu), "panels on {}", cpu.isa());
         assert_eq!(Some(w.len()), n.checked_mul(k), "w is not [{n}, {k}]");
-        let mut memory = MmapMut::map_anon(Panels::len_bytes(n, k).max(1))?;
-        // Only a wish: without it the same bytes lie in small pages. Other systems do not know it.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(Advice::HugePage);
-        let len = Panels::len_bytes(n, k) / size_of::<u32>();
+        let mut memory = Arena::zeroed(Panels::len_bytes(n, k) / size_of::<u32>())?;
         let panel = PANEL_ROWS * k.div_ceil(2);
-        let out = Disjoint::new(&mut bytemuck::cast_slice_mut::<u8, u32>(&mut memory[..])[..len]);
+        let out = Disjoint::new(&mut memory[..]);
         let part = (PART / (PANEL_ROWS * k.max(1))).max(1);
         for start in (0..n.div_ceil(PANEL_ROWS)).step_by(part) {
             let part = part.min(n.div_ceil(PANEL_ROWS) - start);
@@ -83,9 +77,7 @@ impl Panels {
 
     /// All of them.
     pub fn whole(&self) -> PanelSlice<'_> {
-        let len = Panels::len_bytes(self.n, self.k) / size_of::<u32>();
-        let data = &bytemuck::cast_slice::<u8, u32>(&self.memory)[..len];
-        PanelSlice { data, n: self.n, k: self.k }
+        PanelSlice { data: &self.memory, n: self.n, k: self.k }
     }
 }
 
