@@ -221,11 +221,21 @@ impl<'a> Lowering<'a> {
         }
         let origin = Origin {
             line: statement.line,
-            source: statement.source,
+            source: self.source(statement),
             opcode: statement.opcode.clone(),
         };
         self.origins.resize(self.drafts.len(), origin);
         Ok(())
+    }
+
+    /// The line to name: of the project's own files, so not one of a CUDA header that was inlined.
+    fn source(&self, statement: &Statement) -> Option<(u32, u32)> {
+        let own = |(file, _): &(u32, u32)| {
+            let name = self.module.files.get(file);
+            name.is_some_and(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
+        };
+        let places = [statement.source, statement.inlined_at];
+        places.into_iter().flatten().find(own).or(statement.source)
     }
 
     fn push(&mut self, instruction: Instruction, output: Option<Class>, inputs: &'static [Class]) {

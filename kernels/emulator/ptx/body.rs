@@ -15,7 +15,7 @@ const MAX_DEPTH: u32 = 2;
 /// Parses up to the brace that closes the kernel; the opening one is already read.
 pub(super) fn body(parser: &mut Parser, kernel: &mut Kernel) -> Result<(), LoadError> {
     let mut scopes = vec![HashMap::new()];
-    let mut source = None;
+    let mut source = Source::default();
     while !scopes.is_empty() {
         if parser.accept('}') {
             scopes.pop();
@@ -28,6 +28,13 @@ pub(super) fn body(parser: &mut Parser, kernel: &mut Kernel) -> Result<(), LoadE
     Ok(())
 }
 
+/// What the last `.loc` said: file and line, and where that was inlined.
+#[derive(Clone, Copy, Default)]
+struct Source {
+    line: Option<(u32, u32)>,
+    inlined_at: Option<(u32, u32)>,
+}
+
 /// Names of the registers of one `{ }`: inline assembly opens scopes of its own.
 type Scope = HashMap<String, RegisterId>;
 
@@ -35,7 +42,7 @@ fn statement(
     parser: &mut Parser,
     kernel: &mut Kernel,
     scopes: &mut [Scope],
-    source: &mut Option<(u32, u32)>,
+    source: &mut Source,
 ) -> Result<(), LoadError> {
     let line = parser.line();
     let mut guard = None;
@@ -67,10 +74,18 @@ fn statement(
         ".loc" => {
             let (file, number) = (parser.integer()? as u32, parser.integer()? as u32);
             parser.integer()?;
-            *source = Some((file, number));
-            // `, function_name .., inlined_at ..`: the line of the inlined code is the one to name.
-            if parser.accept(',') {
-                parser.skip_line();
+            *source = Source { line: Some((file, number)), inlined_at: None };
+            // `, function_name name, inlined_at file line column`.
+            while parser.accept(',') {
+                if parser.word()? == "inlined_at" {
+                    let (file, number) = (parser.integer()? as u32, parser.integer()? as u32);
+                    parser.integer()?;
+                    source.inlined_at = Some((file, number));
+                } else {
+                    parser.word()?;
+                    // `name + offset` into the names.
+                    displacement(parser)?;
+                }
             }
         }
         ".pragma" => parser.skip_past(';')?,
@@ -89,7 +104,14 @@ fn statement(
                 }
             }
             let opcode = opcode.to_owned();
-            kernel.statements.push(Statement { guard, opcode, operands, line, source: *source });
+            kernel.statements.push(Statement {
+                guard,
+                opcode,
+                operands,
+                line,
+                source: source.line,
+                inlined_at: source.inlined_at,
+            });
         }
     }
     Ok(())

@@ -313,14 +313,6 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Skips tokens that share the line of the last one: the rest of a `.loc`.
-    pub(super) fn skip_line(&mut self) {
-        let line = self.tokens.get(self.at.wrapping_sub(1)).map_or(0, |token| token.line);
-        while self.peek().is_some_and(|token| token.line == line) {
-            self.at += 1;
-        }
-    }
-
     fn skip_braces(&mut self) -> Result<(), LoadError> {
         self.expect('{')?;
         let mut depth = 1;

@@ -71,6 +71,8 @@ pub(crate) struct Statement {
     pub(crate) line: u32,
     /// File number and line of the source, from `.loc`.
     pub(crate) source: Option<(u32, u32)>,
+    /// Where that line was inlined, if it was.
+    pub(crate) inlined_at: Option<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
