@@ -94,7 +94,7 @@ fn seeded_faults_are_found() {
     let dropped = spoil(GEMM, "bar.sync \t0;", "", 0);
     assert_eq!(fault(dropped, sizes), Some(FaultKind::UninitializedShared));
     // One lane's fragment addresses off by a row of the tile below: beyond shared memory, or unwritten.
-    let stages = spoil(GEMM, "cp.async.commit_group", "cp.async.wait_all", 2);
+    let stages = spoil(GEMM, "cp.async.commit_group", "cp.async.wait_all", 1);
     assert_ne!(fault(stages, sizes), None, "a group that is never committed");
     // The report names the line of the .cu file.
     let source = spoil(GEMM, "bar.sync \t0;", "", 0);
