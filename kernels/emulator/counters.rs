@@ -195,9 +195,9 @@ pub(crate) fn sectors(addresses: &[u64; LANES], mask: u32, bytes: usize) -> u64 
     let mut list = [0; LANES];
     let mut length = 0;
     let mut rising = true;
-    for lane in 0..LANES {
+    for (lane, address) in addresses.iter().enumerate() {
         if mask >> lane & 1 != 0 {
-            let sector = addresses[lane] / SECTOR_BYTES;
+            let sector = address / SECTOR_BYTES;
             rising &= length == 0 || sector >= list[length - 1];
             list[length] = sector;
             length += 1;

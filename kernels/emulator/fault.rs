@@ -116,7 +116,7 @@ pub struct Report {
     /// The kernel; empty if the finding is not a kernel's.
     pub kernel: String,
     /// Where in the kernel; `None` if no instruction is at fault.
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
 }
 
 /// The instruction at fault.

@@ -358,7 +358,7 @@ pub(crate) fn initialize(writers: &mut [u32], start: usize, length: usize) {
         while at < end {
             let (word, from) = (at / 4, at % 4);
             let to = (end - word * 4).min(4);
-            writers[word] |= ((1 << to) - 1 & !((1 << from) - 1)) << 4;
+            writers[word] |= (((1 << to) - 1) & !((1 << from) - 1)) << 4;
             at = word * 4 + to;
         }
     }

@@ -319,7 +319,7 @@ impl Worker<'_> {
         let actor = self.global_actor();
         let strong = matches!(kind, Kind::StrongRead | Kind::StrongWrite);
         // A run of whole words, or each lane by itself.
-        if contiguous && start % 4 == 0 && !strong {
+        if contiguous && start.is_multiple_of(4) && !strong {
             let words = LANES * bytes / 4;
             return self
                 .note(region, start, words * 4, actor, kind)

@@ -129,7 +129,7 @@ impl Worker<'_> {
                 let lanes = if whole { rest } else { 1 << rest.trailing_zeros() };
                 let first = lanes.trailing_zeros() as usize;
                 let length = if whole { bytes } else { sizes[first] as usize };
-                if sources[first] % bytes as u64 != 0 {
+                if !sources[first].is_multiple_of(bytes as u64) {
                     check(sources[first], bytes, u64::MAX, first, "global")?;
                 }
                 let places: [u64; LANES] = if whole { sources } else { [sources[first]; LANES] };

@@ -186,7 +186,7 @@ impl<'a> Worker<'a> {
 
     /// Shadow of shared memory, if there is one.
     pub(super) fn shared_shadow(&mut self) -> Option<Shadow> {
-        (!self.shared_writers.is_empty()).then(|| Shadow {
+        (!self.shared_writers.is_empty()).then_some(Shadow {
             writers: self.shared_writers.as_mut_ptr(),
             readers: self.shared_readers.as_mut_ptr(),
         })
@@ -396,14 +396,14 @@ impl<'a> Worker<'a> {
             kind: fault.kind,
             message: fault.message,
             kernel: self.launch.program.name.clone(),
-            place: Some(Place {
+            place: Some(Box::new(Place {
                 block: self.index,
                 warp: warp.number,
                 lane: fault.lane,
                 source,
                 ptx_line: origin.line,
                 opcode: origin.opcode.clone(),
-            }),
+            })),
         })
     }
 

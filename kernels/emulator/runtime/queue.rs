@@ -142,7 +142,8 @@ impl Runtime {
             }
             let front = self.streams.get_mut(&stream).and_then(|state| {
                 // What was drained in between may have waited for this very piece.
-                state.queue.pop_front_if(|(front, _)| *front == ticket)
+                let same = state.queue.front().is_some_and(|(front, _)| *front == ticket);
+                if same { state.queue.pop_front() } else { None }
             });
             if let Some((_, work)) = front {
                 self.perform(work);

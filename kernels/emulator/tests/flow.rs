@@ -31,7 +31,7 @@ fn loops_of_different_lengths() {
             if x == 7 {
                 return 777;
             }
-            x = if x % 2 == 0 { x / 2 } else { 3 * x + 1 };
+            x = if x & 1 == 0 { x / 2 } else { 3 * x + 1 };
             count += 1;
         }
         count
