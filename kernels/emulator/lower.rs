@@ -14,6 +14,7 @@ mod control;
 mod convert;
 mod exchange;
 mod flow;
+mod logic;
 mod memory;
 mod opcode;
 mod operands;
@@ -196,6 +197,7 @@ impl<'a> Lowering<'a> {
         let mut opcode = Opcode::parse(&statement.opcode);
         let operands = &statement.operands;
         let known = arithmetic::lower(self, &mut opcode, operands)?
+            || logic::lower(self, &mut opcode, operands)?
             || convert::lower(self, &mut opcode, operands)?
             || memory::lower(self, &mut opcode, operands)?
             || exchange::lower(self, &mut opcode, operands)?

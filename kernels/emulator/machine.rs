@@ -12,6 +12,7 @@ mod block;
 mod exchange;
 mod matrix;
 mod step;
+mod transfer;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
