@@ -40,7 +40,11 @@ impl<'a> Opcode<'a> {
             *taken = true;
             Some(kind)
         });
-        found.ok_or_else(|| "a type is missing".to_owned())
+        match found {
+            Some(kind) if kind.width() > 64 => Err("128-bit types: width not supported".to_owned()),
+            Some(kind) => Ok(kind),
+            None => Err("a type is missing".to_owned()),
+        }
     }
 
     /// Modifiers that begin with the prefix, such as cache hints, change nothing here.

@@ -147,17 +147,21 @@ fn branch(warp: &mut Warp, instruction: &Instruction, mask: u32) {
     }
     let meeting = instruction.detail;
     let others = warp.mask & !mask;
+    if meeting == NOWHERE {
+        // The side that is nearer to an exit runs first: if it exits, nobody misses its lanes.
+        let (first, second) = if instruction.inputs[0] == 1 {
+            ((next, others), (target, mask))
+        } else {
+            ((target, mask), (next, others))
+        };
+        warp.paths.push(Path { at: second.0, mask: second.1, meeting: warp.meeting });
+        (warp.at, warp.mask) = first;
+        return;
+    }
     // Where an enclosing branch already meets there, its path serves for this one too: so a loop
     // with many exits does not pile up paths.
-    if meeting != NOWHERE && meeting != warp.meeting {
+    if meeting != warp.meeting {
         warp.paths.push(Path { at: meeting, mask: warp.mask, meeting: warp.meeting });
-    }
-    if meeting == NOWHERE && warp.meeting != NOWHERE {
-        // The sides never meet, so neither reaches the enclosing meeting point together; each
-        // still ends there or exits.
-        warp.paths.push(Path { at: next, mask: others, meeting: warp.meeting });
-        (warp.at, warp.mask) = (target, mask);
-        return;
     }
     warp.meeting = meeting;
     if target == meeting {

@@ -228,6 +228,28 @@ fn arithmetic_as_the_host_does_it() {
     }
 }
 
+#[test]
+fn spoiled_text_is_refused_or_loads_but_never_panics() {
+    for source in [ARITHMETIC, SOFTMAX] {
+        let words: Vec<&str> = source.split_inclusive(|c: char| " ,;\n\t".contains(c)).collect();
+        for round in 0..400usize {
+            let mut spoiled = words.clone();
+            for change in 0..1 + round % 3 {
+                let at = (round * 7919 + change * 104_729) % spoiled.len();
+                let from = (round * 6151 + change * 31) % words.len();
+                match round % 4 {
+                    0 => drop(spoiled.remove(at)),
+                    1 => spoiled[at] = words[from],
+                    2 => spoiled.insert(at, words[from]),
+                    _ => spoiled.truncate(at.max(1)),
+                }
+            }
+            // An error is as good as a module.
+            let _ = Device::new(Checks::default()).load(&spoiled.concat());
+        }
+    }
+}
+
 /// Loads every .ptx of the folder in `EMULATOR_PTX`, to see what other kernels need.
 #[test]
 #[ignore = "needs a folder of PTX"]

@@ -75,6 +75,33 @@ fn a_guarded_write_keeps_other_lanes() {
 }
 
 #[test]
+fn lanes_that_return_early_are_not_waited_for() {
+    // As nvcc may write it: a return of its own, a jump to the common one, work before the return, and
+    // a return in the middle of another branch or of a loop.
+    let rest = "vote.sync.ballot.b32 %r20, 1, -1; bar.sync 0; mad.wide.u32 %d4, %r1, 4, %d1;\n\
+                st.global.u32 [%d4], %r20;";
+    for body in [
+        format!("setp.lt.u32 %p1, %r1, 8; @%p1 bra $go; ret; $go: {rest}"),
+        format!("setp.ge.u32 %p1, %r1, 8; @%p1 bra $end; {rest} $end:"),
+        format!(
+            "setp.lt.u32 %p1, %r1, 8; @%p1 bra $go; st.global.u32 [%d2], %r3; bra $end; $go: {rest} $end:"
+        ),
+        format!(
+            "setp.lt.u32 %p1, %r1, 16; @!%p1 bra $join; setp.ge.u32 %p2, %r1, 8; @%p2 bra $end;\n\
+             add.u32 %r5, %r1, 1; $join: setp.ge.u32 %p3, %r1, 16; @%p3 bra $end; {rest} $end:"
+        ),
+        format!(
+            "mov.u32 %r5, 31; $loop: setp.eq.u32 %p1, %r5, %r1; @%p1 bra $end;\n\
+             vote.sync.ballot.b32 %r6, 1, -1; sub.u32 %r5, %r5, 1; setp.ge.u32 %p2, %r5, 8;\n\
+             @%p2 bra $loop; {rest} $end:"
+        ),
+    ] {
+        let output = run(&module("", &body), Shape::linear(1, 32), &[0; 4], 32);
+        assert_eq!(words(&output), [0xff; 8], "{body}");
+    }
+}
+
+#[test]
 fn barriers_order_warps() {
     // Each thread writes its index and reads that of the next warp's.
     let source = module(

@@ -259,8 +259,12 @@ fn ldmatrix_fragments() {
 #[test]
 fn lanes_that_are_not_there() {
     let divergent = |body: &str| {
-        let source =
-            module("", &format!("setp.lt.u32 %p1, %r1, 16; @!%p1 bra $end;\n{body}\n$end:"));
+        let source = module(
+            "",
+            &format!(
+                "setp.lt.u32 %p1, %r1, 16; @!%p1 bra $end;\n{body}\n$end: add.u32 %r5, %r1, 1;"
+            ),
+        );
         let shape = Shape { shared_bytes: 512, ..Shape::linear(1, 32) };
         let (result, _) = try_run(Checks::default(), &source, shape, &[0; 256], 256, 0);
         result.map(|_| ()).map_err(|report| report.kind)
