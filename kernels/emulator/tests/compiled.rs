@@ -249,28 +249,3 @@ fn spoiled_text_is_refused_or_loads_but_never_panics() {
         }
     }
 }
-
-/// Loads every .ptx of the folder in `EMULATOR_PTX`, to see what other kernels need.
-#[test]
-#[ignore = "needs a folder of PTX"]
-fn every_ptx_of_a_folder_loads() {
-    let folder = std::env::var("EMULATOR_PTX").expect("EMULATOR_PTX names a folder");
-    let mut refused = Vec::new();
-    for file in std::fs::read_dir(&folder).expect("a folder") {
-        let path = file.expect("an entry").path();
-        if path.extension().is_some_and(|extension| extension == "ptx") {
-            let source = std::fs::read_to_string(&path).expect("text");
-            match Device::new(Checks::default()).load(&source) {
-                Ok(module) => {
-                    for name in module.kernel_names() {
-                        let kernel = module.kernel(name).expect("a kernel of the module");
-                        let (declared, used) = kernel.registers();
-                        println!("{}: {name}: {declared} registers, {used} slots", path.display());
-                    }
-                }
-                Err(error) => refused.push(format!("{}: {error}", path.display())),
-            }
-        }
-    }
-    assert!(refused.is_empty(), "{refused:#?}");
-}

@@ -8,7 +8,6 @@ mod convert;
 mod counting;
 mod driver;
 mod flow;
-mod speed;
 mod warp;
 
 use emulator::{Checks, Device, Report, Shape};

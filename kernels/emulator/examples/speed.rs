@@ -1,13 +1,20 @@
-//! Not a test of correctness: how fast a kernel runs here. `cargo test --release -p emulator -- --ignored
-//! speed --nocapture` prints it.
+//! How fast a kernel runs here: `cargo run --release -p emulator --example speed`. With a folder as argument:
+//! whether every .ptx in it loads, and how many slots its kernels take.
 
 use std::time::Instant;
 
 use emulator::{Checks, Device, Shape};
 
-#[test]
-#[ignore = "a measurement"]
-fn speed_of_a_product() {
+fn main() {
+    match std::env::args_os().nth(1) {
+        Some(folder) => load_all(std::path::Path::new(&folder)),
+        None => product(),
+    }
+}
+
+/// The fixture's matrix product, with and without checks, on one and two threads.
+fn product() {
+    let mut lane_instructions = None;
     for (name, checks) in [("all checks", Checks::default()), ("none", Checks::none())] {
         for threads in [1, 2] {
             let mut device = Device::new(checks);
@@ -33,16 +40,34 @@ fn speed_of_a_product() {
                 best = best.min(begun.elapsed().as_secs_f64());
             }
             // Counted once with all checks on: the same in every run.
-            let lanes =
-                LANE_INSTRUCTIONS.get_or_init(|| device.counters()[0].lane_instructions / 3);
+            let lanes = *lane_instructions
+                .get_or_insert_with(|| device.counters()[0].lane_instructions / 3);
             println!(
                 "{name}, {threads} threads: {:.1} ms, {:.0} M lane instructions/s, {:.1} GFLOP/s",
                 best * 1e3,
-                *lanes as f64 / best / 1e6,
+                lanes as f64 / best / 1e6,
                 2.0 * f64::from(size).powi(3) / best / 1e9
             );
         }
     }
 }
 
-static LANE_INSTRUCTIONS: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+fn load_all(folder: &std::path::Path) {
+    for file in std::fs::read_dir(folder).expect("a folder") {
+        let path = file.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "ptx") {
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).expect("text");
+        match Device::new(Checks::default()).load(&source) {
+            Ok(module) => {
+                for name in module.kernel_names() {
+                    let kernel = module.kernel(name).expect("a kernel of the module");
+                    let (declared, used) = kernel.registers();
+                    println!("{}: {name}: {declared} registers, {used} slots", path.display());
+                }
+            }
+            Err(error) => println!("{}: REFUSED {error}", path.display()),
+        }
+    }
+}
