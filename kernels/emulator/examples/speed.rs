@@ -8,7 +8,10 @@ use emulator::{Checks, Device, Shape};
 fn main() {
     match std::env::args_os().nth(1) {
         Some(folder) => load_all(std::path::Path::new(&folder)),
-        None => product(),
+        None => {
+            product();
+            launches();
+        }
     }
 }
 
@@ -50,6 +53,24 @@ fn product() {
             );
         }
     }
+}
+
+/// What a launch costs beyond its work: one block of the fixture's product with no depth, beside many
+/// allocations.
+fn launches() {
+    let mut device = Device::new(Checks::default());
+    let module = device.load(include_str!("../fixtures/gemm.ptx")).expect("legal");
+    let kernel = module.kernel("gemm").expect("the kernel");
+    let addresses: Vec<u64> = (0..500).map(|_| device.allocate(1 << 16).expect("memory")).collect();
+    let mut arguments: Vec<u8> =
+        addresses[..3].iter().flat_map(|value| value.to_le_bytes()).collect();
+    [64, 64, 0].iter().for_each(|size: &i32| arguments.extend(size.to_le_bytes()));
+    let shape = Shape { grid: [1, 1, 1], block: [128, 1, 1], shared_bytes: 24_576 };
+    let (count, begun) = (2000, Instant::now());
+    for _ in 0..count {
+        device.launch(&kernel, shape, &arguments).expect("no fault");
+    }
+    println!("a launch: {:.1} us", begun.elapsed().as_secs_f64() * 1e6 / f64::from(count));
 }
 
 fn load_all(folder: &std::path::Path) {

@@ -327,15 +327,29 @@ impl Worker<'_> {
                 .map(|()| contiguous)
                 .map_err(|conflict| self.global_conflict(region, start, 0, conflict));
         }
-        let mut before = u64::MAX;
-        for lane in lanes_of(mask) {
-            // Lanes that read the same address, as all lanes of a broadcast do, are noted once.
-            if addresses[lane] == before && kind == Kind::Read {
-                continue;
+        // Lanes side by side are one run, as the rows of a tile are; lanes that read the same address,
+        // as all lanes of a broadcast do, are noted once.
+        let merge = !strong && bytes >= 4;
+        let mut lane = mask.trailing_zeros() as usize;
+        while lane < LANES {
+            let (first, start) = (lane, addresses[lane]);
+            let mut length = bytes;
+            lane += 1;
+            while lane < LANES {
+                let next = addresses[lane];
+                let absent = mask >> lane & 1 == 0;
+                let same = kind == Kind::Read && next == start && length == bytes;
+                if merge && !absent && next == start + length as u64 {
+                    length += bytes;
+                } else if !absent && !same {
+                    break;
+                }
+                lane += 1;
             }
-            before = addresses[lane];
-            self.note(region, before, bytes, actor, kind)
-                .map_err(|conflict| self.global_conflict(region, before, lane, conflict))?;
+            self.note(region, start, length, actor, kind).map_err(|conflict| {
+                let lane = first + 4 * conflict.word / bytes.max(4);
+                self.global_conflict(region, start, lane, conflict)
+            })?;
         }
         Ok(contiguous)
     }
