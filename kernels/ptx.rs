@@ -1,0 +1,141 @@
+//! Every CUDA entry point: the PTX it is in, its symbol, its parameters.
+
+/// A type of parameters, as PTX has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // their names say it
+pub enum Param {
+    /// Addresses too.
+    U64,
+    U32,
+    F32,
+    F64,
+}
+
+/// One `extern "C" __global__` function of `cuda/*.cu`.
+#[derive(Debug)]
+pub struct Entry {
+    /// File it is in, without `.cu`.
+    pub stem: &'static str,
+    /// PTX of that file.
+    pub module: &'static str,
+    /// Its name.
+    pub symbol: &'static str,
+    /// Types of its parameters, in order.
+    pub params: &'static [Param],
+}
+
+macro_rules! param {
+    (p) => {
+        Param::U64
+    };
+    (u64) => {
+        Param::U64
+    };
+    (u32) => {
+        Param::U32
+    };
+    (f32) => {
+        Param::F32
+    };
+    (f64) => {
+        Param::F64
+    };
+}
+
+/// A static for each entry point, and the list of all. `p` is an address.
+macro_rules! entries {
+    ($($stem:literal { $($name:ident = $symbol:literal ($($param:ident)*);)* })*) => {
+        $($(
+            #[doc = concat!("See `cuda/", $stem, ".cu`.")]
+            pub static $name: Entry = Entry {
+                stem: $stem,
+                module: include_str!(concat!(env!("OUT_DIR"), "/", $stem, ".ptx")),
+                symbol: $symbol,
+                params: &[$(param!($param)),*],
+            };
+        )*)*
+        /// All of them, in the order of the files.
+        pub static ENTRIES: &[&Entry] = &[$($(&$name),*),*];
+    };
+}
+
+entries! {
+    "rms_norm" {
+        RMS_NORM_WIDE_F32 = "rms_norm_wide_f32"(p p p u32 f32);
+        RMS_NORM_WIDE_BF16 = "rms_norm_wide_bf16"(p p p u32 f32);
+        RMS_NORM_NARROW_F32 = "rms_norm_narrow_f32"(p p p u32 u32 f32);
+        RMS_NORM_NARROW_BF16 = "rms_norm_narrow_bf16"(p p p u32 u32 f32);
+        RMS_NORM_WIDE_BACKWARD = "rms_norm_wide_backward"(p p p p u32 f32 u32);
+        RMS_NORM_NARROW_BACKWARD = "rms_norm_narrow_backward"(p p p p u32 u32 f32 u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Symbols and parameter types of every entry point in PTX.
+    fn signatures(ptx: &str) -> Vec<(&str, Vec<Param>)> {
+        let entries = ptx.split(".entry ").skip(1).map(|text| {
+            let (symbol, rest) = text.split_once('(').expect("an entry point has parameters");
+            let (params, _) = rest.split_once(')').expect("an entry point has parameters");
+            let of_line = |line: &str| {
+                let line = line.trim().strip_prefix(".param .")?;
+                Some(match line.split_whitespace().next()? {
+                    "u64" | "b64" => Param::U64,
+                    "u32" | "b32" => Param::U32,
+                    "f32" => Param::F32,
+                    "f64" => Param::F64,
+                    other => panic!("{symbol} has a parameter of type {other}"),
+                })
+            };
+            (symbol, params.lines().filter_map(of_line).collect())
+        });
+        entries.collect()
+    }
+
+    /// What is launched from Rust is what the compiler saw.
+    #[test]
+    fn the_table_is_the_compiled_ptx() {
+        let mut modules = BTreeSet::new();
+        for entry in ENTRIES {
+            modules.insert((entry.stem, entry.module));
+            let found = signatures(entry.module);
+            let found = found.iter().find(|(symbol, _)| *symbol == entry.symbol);
+            let (_, params) = found.unwrap_or_else(|| panic!("no {} in the PTX", entry.symbol));
+            assert_eq!(params, entry.params, "{}", entry.symbol);
+        }
+        for (stem, module) in modules {
+            for (symbol, _) in signatures(module) {
+                let known =
+                    ENTRIES.iter().any(|entry| entry.symbol == symbol && entry.stem == stem);
+                assert!(known, "{symbol} of {stem}.cu is not in the table");
+            }
+        }
+    }
+
+    /// Every kernel file is in the table, and has a CPU twin of its name.
+    #[test]
+    fn every_file_is_in_the_table() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        for file in root.join("cuda").read_dir().unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "cu") {
+                let stem = path.file_stem().unwrap().to_str().unwrap();
+                assert!(ENTRIES.iter().any(|entry| entry.stem == stem), "{stem}.cu");
+                assert!(
+                    root.join("cpu").join(stem).with_extension("rs").is_file(),
+                    "cpu/{stem}.rs"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_header_is_one_that_drivers_accept() {
+        for entry in ENTRIES {
+            assert!(entry.module.contains("\n.version 8.0\n.target sm_80\n"), "{}", entry.stem);
+        }
+    }
+}
