@@ -14,6 +14,10 @@ mod buffer;
 mod driver;
 #[path = "cuda_host/launch.rs"]
 mod launch;
+#[path = "cuda_host/matmul.rs"]
+mod matmul;
+#[path = "cuda_host/optimizer.rs"]
+mod optimizer;
 #[path = "cuda_host/rows.rs"]
 mod rows;
 
@@ -25,10 +29,12 @@ use cust::device::{Device, DeviceAttribute};
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 
+pub use crate::cuda_args::Draws;
 pub use crate::cuda_error::Error;
 pub use buffer::{Buffer, Element};
 pub use driver::{Graph, Timer};
-pub use rows::Output;
+pub use matmul::{FEW_ROWS, Factor, Pair};
+pub use rows::{Output, RopeTable};
 
 use buffer::Pool;
 use driver::{check, describe};

@@ -4,6 +4,7 @@
 pub mod cpu;
 #[cfg_attr(not(feature = "cuda"), path = "cuda_disabled.rs")]
 pub mod cuda;
+mod cuda_args;
 mod cuda_error;
 #[cfg(feature = "cuda")]
 pub mod ptx;

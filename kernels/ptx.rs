@@ -68,6 +68,55 @@ entries! {
         RMS_NORM_WIDE_BACKWARD = "rms_norm_wide_backward"(p p p p u32 f32 u32);
         RMS_NORM_NARROW_BACKWARD = "rms_norm_narrow_backward"(p p p p u32 u32 f32 u32);
     }
+    "rope" {
+        ROPE_F32 = "rope_f32"(p p p p u32 u32 u32 f32);
+        ROPE_BF16 = "rope_bf16"(p p p p u32 u32 u32 f32);
+    }
+    "swiglu" {
+        SWIGLU_F32 = "swiglu_f32"(p p p u32);
+        SWIGLU_BF16 = "swiglu_bf16"(p p p u32);
+        SWIGLU_BACKWARD_F32 = "swiglu_backward_f32"(p p p p p u32);
+        SWIGLU_BACKWARD_BF16 = "swiglu_backward_bf16"(p p p p p u32);
+    }
+    "embedding" {
+        EMBEDDING_FORWARD = "embedding_forward"(p p p u32);
+    }
+    "add" {
+        ADD_ACCUMULATE = "add_accumulate"(p p u32);
+        ADD_SLICES = "add_slices"(p p u32 u32 u32);
+    }
+    "dropout" {
+        DROPOUT_F32 = "dropout_f32"(p p u32 u32 u32 u32 u32 u32 u32 f32);
+        DROPOUT_BF16 = "dropout_bf16"(p p u32 u32 u32 u32 u32 u32 u32 f32);
+    }
+    "adamw" {
+        ADAMW_STEP = "adamw_step"(p p p p u32 f32 f32 f32 f32 f32 f32 f32 f32);
+    }
+    "norm" {
+        NORM_PARTS = "norm_parts"(p p u32);
+        NORM_JOIN = "norm_join"(p p u32);
+    }
+    "matmul" {
+        MATMUL_NT_F32 = "matmul_nt_f32"(p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_NT_SWIGLU = "matmul_nt_swiglu"(p p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_NT_NARROW = "matmul_nt_narrow"(p p p u32 u32 u32);
+        MATMUL_NN_F32 = "matmul_nn_f32"(p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_NN_SWIGLU_BACKWARD = "matmul_nn_swiglu_backward"
+            (p p p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_TN = "matmul_tn"(p p p u32 u32 u32 u32 u32);
+        MATMUL_FEW_F32_16X16 = "matmul_few_f32_16x16"(p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_F32_16X32 = "matmul_few_f32_16x32"(p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_F32_64X16 = "matmul_few_f32_64x16"(p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_F32_64X32 = "matmul_few_f32_64x32"(p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_SWIGLU_16X16 = "matmul_few_swiglu_16x16"(p p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_SWIGLU_16X32 = "matmul_few_swiglu_16x32"(p p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_SWIGLU_64X16 = "matmul_few_swiglu_64x16"(p p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_FEW_SWIGLU_64X32 = "matmul_few_swiglu_64x32"(p p p p p u32 p p u32 p p u32 u32 u32);
+        MATMUL_SPLIT_ROWS = "matmul_split_rows"(p p u32 u32);
+        MATMUL_SPLIT_COLUMNS = "matmul_split_columns"(p p u32 u32);
+        MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32);
+        MATMUL_ROUND = "matmul_round"(p p u32);
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 // What the kernels share: types, warp and block primitives, and the instructions C++ has no name for.
 // No header of the CUDA SDK: nvcc and clang both compile it. bf16 is its 16 bits in a u16.
-// The build forbids contraction of a*b + c (see build.rs); fma() is a fused multiply-add.
+// The build forbids contraction of a*b + c (see build.rs); fused() is a fused multiply-add.
 #pragma once
 
 typedef unsigned char u8;
@@ -77,8 +77,8 @@ DEV float4 from_bf16(uint2 b) {
 
 // ---- arithmetic
 
-DEV float fma(float a, float b, float c) { float d; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c)); return d; }
-DEV double fma(double a, double b, double c) { double d; asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(d) : "d"(a), "d"(b), "d"(c)); return d; }
+DEV float fused(float a, float b, float c) { float d; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c)); return d; }
+DEV double fused(double a, double b, double c) { double d; asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(d) : "d"(a), "d"(b), "d"(c)); return d; }
 DEV float square_root(float a) { float d; asm("sqrt.rn.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
 DEV double square_root(double a) { double d; asm("sqrt.rn.f64 %0, %1;" : "=d"(d) : "d"(a)); return d; }
 // 2^a within 2 units in the last place; subnormal results are 0.
@@ -150,4 +150,59 @@ DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- e^x
+
+// Twin of cpu/exp.rs: within 2 units in the last place; overflows to infinity, underflows through subnormals.
+DEV float exponential(float x) {
+    float n;
+    x = x < -104.0f ? -104.0f : x;
+    x = x > 104.0f ? 104.0f : x;
+    asm("cvt.rni.f32.f32 %0, %1;" : "=f"(n) : "f"(x * 1.44269504f));
+    float r = fused(n, -0.693359375f, x);
+    r = fused(n, 2.1219444e-4f, r);
+    float p = 1.9875691e-4f;
+    p = fused(p, r, 1.3982e-3f);
+    p = fused(p, r, 8.333452e-3f);
+    p = fused(p, r, 4.1665796e-2f);
+    p = fused(p, r, 1.6666666e-1f);
+    p = fused(p, r, 0.5f);
+    p = fused(p, r * r, r) + 1.0f;
+    // 2^n in two factors, each of which is normal.
+    const int whole = (int)n, half = whole >> 1;
+    return p * bits_float((u32)(half + 127) << 23) * bits_float((u32)(whole - half + 127) << 23);
+}
+
+DEV float silu(float x) {
+    // A finite numerator keeps -inf / inf away.
+    x = x < -3.40282347e38f ? -3.40282347e38f : x;
+    return x / (exponential(0.0f - x) + 1.0f);
+}
+
+// Gradients of gate and up of y = silu(gate) up; twin of cpu/swiglu.rs.
+DEV float2 swiglu_gradient(float dy, float gate, float up) {
+    gate = gate < -3.40282347e38f ? -3.40282347e38f : gate;
+    const float e = exponential(0.0f - gate) + 1.0f;
+    const float sigmoid = 1.0f / e;
+    float2 d;
+    d.x = dy * up * (sigmoid * (gate * (1.0f - sigmoid) + 1.0f));
+    d.y = dy * (gate / e);
+    return d;
+}
+
+// ---- random numbers
+
+// Philox4x32-10, twin of cpu/philox.rs; the counter is position, stream and sequence, low and high.
+DEV void philox(u32 (&c)[4], u32 key0, u32 key1) {
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const u64 a = (u64)c[0] * 0xD2511F53u, b = (u64)c[2] * 0xCD9E8D57u;
+        const u32 c1 = c[1], c3 = c[3];
+        c[0] = (u32)(b >> 32) ^ c1 ^ key0;
+        c[1] = (u32)b;
+        c[2] = (u32)(a >> 32) ^ c3 ^ key1;
+        c[3] = (u32)a;
+        key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    }
 }

@@ -24,7 +24,7 @@ template <int VECTORS> struct Row {
 #pragma unroll
         for (int i = 0; i < VECTORS; ++i) {
             const double a = v[i].x, b = v[i].y, c = v[i].z, d = v[i].w;
-            sum = fma(a, a, sum), sum = fma(b, b, sum), sum = fma(c, c, sum), sum = fma(d, d, sum);
+            sum = fused(a, a, sum), sum = fused(b, b, sum), sum = fused(c, c, sum), sum = fused(d, d, sum);
         }
         return sum;
     }
@@ -92,8 +92,8 @@ template <int VECTORS> DEV double dot(const Row<VECTORS>& x, const float* dy, co
         const int at = 4 * (thread + i * step);
         if (at >= n) break;
         const float4 g = *(const float4*)(dy + at), s = *(const float4*)(w + at);
-        sum = fma((double)g.x * s.x, (double)x.v[i].x, sum), sum = fma((double)g.y * s.y, (double)x.v[i].y, sum);
-        sum = fma((double)g.z * s.z, (double)x.v[i].z, sum), sum = fma((double)g.w * s.w, (double)x.v[i].w, sum);
+        sum = fused((double)g.x * s.x, (double)x.v[i].x, sum), sum = fused((double)g.y * s.y, (double)x.v[i].y, sum);
+        sum = fused((double)g.z * s.z, (double)x.v[i].z, sum), sum = fused((double)g.w * s.w, (double)x.v[i].w, sum);
     }
     return sum;
 }
