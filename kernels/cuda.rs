@@ -8,6 +8,8 @@
 //!
 //! Batch invariance holds here too: a row's bits depend on that row alone.
 
+#[path = "cuda_host/attention.rs"]
+mod attention;
 #[path = "cuda_host/buffer.rs"]
 mod buffer;
 #[path = "cuda_host/driver.rs"]
@@ -31,6 +33,7 @@ use cust::stream::{Stream, StreamFlags};
 
 pub use crate::cuda_args::Draws;
 pub use crate::cuda_error::Error;
+pub use attention::{AttentionPlan, AttentionSaved, BackwardPlan};
 pub use buffer::{Buffer, Element};
 pub use driver::{Graph, Timer};
 pub use matmul::{FEW_ROWS, Factor, Pair};

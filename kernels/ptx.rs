@@ -117,6 +117,24 @@ entries! {
         MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32);
         MATMUL_ROUND = "matmul_round"(p p u32);
     }
+    "attention" {
+        ATTENTION_APPEND = "attention_append"(p p p p p u32 u32 u32);
+        ATTENTION_ROWS_64 = "attention_rows_64"(p p p p p p p p u32 u32 f32);
+        ATTENTION_ROWS_128 = "attention_rows_128"(p p p p p p p p u32 u32 f32);
+        ATTENTION_PART_64 = "attention_part_64"(p p p p p p p u32 u32 f32);
+        ATTENTION_PART_128 = "attention_part_128"(p p p p p p p u32 u32 f32);
+        ATTENTION_JOIN = "attention_join"(p p p p p p u32 u32 u32 f32);
+    }
+    "attention_backward" {
+        ATTENTION_BACKWARD_DELTAS_64 = "attention_backward_deltas_64"(p p p p u32);
+        ATTENTION_BACKWARD_DELTAS_128 = "attention_backward_deltas_128"(p p p p u32);
+        ATTENTION_BACKWARD_KEYS_64 = "attention_backward_keys_64"(p p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_KEYS_128 = "attention_backward_keys_128"(p p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_QUERIES_64 = "attention_backward_queries_64"
+            (p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_QUERIES_128 = "attention_backward_queries_128"
+            (p p p p p p p p u32 u32 f32);
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! They run on any driver: a real one, or the emulator (`CUDA_DRIVER_LIB`, or the resolver a build sets up
 //! here). Where there is none they say so and pass.
 
+mod attention;
 mod matmul;
 mod rows;
 // The comparison is the CPU kernels'; what only they use is dead here.
