@@ -49,7 +49,7 @@ fn main() {
             Ok(false) => panic!("{} does not compile: {command:?}", source.display()),
             Err(error) => panic!("cannot run {command:?}: {error}\n{HOW_TO_GET_NVCC}"),
         }
-        rewrite_header(&ptx);
+        rewrite(&ptx);
     }
 }
 
@@ -123,8 +123,13 @@ impl Compiler {
     }
 }
 
-fn rewrite_header(ptx: &Path) {
+/// Gives the text the version it needs, and drops the one thing in it that would need a later one: a
+/// hint that some bytes of a vector load are not used.
+fn rewrite(ptx: &Path) {
     let text = fs::read_to_string(ptx).unwrap();
-    let line = text.lines().find(|line| line.starts_with(".version ")).expect("PTX has a version");
-    fs::write(ptx, text.replacen(line, VERSION, 1)).unwrap();
+    let lines = text.lines().filter(|line| !line.contains("used_bytes_mask"));
+    let lines = lines.map(|line| if line.starts_with(".version ") { VERSION } else { line });
+    let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+    assert!(text.contains(VERSION), "{} has no version", ptx.display());
+    fs::write(ptx, text).unwrap();
 }

@@ -16,12 +16,16 @@ mod buffer;
 mod driver;
 #[path = "cuda_host/launch.rs"]
 mod launch;
+#[path = "cuda_host/log_prob.rs"]
+mod log_prob;
 #[path = "cuda_host/matmul.rs"]
 mod matmul;
 #[path = "cuda_host/optimizer.rs"]
 mod optimizer;
 #[path = "cuda_host/rows.rs"]
 mod rows;
+#[path = "cuda_host/sample.rs"]
+mod sample;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,11 +35,12 @@ use cust::device::{Device, DeviceAttribute};
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 
-pub use crate::cuda_args::Draws;
+pub use crate::cuda_args::{Draws, SampleRequest};
 pub use crate::cuda_error::Error;
 pub use attention::{AttentionPlan, AttentionSaved, BackwardPlan};
 pub use buffer::{Buffer, Element};
 pub use driver::{Graph, Timer};
+pub use log_prob::{Distributions, Head};
 pub use matmul::{FEW_ROWS, Factor, Pair};
 pub use rows::{Output, RopeTable};
 

@@ -35,3 +35,47 @@ pub(crate) fn angles(inv_freq: &[f32], positions: usize) -> Vec<f32> {
     }
     table
 }
+
+/// How to draw a row's token; see [`crate::cpu::sample`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampleRequest {
+    /// Temperature and truncation; valid.
+    pub params: crate::cpu::sample::SamplingParams,
+    /// Whose draws.
+    pub draws: Draws,
+    /// Which of them.
+    pub position: u32,
+}
+
+#[cfg(feature = "cuda")]
+impl SampleRequest {
+    /// As sample.cu's Request has it.
+    pub(crate) fn words(self) -> [u32; 12] {
+        let SampleRequest { params, draws, position } = self;
+        if let Err(error) = params.validate() {
+            panic!("{error}");
+        }
+        let greedy = params.temperature == 0.0;
+        let inverse = if greedy { 1.0 } else { 1.0 / params.temperature };
+        let min_p = f64::from(params.min_p);
+        let lowest = match min_p > 0.0 {
+            true => crate::cpu::lanes::ln(min_p) as f32,
+            false => f32::NEG_INFINITY,
+        };
+        let [seed0, seed1, stream, sequence0, sequence1] = draws.words();
+        [
+            inverse.to_bits(),
+            greedy.into(),
+            params.top_k,
+            params.top_p.to_bits(),
+            lowest.to_bits(),
+            seed0,
+            seed1,
+            stream,
+            sequence0,
+            sequence1,
+            position,
+            0,
+        ]
+    }
+}

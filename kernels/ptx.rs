@@ -135,6 +135,14 @@ entries! {
         ATTENTION_BACKWARD_QUERIES_128 = "attention_backward_queries_128"
             (p p p p p p p p u32 u32 f32);
     }
+    "log_prob" {
+        LOG_PROB_JOIN = "log_prob_join"(p p p p u32 u32 f32);
+        LOG_PROB_FINISH = "log_prob_finish"(p p p p p u32 f32);
+        LOG_PROB_BACKWARD = "log_prob_backward"(p p p p p u32 u32 f32);
+    }
+    "sample" {
+        SAMPLE_DRAW = "sample_draw"(p p p p p p p u32);
+    }
 }
 
 #[cfg(test)]

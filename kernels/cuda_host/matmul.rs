@@ -21,6 +21,8 @@ pub struct Pair<'a> {
     pub x: &'a Buffer<u16>,
     /// Right side, bf16.
     pub w: &'a Buffer<u16>,
+    /// Row of w at which it begins: 0, or where a part of the vocabulary does.
+    pub first_row: usize,
     /// What is summed over; a multiple of 8.
     pub k: usize,
 }
@@ -40,12 +42,12 @@ pub struct Factor {
 impl Factor {
     /// The right side of `l·F` in a backward pass (`dx += dl·A`): give [`Gpu::low_rank`]'s result as x.
     pub fn backward<'a>(&'a self, low: &'a Buffer<u16>) -> Pair<'a> {
-        Pair { x: low, w: &self.rows, k: 3 * self.rank }
+        Pair { x: low, w: &self.rows, first_row: 0, k: 3 * self.rank }
     }
 
     /// The right side of `l·F` in a forward pass (`y += l·Bᵀ`, F = Bᵀ): give [`Gpu::low_rank`]'s result as x.
     pub fn forward<'a>(&'a self, low: &'a Buffer<u16>) -> Pair<'a> {
-        Pair { x: low, w: &self.columns, k: 3 * self.rank }
+        Pair { x: low, w: &self.columns, first_row: 0, k: 3 * self.rank }
     }
 
     /// Rows of the factor.
@@ -252,11 +254,15 @@ impl Gpu {
         assert!((1..=MOST_PAIRS).contains(&pairs.len()), "{} pairs", pairs.len());
         assert!(n.is_multiple_of(8), "{n} columns: not a multiple of 8");
         let mut args = lead.to_vec();
-        for Pair { x, w, k } in pairs {
+        for Pair { x, w, first_row, k } in pairs {
             assert!(k.is_multiple_of(8), "a sum over {k}: not a multiple of 8");
             expect(self, "x", x, &[m, *k]);
-            expect(self, "w", w, &if backward { [*k, n] } else { [rows, *k] });
-            args.extend([Arg::from(*x), Arg::from(*w), Arg::from(*k)]);
+            let [count, width] = if backward { [*k, n] } else { [rows, *k] };
+            w.check_owner(self);
+            let end = (first_row + count).checked_mul(width).expect("a size fits usize");
+            assert!(end <= w.len(), "rows {first_row}..+{count} of {width}: w has {}", w.len());
+            let begin = w.address() + (first_row * width * size_of::<u16>()) as u64;
+            args.extend([Arg::from(*x), Arg::Address(begin), Arg::from(*k)]);
         }
         for _ in pairs.len()..MOST_PAIRS {
             args.extend([Arg::Address(0), Arg::Address(0), Arg::U32(0)]);

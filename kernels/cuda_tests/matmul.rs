@@ -45,7 +45,8 @@ fn forward_equals_the_naive_twin_in_every_form() {
             let mut want = sums(&start);
             product(&mut want, &xf, &wf, [m, n, k]);
             let mut y = gpu.upload(&y0).unwrap();
-            gpu.matmul(&mut y, &[Pair { x: &dx, w: &dw, k }], [m, n], accumulate).unwrap();
+            gpu.matmul(&mut y, &[Pair { x: &dx, w: &dw, first_row: 0, k }], [m, n], accumulate)
+                .unwrap();
             let case = format!("[{m}, {n}, {k}] {accumulate}");
             assert_close(&gpu.download(&y).unwrap(), &want.0[0], &want.1, 1e-6, &case);
         }
@@ -63,7 +64,8 @@ fn a_row_has_the_same_bits_in_any_batch_and_kernel() {
         let (x, x1) = (part(&x, k), part(&x1, k1));
         let [w, w1] = [&w, &w1].map(|w| gpu.upload(w).unwrap());
         let mut y = gpu.zeros(rows * n).unwrap();
-        let pairs = [Pair { x: &x, w: &w, k }, Pair { x: &x1, w: &w1, k: k1 }];
+        let pairs =
+            [Pair { x: &x, w: &w, first_row: 0, k }, Pair { x: &x1, w: &w1, first_row: 0, k: k1 }];
         gpu.matmul(&mut y, &pairs, [rows, n], false).unwrap();
         gpu.download(&y).unwrap()
     };
@@ -87,7 +89,8 @@ fn backward_adds_the_products_of_its_pairs() {
         product(&mut want, &x1f, &transposed(&w1f, k1), [m, n, k1]);
         let [x, w, x1, w1] = [&x, &w, &x1, &w1].map(|x| gpu.upload(x).unwrap());
         let mut dx = gpu.upload(&old).unwrap();
-        let pairs = [Pair { x: &x, w: &w, k }, Pair { x: &x1, w: &w1, k: k1 }];
+        let pairs =
+            [Pair { x: &x, w: &w, first_row: 0, k }, Pair { x: &x1, w: &w1, first_row: 0, k: k1 }];
         gpu.matmul_backward(&mut dx, &pairs, [m, n], true).unwrap();
         let case = format!("[{m}, {n}, {k}]");
         assert_close(&gpu.download(&dx).unwrap(), &want.0[0], &want.1, 1e-6, &case);
@@ -106,7 +109,7 @@ fn swiglu_behind_a_product_is_the_two_in_turn() {
         let halves = [&w[..n * k], &w[n * k..]].map(|w| {
             let w = gpu.upload(w).unwrap();
             let mut y = gpu.zeros(m * n).unwrap();
-            gpu.matmul(&mut y, &[Pair { x: &x, w: &w, k }], [m, n], false).unwrap();
+            gpu.matmul(&mut y, &[Pair { x: &x, w: &w, first_row: 0, k }], [m, n], false).unwrap();
             y
         });
         let w = gpu.upload(&w).unwrap();
@@ -117,7 +120,8 @@ fn swiglu_behind_a_product_is_the_two_in_turn() {
         for keeps in [false, true] {
             let mut y = gpu.zeros::<u16>(m * n).unwrap();
             let kept = keeps.then_some([&mut gate, &mut up]);
-            gpu.matmul_swiglu(&mut y, kept, &[Pair { x: &x, w: &w, k }], [m, n]).unwrap();
+            gpu.matmul_swiglu(&mut y, kept, &[Pair { x: &x, w: &w, first_row: 0, k }], [m, n])
+                .unwrap();
             assert_eq!(gpu.download(&y).unwrap(), want, "[{m}, {n}, {k}]");
         }
         for (got, want) in [&gate, &up].iter().zip(&halves) {
@@ -126,7 +130,7 @@ fn swiglu_behind_a_product_is_the_two_in_turn() {
         }
 
         let [dy, down] = [&dy, &down].map(|x| gpu.upload(x).unwrap());
-        let pair = [Pair { x: &dy, w: &down, k: 32 }];
+        let pair = [Pair { x: &dy, w: &down, first_row: 0, k: 32 }];
         let mut d = gpu.zeros(m * n).unwrap();
         gpu.matmul_backward(&mut d, &pair, [m, n], false).unwrap();
         let [mut a, mut b, mut c, mut e] = [(); 4].map(|()| gpu.zeros::<u16>(m * n).unwrap());
@@ -178,7 +182,7 @@ fn low_rank_products_are_as_good_as_f32() {
         let zero =
             [upload_rounded(&gpu, &vec![0.0; m * 8]), upload_rounded(&gpu, &vec![0.0; n * 8])];
         let mut y = gpu.zeros(m * n).unwrap();
-        let pairs = [Pair { x: &zero[0], w: &zero[1], k: 8 }, db.forward(&low)];
+        let pairs = [Pair { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&low)];
         gpu.matmul(&mut y, &pairs, [m, n], false).unwrap();
 
         // l, its update and the gradient of B, with x = dy's stand-in for the last.

@@ -4,6 +4,7 @@
 //! here). Where there is none they say so and pass.
 
 mod attention;
+mod log_prob;
 mod matmul;
 mod rows;
 // The comparison is the CPU kernels'; what only they use is dead here.
