@@ -35,6 +35,11 @@ fn main() {
         return;
     }
     let compiler = Compiler::find().unwrap_or_else(|| panic!("{HOW_TO_GET_NVCC}"));
+    if let Compiler::Nvcc(nvcc) = &compiler {
+        // Where the tests that look at compiled code find ptxas.
+        let folder = nvcc.parent().unwrap_or(Path::new(""));
+        println!("cargo::rustc-env=CUDA_BIN={}", folder.display());
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
     let mut sources: Vec<PathBuf> =
         directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();

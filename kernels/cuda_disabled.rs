@@ -186,6 +186,9 @@ functions! {
     fn rope_table(inv_freq: &[f32], positions: usize) -> RopeTable;
     fn rope(x: &mut F32, positions: &U32, table: &RopeTable, back: bool) -> ();
     fn rope_into(y: &mut Bf16, x: &F32, positions: &U32, table: &RopeTable) -> ();
+    fn rope_norm<Y: Output>(
+        y: &mut Buffer<Y>, x: &F32, w: &F32, eps: f32, positions: &U32, table: &RopeTable,
+    ) -> ();
     fn swiglu<Y: Output>(y: &mut Buffer<Y>, gate: &F32, up: &F32) -> ();
     fn swiglu_backward<Y: Output>(
         gradients: [&mut Buffer<Y>; 2], dy: &F32, gate: &F32, up: &F32,

@@ -71,6 +71,10 @@ entries! {
     "rope" {
         ROPE_F32 = "rope_f32"(p p p p u32 u32 u32 f32);
         ROPE_BF16 = "rope_bf16"(p p p p u32 u32 u32 f32);
+        ROPE_NORM_64_F32 = "rope_norm_64_f32"(p p p p p u32 u32 f32);
+        ROPE_NORM_64_BF16 = "rope_norm_64_bf16"(p p p p p u32 u32 f32);
+        ROPE_NORM_128_F32 = "rope_norm_128_f32"(p p p p p u32 u32 f32);
+        ROPE_NORM_128_BF16 = "rope_norm_128_bf16"(p p p p p u32 u32 f32);
     }
     "swiglu" {
         SWIGLU_F32 = "swiglu_f32"(p p p u32);

@@ -75,6 +75,10 @@ DEV float4 from_bf16(uint2 b) {
     return v;
 }
 
+// Whole-vector stores where the compiler would take a structure apart.
+DEV void store_whole(float* to, float4 v) { asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory"); }
+DEV void store_whole(u16* to, uint2 v) { asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory"); }
+
 // ---- arithmetic
 
 DEV float fused(float a, float b, float c) { float d; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c)); return d; }

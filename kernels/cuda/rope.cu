@@ -5,8 +5,8 @@
 // Launch: 256 threads a block, four pairs each. Bound: bytes.
 #include "common.cuh"
 
-DEV void store(float* y, float4 v) { *(float4*)y = v; }
-DEV void store(u16* y, float4 v) { *(uint2*)y = pack_bf16(v); }
+DEV void store(float* y, float4 v) { store_whole(y, v); }
+DEV void store(u16* y, float4 v) { store_whole(y, pack_bf16(v)); }
 
 // `direction` is 1, or -1 for the gradient.
 template <class Y>
@@ -35,3 +35,45 @@ extern "C" __global__ void __launch_bounds__(256) rope_f32(float* y, const float
 extern "C" __global__ void __launch_bounds__(256) rope_bf16(u16* y, const float* x, const u32* positions, const float* table, u32 rows, u32 heads, u32 head_dim, float direction) {
     turn(y, x, positions, table, rows, heads, head_dim, direction);
 }
+
+// QK-norm and then the rotation, in one pass: y = rope(rms_norm(x)), the norm of each head as rms_norm.cu has it (twin of
+// cpu/rms_norm.rs and cpu/rope.rs in turn). w [head_dim], head_dim 64 or 128.
+// Launch: a warp a head, four a block; a lane has pairs i = lane * PAIRS and the next.
+template <int PAIRS, class Y>
+DEV void norm_and_turn(Y* y, const float* x, const float* w, const u32* positions, const float* table, u32 rows, u32 heads, float eps) {
+    constexpr int H = 32 * PAIRS, D = 2 * H;
+    const u32 vector = BLOCK_X * 4 + WARP;
+    if (vector >= rows * heads) return;
+    const u64 at = (u64)vector * D + LANE * PAIRS;
+    const float* angles = table + (u64)positions[vector / heads] * D + LANE * PAIRS;
+    float a[PAIRS], b[PAIRS];
+    double sum = 0.0;
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        a[i] = x[at + i], b[i] = x[at + H + i];
+        sum = fused((double)a[i], (double)a[i], sum), sum = fused((double)b[i], (double)b[i], sum);
+    }
+    const double r = 1.0 / square_root(warp_sum(sum) / D + (double)eps);
+    float low[PAIRS], high[PAIRS];
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        const float p = (float)((double)a[i] * r * (double)w[LANE * PAIRS + i]);
+        const float q = (float)((double)b[i] * r * (double)w[H + LANE * PAIRS + i]);
+        const float cos = angles[i], sin = angles[H + i];
+        low[i] = p * cos - q * sin, high[i] = q * cos + p * sin;
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        if (sizeof(Y) == 4) y[at + i] = low[i], y[at + H + i] = high[i];
+        else y[at + i] = to_bf16(low[i]), y[at + H + i] = to_bf16(high[i]);
+    }
+}
+
+#define NORM(name, PAIRS, Y) \
+    extern "C" __global__ void __launch_bounds__(128) rope_norm_##name(Y* y, const float* x, const float* w, const u32* positions, const float* table, u32 rows, u32 heads, float eps) { \
+        norm_and_turn<PAIRS>(y, x, w, positions, table, rows, heads, eps); \
+    }
+NORM(64_f32, 1, float)
+NORM(64_bf16, 1, u16)
+NORM(128_f32, 2, float)
+NORM(128_bf16, 2, u16)

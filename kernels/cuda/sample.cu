@@ -108,7 +108,7 @@ DEV void gather(Candidates& c, const float* z, u32 vocab, float max, float inver
     sync_block();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample_draw(u32* out, const float* logits, const u32* requests, u32* ids, u32* keys, float* weights, float* lane_maxima, u32 vocab) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_draw(u32* out, const float* logits, const u32* requests, u32* ids, u32* keys, float* weights, float* lane_maxima, u32 vocab) {
     // Blocks of the row; later weights of a part of it.
     extern __shared__ __attribute__((aligned(16))) u8 dynamic[];
     Block* blocks = (Block*)dynamic;

@@ -233,7 +233,8 @@ impl std::fmt::Debug for Graph {
 }
 
 impl Gpu {
-    /// Records what `work` queues instead of running it. `work` must not wait for results.
+    /// Records what `work` queues instead of running it. `work` must not wait for results, and no other thread may
+    /// use this Gpu meanwhile.
     pub fn record<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         self.0.enter()?;
         let stream = self.0.stream.as_inner();

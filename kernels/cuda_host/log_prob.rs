@@ -30,6 +30,9 @@ pub struct Distributions {
     inverse: f32,
 }
 
+/// Shown a part of the logits: its first token, its width.
+type Visit<'a> = dyn FnMut(usize, usize, &Buffer<f32>) -> Result<(), Error> + 'a;
+
 /// What the kernels' status numbers mean.
 pub(super) fn error_of(status: u32) -> Option<LogitsError> {
     match status {
@@ -113,7 +116,7 @@ impl Gpu {
         x: &Buffer<u16>,
         head: Head<'_>,
         rows: usize,
-        visit: &mut dyn FnMut(usize, usize, &Buffer<f32>) -> Result<(), Error>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), Error> {
         let Head { weight, vocab, k } = head;
         expect(self, "the head", weight, &[vocab, k]);

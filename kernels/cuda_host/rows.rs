@@ -181,6 +181,32 @@ impl Gpu {
         unsafe { self.launch(&ptx::ROPE_BF16, grid, args) }
     }
 
+    /// QK-norm and then the rotation, in one pass: each head of `x` `[rows, heads, head_dim]`, head_dim 64 or 128,
+    /// normalized with `w` `[head_dim]` and rotated into `y`, as f32 (keys on their way to the cache) or rounded
+    /// to bf16 (queries).
+    pub fn rope_norm<Y: Output>(
+        &self,
+        y: &mut Buffer<Y>,
+        x: &Buffer<f32>,
+        w: &Buffer<f32>,
+        eps: f32,
+        positions: &Buffer<u32>,
+        table: &RopeTable,
+    ) -> Result<(), Error> {
+        let [rows, heads] = self.rope_shape(x, positions, table);
+        expect(self, "y", y, &[rows, heads, table.head_dim]);
+        expect(self, "w", w, &[table.head_dim]);
+        let entry = match table.head_dim {
+            64 => Y::pick(&ptx::ROPE_NORM_64_F32, &ptx::ROPE_NORM_64_BF16),
+            128 => Y::pick(&ptx::ROPE_NORM_128_F32, &ptx::ROPE_NORM_128_BF16),
+            other => panic!("kernels have head_dim 64 and 128, not {other}"),
+        };
+        let args = args![y, x, w, positions, &table.table, rows, heads, eps];
+        // SAFETY: a warp reads and writes a head below rows·heads, and reads w and the table at a position, which
+        // the caller keeps below the table's.
+        unsafe { self.launch(entry, Grid::over(rows * heads, 1, 4).threads(128), args) }
+    }
+
     fn rope_shape(
         &self,
         x: &Buffer<f32>,

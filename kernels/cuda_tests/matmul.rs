@@ -153,8 +153,8 @@ fn rounding_is_to_nearest_even() {
         f32::MAX,
         f32::INFINITY,
         f32::MIN,
-        1.00390625,
-        1.01171875,
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
     ]);
     let mut y = gpu.zeros(x.len()).unwrap();
     gpu.round(&mut y, &gpu.upload(&x).unwrap()).unwrap();

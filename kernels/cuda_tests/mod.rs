@@ -4,11 +4,13 @@
 //! here). Where there is none they say so and pass.
 
 mod attention;
+mod device;
 mod log_prob;
 mod matmul;
 mod rows;
+mod sass;
 // The comparison is the CPU kernels'; what only they use is dead here.
-#[allow(dead_code)]
+#[allow(dead_code, clippy::duplicate_mod)]
 #[path = "../cpu/twin.rs"]
 mod twin;
 

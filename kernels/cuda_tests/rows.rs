@@ -61,6 +61,19 @@ fn rope_equals_its_twin_bit_for_bit() {
             gpu.rope(&mut y, &at, &on_gpu, direction).unwrap();
             assert_same_bits(&gpu.download(&y).unwrap(), want, "rope");
         }
+        if head_dim >= 64 {
+            let w = values(7, head_dim);
+            let mut want = vec![0.0; x.len()];
+            cpu::rms_norm::forward(&cpu, &mut want, &x, &w, 1e-6);
+            cpu::rope::forward(&cpu, &mut want, &positions, &table, heads);
+            let [x, w] = [&x, &w].map(|x| gpu.upload(x).unwrap());
+            let mut y = gpu.zeros::<f32>(want.len()).unwrap();
+            gpu.rope_norm(&mut y, &x, &w, 1e-6, &at, &on_gpu).unwrap();
+            assert_same_bits(&gpu.download(&y).unwrap(), &want, "norm and rope");
+            let mut y = gpu.zeros::<u16>(want.len()).unwrap();
+            gpu.rope_norm(&mut y, &x, &w, 1e-6, &at, &on_gpu).unwrap();
+            assert_eq!(gpu.download(&y).unwrap(), rounded(&want));
+        }
         let mut y = gpu.zeros(x.len()).unwrap();
         gpu.rope_into(&mut y, &gpu.upload(&x).unwrap(), &at, &on_gpu).unwrap();
         assert_eq!(gpu.download(&y).unwrap(), rounded(&there));
