@@ -40,7 +40,7 @@ pub use crate::cuda_error::Error;
 pub use attention::{AttentionPlan, AttentionSaved, BackwardPlan};
 pub use buffer::{Buffer, Element};
 pub use driver::{Graph, Timer};
-pub use log_prob::{Distributions, Head};
+pub use log_prob::{Distributions, Head, padded_vocab};
 pub use matmul::{FEW_ROWS, Factor, Pair};
 pub use rows::{Output, RopeTable};
 

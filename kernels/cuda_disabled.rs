@@ -17,6 +17,11 @@ pub use crate::cuda_error::Error;
 /// See `cuda.rs`.
 pub const FEW_ROWS: usize = 128;
 
+/// See `cuda.rs`.
+pub fn padded_vocab(vocab: usize) -> usize {
+    vocab.next_multiple_of(8)
+}
+
 /// What a buffer may hold.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
 impl Element for f32 {}
@@ -233,7 +238,7 @@ functions! {
     fn check_distributions(distributions: &Distributions) -> Result<(), RowError>;
     fn sample_requests(requests: &[SampleRequest]) -> U32;
     fn rewrite_requests(to: &mut U32, requests: &[SampleRequest]) -> ();
-    fn sample(out: &mut U32, logits: &F32, requests: &U32) -> ();
+    fn sample(out: &mut U32, logits: &F32, requests: &U32, vocab: usize) -> ();
     fn samples(out: &U32) -> Vec<Result<Sample, LogitsError>>;
     fn adamw(w: &mut F32, m: &mut F32, v: &mut F32, dw: &F32, step: &Step) -> ();
     fn sum_of_squares(out: &mut Buffer<f64>, slot: usize, x: &F32) -> ();

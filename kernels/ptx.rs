@@ -123,29 +123,41 @@ entries! {
     }
     "attention" {
         ATTENTION_APPEND = "attention_append"(p p p p p u32 u32 u32);
+        ATTENTION_ROWS_16 = "attention_rows_16"(p p p p p p p p u32 u32 f32);
+        ATTENTION_ROWS_32 = "attention_rows_32"(p p p p p p p p u32 u32 f32);
         ATTENTION_ROWS_64 = "attention_rows_64"(p p p p p p p p u32 u32 f32);
         ATTENTION_ROWS_128 = "attention_rows_128"(p p p p p p p p u32 u32 f32);
+        ATTENTION_PART_16 = "attention_part_16"(p p p p p p p u32 u32 f32);
+        ATTENTION_PART_32 = "attention_part_32"(p p p p p p p u32 u32 f32);
         ATTENTION_PART_64 = "attention_part_64"(p p p p p p p u32 u32 f32);
         ATTENTION_PART_128 = "attention_part_128"(p p p p p p p u32 u32 f32);
         ATTENTION_JOIN = "attention_join"(p p p p p p u32 u32 u32 f32);
     }
     "attention_backward" {
+        ATTENTION_BACKWARD_DELTAS_16 = "attention_backward_deltas_16"(p p p p u32);
+        ATTENTION_BACKWARD_DELTAS_32 = "attention_backward_deltas_32"(p p p p u32);
         ATTENTION_BACKWARD_DELTAS_64 = "attention_backward_deltas_64"(p p p p u32);
         ATTENTION_BACKWARD_DELTAS_128 = "attention_backward_deltas_128"(p p p p u32);
+        ATTENTION_BACKWARD_KEYS_16 = "attention_backward_keys_16"(p p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_KEYS_32 = "attention_backward_keys_32"(p p p p p p p p p u32 u32 f32);
         ATTENTION_BACKWARD_KEYS_64 = "attention_backward_keys_64"(p p p p p p p p p u32 u32 f32);
         ATTENTION_BACKWARD_KEYS_128 = "attention_backward_keys_128"(p p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_QUERIES_16 = "attention_backward_queries_16"
+            (p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_QUERIES_32 = "attention_backward_queries_32"
+            (p p p p p p p p u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_64 = "attention_backward_queries_64"
             (p p p p p p p p u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_128 = "attention_backward_queries_128"
             (p p p p p p p p u32 u32 f32);
     }
     "log_prob" {
-        LOG_PROB_JOIN = "log_prob_join"(p p p p u32 u32 f32);
+        LOG_PROB_JOIN = "log_prob_join"(p p p p u32 u32 u32 f32);
         LOG_PROB_FINISH = "log_prob_finish"(p p p p p u32 f32);
-        LOG_PROB_BACKWARD = "log_prob_backward"(p p p p p u32 u32 f32);
+        LOG_PROB_BACKWARD = "log_prob_backward"(p p p p p u32 u32 u32 f32);
     }
     "sample" {
-        SAMPLE_DRAW = "sample_draw"(p p p p p p p u32);
+        SAMPLE_DRAW = "sample_draw"(p p p p p p p u32 u32);
     }
 }
 

@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_append(u16* keys, u1
 extern __shared__ __attribute__((aligned(128))) u8 shared_memory[];
 
 // Bytes from a tile's start to chunk c (of 8 elements) of row r, rows of D.
-template <int D> DEV int place(int r, int c) { return (r * (D / 8) + (c ^ (r & 7))) * 16; }
+template <int D> DEV int place(int r, int c) { return (r * (D / 8) + (c ^ (r & (D < 64 ? D / 8 - 1 : 7)))) * 16; }
 
 // Sums of 16 vectors, as an mma leaves them: lane l has vectors l/4 and l/4 + 8, of D columns 2(l%4) + 8i and the
 // next; of maximum and sum the lane's own columns' share.
@@ -315,8 +315,12 @@ template <int D> DEV void part(float* parts, float* ends, const Call& c) {
 #define CALL const u16 *q, const u16 *keys, const u16 *values, const u32 *tables, const u32 *items, u32 kv_heads, u32 group, float scale
 #define GIVEN_CALL {q, keys, values, tables, items, (int)kv_heads, (int)group, scale}
 #define KERNEL extern "C" __global__ void __launch_bounds__
+KERNEL(128, 2) attention_rows_16(u16* out, float* exact, float* log_sums, CALL) { rows<16>(out, exact, log_sums, GIVEN_CALL); }
+KERNEL(128, 2) attention_rows_32(u16* out, float* exact, float* log_sums, CALL) { rows<32>(out, exact, log_sums, GIVEN_CALL); }
 KERNEL(128, 2) attention_rows_64(u16* out, float* exact, float* log_sums, CALL) { rows<64>(out, exact, log_sums, GIVEN_CALL); }
 KERNEL(128, 2) attention_rows_128(u16* out, float* exact, float* log_sums, CALL) { rows<128>(out, exact, log_sums, GIVEN_CALL); }
+KERNEL(32) attention_part_16(float* parts, float* ends, CALL) { part<16>(parts, ends, GIVEN_CALL); }
+KERNEL(32) attention_part_32(float* parts, float* ends, CALL) { part<32>(parts, ends, GIVEN_CALL); }
 KERNEL(32) attention_part_64(float* parts, float* ends, CALL) { part<64>(parts, ends, GIVEN_CALL); }
 KERNEL(32) attention_part_128(float* parts, float* ends, CALL) { part<128>(parts, ends, GIVEN_CALL); }
 

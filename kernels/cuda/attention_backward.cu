@@ -18,7 +18,7 @@ constexpr int TILE = 64, OTHERS = 32;  // what a block has, and takes at a time
 
 extern __shared__ __attribute__((aligned(128))) u8 shared_memory[];
 
-template <int D> DEV int place(int r, int c) { return (r * (D / 8) + (c ^ (r & 7))) * 16; }
+template <int D> DEV int place(int r, int c) { return (r * (D / 8) + (c ^ (r & (D < 64 ? D / 8 - 1 : 7)))) * 16; }
 
 // delta = dy y, in f64 as the twin, and dy to bf16. A warp a (row, head).
 template <int D> DEV void deltas(float* delta, u16* rounded, const float* dy, const float* y, u32 vectors) {
@@ -26,7 +26,8 @@ template <int D> DEV void deltas(float* delta, u16* rounded, const float* dy, co
     if (vector >= vectors) return;
     double sum = 0.0;
 #pragma unroll
-    for (int i = 0; i < D / 64; ++i) {
+    for (int i = 0; i < (D + 63) / 64; ++i) {
+        if (D < 64 && LANE * 2 >= D) break;
         const u64 at = (u64)vector * D + i * 64 + LANE * 2;
         const float2 a = *(const float2*)(dy + at), b = *(const float2*)(y + at);
         sum = fused((double)a.x, (double)b.x, sum), sum = fused((double)a.y, (double)b.y, sum);
@@ -47,8 +48,9 @@ struct Call {
 // Copies rows [first, first + SIZE) below `end` of this block's kv head.
 template <int D, int SIZE> DEV void load_keys(u32 to, const u16* from, const Call& c, int first, int end) {
 #pragma unroll 2
-    for (int i = 0; i < SIZE * D / 8 / 128; ++i) {
+    for (int i = 0; i < (SIZE * D / 8 + 127) / 128; ++i) {
         const int id = THREAD + i * 128, r = id / (D / 8), chunk = id % (D / 8);
+        if (SIZE * D / 8 < 128 && r >= SIZE) break;
         const bool there = first + r < end;
         copy16(to + place<D>(r, chunk), from + (there ? ((u64)(first + r) * c.kv_heads + BLOCK_Y) * D + chunk * 8 : 0), there);
     }
@@ -62,8 +64,9 @@ DEV u64 vector_at(const Call& c, int first, int vector) {
 // Copies vectors [vector, vector + SIZE) after row `first`, of rows below `end`.
 template <int D, int SIZE> DEV void load_vectors(u32 to, const u16* from, const Call& c, int first, int vector, int end) {
 #pragma unroll 2
-    for (int i = 0; i < SIZE * D / 8 / 128; ++i) {
+    for (int i = 0; i < (SIZE * D / 8 + 127) / 128; ++i) {
         const int id = THREAD + i * 128, r = id / (D / 8), chunk = id % (D / 8);
+        if (SIZE * D / 8 < 128 && r >= SIZE) break;
         const bool there = first + (vector + r) / c.group < end;
         copy16(to + place<D>(r, chunk), from + (there ? vector_at(c, first, vector + r) * D + chunk * 8 : 0), there);
     }
@@ -250,9 +253,15 @@ template <int D> DEV void queries(float* dq, const Call& c) {
 #define CALL const u16 *q, const u16 *k, const u16 *v, const u16 *dy, const float *log_sums, const float *delta, const u32 *items, u32 kv_heads, u32 group, float scale
 #define GIVEN_CALL {q, k, v, dy, log_sums, delta, items, (int)kv_heads, (int)group, scale}
 #define KERNEL extern "C" __global__ void __launch_bounds__
+KERNEL(128) attention_backward_deltas_16(float* delta, u16* rounded, const float* dy, const float* y, u32 vectors) { deltas<16>(delta, rounded, dy, y, vectors); }
+KERNEL(128) attention_backward_deltas_32(float* delta, u16* rounded, const float* dy, const float* y, u32 vectors) { deltas<32>(delta, rounded, dy, y, vectors); }
 KERNEL(128) attention_backward_deltas_64(float* delta, u16* rounded, const float* dy, const float* y, u32 vectors) { deltas<64>(delta, rounded, dy, y, vectors); }
 KERNEL(128) attention_backward_deltas_128(float* delta, u16* rounded, const float* dy, const float* y, u32 vectors) { deltas<128>(delta, rounded, dy, y, vectors); }
+KERNEL(128, 2) attention_backward_keys_16(float* dk, float* dv, CALL) { keys<16>(dk, dv, GIVEN_CALL); }
+KERNEL(128, 2) attention_backward_keys_32(float* dk, float* dv, CALL) { keys<32>(dk, dv, GIVEN_CALL); }
 KERNEL(128, 2) attention_backward_keys_64(float* dk, float* dv, CALL) { keys<64>(dk, dv, GIVEN_CALL); }
 KERNEL(128, 2) attention_backward_keys_128(float* dk, float* dv, CALL) { keys<128>(dk, dv, GIVEN_CALL); }
+KERNEL(128, 2) attention_backward_queries_16(float* dq, CALL) { queries<16>(dq, GIVEN_CALL); }
+KERNEL(128, 2) attention_backward_queries_32(float* dq, CALL) { queries<32>(dq, GIVEN_CALL); }
 KERNEL(128, 2) attention_backward_queries_64(float* dq, CALL) { queries<64>(dq, GIVEN_CALL); }
 KERNEL(128, 2) attention_backward_queries_128(float* dq, CALL) { queries<128>(dq, GIVEN_CALL); }

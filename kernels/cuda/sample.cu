@@ -3,7 +3,7 @@
 // token, log-probability and entropy, bit for bit.
 // What is kept is a prefix of one ranking (logit, then id). Its last token is found by bisecting the bits of the logit
 // over a list of candidates: counts and masses are integers, whose sums have no order.
-// Layout: logits [rows, vocab] f32; a row's parameters are 12 words (Request below); scratch [rows, vocab] of candidates:
+// Layout: logits [rows, stride] f32, of which vocab are tokens; a row's parameters are 12 words (Request below); scratch [rows, vocab] of candidates:
 // id, logit as an ordered integer, weight. Out [rows, 4]: token, log-probability, entropy, and 0 or what is wrong.
 // Launch: a block of 512 a row. Bound: latency; without truncation bytes of logits, which are read twice.
 #include "log_prob.cuh"
@@ -108,14 +108,14 @@ DEV void gather(Candidates& c, const float* z, u32 vocab, float max, float inver
     sync_block();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_draw(u32* out, const float* logits, const u32* requests, u32* ids, u32* keys, float* weights, float* lane_maxima, u32 vocab) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_draw(u32* out, const float* logits, const u32* requests, u32* ids, u32* keys, float* weights, float* lane_maxima, u32 vocab, u32 stride) {
     // Blocks of the row; later weights of a part of it.
     extern __shared__ __attribute__((aligned(16))) u8 dynamic[];
     Block* blocks = (Block*)dynamic;
     __shared__ u64 sums[THREADS / 32];
     __shared__ double of_thread_0[3];
     __shared__ u32 found;
-    const float* z = logits + (u64)BLOCK_X * vocab;
+    const float* z = logits + (u64)BLOCK_X * stride;
     const Request r = ((const Request*)requests)[BLOCK_X];
     const int count = (vocab + VOCAB_BLOCK - 1) / VOCAB_BLOCK, half = THREAD >> 4;
     float* maxima = lane_maxima + (u64)BLOCK_X * count * 16;

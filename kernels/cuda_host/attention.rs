@@ -113,17 +113,36 @@ pub struct BackwardPlan {
 fn check(shape: Shape) -> usize {
     let Shape { heads, kv_heads, head_dim } = shape;
     assert!(heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads), "{shape:?}");
-    assert!([64, 128].contains(&head_dim), "kernels have head_dim 64 and 128, not {head_dim}");
+    assert!(WIDTHS.contains(&head_dim), "kernels have a head_dim of {WIDTHS:?}, not {head_dim}");
     let group = heads / kv_heads;
-    assert!(
-        WARP_VECTORS.is_multiple_of(group),
-        "{group} query heads for a kv head: not 1, 2, 4, 8, 16"
-    );
+    assert!(group <= WARP_VECTORS, "{group} query heads for a kv head: more than 16");
     group
 }
 
-fn pick(shape: Shape, d64: &'static Entry, d128: &'static Entry) -> &'static Entry {
-    if shape.head_dim == 64 { d64 } else { d128 }
+/// Head sizes that there are kernels for, and the kernel for each.
+const WIDTHS: [usize; 4] = [16, 32, 64, 128];
+type ByWidth = [&'static Entry; 4];
+
+macro_rules! by_width {
+    ($($name:ident = $d16:ident $d32:ident $d64:ident $d128:ident;)*) => { $(
+        static $name: ByWidth = [&ptx::$d16, &ptx::$d32, &ptx::$d64, &ptx::$d128];
+    )* };
+}
+
+by_width! {
+    ROWS = ATTENTION_ROWS_16 ATTENTION_ROWS_32 ATTENTION_ROWS_64 ATTENTION_ROWS_128;
+    PART = ATTENTION_PART_16 ATTENTION_PART_32 ATTENTION_PART_64 ATTENTION_PART_128;
+    DELTAS = ATTENTION_BACKWARD_DELTAS_16 ATTENTION_BACKWARD_DELTAS_32
+        ATTENTION_BACKWARD_DELTAS_64 ATTENTION_BACKWARD_DELTAS_128;
+    OF_KEYS = ATTENTION_BACKWARD_KEYS_16 ATTENTION_BACKWARD_KEYS_32
+        ATTENTION_BACKWARD_KEYS_64 ATTENTION_BACKWARD_KEYS_128;
+    OF_QUERIES = ATTENTION_BACKWARD_QUERIES_16 ATTENTION_BACKWARD_QUERIES_32
+        ATTENTION_BACKWARD_QUERIES_64 ATTENTION_BACKWARD_QUERIES_128;
+}
+
+fn pick(shape: Shape, by_width: &ByWidth) -> &'static Entry {
+    let width = WIDTHS.iter().position(|width| *width == shape.head_dim);
+    by_width[width.expect("head_dim was checked")]
 }
 
 impl Gpu {
@@ -227,7 +246,7 @@ impl Gpu {
         let Lists { many, parts, runs, tables } = &plan.lists;
         let tile = 64 * head_dim * size_of::<u16>();
         if !many.is_empty() {
-            let entry = pick(shape, &ptx::ATTENTION_ROWS_64, &ptx::ATTENTION_ROWS_128);
+            let entry = pick(shape, &ROWS);
             let blocks = [many.len() / 5, kv_heads, 1];
             let grid =
                 Grid { blocks, threads: 128, shared_bytes: 2 * tile + VECTORS * head_dim * 4 };
@@ -243,7 +262,7 @@ impl Gpu {
             let slots = items * kv_heads * WARP_VECTORS;
             let sums = self.uninitialized::<f32>(slots * head_dim)?;
             let ends = self.uninitialized::<f32>(slots * 2)?;
-            let entry = pick(shape, &ptx::ATTENTION_PART_64, &ptx::ATTENTION_PART_128);
+            let entry = pick(shape, &PART);
             let grid = Grid { blocks: [items, kv_heads, 1], threads: 32, shared_bytes: 2 * tile };
             let args = args![&sums, &ends, q, keys, values, tables, parts, kv_heads, group, scale];
             // SAFETY: as above; an item has its own slots.
@@ -325,29 +344,26 @@ impl Gpu {
         assert!(plan.rows <= rows, "trees of {} rows, dy has {rows}", plan.rows);
         let delta = self.uninitialized::<f32>(rows * heads)?;
         let rounded = self.uninitialized::<u16>(dy.len())?;
-        let deltas = (&ptx::ATTENTION_BACKWARD_DELTAS_64, &ptx::ATTENTION_BACKWARD_DELTAS_128);
         let args = args![&delta, &rounded, dy, y, rows * heads];
         let grid = Grid::new((rows * heads).div_ceil(4), 128);
         // SAFETY: a warp reads a vector of dy and y below rows·heads and writes its delta and copy.
-        unsafe { self.launch(pick(shape, deltas.0, deltas.1), grid, args)? };
+        unsafe { self.launch(pick(shape, &DELTAS), grid, args)? };
 
         let scale = 1.0 / (head_dim as f32).sqrt();
         let row_bytes = head_dim * size_of::<u16>();
         // Two tiles of 64 rows, a ring of two stages of two tiles of 32; with keys, L and delta of a stage.
         let shared_bytes = (2 * 64 + 4 * 32) * row_bytes;
-        let keys = (&ptx::ATTENTION_BACKWARD_KEYS_64, &ptx::ATTENTION_BACKWARD_KEYS_128);
         let blocks = [plan.keys.len() / 3, kv_heads, 1];
         let grid = Grid { blocks, threads: 128, shared_bytes: shared_bytes + 4 * 32 * 4 };
         let args =
             args![dk, dv, q, k, v, &rounded, log_sums, &delta, &plan.keys, kv_heads, group, scale];
         // SAFETY: items name rows that exist, by the plan and the assert above.
-        unsafe { self.launch(pick(shape, keys.0, keys.1), grid, args)? };
-        let queries = (&ptx::ATTENTION_BACKWARD_QUERIES_64, &ptx::ATTENTION_BACKWARD_QUERIES_128);
+        unsafe { self.launch(pick(shape, &OF_KEYS), grid, args)? };
         let blocks = [plan.queries.len() / 5, kv_heads, 1];
         let grid = Grid { blocks, threads: 128, shared_bytes };
         let args =
             args![dq, q, k, v, &rounded, log_sums, &delta, &plan.queries, kv_heads, group, scale];
         // SAFETY: as above.
-        unsafe { self.launch(pick(shape, queries.0, queries.1), grid, args) }
+        unsafe { self.launch(pick(shape, &OF_QUERIES), grid, args) }
     }
 }

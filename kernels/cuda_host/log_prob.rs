@@ -10,15 +10,21 @@ const LOGITS: usize = 8 << 20;
 /// Blocks of the vocabulary in a part, at most: those one pass of the kernel takes.
 const BLOCKS: usize = 16;
 
-/// The LM head: weights `[vocab, k]`, bf16. Both are multiples of 8.
+/// The LM head: weights `[padded_vocab(vocab), k]`, bf16; what lies behind vocab is finite, zeros best. k is a
+/// multiple of 8.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// The weights.
     pub weight: &'a Buffer<u16>,
-    /// Rows.
+    /// Tokens.
     pub vocab: usize,
     /// Columns.
     pub k: usize,
+}
+
+/// Columns that logits of so many tokens have: a multiple of 8.
+pub fn padded_vocab(vocab: usize) -> usize {
+    vocab.next_multiple_of(8)
 }
 
 /// softmax(z / T) of rows, as far as backward needs it.
@@ -30,8 +36,8 @@ pub struct Distributions {
     inverse: f32,
 }
 
-/// Shown a part of the logits: its first token, its width.
-type Visit<'a> = dyn FnMut(usize, usize, &Buffer<f32>) -> Result<(), Error> + 'a;
+/// Shown a part of the logits: its first token, its tokens, its columns.
+type Visit<'a> = dyn FnMut(usize, usize, usize, &Buffer<f32>) -> Result<(), Error> + 'a;
 
 /// What the kernels' status numbers mean.
 pub(super) fn error_of(status: u32) -> Option<LogitsError> {
@@ -60,8 +66,8 @@ impl Gpu {
         expect(self, "out", out, &[rows, 2]);
         let sums = self.uninitialized::<f64>(rows * 3)?;
         let chosen = self.uninitialized::<f32>(rows)?;
-        self.parts(x, head, rows, &mut |first, width, logits| {
-            let args = args![&sums, &chosen, logits, tokens, width, first, inverse];
+        self.parts(x, head, rows, &mut |first, width, stride, logits| {
+            let args = args![&sums, &chosen, logits, tokens, width, stride, first, inverse];
             // SAFETY: a block reads `width` logits of its row and its token, and writes its row's sums and logit.
             unsafe { self.launch(&ptx::LOG_PROB_JOIN, Grid::new(rows, 256), args) }
         })?;
@@ -89,12 +95,13 @@ impl Gpu {
         expect(self, "gradients", gradients, &[rows, 2]);
         let Distributions { numbers, inverse, .. } = distributions;
         expect(self, "distributions", numbers, &[rows, 4]);
-        self.parts(x, head, rows, &mut |first, width, logits| {
-            let dz = self.uninitialized::<u16>(rows * width)?;
-            let args = args![&dz, logits, numbers, gradients, tokens, width, first, *inverse];
+        self.parts(x, head, rows, &mut |first, width, stride, logits| {
+            let dz = self.uninitialized::<u16>(rows * stride)?;
+            let args =
+                args![&dz, logits, numbers, gradients, tokens, width, stride, first, *inverse];
             // SAFETY: a block reads and writes `width` elements of its row, and reads its row of the rest.
             unsafe { self.launch(&ptx::LOG_PROB_BACKWARD, Grid::new(rows, 256), args)? };
-            let pair = Pair { x: &dz, w: head.weight, first_row: first, k: width };
+            let pair = Pair { x: &dz, w: head.weight, first_row: first, k: stride };
             self.matmul_backward(dx, &[pair], [rows, head.k], first > 0)
         })
     }
@@ -119,14 +126,15 @@ impl Gpu {
         visit: &mut Visit<'_>,
     ) -> Result<(), Error> {
         let Head { weight, vocab, k } = head;
-        expect(self, "the head", weight, &[vocab, k]);
+        expect(self, "the head", weight, &[padded_vocab(vocab), k]);
         let blocks = (LOGITS / rows.max(1) / VOCAB_BLOCK).clamp(1, BLOCKS);
         for first in (0..vocab).step_by(blocks * VOCAB_BLOCK) {
             let width = (vocab - first).min(blocks * VOCAB_BLOCK);
-            let mut logits = self.uninitialized::<f32>(rows * width)?;
+            let stride = padded_vocab(width);
+            let mut logits = self.uninitialized::<f32>(rows * stride)?;
             let pair = Pair { x, w: weight, first_row: first, k };
-            self.matmul(&mut logits, &[pair], [rows, width], false)?;
-            visit(first, width, &logits)?;
+            self.matmul(&mut logits, &[pair], [rows, stride], false)?;
+            visit(first, width, stride, &logits)?;
         }
         Ok(())
     }

@@ -181,7 +181,7 @@ impl Gpu {
         unsafe { self.launch(&ptx::ROPE_BF16, grid, args) }
     }
 
-    /// QK-norm and then the rotation, in one pass: each head of `x` `[rows, heads, head_dim]`, head_dim 64 or 128,
+    /// QK-norm and then the rotation, in one pass where head_dim is 64 or 128: each head of `x` `[rows, heads, head_dim]`
     /// normalized with `w` `[head_dim]` and rotated into `y`, as f32 (keys on their way to the cache) or rounded
     /// to bf16 (queries).
     pub fn rope_norm<Y: Output>(
@@ -199,7 +199,18 @@ impl Gpu {
         let entry = match table.head_dim {
             64 => Y::pick(&ptx::ROPE_NORM_64_F32, &ptx::ROPE_NORM_64_BF16),
             128 => Y::pick(&ptx::ROPE_NORM_128_F32, &ptx::ROPE_NORM_128_BF16),
-            other => panic!("kernels have head_dim 64 and 128, not {other}"),
+            head_dim => {
+                // Sizes of small models: in two passes.
+                let mut normed = self.uninitialized::<f32>(x.len())?;
+                self.rms_norm(&mut normed, x, w, eps)?;
+                let entry = Y::pick(&ptx::ROPE_F32, &ptx::ROPE_BF16);
+                let args =
+                    args![y, &normed, positions, &table.table, rows, heads, head_dim, 1.0f32];
+                // SAFETY: as in `rope`.
+                return unsafe {
+                    self.launch(entry, Grid::over(rows * heads * head_dim / 8, 1, 256), args)
+                };
+            }
         };
         let args = args![y, x, w, positions, &table.table, rows, heads, eps];
         // SAFETY: a warp reads and writes a head below rows·heads, and reads w and the table at a position, which

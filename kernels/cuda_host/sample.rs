@@ -30,13 +30,14 @@ impl Gpu {
     }
 
     /// Twin of [`crate::cpu::sample::draw`] at the number Philox gives, bit for bit: draws a token from each row of
-    /// `logits` `[rows, vocab]`. Results (token, bits of log-probability and entropy, status) go to `out`
+    /// `logits` `[rows, padded_vocab(vocab)]`. Results (token, bits of log-probability and entropy, status) go to `out`
     /// `[rows, 4]`; the token of row i is `out[4·i]`, where the next step can read it. See [`Gpu::samples`].
     pub fn sample(
         &self,
         out: &mut Buffer<u32>,
         logits: &Buffer<f32>,
         requests: &Buffer<u32>,
+        vocab: usize,
     ) -> Result<(), Error> {
         let rows = requests.len() / REQUEST;
         expect(self, "requests", requests, &[rows, REQUEST]);
@@ -44,8 +45,8 @@ impl Gpu {
         if rows == 0 {
             return Ok(());
         }
-        let vocab = logits.len() / rows;
-        expect(self, "logits", logits, &[rows, vocab]);
+        let stride = super::padded_vocab(vocab);
+        expect(self, "logits", logits, &[rows, stride]);
         assert!((1..=MAX_VOCAB).contains(&vocab), "{vocab} logits in a row");
         let blocks = vocab.div_ceil(VOCAB_BLOCK);
         let [ids, keys] =
@@ -55,7 +56,7 @@ impl Gpu {
         // Blocks' sums, or weights of one block.
         let shared_bytes = (blocks * 12).max(VOCAB_BLOCK * 4);
         let grid = Grid { shared_bytes, ..Grid::new(rows, 512) };
-        let args = args![out, logits, requests, &ids?, &keys?, &weights, &maxima, vocab];
+        let args = args![out, logits, requests, &ids?, &keys?, &weights, &maxima, vocab, stride];
         // SAFETY: a block reads its row's logits and request, and writes its rows of scratch and its result.
         unsafe { self.launch(&ptx::SAMPLE_DRAW, grid, args) }
     }

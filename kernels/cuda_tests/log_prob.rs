@@ -5,23 +5,25 @@ use crate::cpu::lanes::Level;
 use crate::cpu::log_prob::{self, LogitsError, RowGradient, VOCAB_BLOCK};
 use crate::cpu::philox::{Philox, Stream};
 use crate::cpu::sample::{self, SamplingParams, Scratch};
-use crate::cuda::{Draws, Head, Pair, SampleRequest};
+use crate::cuda::{Draws, Head, Pair, SampleRequest, padded_vocab};
 
 #[test]
 fn log_prob_has_the_bits_of_the_twin_on_the_same_logits() {
     let Some(gpu) = gpu() else { return };
-    for (rows, k, vocab) in [(1, 8, 16), (3, 24, VOCAB_BLOCK + 40), (131, 8, 17 * VOCAB_BLOCK + 8)]
+    for (rows, k, vocab) in
+        [(1, 8, 16), (3, 24, VOCAB_BLOCK + 43), (9, 8, 631), (131, 8, 17 * VOCAB_BLOCK + 8)]
     {
         let x = gpu.upload(&rounded(&values(1, rows * k))).unwrap();
-        let w: Vec<f32> = values(2, vocab * k).iter().map(|w| 4.0 * w).collect();
+        let stride = padded_vocab(vocab);
+        let w: Vec<f32> = values(2, stride * k).iter().map(|w| 4.0 * w).collect();
         let weight = gpu.upload(&rounded(&w)).unwrap();
         let host_tokens: Vec<u32> = (0..rows).map(|row| (row * 997 % vocab) as u32).collect();
         let tokens = gpu.upload(&host_tokens).unwrap();
         let head = Head { weight: &weight, vocab, k };
-        let mut logits = gpu.zeros(rows * vocab).unwrap();
+        let mut logits = gpu.zeros(rows * stride).unwrap();
         let pair = Pair { x: &x, w: &weight, first_row: 0, k };
-        gpu.matmul(&mut logits, &[pair], [rows, vocab], false).unwrap();
-        let logits = gpu.download(&logits).unwrap();
+        gpu.matmul(&mut logits, &[pair], [rows, stride], false).unwrap();
+        let logits = tokens_only(&gpu.download(&logits).unwrap(), vocab);
 
         let temperature = 0.9;
         let mut out = gpu.zeros(rows * 2).unwrap();
@@ -65,6 +67,17 @@ fn log_prob_has_the_bits_of_the_twin_on_the_same_logits() {
         gpu.log_prob_backward(&mut dx, &gradients, &x, head, &tokens, &distributions).unwrap();
         assert_close(&gpu.download(&dx).unwrap(), &naive, &exact, 1e-6, "dx");
     }
+}
+
+/// Rows of logits without what lies behind their tokens.
+fn tokens_only(logits: &[f32], vocab: usize) -> Vec<f32> {
+    logits.chunks(padded_vocab(vocab)).flat_map(|row| row[..vocab].to_vec()).collect()
+}
+
+/// Rows of logits with room behind their tokens, which must not be drawn from.
+fn padded(logits: &[f32], vocab: usize) -> Vec<f32> {
+    let behind = vec![1e30; padded_vocab(vocab) - vocab];
+    logits.chunks(vocab).flat_map(|row| [row, &behind].concat()).collect()
 }
 
 /// Logits on a grid, so that some tie; some impossible.
@@ -113,7 +126,8 @@ fn tokens_are_those_of_the_twin() {
             .collect();
         let mut out = gpu.zeros(rows * 4).unwrap();
         let on_gpu = gpu.sample_requests(&requests).unwrap();
-        gpu.sample(&mut out, &gpu.upload(&logits).unwrap(), &on_gpu).unwrap();
+        let padded = gpu.upload(&padded(&logits, vocab)).unwrap();
+        gpu.sample(&mut out, &padded, &on_gpu, vocab).unwrap();
         let mut scratch = Scratch::new(vocab);
         for (r, got) in gpu.samples(&out).unwrap().into_iter().enumerate() {
             let SampleRequest { params, draws, position } = requests[r];
@@ -142,7 +156,8 @@ fn rows_without_a_distribution_are_named() {
     let request = SampleRequest { params: SamplingParams::default(), draws, position: 0 };
     let requests = gpu.sample_requests(&[request; 4]).unwrap();
     let mut out = gpu.zeros(16).unwrap();
-    gpu.sample(&mut out, &gpu.upload(&logits).unwrap(), &requests).unwrap();
+    let padded = gpu.upload(&padded(&logits, vocab)).unwrap();
+    gpu.sample(&mut out, &padded, &requests, vocab).unwrap();
     let errors: Vec<_> = gpu.samples(&out).unwrap().into_iter().map(Result::err).collect();
     let want = [
         None,
