@@ -319,10 +319,10 @@ KERNEL(128, 2) attention_rows_16(u16* out, float* exact, float* log_sums, CALL) 
 KERNEL(128, 2) attention_rows_32(u16* out, float* exact, float* log_sums, CALL) { rows<32>(out, exact, log_sums, GIVEN_CALL); }
 KERNEL(128, 2) attention_rows_64(u16* out, float* exact, float* log_sums, CALL) { rows<64>(out, exact, log_sums, GIVEN_CALL); }
 KERNEL(128, 2) attention_rows_128(u16* out, float* exact, float* log_sums, CALL) { rows<128>(out, exact, log_sums, GIVEN_CALL); }
-KERNEL(32) attention_part_16(float* parts, float* ends, CALL) { part<16>(parts, ends, GIVEN_CALL); }
-KERNEL(32) attention_part_32(float* parts, float* ends, CALL) { part<32>(parts, ends, GIVEN_CALL); }
-KERNEL(32) attention_part_64(float* parts, float* ends, CALL) { part<64>(parts, ends, GIVEN_CALL); }
-KERNEL(32) attention_part_128(float* parts, float* ends, CALL) { part<128>(parts, ends, GIVEN_CALL); }
+KERNEL(32, 4) attention_part_16(float* parts, float* ends, CALL) { part<16>(parts, ends, GIVEN_CALL); }
+KERNEL(32, 4) attention_part_32(float* parts, float* ends, CALL) { part<32>(parts, ends, GIVEN_CALL); }
+KERNEL(32, 4) attention_part_64(float* parts, float* ends, CALL) { part<64>(parts, ends, GIVEN_CALL); }
+KERNEL(32, 4) attention_part_128(float* parts, float* ends, CALL) { part<128>(parts, ends, GIVEN_CALL); }
 
 // Joins the partitions of a run of rows: {first row, rows, its first item, items}, which lie one after the other.
 // A block a (run, kv_head), a thread a column of D, vector by vector.

@@ -49,14 +49,14 @@ impl Gpu {
         expect(self, "logits", logits, &[rows, stride]);
         assert!((1..=MAX_VOCAB).contains(&vocab), "{vocab} logits in a row");
         let blocks = vocab.div_ceil(VOCAB_BLOCK);
-        let [ids, keys] =
-            [self.uninitialized::<u32>(logits.len()), self.uninitialized(logits.len())];
+        let ids = self.uninitialized::<u32>(logits.len())?;
+        let keys = self.uninitialized::<u32>(logits.len())?;
         let weights = self.uninitialized::<f32>(logits.len())?;
         let maxima = self.uninitialized::<f32>(rows * blocks * 16)?;
         // Blocks' sums, or weights of one block.
         let shared_bytes = (blocks * 12).max(VOCAB_BLOCK * 4);
         let grid = Grid { shared_bytes, ..Grid::new(rows, 512) };
-        let args = args![out, logits, requests, &ids?, &keys?, &weights, &maxima, vocab, stride];
+        let args = args![out, logits, requests, &ids, &keys, &weights, &maxima, vocab, stride];
         // SAFETY: a block reads its row's logits and request, and writes its rows of scratch and its result.
         unsafe { self.launch(&ptx::SAMPLE_DRAW, grid, args) }
     }
