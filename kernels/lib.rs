@@ -1,4 +1,13 @@
-//! Raw kernels: slices in, slices out. No tensors, no models. The only crate with `unsafe` in it
-//! (but for the engine's one memory map).
+//! Raw kernels: slices or device buffers in, slices or device buffers out. No tensors, no models. The only
+//! crate with `unsafe` in it (but for the engine's one memory map).
 
 pub mod cpu;
+#[cfg_attr(not(feature = "cuda"), path = "cuda_disabled.rs")]
+pub mod cuda;
+mod cuda_args;
+mod cuda_error;
+#[cfg(feature = "cuda")]
+pub mod ptx;
+
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_tests;

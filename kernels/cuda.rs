@@ -1,0 +1,156 @@
+//! Launching the kernels of `cuda/*.cu`, through crate cust.
+//!
+//! [`Gpu`] is one device with one stream: what is queued runs in order, and a call returns before its work is
+//! done, but for those that bring results to the host. Every entry point of [`crate::ptx`] has one safe function
+//! here, which asserts the shapes that make its memory accesses valid. Each is the twin of a CPU kernel: same
+//! formula, same rounding; what the twin takes as f32 and rounds to bf16 before a product lies on the device
+//! as bf16 (`u16`), rounded by the kernel that made it.
+//!
+//! Batch invariance holds here too: a row's bits depend on that row alone.
+
+#[path = "cuda_host/attention.rs"]
+mod attention;
+#[path = "cuda_host/buffer.rs"]
+mod buffer;
+#[path = "cuda_host/driver.rs"]
+mod driver;
+#[path = "cuda_host/launch.rs"]
+mod launch;
+#[path = "cuda_host/log_prob.rs"]
+mod log_prob;
+#[path = "cuda_host/matmul.rs"]
+mod matmul;
+#[path = "cuda_host/optimizer.rs"]
+mod optimizer;
+#[path = "cuda_host/rows.rs"]
+mod rows;
+#[path = "cuda_host/sample.rs"]
+mod sample;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cust::context::Context;
+use cust::device::{Device, DeviceAttribute};
+use cust::module::Module;
+use cust::stream::{Stream, StreamFlags};
+
+pub use crate::cuda_args::{Draws, SampleRequest};
+pub use crate::cuda_error::Error;
+pub use attention::{AttentionPlan, AttentionSaved, BackwardPlan};
+pub use buffer::{Buffer, Element};
+pub use driver::{Graph, Timer};
+pub use log_prob::{Distributions, Head, padded_vocab};
+pub use matmul::{FEW_ROWS, Factor, Pair};
+pub use rows::{Output, RopeTable};
+
+use buffer::Pool;
+use driver::{check, describe};
+
+/// One device, its stream, its memory, its kernels. Clones are the same device.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    ordinal: usize,
+    name: String,
+    multiprocessors: usize,
+    /// Functions by symbol. They live as long as their modules.
+    functions: Mutex<HashMap<&'static str, driver::Function>>,
+    pool: Mutex<Pool>,
+    staging: Mutex<Option<driver::Staging>>,
+    /// The kernel that was queued last: where work failed, it or one before it did.
+    last: Mutex<&'static str>,
+    // Dropped in this order, the context last.
+    modules: Mutex<HashMap<&'static str, Module>>,
+    stream: Stream,
+    context: Context,
+}
+
+impl Gpu {
+    /// Opens a device. Kernels are compiled for it when first launched.
+    pub fn open(ordinal: usize) -> Result<Gpu, Error> {
+        if !cuda_driver::is_present() {
+            return Err(Error::NoDriver);
+        }
+        match cust::init(cust::CudaFlags::empty()) {
+            Err(cust::error::CudaError::NoDevice) => return Err(Error::NoDriver),
+            result => check("cuInit", result)?,
+        }
+        let count = check("counting devices", Device::num_devices())? as usize;
+        if ordinal >= count {
+            return Err(Error::NoDevice { ordinal, count });
+        }
+        let device = check("opening a device", Device::get_device(ordinal as u32))?;
+        let name = check("asking a device for its name", device.name())?;
+        let attribute =
+            |which| check("asking a device for an attribute", device.get_attribute(which));
+        let major = attribute(DeviceAttribute::ComputeCapabilityMajor)?;
+        let minor = attribute(DeviceAttribute::ComputeCapabilityMinor)?;
+        if major < 8 {
+            return Err(Error::OldDevice { name, major, minor });
+        }
+        let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
+        let context = check("making a context", Context::new(device))?;
+        let stream = check("making a stream", Stream::new(StreamFlags::DEFAULT, None))?;
+        Ok(Gpu(Arc::new(Inner {
+            ordinal,
+            name,
+            multiprocessors,
+            functions: Mutex::default(),
+            pool: Mutex::default(),
+            staging: Mutex::default(),
+            last: Mutex::new("nothing"),
+            modules: Mutex::default(),
+            stream,
+            context,
+        })))
+    }
+
+    /// Which of the machine's devices it is.
+    pub fn ordinal(&self) -> usize {
+        self.0.ordinal
+    }
+
+    /// What the device calls itself.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Multiprocessors it has.
+    pub fn multiprocessors(&self) -> usize {
+        self.0.multiprocessors
+    }
+
+    /// Waits for all that is queued. Where a kernel failed, this says so.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.0.enter()?;
+        self.0.finish("waiting")
+    }
+}
+
+impl Inner {
+    /// Makes the context that of the calling thread.
+    fn enter(&self) -> Result<(), Error> {
+        driver::enter(&self.context)
+    }
+
+    /// Waits for the stream; `doing` is said of an error.
+    fn finish(&self, doing: &str) -> Result<(), Error> {
+        self.stream.synchronize().map_err(|error| Error::Driver {
+            what: format!("{doing} after {}", *lock(&self.last)),
+            result: describe(error),
+        })
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cuda:{} ({})", self.0.ordinal, self.0.name)
+    }
+}
+
+/// A panic elsewhere leaves what these locks hold as it was: each change is one statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,212 @@
+// What the kernels share: types, warp and block primitives, and the instructions C++ has no name for.
+// No header of the CUDA SDK: nvcc and clang both compile it. bf16 is its 16 bits in a u16.
+// The build forbids contraction of a*b + c (see build.rs); fused() is a fused multiply-add.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifdef __clang__
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
+#define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
+#define DEV __device__ inline __attribute__((always_inline))
+#define THREAD ((int)__nvvm_read_ptx_sreg_tid_x())
+#define BLOCK_X ((int)__nvvm_read_ptx_sreg_ctaid_x())
+#define BLOCK_Y ((int)__nvvm_read_ptx_sreg_ctaid_y())
+#define BLOCK_Z ((int)__nvvm_read_ptx_sreg_ctaid_z())
+#define GRID_X ((int)__nvvm_read_ptx_sreg_nctaid_x())
+DEV void sync_block() { __nvvm_barrier_sync(0); }
+DEV void sync_warp() { __nvvm_bar_warp_sync(0xffffffffu); }
+DEV u32 shuffle_xor_bits(u32 v, int mask) { return __nvvm_shfl_sync_bfly_i32(0xffffffffu, v, mask, 31); }
+DEV u32 shuffle_bits(u32 v, int lane) { return __nvvm_shfl_sync_idx_i32(0xffffffffu, v, lane, 31); }
+struct __attribute__((aligned(16))) float4 { float x, y, z, w; };
+struct __attribute__((aligned(8))) float2 { float x, y; };
+struct __attribute__((aligned(16))) uint4 { u32 x, y, z, w; };
+struct __attribute__((aligned(8))) uint2 { u32 x, y; };
+#else
+#define DEV __device__ __forceinline__
+#define THREAD ((int)threadIdx.x)
+#define BLOCK_X ((int)blockIdx.x)
+#define BLOCK_Y ((int)blockIdx.y)
+#define BLOCK_Z ((int)blockIdx.z)
+#define GRID_X ((int)gridDim.x)
+DEV void sync_block() { __syncthreads(); }
+DEV void sync_warp() { __syncwarp(); }
+DEV u32 shuffle_xor_bits(u32 v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEV u32 shuffle_bits(u32 v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+#endif
+
+#define LANE (THREAD & 31)
+#define WARP (THREAD >> 5)
+
+// ---- bits
+
+DEV u32 float_bits(float v) { u32 b; asm("mov.b32 %0, %1;" : "=r"(b) : "f"(v)); return b; }
+DEV float bits_float(u32 b) { float v; asm("mov.b32 %0, %1;" : "=f"(v) : "r"(b)); return v; }
+DEV u64 double_bits(double v) { u64 b; asm("mov.b64 %0, %1;" : "=l"(b) : "d"(v)); return b; }
+DEV double bits_double(u64 b) { double v; asm("mov.b64 %0, %1;" : "=d"(v) : "l"(b)); return v; }
+
+#define NEGATIVE_INFINITY bits_float(0xff800000u)
+
+// bf16 to nearest even: one value, and a pair with the first in the low half.
+DEV u32 pack_bf16(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+DEV u16 to_bf16(float v) { return (u16)pack_bf16(v, 0.0f); }
+DEV float from_bf16(u16 b) { return bits_float((u32)b << 16); }
+DEV float low_of(u32 pair) { return bits_float(pair << 16); }
+DEV float high_of(u32 pair) { return bits_float(pair & 0xffff0000u); }
+DEV float round_bf16(float v) { return low_of(pack_bf16(v, 0.0f)); }
+DEV uint2 pack_bf16(float4 v) {
+    uint2 out;
+    out.x = pack_bf16(v.x, v.y);
+    out.y = pack_bf16(v.z, v.w);
+    return out;
+}
+DEV float4 from_bf16(uint2 b) {
+    float4 v;
+    v.x = low_of(b.x), v.y = high_of(b.x), v.z = low_of(b.y), v.w = high_of(b.y);
+    return v;
+}
+
+// Whole-vector stores where the compiler would take a structure apart.
+DEV void store_whole(float* to, float4 v) { asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory"); }
+DEV void store_whole(u16* to, uint2 v) { asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory"); }
+
+// ---- arithmetic
+
+DEV float fused(float a, float b, float c) { float d; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c)); return d; }
+DEV double fused(double a, double b, double c) { double d; asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(d) : "d"(a), "d"(b), "d"(c)); return d; }
+DEV float square_root(float a) { float d; asm("sqrt.rn.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+DEV double square_root(double a) { double d; asm("sqrt.rn.f64 %0, %1;" : "=d"(d) : "d"(a)); return d; }
+// 2^a within 2 units in the last place; subnormal results are 0.
+DEV float exp2_fast(float a) { float d; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+DEV float log2_fast(float a) { float d; asm("lg2.approx.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+DEV float larger(float a, float b) { float d; asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b)); return d; }
+DEV int smaller(int a, int b) { return a < b ? a : b; }
+DEV int larger(int a, int b) { return a > b ? a : b; }
+
+// ---- warps and blocks
+
+DEV float shuffle_xor(float v, int mask) { return bits_float(shuffle_xor_bits(float_bits(v), mask)); }
+DEV u64 shuffle_xor(u64 v, int mask) {
+    const u32 low = shuffle_xor_bits((u32)v, mask), high = shuffle_xor_bits((u32)(v >> 32), mask);
+    return (u64)high << 32 | low;
+}
+DEV double shuffle_xor(double v, int mask) { return bits_double(shuffle_xor(double_bits(v), mask)); }
+
+// The sum of all lanes, in every lane, by halves: the order does not depend on who is there.
+template <class T> DEV T warp_sum(T v) {
+#pragma unroll
+    for (int mask = 16; mask; mask >>= 1) v = v + shuffle_xor(v, mask);
+    return v;
+}
+
+// The sum over a block of WARPS warps, in every thread. `shared` has WARPS elements; the block has passed a
+// barrier since it was last used.
+template <int WARPS, class T> DEV T block_sum(T v, T* shared) {
+    v = warp_sum(v);
+    if (WARPS == 1) return v;
+    if (LANE == 0) shared[WARP] = v;
+    sync_block();
+    T sum = shared[0];
+#pragma unroll
+    for (int i = 1; i < WARPS; ++i) sum = sum + shared[i];
+    return sum;
+}
+
+// ---- asynchronous copies to shared memory
+
+DEV u32 shared_address(const void* p) {
+    u32 a;
+    asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(a) : "l"(p));
+    return a;
+}
+// 16 bytes, or zeros where `there` is false (then `from` is not read, but must be an address all the same).
+DEV void copy16(u32 to, const void* from, bool there) {
+    const int bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+DEV void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the last N groups have landed.
+template <int N> DEV void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// ---- tensor cores
+
+// Four 8x8 matrices of bf16; each lane names a row of 16 bytes (lanes 8i..8i+7 those of matrix i).
+DEV void load_matrices(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// The same, transposed.
+DEV void load_matrices_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// d += a b: 16x16 by 16x8. Lane l holds of d rows l/4 and l/4 + 8, columns 2(l%4) and the next.
+DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- e^x
+
+// Twin of cpu/exp.rs: within 2 units in the last place; overflows to infinity, underflows through subnormals.
+DEV float exponential(float x) {
+    float n;
+    x = x < -104.0f ? -104.0f : x;
+    x = x > 104.0f ? 104.0f : x;
+    asm("cvt.rni.f32.f32 %0, %1;" : "=f"(n) : "f"(x * 1.44269504f));
+    float r = fused(n, -0.693359375f, x);
+    r = fused(n, 2.1219444e-4f, r);
+    float p = 1.9875691e-4f;
+    p = fused(p, r, 1.3982e-3f);
+    p = fused(p, r, 8.333452e-3f);
+    p = fused(p, r, 4.1665796e-2f);
+    p = fused(p, r, 1.6666666e-1f);
+    p = fused(p, r, 0.5f);
+    p = fused(p, r * r, r) + 1.0f;
+    // 2^n in two factors, each of which is normal.
+    const int whole = (int)n, half = whole >> 1;
+    return p * bits_float((u32)(half + 127) << 23) * bits_float((u32)(whole - half + 127) << 23);
+}
+
+DEV float silu(float x) {
+    // A finite numerator keeps -inf / inf away.
+    x = x < -3.40282347e38f ? -3.40282347e38f : x;
+    return x / (exponential(0.0f - x) + 1.0f);
+}
+
+// Gradients of gate and up of y = silu(gate) up; twin of cpu/swiglu.rs.
+DEV float2 swiglu_gradient(float dy, float gate, float up) {
+    gate = gate < -3.40282347e38f ? -3.40282347e38f : gate;
+    const float e = exponential(0.0f - gate) + 1.0f;
+    const float sigmoid = 1.0f / e;
+    float2 d;
+    d.x = dy * up * (sigmoid * (gate * (1.0f - sigmoid) + 1.0f));
+    d.y = dy * (gate / e);
+    return d;
+}
+
+// ---- random numbers
+
+// Philox4x32-10, twin of cpu/philox.rs; the counter is position, stream and sequence, low and high.
+DEV void philox(u32 (&c)[4], u32 key0, u32 key1) {
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const u64 a = (u64)c[0] * 0xD2511F53u, b = (u64)c[2] * 0xCD9E8D57u;
+        const u32 c1 = c[1], c3 = c[3];
+        c[0] = (u32)(b >> 32) ^ c1 ^ key0;
+        c[1] = (u32)b;
+        c[2] = (u32)(a >> 32) ^ c3 ^ key1;
+        c[3] = (u32)a;
+        key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    }
+}

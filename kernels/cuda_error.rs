@@ -1,0 +1,57 @@
+//! Why the GPU cannot do what it was asked to. The same in builds with and without feature `cuda`.
+
+/// What went wrong, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Feature `cuda` is off.
+    #[error("this build has no CUDA kernels; build with --features cuda, or use --device cpu")]
+    Disabled,
+    /// No libcuda.so.1, or one that finds no device.
+    #[error(
+        "there is no CUDA driver: libcuda.so.1 cannot be opened, or finds no GPU; install NVIDIA's \
+         driver (525 or later), or use --device cpu"
+    )]
+    NoDriver,
+    /// Fewer devices than that.
+    #[error("there is no CUDA device {ordinal}: the driver finds {count}")]
+    NoDevice {
+        /// Which was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Older than sm_80.
+    #[error(
+        "{name} has compute capability {major}.{minor}; the kernels need 8.0 or later (Ampere)"
+    )]
+    OldDevice {
+        /// What the device calls itself.
+        name: String,
+        /// Of its compute capability.
+        major: i32,
+        /// Of its compute capability.
+        minor: i32,
+    },
+    /// The device's memory is full.
+    #[error(
+        "the GPU has no room for {} MiB more: {} of {} MiB are free; lower the batch (fewer rollouts or \
+         shorter completions at a time) or the memory for keys and values",
+        wanted.div_ceil(1 << 20), free >> 20, total >> 20
+    )]
+    OutOfMemory {
+        /// Bytes.
+        wanted: usize,
+        /// Bytes, what waits to be used again not counted.
+        free: usize,
+        /// Bytes of the device.
+        total: usize,
+    },
+    /// The driver refused a call, or a kernel failed.
+    #[error("CUDA: {what} failed: {result}")]
+    Driver {
+        /// The kernel, or what was done.
+        what: String,
+        /// The driver's name for it.
+        result: String,
+    },
+}

@@ -1,0 +1,295 @@
+//! Device memory: buffers of one element type, taken from a pool and given back to it when dropped.
+//!
+//! All work is on one stream, so memory that is given back may be handed out at once: what is queued for the new
+//! owner runs after what was queued for the old one.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+
+use super::driver::{self, Staging};
+use super::{Error, Gpu, lock};
+
+/// What a buffer may hold: plain numbers, in the device's layout. bf16 is `u16`.
+pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
+impl Element for f32 {}
+impl Element for f64 {}
+impl Element for u16 {}
+impl Element for u32 {}
+impl Element for u64 {}
+
+/// `len` elements in the memory of one device.
+pub struct Buffer<T: Element> {
+    address: u64,
+    len: usize,
+    /// Bytes it was taken with.
+    size: usize,
+    gpu: Gpu,
+    element: PhantomData<T>,
+}
+
+/// Memory that waits to be used again, by size.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: BTreeMap<usize, Vec<u64>>,
+    /// Bytes from the driver, and how many of them wait.
+    reserved: usize,
+    waiting: usize,
+    most: usize,
+    /// Graphs that live. They use addresses of the pool.
+    pub(super) graphs: usize,
+}
+
+/// Sizes are multiples of 512 bytes, and above 4 KiB of an eighth of their power of two, so that sizes
+/// which differ little share memory and at most an eighth is wasted.
+fn rounded(bytes: usize) -> usize {
+    let step = (bytes.max(1).next_power_of_two() / 16).max(512);
+    bytes.max(1).next_multiple_of(step)
+}
+
+impl Gpu {
+    /// A buffer whose elements are whatever the memory held: for results that are written whole.
+    pub fn uninitialized<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
+        let size = rounded(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
+        let address = self.take(size)?;
+        Ok(Buffer { address, len, size, gpu: self.clone(), element: PhantomData })
+    }
+
+    /// A buffer of zeros.
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
+        let mut buffer = self.uninitialized(len)?;
+        self.fill_zero(&mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Sets all elements to 0.
+    pub fn fill_zero<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<(), Error> {
+        buffer.check_owner(self);
+        if buffer.len == 0 {
+            return Ok(());
+        }
+        self.0.enter()?;
+        // SAFETY: the buffer has that many bytes.
+        unsafe { driver::zero(self, buffer.address, buffer.len * size_of::<T>()) }
+    }
+
+    /// A copy of `data` on the device.
+    pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>, Error> {
+        let mut buffer = self.uninitialized(data.len())?;
+        self.write(&mut buffer, 0, data)?;
+        Ok(buffer)
+    }
+
+    /// Copies `data` to `buffer`, from element `first` on, through pinned memory. `data` may change when this
+    /// returns.
+    pub fn write<T: Element>(
+        &self,
+        buffer: &mut Buffer<T>,
+        first: usize,
+        data: &[T],
+    ) -> Result<(), Error> {
+        buffer.check_owner(self);
+        let room = buffer.len.saturating_sub(first);
+        assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
+        self.0.enter()?;
+        let mut staging = lock(&self.0.staging);
+        let staging = match &mut *staging {
+            Some(staging) => staging,
+            empty => empty.insert(Staging::new()?),
+        };
+        let to = buffer.address + (first * size_of::<T>()) as u64;
+        // SAFETY: the elements lie in the buffer by the assert above.
+        unsafe { staging.copy_in(self, to, bytemuck::cast_slice(data)) }
+    }
+
+    /// Waits for what is queued and copies the buffer to the host.
+    pub fn download<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>, Error> {
+        let mut data = vec![T::zeroed(); buffer.len];
+        self.read(buffer, 0, &mut data)?;
+        Ok(data)
+    }
+
+    /// Waits for what is queued and copies elements from `first` on to `data`.
+    pub fn read<T: Element>(
+        &self,
+        buffer: &Buffer<T>,
+        first: usize,
+        data: &mut [T],
+    ) -> Result<(), Error> {
+        buffer.check_owner(self);
+        let room = buffer.len.saturating_sub(first);
+        assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
+        self.0.enter()?;
+        if data.is_empty() {
+            return self.0.finish("reading");
+        }
+        let from = buffer.address + (first * size_of::<T>()) as u64;
+        // SAFETY: the elements lie in the buffer by the assert above, and `data` lives until the copy has run,
+        // which is waited for here.
+        let queued =
+            unsafe { driver::copy_out(self, data.as_mut_ptr().cast(), from, size_of_val(data)) };
+        self.0.finish("reading").and(queued)
+    }
+
+    /// Copies `len` elements from `from_first` of one buffer to `to_first` of another.
+    pub fn copy<T: Element>(
+        &self,
+        to: &mut Buffer<T>,
+        to_first: usize,
+        from: &Buffer<T>,
+        from_first: usize,
+        len: usize,
+    ) -> Result<(), Error> {
+        to.check_owner(self);
+        from.check_owner(self);
+        assert!(len <= to.len.saturating_sub(to_first), "{len} at {to_first} of {}", to.len);
+        assert!(
+            len <= from.len.saturating_sub(from_first),
+            "{len} at {from_first} of {}",
+            from.len
+        );
+        if len == 0 {
+            return Ok(());
+        }
+        self.0.enter()?;
+        let place = |address: u64, first: usize| address + (first * size_of::<T>()) as u64;
+        let (to, from) = (place(to.address, to_first), place(from.address, from_first));
+        // SAFETY: both have the elements by the asserts above; two buffers do not overlap.
+        unsafe { driver::copy_within(self, to, from, len * size_of::<T>()) }
+    }
+
+    /// Gives what waits to be used again back to the driver, unless a graph may use it.
+    pub fn trim(&self) -> Result<(), Error> {
+        self.synchronize()?;
+        let mut pool = lock(&self.0.pool);
+        if pool.graphs == 0 {
+            self.empty(&mut pool);
+        }
+        Ok(())
+    }
+
+    /// Bytes of buffers that live, and the most there were at once.
+    pub fn memory_in_use(&self) -> (usize, usize) {
+        let pool = lock(&self.0.pool);
+        (pool.reserved - pool.waiting, pool.most)
+    }
+
+    /// Bytes that are free, what waits to be used again counted, and bytes of the device.
+    pub fn memory(&self) -> Result<(usize, usize), Error> {
+        self.0.enter()?;
+        let asked = cust::memory::mem_get_info();
+        let (free, total) = driver::check("asking for free memory", asked)?;
+        Ok((free + lock(&self.0.pool).waiting, total))
+    }
+
+    fn empty(&self, pool: &mut Pool) {
+        for (size, addresses) in std::mem::take(&mut pool.free) {
+            for address in addresses {
+                // SAFETY: of `allocate`; no buffer owns it, and the stream has run all that used it.
+                unsafe { driver::free(address) };
+                pool.reserved -= size;
+                pool.waiting -= size;
+            }
+        }
+    }
+
+    fn take(&self, size: usize) -> Result<u64, Error> {
+        self.0.enter()?;
+        let mut pool = lock(&self.0.pool);
+        let waiting = pool.free.get_mut(&size).and_then(Vec::pop);
+        let address = match waiting {
+            Some(address) => {
+                pool.waiting -= size;
+                address
+            }
+            None => {
+                let mut address = driver::allocate(size)?;
+                if address.is_none() && pool.graphs == 0 {
+                    // What waits in other sizes may make room.
+                    self.0.finish("making room")?;
+                    self.empty(&mut pool);
+                    address = driver::allocate(size)?;
+                }
+                let Some(address) = address else {
+                    let (free, total) = cust::memory::mem_get_info().unwrap_or_default();
+                    return Err(Error::OutOfMemory { wanted: size, free, total });
+                };
+                pool.reserved += size;
+                address
+            }
+        };
+        pool.most = pool.most.max(pool.reserved - pool.waiting);
+        Ok(address)
+    }
+}
+
+impl<T: Element> Buffer<T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The device it is on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Where it begins, on the device: nothing the host may read.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Asserts that it is memory of `gpu`.
+    pub(super) fn check_owner(&self, gpu: &Gpu) {
+        assert!(
+            std::sync::Arc::ptr_eq(&self.gpu.0, &gpu.0),
+            "a buffer of {:?} on {gpu:?}",
+            self.gpu
+        );
+    }
+}
+
+impl<T: Element> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let mut pool = lock(&self.gpu.0.pool);
+        pool.waiting += self.size;
+        pool.free.entry(self.size).or_default().push(self.address);
+    }
+}
+
+impl Drop for super::Inner {
+    fn drop(&mut self) {
+        let _ = self.enter();
+        let _ = self.stream.synchronize();
+        for address in std::mem::take(&mut lock(&self.pool).free).into_values().flatten() {
+            // SAFETY: no buffer is left (each holds this value), and the stream has run all there was.
+            unsafe { driver::free(address) };
+        }
+        lock(&self.staging).take();
+    }
+}
+
+impl<T: Element> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} x {} on {:?}", self.len, std::any::type_name::<T>(), self.gpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rounded;
+
+    #[test]
+    fn sizes_are_rounded_by_at_most_an_eighth() {
+        assert_eq!([0, 1, 512, 513, 4096].map(rounded), [512, 512, 512, 1024, 4096]);
+        for bytes in (4096..1 << 20).step_by(1111).chain([(3 << 30) + 5]) {
+            let size = rounded(bytes);
+            assert!(size >= bytes && size - bytes <= bytes / 8, "{bytes} {size}");
+            assert_eq!(rounded(size), size);
+        }
+    }
+}

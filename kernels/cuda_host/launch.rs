@@ -1,0 +1,172 @@
+//! Queuing a kernel: loads its module when it is first needed, checks the arguments against the table.
+
+use std::ffi::c_void;
+
+use cust::module::{Module, ModuleJitOption, OptLevel};
+
+use super::driver::{Function, check};
+use super::{Buffer, Element, Error, Gpu, lock};
+use crate::ptx::{Entry, Param};
+
+/// One argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Arg {
+    /// Of a buffer's first element, or of none.
+    Address(u64),
+    U32(u32),
+    F32(f32),
+    F64(f64),
+}
+
+impl<T: Element> From<&Buffer<T>> for Arg {
+    fn from(buffer: &Buffer<T>) -> Arg {
+        Arg::Address(buffer.address())
+    }
+}
+
+impl<T: Element> From<&mut Buffer<T>> for Arg {
+    fn from(buffer: &mut Buffer<T>) -> Arg {
+        Arg::Address(buffer.address())
+    }
+}
+
+impl<T: Element> From<Option<&Buffer<T>>> for Arg {
+    fn from(buffer: Option<&Buffer<T>>) -> Arg {
+        Arg::Address(buffer.map_or(0, Buffer::address))
+    }
+}
+
+impl From<usize> for Arg {
+    fn from(value: usize) -> Arg {
+        Arg::U32(value.try_into().expect("sizes that kernels take fit 32 bits"))
+    }
+}
+
+impl From<u32> for Arg {
+    fn from(value: u32) -> Arg {
+        Arg::U32(value)
+    }
+}
+
+impl From<bool> for Arg {
+    fn from(value: bool) -> Arg {
+        Arg::U32(value.into())
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Arg {
+        Arg::F32(value)
+    }
+}
+
+impl From<f64> for Arg {
+    fn from(value: f64) -> Arg {
+        Arg::F64(value)
+    }
+}
+
+/// An argument list; every element becomes an [`Arg`].
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { &[$($crate::cuda::launch::Arg::from($value)),*] };
+}
+pub(super) use args;
+
+/// How many threads run, and with how much shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    pub(super) threads: usize,
+    /// Dynamic shared memory of a block.
+    pub(super) shared_bytes: usize,
+}
+
+impl Grid {
+    pub(super) fn new(blocks: usize, threads: usize) -> Grid {
+        Grid { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
+    }
+
+    /// The same blocks, of so many threads.
+    pub(super) fn threads(self, threads: usize) -> Grid {
+        Grid { threads, ..self }
+    }
+
+    /// Enough blocks of `threads` for `count` elements, `each` a thread.
+    pub(super) fn over(count: usize, each: usize, threads: usize) -> Grid {
+        Grid::new(count.div_ceil(each * threads), threads)
+    }
+}
+
+impl Gpu {
+    /// Queues a kernel. A grid without blocks is nothing to do.
+    ///
+    /// # Safety
+    /// The addresses among `args` are valid for what the kernel does with them, on this grid.
+    pub(super) unsafe fn launch(
+        &self,
+        entry: &'static Entry,
+        grid: Grid,
+        args: &[Arg],
+    ) -> Result<(), Error> {
+        let Grid { blocks, threads, shared_bytes } = grid;
+        assert_eq!(args.len(), entry.params.len(), "arguments of {}", entry.symbol);
+        let mut pointers = [std::ptr::null_mut::<c_void>(); 32];
+        for ((pointer, arg), param) in pointers.iter_mut().zip(args).zip(entry.params) {
+            let (kind, value) = match arg {
+                Arg::Address(value) => (Param::U64, std::ptr::from_ref(value).cast::<c_void>()),
+                Arg::U32(value) => (Param::U32, std::ptr::from_ref(value).cast()),
+                Arg::F32(value) => (Param::F32, std::ptr::from_ref(value).cast()),
+                Arg::F64(value) => (Param::F64, std::ptr::from_ref(value).cast()),
+            };
+            assert_eq!(kind, *param, "an argument of {}", entry.symbol);
+            *pointer = value.cast_mut();
+        }
+        if blocks.contains(&0) {
+            return Ok(());
+        }
+        let limit = |index: usize| if index == 0 { i32::MAX as usize } else { u16::MAX as usize };
+        let fits = blocks.iter().enumerate().all(|(index, blocks)| *blocks <= limit(index));
+        assert!(fits, "{} on a grid of {blocks:?}", entry.symbol);
+        self.0.enter()?;
+        let function = self.function(entry, shared_bytes)?;
+        let stream = self.0.stream.as_inner();
+        *lock(&self.0.last) = entry.symbol;
+        let params = &mut pointers[..args.len()];
+        let blocks = blocks.map(|blocks| blocks as u32);
+        // SAFETY: number and types are the table's by the asserts above, and the table's are the kernel's
+        // (ptx.rs); of the addresses the caller says so.
+        unsafe {
+            function.launch(entry.symbol, blocks, threads as u32, shared_bytes, stream, params)
+        }
+    }
+
+    /// The kernel, loaded, and allowed so much shared memory.
+    fn function(&self, entry: &'static Entry, shared_bytes: usize) -> Result<Function, Error> {
+        /// What any kernel may have without asking.
+        const FREE: usize = 48 << 10;
+        let mut functions = lock(&self.0.functions);
+        if let Some(function) = functions.get(entry.symbol) {
+            return Ok(*function);
+        }
+        let mut modules = lock(&self.0.modules);
+        if !modules.contains_key(entry.stem) {
+            let options = [ModuleJitOption::OptLevel(OptLevel::O4)];
+            let what = format!("compiling {}.cu's PTX", entry.stem);
+            modules.insert(entry.stem, check(&what, Module::from_ptx(entry.module, &options))?);
+        }
+        let function =
+            Function::new(&check(entry.symbol, modules[entry.stem].get_function(entry.symbol))?);
+        if shared_bytes > FREE {
+            function.allow_shared(entry.symbol, shared_bytes)?;
+        }
+        functions.insert(entry.symbol, function);
+        Ok(function)
+    }
+}
+
+/// Asserts that a buffer is this device's and has `len` elements.
+pub(super) fn expect<T: Element>(gpu: &Gpu, name: &str, buffer: &Buffer<T>, shape: &[usize]) {
+    buffer.check_owner(gpu);
+    let len = shape.iter().try_fold(1usize, |len, size| len.checked_mul(*size));
+    assert_eq!(Some(buffer.len()), len, "{name} is not {shape:?}");
+}

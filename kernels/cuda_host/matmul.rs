@@ -1,0 +1,319 @@
+//! Matrix products on the tensor cores, and LoRA's factors on their way there.
+
+use super::launch::{Arg, Grid, args, expect};
+use super::{Buffer, Error, Gpu};
+use crate::ptx::{self, Entry};
+
+/// Up to this many rows a product streams the weights once (in a block of 64 rows each): decoding.
+pub const FEW_ROWS: usize = 128;
+
+/// Rows of x in a chunk of [`Gpu::matmul_gradient`]: eight times the blocks for a batch of 4,096 rows.
+const CHUNK: usize = 512;
+
+/// Products that are added in one pass, at most.
+const MOST_PAIRS: usize = 3;
+
+/// One of up to three products that are added: `x [m, k]` and, in a forward pass, `w [n, k]`; in a backward
+/// pass `w [k, n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    /// Left side, bf16.
+    pub x: &'a Buffer<u16>,
+    /// Right side, bf16.
+    pub w: &'a Buffer<u16>,
+    /// Row of w at which it begins: 0, or where a part of the vocabulary does.
+    pub first_row: usize,
+    /// What is summed over; a multiple of 8.
+    pub k: usize,
+}
+
+/// A LoRA factor `[rank, n]` of f32 in bf16 parts, high + low: a product with it is one with three times the
+/// rank. The error is that of dropping low times low, 2⁻¹⁶ of the product. The rank is a multiple of 8.
+#[derive(Debug)]
+pub struct Factor {
+    /// `[3·rank, n]`: high, high, low.
+    rows: Buffer<u16>,
+    /// `[n, 3·rank]`: the same, transposed.
+    columns: Buffer<u16>,
+    rank: usize,
+    n: usize,
+}
+
+impl Factor {
+    /// The right side of `l·F` in a backward pass (`dx += dl·A`): give [`Gpu::low_rank`]'s result as x.
+    pub fn backward<'a>(&'a self, low: &'a Buffer<u16>) -> Pair<'a> {
+        Pair { x: low, w: &self.rows, first_row: 0, k: 3 * self.rank }
+    }
+
+    /// The right side of `l·F` in a forward pass (`y += l·Bᵀ`, F = Bᵀ): give [`Gpu::low_rank`]'s result as x.
+    pub fn forward<'a>(&'a self, low: &'a Buffer<u16>) -> Pair<'a> {
+        Pair { x: low, w: &self.columns, first_row: 0, k: 3 * self.rank }
+    }
+
+    /// Rows of the factor.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+}
+
+impl Gpu {
+    /// Twin of [`crate::cpu::matmul::forward`]: `y [m, n]` becomes Σ x·wᵀ over the pairs, or grows by it if
+    /// `accumulate` (the residual connection). One pair with a bf16 x is the CPU's `Rounding::Bf16`.
+    ///
+    /// # Panics
+    /// If shapes do not fit, or n or a k is not a multiple of 8, or there are more than three pairs.
+    pub fn matmul(
+        &self,
+        y: &mut Buffer<f32>,
+        pairs: &[Pair<'_>],
+        [m, n]: [usize; 2],
+        accumulate: bool,
+    ) -> Result<(), Error> {
+        expect(self, "y", y, &[m, n]);
+        let added = accumulate.then_some(&*y);
+        let lead = args![&*y, added];
+        if m <= FEW_ROWS {
+            let tile = Few::pick(self, m, n, 1);
+            let entry = tile.entry(&FEW_F32);
+            // SAFETY: blocks write tiles of y that lie in [m, n], and read pairs of the asserted shapes.
+            return unsafe { self.product(entry, tile.grid(m, n, 1), lead, pairs, m, n, n, false) };
+        }
+        // SAFETY: as above.
+        unsafe { self.product(&ptx::MATMUL_NT_F32, tiles(m, n), lead, pairs, m, n, n, false) }
+    }
+
+    /// The MLP's first half in one pass: `y [m, n]`, rounded to bf16, is silu(gate)·up, where gate and up are
+    /// Σ x·wᵀ with the first and the last n of w's 2n rows. Gate and up are written where they are wanted.
+    pub fn matmul_swiglu(
+        &self,
+        y: &mut Buffer<u16>,
+        kept: Option<[&mut Buffer<f32>; 2]>,
+        pairs: &[Pair<'_>],
+        [m, n]: [usize; 2],
+    ) -> Result<(), Error> {
+        expect(self, "y", y, &[m, n]);
+        let [gate, up] = match kept {
+            Some([gate, up]) => {
+                expect(self, "gate", gate, &[m, n]);
+                expect(self, "up", up, &[m, n]);
+                [Arg::from(gate), Arg::from(up)]
+            }
+            None => [Arg::Address(0); 2],
+        };
+        let lead = &[Arg::from(y), gate, up];
+        if m <= FEW_ROWS {
+            let tile = Few::pick(self, m, n, 2);
+            let entry = tile.entry(&FEW_SWIGLU);
+            // SAFETY: as in `matmul`; w has 2n rows.
+            return unsafe {
+                self.product(entry, tile.grid(m, n, 2), lead, pairs, m, n, 2 * n, false)
+            };
+        }
+        let grid = tiles(m, 2 * n);
+        // SAFETY: as above.
+        unsafe { self.product(&ptx::MATMUL_NT_SWIGLU, grid, lead, pairs, m, n, 2 * n, false) }
+    }
+
+    /// Twin of [`crate::cpu::matmul::backward`]: `dx [m, n]` becomes Σ x·w over the pairs, whose w lie
+    /// `[k, n]` (x is a gradient there), or grows by it.
+    pub fn matmul_backward(
+        &self,
+        dx: &mut Buffer<f32>,
+        pairs: &[Pair<'_>],
+        [m, n]: [usize; 2],
+        accumulate: bool,
+    ) -> Result<(), Error> {
+        expect(self, "dx", dx, &[m, n]);
+        let added = accumulate.then_some(&*dx);
+        let lead = args![&*dx, added];
+        // SAFETY: as in `matmul`.
+        unsafe { self.product(&ptx::MATMUL_NN_F32, tiles(m, n), lead, pairs, m, n, n, true) }
+    }
+
+    /// The same with SwiGLU's backward pass behind it: the sum is the gradient of silu(gate)·up, and those of gate
+    /// and up are written, rounded to bf16. All are `[m, n]`.
+    pub fn matmul_swiglu_backward(
+        &self,
+        [dgate, dup]: [&mut Buffer<u16>; 2],
+        [gate, up]: [&Buffer<f32>; 2],
+        pairs: &[Pair<'_>],
+        [m, n]: [usize; 2],
+    ) -> Result<(), Error> {
+        for (name, x) in [("dgate", &*dgate), ("dup", &*dup)] {
+            expect(self, name, x, &[m, n]);
+        }
+        for (name, x) in [("gate", gate), ("up", up)] {
+            expect(self, name, x, &[m, n]);
+        }
+        let lead = args![dgate, dup, gate, up];
+        let entry = &ptx::MATMUL_NN_SWIGLU_BACKWARD;
+        // SAFETY: as in `matmul`.
+        unsafe { self.product(entry, tiles(m, n), lead, pairs, m, n, n, true) }
+    }
+
+    /// `x` rounded to bf16, to nearest even.
+    pub fn round(&self, y: &mut Buffer<u16>, x: &Buffer<f32>) -> Result<(), Error> {
+        let vectors = self.vectors(x);
+        expect(self, "y", y, &[x.len()]);
+        // SAFETY: a thread takes four elements below the length of both.
+        unsafe {
+            self.launch(&ptx::MATMUL_ROUND, Grid::over(vectors, 1, 256), args![y, x, vectors])
+        }
+    }
+
+    /// Splits a factor `[rank, n]` into its parts: once an optimizer step.
+    pub fn factor(&self, x: &Buffer<f32>, [rank, n]: [usize; 2]) -> Result<Factor, Error> {
+        assert!(rank > 0 && rank.is_multiple_of(8), "a rank of {rank}: not a multiple of 8");
+        assert!(n > 0 && n.is_multiple_of(8), "a factor of {n} columns: not a multiple of 8");
+        expect(self, "a factor", x, &[rank, n]);
+        let (rows, columns) =
+            (self.uninitialized(3 * rank * n)?, self.uninitialized(3 * rank * n)?);
+        let grid = Grid::over(rank * n, 1, 256);
+        // SAFETY: a thread writes the three parts of an element below rank·n.
+        unsafe { self.launch(&ptx::MATMUL_SPLIT_ROWS, grid, args![&rows, x, rank, n])? };
+        // SAFETY: as above.
+        unsafe { self.launch(&ptx::MATMUL_SPLIT_COLUMNS, grid, args![&columns, x, rank, n])? };
+        Ok(Factor { rows, columns, rank, n })
+    }
+
+    /// `scale`·x·Fᵀ for `x [m, n]` and a factor F `[rank, n]`, in the parts a [`Factor`] is multiplied with:
+    /// `[m, 3·rank]`. LoRA's l = s·x·Aᵀ, and dl = s·dy·B with F = Bᵀ.
+    pub fn low_rank(
+        &self,
+        x: &Buffer<u16>,
+        factor: &Factor,
+        m: usize,
+        scale: f32,
+    ) -> Result<Buffer<u16>, Error> {
+        let Factor { rows, rank, n, .. } = factor;
+        let (rank, n) = (*rank, *n);
+        expect(self, "x", x, &[m, n]);
+        rows.check_owner(self);
+        let sums = self.uninitialized::<f32>(m * 2 * rank)?;
+        // The last two thirds of the rows: high and low.
+        let parts = Arg::Address(rows.address() + (rank * n * size_of::<u16>()) as u64);
+        let shared_bytes = 4 * (128 + 32) * 64;
+        let grid =
+            Grid { shared_bytes, ..Grid::new(m.div_ceil(128) * (2 * rank).div_ceil(32), 128) };
+        let args = [(&sums).into(), x.into(), parts, m.into(), (2 * rank).into(), n.into()];
+        // SAFETY: blocks write tiles of sums [m, 2·rank], and read x [m, n] and 2·rank rows of n of the factor.
+        unsafe { self.launch(&ptx::MATMUL_NT_NARROW, grid, &args)? };
+        let low = self.uninitialized(m * 3 * rank)?;
+        let args = args![&low, &sums, scale, m, rank];
+        // SAFETY: a thread reads two elements of a row of sums and writes three of the same row of low.
+        unsafe { self.launch(&ptx::MATMUL_LOW_RANK, Grid::over(m * rank, 1, 256), args)? };
+        Ok(low)
+    }
+
+    /// The gradient of a factor: adds lᵀ·x to `dw [rank, n]`, given [`Gpu::low_rank`]'s `low [m, 3·rank]` and
+    /// `x [m, n]`: dB = lᵀ·dy (transposed), dA = dlᵀ·x. Rows are summed in chunks of 512, then the chunks in
+    /// order.
+    pub fn matmul_gradient(
+        &self,
+        dw: &mut Buffer<f32>,
+        low: &Buffer<u16>,
+        x: &Buffer<u16>,
+        [m, rank, n]: [usize; 3],
+        accumulate: bool,
+    ) -> Result<(), Error> {
+        assert!(rank.is_multiple_of(8) && n.is_multiple_of(8), "[{rank}, {n}]: not multiples of 8");
+        expect(self, "dw", dw, &[rank, n]);
+        expect(self, "low", low, &[m, 3 * rank]);
+        expect(self, "x", x, &[m, n]);
+        if m == 0 {
+            return if accumulate { Ok(()) } else { self.fill_zero(dw) };
+        }
+        let chunks = m.div_ceil(CHUNK);
+        let sums = self.uninitialized::<f32>(chunks * 2 * rank * n)?;
+        let across = (2 * rank).div_ceil(32) * n.div_ceil(128);
+        let shared_bytes = 4 * (128 + 32) * 64;
+        let grid = Grid { blocks: [across, 1, chunks], threads: 128, shared_bytes };
+        let args = args![&sums, low, x, 2 * rank, n, m, 3 * rank, CHUNK];
+        // SAFETY: chunk z writes the z-th [2·rank, n] of sums, from rows of low and x below m.
+        unsafe { self.launch(&ptx::MATMUL_TN, grid, args)? };
+        // Of each chunk, what the high parts gave and then the low ones.
+        self.add_slices(dw, &sums, accumulate)
+    }
+
+    /// Queues a product. `rows` is what w has of them if it lies `[n, k]`.
+    ///
+    /// # Safety
+    /// `lead` is what `entry` takes before the pairs, its addresses valid for m rows of n.
+    #[allow(clippy::too_many_arguments)] // the kernel's
+    unsafe fn product(
+        &self,
+        entry: &'static Entry,
+        grid: Grid,
+        lead: &[Arg],
+        pairs: &[Pair<'_>],
+        m: usize,
+        n: usize,
+        rows: usize,
+        backward: bool,
+    ) -> Result<(), Error> {
+        assert!((1..=MOST_PAIRS).contains(&pairs.len()), "{} pairs", pairs.len());
+        assert!(n.is_multiple_of(8), "{n} columns: not a multiple of 8");
+        let mut args = lead.to_vec();
+        for Pair { x, w, first_row, k } in pairs {
+            assert!(k.is_multiple_of(8), "a sum over {k}: not a multiple of 8");
+            expect(self, "x", x, &[m, *k]);
+            let [count, width] = if backward { [*k, n] } else { [rows, *k] };
+            w.check_owner(self);
+            let end = (first_row + count).checked_mul(width).expect("a size fits usize");
+            assert!(end <= w.len(), "rows {first_row}..+{count} of {width}: w has {}", w.len());
+            let begin = w.address() + (first_row * width * size_of::<u16>()) as u64;
+            args.extend([Arg::from(*x), Arg::Address(begin), Arg::from(*k)]);
+        }
+        for _ in pairs.len()..MOST_PAIRS {
+            args.extend([Arg::Address(0), Arg::Address(0), Arg::U32(0)]);
+        }
+        args.extend([Arg::from(m), Arg::from(n)]);
+        // SAFETY: the pairs' shapes are asserted above, of the rest the caller says so.
+        unsafe { self.launch(entry, grid, &args) }
+    }
+}
+
+/// Blocks of 128x128 tiles over [m, n], their ring of four stages, and at the end a tile of sums in its place.
+fn tiles(m: usize, n: usize) -> Grid {
+    let shared_bytes = 128 * (128 + 8) * size_of::<f32>();
+    Grid { shared_bytes, ..Grid::new(m.div_ceil(128) * n.div_ceil(128), 128) }
+}
+
+/// A tile of the kernels for few rows.
+struct Few {
+    rows: usize,
+    columns: usize,
+}
+
+/// The entry points by tile: 16x16, 16x32, 64x16, 64x32.
+type ByTile = [&'static Entry; 4];
+static FEW_F32: ByTile = [
+    &ptx::MATMUL_FEW_F32_16X16,
+    &ptx::MATMUL_FEW_F32_16X32,
+    &ptx::MATMUL_FEW_F32_64X16,
+    &ptx::MATMUL_FEW_F32_64X32,
+];
+static FEW_SWIGLU: ByTile = [
+    &ptx::MATMUL_FEW_SWIGLU_16X16,
+    &ptx::MATMUL_FEW_SWIGLU_16X32,
+    &ptx::MATMUL_FEW_SWIGLU_64X16,
+    &ptx::MATMUL_FEW_SWIGLU_64X32,
+];
+
+impl Few {
+    /// Wide tiles read x less often, narrow ones occupy more multiprocessors where n is small.
+    fn pick(gpu: &Gpu, m: usize, n: usize, halves: usize) -> Few {
+        let wide = (halves * n).div_ceil(32) >= gpu.multiprocessors();
+        Few { rows: if m <= 16 { 16 } else { 64 }, columns: if wide { 32 } else { 16 } }
+    }
+
+    fn entry(&self, by_tile: &ByTile) -> &'static Entry {
+        by_tile[usize::from(self.rows > 16) * 2 + usize::from(self.columns > 16)]
+    }
+
+    fn grid(&self, m: usize, n: usize, halves: usize) -> Grid {
+        let blocks = [n.div_ceil(self.columns / halves), m.div_ceil(self.rows), 1];
+        let shared_bytes = 4 * (self.rows + self.columns) * 256;
+        Grid { blocks, threads: self.columns * 4, shared_bytes }
+    }
+}

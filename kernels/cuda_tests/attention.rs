@@ -1,0 +1,308 @@
+//! Attention and its gradients.
+
+use super::{assert_close, assert_same_bits, gpu, rounded, values, widened};
+use crate::cpu::attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree};
+use crate::cpu::{Cpu, Isa};
+use crate::cuda::{AttentionSaved, Buffer, Gpu};
+use half::bf16;
+
+const SHAPES: [Shape; 2] =
+    [Shape { heads: 4, kv_heads: 2, head_dim: 64 }, Shape { heads: 2, kv_heads: 1, head_dim: 128 }];
+
+/// Sequences whose pages lie in some order of the cache, with their keys and values appended.
+struct Case {
+    spans: Vec<Span>,
+    tables: Vec<u32>,
+    pages: usize,
+    q: Vec<f32>,
+    keys: Buffer<u16>,
+    values: Buffer<u16>,
+}
+
+impl Case {
+    /// Sequences of `(keys, queries)`: the last `queries` positions ask.
+    fn new(gpu: &Gpu, sequences: &[(usize, usize)], shape: Shape) -> Case {
+        let Shape { heads, kv_heads, head_dim } = shape;
+        let (mut spans, mut tables, mut slots, mut rows) = (vec![], vec![], vec![], 0);
+        let pages: usize = sequences.iter().map(|(keys, _)| keys.div_ceil(PAGE)).sum();
+        // Downward, so that no table is in the order of memory.
+        let mut next = pages as u32;
+        for &(keys, queries) in sequences {
+            let start = tables.len();
+            for _ in 0..keys.div_ceil(PAGE) {
+                next -= 1;
+                tables.push(next);
+            }
+            let slot = |position: usize| {
+                tables[start + position / PAGE] * PAGE as u32 + (position % PAGE) as u32
+            };
+            slots.extend((0..keys).map(slot));
+            let table = start..tables.len();
+            spans.push(Span {
+                first_row: rows,
+                rows: queries,
+                first_position: keys - queries,
+                table,
+            });
+            rows += queries;
+        }
+        let width = kv_heads * head_dim;
+        let [k, v] = [2, 3].map(|seed| gpu.upload(&values(seed, slots.len() * width)).unwrap());
+        // Whatever lies behind a sequence's end must not count: NaN would show.
+        let nan = vec![0x7fc0u16; pages * PAGE * width];
+        let [mut keys, mut cached] = [(); 2].map(|()| gpu.upload(&nan).unwrap());
+        let slots = gpu.upload(&slots).unwrap();
+        gpu.attention_append([&mut keys, &mut cached], [&k, &v], &slots, shape).unwrap();
+        let q = values(1, rows * heads * head_dim).iter().map(|q| q * 3.0).collect();
+        Case { spans, tables, pages, q, keys, values: cached }
+    }
+
+    fn run(&self, gpu: &Gpu, shape: Shape, longest: usize) -> (Vec<u16>, Vec<f32>, Vec<f32>) {
+        let q = gpu.upload(&rounded(&self.q)).unwrap();
+        let rows = self.q.len() / (shape.heads * shape.head_dim);
+        let mut out = gpu.zeros::<u16>(self.q.len()).unwrap();
+        let mut exact = gpu.zeros::<f32>(self.q.len()).unwrap();
+        let mut log_sums = gpu.zeros::<f32>(rows * shape.heads).unwrap();
+        let plan =
+            gpu.attention_plan(&self.spans, &self.tables, self.pages, shape, longest).unwrap();
+        let cache = [&self.keys, &self.values];
+        gpu.attention(&mut out, Some([&mut exact, &mut log_sums]), &q, cache, &plan).unwrap();
+        let exact = gpu.download(&exact).unwrap();
+        (gpu.download(&out).unwrap(), exact, gpu.download(&log_sums).unwrap())
+    }
+}
+
+/// Attention of every row: naively in f32 with probabilities rounded to bf16, and in f64; and ln Σ e^s.
+fn naive(gpu: &Gpu, case: &Case, shape: Shape) -> (Vec<f32>, Vec<f64>, Vec<f64>) {
+    let Shape { heads, kv_heads, head_dim } = shape;
+    let [keys, cached] = [&case.keys, &case.values].map(|x| widened(&gpu.download(x).unwrap()));
+    let q = widened(&rounded(&case.q));
+    let mut naive = vec![0.0; q.len()];
+    let mut exact = vec![0.0; q.len()];
+    let mut log_sums = vec![0.0; q.len() / head_dim];
+    for span in &case.spans {
+        for row in 0..span.rows {
+            for head in 0..heads {
+                let vector = (span.first_row + row) * heads + head;
+                let q = &q[vector * head_dim..][..head_dim];
+                let place = |j: usize| {
+                    let page = case.tables[span.table.start + j / PAGE] as usize;
+                    ((page * kv_heads + head / (heads / kv_heads)) * PAGE + j % PAGE) * head_dim
+                };
+                let seen = 0..span.first_position + row + 1;
+                let scores: Vec<f64> = seen
+                    .map(|j| {
+                        let k = &keys[place(j)..][..head_dim];
+                        let dot: f64 =
+                            q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                        dot / (head_dim as f64).sqrt()
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let total: f64 = p.iter().sum();
+                log_sums[vector] = max + total.ln();
+                for d in 0..head_dim {
+                    let v = |j: usize| cached[place(j) + d];
+                    let at = vector * head_dim + d;
+                    exact[at] = (0..p.len()).map(|j| p[j] * f64::from(v(j))).sum::<f64>() / total;
+                    let rough = |p: f64| bf16::from_f64(p).to_f32();
+                    let sum: f32 = (0..p.len()).map(|j| rough(p[j]) * v(j)).sum();
+                    naive[at] = sum / total as f32;
+                }
+            }
+        }
+    }
+    (naive, exact, log_sums)
+}
+
+#[test]
+fn forward_is_as_good_as_the_naive_twin() {
+    let Some(gpu) = gpu() else { return };
+    for shape in SHAPES {
+        let sequences = [(1, 1), (5, 5), (70, 40), (33, 0), (64, 33), (130, 2), (560, 50)];
+        let case = Case::new(&gpu, &sequences, shape);
+        let (out, got, log_sums) = case.run(&gpu, shape, 0);
+        let (naive, exact, want) = naive(&gpu, &case, shape);
+        assert_close(&got, &naive, &exact, 1e-6, &format!("{shape:?}"));
+        assert_eq!(out, rounded(&got));
+        for (got, want) in log_sums.iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_decoding_as_in_a_prefill() {
+    let Some(gpu) = gpu() else { return };
+    for shape in SHAPES {
+        let len = 1060;
+        let whole = Case::new(&gpu, &[(len, 40)], shape);
+        let (out, got, log_sums) = whole.run(&gpu, shape, 0);
+        let width = shape.heads * shape.head_dim;
+        // Alone, by two and by chunks that begin elsewhere; with room for more partitions too.
+        for (queries, longest) in [(1, 0), (2, 4096), (17, 0)] {
+            let first = len - 40 + 11;
+            let table = whole.spans[0].table.clone();
+            let spans = [Span { first_row: 0, rows: queries, first_position: first, table }];
+            let q = whole.q[11 * width..(11 + queries) * width].to_vec();
+            let part = Case {
+                spans: spans.to_vec(),
+                tables: whole.tables.clone(),
+                pages: whole.pages,
+                q,
+                keys: gpu.upload(&gpu.download(&whole.keys).unwrap()).unwrap(),
+                values: gpu.upload(&gpu.download(&whole.values).unwrap()).unwrap(),
+            };
+            let (part_out, part_got, part_sums) = part.run(&gpu, shape, longest);
+            let case = format!("{queries} rows of {shape:?}");
+            assert_same_bits(&part_got, &got[11 * width..(11 + queries) * width], &case);
+            assert_eq!(part_out, out[11 * width..(11 + queries) * width], "{case}");
+            let heads = shape.heads;
+            assert_same_bits(&part_sums, &log_sums[11 * heads..(11 + queries) * heads], &case);
+        }
+    }
+}
+
+/// Gradients in f64, of rounded inputs: dq, dk, dv.
+fn exact_gradients(
+    [q, k, v, dy]: [&[f32]; 4],
+    trees: &[Tree],
+    rows: usize,
+    shape: Shape,
+) -> [Vec<f64>; 3] {
+    let Shape { heads, kv_heads, head_dim } = shape;
+    let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|x| f64::from(*x)).collect() };
+    let [q, k, v, dy] = [q, k, v, dy].map(wide);
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let [mut dq, mut dk, mut dv] =
+        [heads, kv_heads, kv_heads].map(|heads| vec![0.0; rows * heads * head_dim]);
+    for tree in trees {
+        let mut segment = tree.first_row;
+        let segments = std::iter::once(tree.prompt).chain(tree.branches.iter().copied());
+        for (index, len) in segments.enumerate() {
+            let prompt = if index == 0 { 0 } else { tree.prompt };
+            for row in segment..segment + len {
+                let keys: Vec<usize> =
+                    (tree.first_row..tree.first_row + prompt).chain(segment..=row).collect();
+                for head in 0..heads {
+                    let at = (row * heads + head) * head_dim;
+                    let (q, dy) = (&q[at..at + head_dim], &dy[at..at + head_dim]);
+                    let place = |j: usize| (j * kv_heads + head / (heads / kv_heads)) * head_dim;
+                    let scale = 1.0 / (head_dim as f64).sqrt();
+                    let of = |x: &[f64], j: usize| x[place(j)..place(j) + head_dim].to_vec();
+                    let scores: Vec<f64> =
+                        keys.iter().map(|j| scale * dot(q, &of(&k, *j))).collect();
+                    let total: f64 = scores.iter().map(|s| s.exp()).sum();
+                    let p: Vec<f64> = scores.iter().map(|s| s.exp() / total).collect();
+                    let dp: Vec<f64> = keys.iter().map(|j| dot(dy, &of(&v, *j))).collect();
+                    let delta = dot(&p, &dp);
+                    for (index, &j) in keys.iter().enumerate() {
+                        let ds = p[index] * (dp[index] - delta) * scale;
+                        for d in 0..head_dim {
+                            dv[place(j) + d] += p[index] * dy[d];
+                            dk[place(j) + d] += ds * q[d];
+                            dq[at + d] += ds * k[place(j) + d];
+                        }
+                    }
+                }
+            }
+            segment += len;
+        }
+    }
+    [dq, dk, dv]
+}
+
+/// The naive bf16 twin is the CPU's kernel, on the set of instructions that rounds p and ds where this CPU has it;
+/// else its f32 kernel's error is far smaller, and the floor is that of rounding p, ds and dy: 2⁻⁸ of the largest
+/// gradient.
+#[test]
+fn gradients_are_as_good_as_the_twins() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Cpu::with_isa(1, Isa::detect());
+    for shape in SHAPES {
+        let Shape { heads, kv_heads, head_dim } = shape;
+        let trees = [
+            Tree { first_row: 1, prompt: 37, branches: vec![5, 0, 70] },
+            Tree { first_row: 113, prompt: 1, branches: vec![] },
+            Tree { first_row: 114, prompt: 70, branches: vec![1, 33] },
+        ];
+        let rows = 114 + 104 + 2;
+        let of = |seed: u64, heads: usize, scale: f32| -> Vec<f32> {
+            values(seed, rows * heads * head_dim).iter().map(|x| x * scale).collect()
+        };
+        let (q, k) = (of(1, heads, 3.0), of(2, kv_heads, 1.0));
+        let (v, dy) = (of(3, kv_heads, 1.0), of(4, heads, 1.0));
+
+        // Forward on the CPU, for y and the log-sums that both backward passes start from.
+        let (mut spans, mut tables, mut slots) = (vec![], vec![], vec![]);
+        let mut pages = 0u32;
+        let (mut more_rows, mut more_slots) = (vec![], vec![]);
+        for tree in &trees {
+            let mut segment = tree.first_row;
+            let segments = std::iter::once(tree.prompt).chain(tree.branches.iter().copied());
+            for (index, len) in segments.enumerate() {
+                // Every segment has its own copy of the prompt's keys.
+                let before = if index == 0 { 0 } else { tree.prompt };
+                let table: Vec<u32> = (pages..).take((before + len).div_ceil(PAGE)).collect();
+                pages += table.len() as u32;
+                let slot = |p: usize| table[p / PAGE] * PAGE as u32 + (p % PAGE) as u32;
+                more_rows.extend(tree.first_row..tree.first_row + before);
+                more_slots.extend((0..before).map(slot));
+                slots.extend((0..len).map(|i| (segment + i, slot(before + i))));
+                let start = tables.len();
+                tables.extend(&table);
+                let table = start..tables.len();
+                spans.push(Span { first_row: segment, rows: len, first_position: before, table });
+                segment += len;
+            }
+        }
+        slots.extend(more_rows.into_iter().zip(more_slots));
+        let gather = |x: &[f32]| -> Vec<f32> {
+            let width = kv_heads * head_dim;
+            slots.iter().flat_map(|(row, _)| x[row * width..(row + 1) * width].to_vec()).collect()
+        };
+        let at: Vec<u32> = slots.iter().map(|(_, slot)| *slot).collect();
+        let elements = pages as usize * PAGE * kv_heads * head_dim;
+        let [mut keys, mut cached] = [(); 2].map(|()| vec![bf16::ZERO; elements]);
+        let cache = CacheMut::Bf16 { keys: &mut keys, values: &mut cached };
+        attention::append(&cpu, cache, &gather(&k), &gather(&v), &at, shape);
+        let mut y = vec![0.0; q.len()];
+        let mut log_sums = vec![0.0; rows * heads];
+        let cache = Cache::Bf16 { keys: &keys, values: &cached };
+        attention::forward(&cpu, &mut y, Some(&mut log_sums), &q, cache, &tables, &spans, shape);
+
+        let mut naive = [&q, &k, &k].map(|x| vec![0.0; x.len()]);
+        let [dq, dk, dv] = &mut naive;
+        let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: true };
+        attention::backward(&cpu, [dq, dk, dv], &dy, saved, &trees, shape);
+        let [qr, kr, vr] = [&q, &k, &v].map(|x| rounded(x));
+        let exact = exact_gradients(
+            [&widened(&qr), &widened(&kr), &widened(&vr), &dy],
+            &trees,
+            rows,
+            shape,
+        );
+
+        let [qr, kr, vr] = [&qr, &kr, &vr].map(|x| gpu.upload(x).unwrap());
+        let [y, log_sums, dy] = [&y, &log_sums, &dy].map(|x| gpu.upload(x).unwrap());
+        let plan = gpu.backward_plan(&trees, shape).unwrap();
+        let mut first: Option<[Vec<f32>; 3]> = None;
+        for _ in 0..2 {
+            let [mut dq, mut dk, mut dv] = [&q, &k, &k].map(|x| gpu.zeros(x.len()).unwrap());
+            let saved = AttentionSaved { q: &qr, k: &kr, v: &vr, y: &y, log_sums: &log_sums };
+            gpu.attention_backward([&mut dq, &mut dk, &mut dv], &dy, saved, &plan).unwrap();
+            let got = [dq, dk, dv].map(|x| gpu.download(&x).unwrap());
+            for ((got, naive), (exact, name)) in
+                got.iter().zip(&naive).zip(exact.iter().zip(["dq", "dk", "dv"]))
+            {
+                let largest = exact.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
+                assert_close(got, naive, exact, 2f64.powi(-8) * largest, name);
+            }
+            match &first {
+                Some(bits) => assert_eq!(&got, bits, "the same bits every time"),
+                None => first = Some(got),
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Memory, graphs, errors, and that builds without the feature have the same functions.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::{gpu, rounded, values};
+use crate::cuda::{Buffer, Error, Gpu, Pair};
+
+#[test]
+fn what_is_written_is_read_and_dropped_memory_is_used_again() {
+    let Some(gpu) = gpu() else { return };
+    // Through several halves of the pinned memory, and at odd places.
+    let data: Vec<u32> = (0..(5 << 20) / 2).collect();
+    let mut buffer = gpu.zeros::<u32>(data.len() + 3).unwrap();
+    gpu.write(&mut buffer, 3, &data).unwrap();
+    let all = gpu.download(&buffer).unwrap();
+    assert_eq!((&all[..3], &all[3..]), (&[0; 3][..], &data[..]));
+    let mut part = [0; 5];
+    gpu.read(&buffer, 1_000_000, &mut part).unwrap();
+    assert_eq!(part[0], 999_997);
+    let mut other = gpu.zeros::<u32>(10).unwrap();
+    gpu.copy(&mut other, 2, &buffer, 3, 4).unwrap();
+    assert_eq!(gpu.download(&other).unwrap(), [0, 0, 0, 1, 2, 3, 0, 0, 0, 0]);
+    assert!(gpu.download(&gpu.upload::<f32>(&[]).unwrap()).unwrap().is_empty());
+    assert!(gpu.memory().unwrap().0 > 0 && gpu.memory_in_use().0 >= all.len() * 4);
+}
+
+#[test]
+fn a_graph_repeats_what_was_recorded_on_what_its_buffers_hold_now() {
+    // A stream of its own: what other tests queue is not to be recorded.
+    let Some(gpu) = gpu().map(|_| Gpu::open(0).unwrap()) else { return };
+    let (m, n, k) = (3, 16, 40);
+    let (mut x, w) = (rounded(&values(1, m * k)), rounded(&values(2, n * k)));
+    let mut dx = gpu.upload(&x).unwrap();
+    let dw = gpu.upload(&w).unwrap();
+    let mut y = gpu.zeros::<f32>(m * n).unwrap();
+    let step = |y: &mut Buffer<f32>, x: &Buffer<u16>| {
+        // With memory that is taken and dropped on the way.
+        let mut part = gpu.uninitialized::<f32>(m * n)?;
+        gpu.matmul(&mut part, &[Pair { x, w: &dw, first_row: 0, k }], [m, n], false)?;
+        gpu.add(y, &part)
+    };
+    let mut want = gpu.zeros::<f32>(m * n).unwrap();
+    step(&mut want, &dx).unwrap();
+    let mut graph = gpu.record::<Error>(|| step(&mut y, &dx)).unwrap();
+    assert!(gpu.download(&y).unwrap().iter().all(|y| *y == 0.0), "recording runs nothing");
+    graph.launch().unwrap();
+    assert_eq!(gpu.download(&y).unwrap(), gpu.download(&want).unwrap());
+    x.reverse();
+    gpu.write(&mut dx, 0, &x).unwrap();
+    graph.launch().unwrap();
+    step(&mut want, &dx).unwrap();
+    assert_eq!(gpu.download(&y).unwrap(), gpu.download(&want).unwrap());
+    drop(graph);
+    gpu.trim().unwrap();
+    assert!(gpu.timer().unwrap().stop().unwrap() >= 0.0);
+}
+
+#[test]
+fn what_cannot_be_opened_is_a_typed_error() {
+    match gpu() {
+        Some(gpu) => match Gpu::open(99) {
+            Err(Error::NoDevice { ordinal: 99, count }) => assert!(count > gpu.ordinal()),
+            other => panic!("{other:?}"),
+        },
+        None => {
+            let error = Gpu::open(0).unwrap_err();
+            assert_eq!(error, Error::NoDriver);
+            assert!(error.to_string().contains("libcuda.so.1"), "{error}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "y is not [3, 16]")]
+fn shapes_are_checked() {
+    let Some(gpu) = gpu() else {
+        panic!("y is not [3, 16]: without a driver there is nothing to check")
+    };
+    let [x, w] = [3 * 8, 16 * 8].map(|len| gpu.zeros::<u16>(len).unwrap());
+    let mut y = gpu.zeros(47).unwrap();
+    let _ = gpu.matmul(&mut y, &[Pair { x: &x, w: &w, first_row: 0, k: 8 }], [3, 16], false);
+}
+
+#[test]
+fn builds_without_the_feature_have_the_same_functions() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let functions = |text: &str, prefix: &str| -> BTreeSet<String> {
+        let names = text.lines().filter_map(|line| line.trim().strip_prefix(prefix));
+        let name = |rest: &str| rest.split(['(', '<', ' ']).next().unwrap().to_string();
+        names.map(name).collect()
+    };
+    let disabled = std::fs::read_to_string(root.join("cuda_disabled.rs")).unwrap();
+    let mut have = functions(&disabled, "fn ");
+    have.extend(functions(&disabled, "pub fn "));
+    let mut files = vec![root.join("cuda.rs")];
+    files.extend(root.join("cuda_host").read_dir().unwrap().map(|file| file.unwrap().path()));
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for name in functions(&text, "pub fn ") {
+            assert!(
+                have.contains(&name),
+                "{} has {name}, cuda_disabled.rs has not",
+                file.display()
+            );
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Log-probabilities, their gradients, and drawing tokens: the CPU's bits for the same logits.
+
+use super::{assert_close, assert_same_bits, gpu, rounded, values, widened};
+use crate::cpu::lanes::Level;
+use crate::cpu::log_prob::{self, LogitsError, RowGradient, VOCAB_BLOCK};
+use crate::cpu::philox::{Philox, Stream};
+use crate::cpu::sample::{self, SamplingParams, Scratch};
+use crate::cuda::{Draws, Head, Pair, SampleRequest, padded_vocab};
+
+#[test]
+fn log_prob_has_the_bits_of_the_twin_on_the_same_logits() {
+    let Some(gpu) = gpu() else { return };
+    for (rows, k, vocab) in
+        [(1, 8, 16), (3, 24, VOCAB_BLOCK + 43), (9, 8, 631), (131, 8, 17 * VOCAB_BLOCK + 8)]
+    {
+        let x = gpu.upload(&rounded(&values(1, rows * k))).unwrap();
+        let stride = padded_vocab(vocab);
+        let w: Vec<f32> = values(2, stride * k).iter().map(|w| 4.0 * w).collect();
+        let weight = gpu.upload(&rounded(&w)).unwrap();
+        let host_tokens: Vec<u32> = (0..rows).map(|row| (row * 997 % vocab) as u32).collect();
+        let tokens = gpu.upload(&host_tokens).unwrap();
+        let head = Head { weight: &weight, vocab, k };
+        let mut logits = gpu.zeros(rows * stride).unwrap();
+        let pair = Pair { x: &x, w: &weight, first_row: 0, k };
+        gpu.matmul(&mut logits, &[pair], [rows, stride], false).unwrap();
+        let logits = tokens_only(&gpu.download(&logits).unwrap(), vocab);
+
+        let temperature = 0.9;
+        let mut out = gpu.zeros(rows * 2).unwrap();
+        let distributions = gpu.log_prob(&mut out, &x, head, &tokens, temperature).unwrap();
+        assert_eq!(gpu.check_distributions(&distributions).unwrap(), Ok(()));
+        let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
+        let (level, tokens_) = (Level::detect(), &host_tokens);
+        log_prob::forward(level, &mut log_probs, &mut entropies, &logits, tokens_, temperature)
+            .unwrap();
+        let want: Vec<f32> = log_probs.iter().zip(&entropies).flat_map(|(l, h)| [*l, *h]).collect();
+        assert_same_bits(&gpu.download(&out).unwrap(), &want, &format!("[{rows}, {k}, {vocab}]"));
+
+        // Backward: dz has the twin's bits, so dx is a product of the twin's dz.
+        let gradients = values(5, rows * 2);
+        let mut dz = logits.clone();
+        for row in 0..rows {
+            let logits = &logits[row * vocab..(row + 1) * vocab];
+            let distribution = log_prob::row(level, logits, temperature).unwrap();
+            let of = RowGradient {
+                distribution,
+                log_prob: gradients[2 * row],
+                entropy: gradients[2 * row + 1],
+            };
+            let dz = &mut dz[row * vocab..(row + 1) * vocab];
+            log_prob::backward(level, dz, &of);
+            dz[host_tokens[row] as usize] += log_prob::token_gradient(&of);
+        }
+        let (dz, w) = (widened(&rounded(&dz)), widened(&rounded(&w)));
+        let (mut naive, mut exact) = (vec![0.0f32; rows * k], vec![0.0f64; rows * k]);
+        for row in 0..rows {
+            for token in 0..vocab {
+                let dz = dz[row * vocab + token];
+                for c in 0..k {
+                    naive[row * k + c] += dz * w[token * k + c];
+                    exact[row * k + c] += f64::from(dz) * f64::from(w[token * k + c]);
+                }
+            }
+        }
+        let gradients = gpu.upload(&gradients).unwrap();
+        let mut dx = gpu.zeros(rows * k).unwrap();
+        gpu.log_prob_backward(&mut dx, &gradients, &x, head, &tokens, &distributions).unwrap();
+        assert_close(&gpu.download(&dx).unwrap(), &naive, &exact, 1e-6, "dx");
+    }
+}
+
+/// Rows of logits without what lies behind their tokens.
+fn tokens_only(logits: &[f32], vocab: usize) -> Vec<f32> {
+    logits.chunks(padded_vocab(vocab)).flat_map(|row| row[..vocab].to_vec()).collect()
+}
+
+/// Rows of logits with room behind their tokens, which must not be drawn from.
+fn padded(logits: &[f32], vocab: usize) -> Vec<f32> {
+    let behind = vec![1e30; padded_vocab(vocab) - vocab];
+    logits.chunks(vocab).flat_map(|row| [row, &behind].concat()).collect()
+}
+
+/// Logits on a grid, so that some tie; some impossible.
+fn row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
+    let draws = Philox::new(seed, 0, Stream(98));
+    let row = (0..vocab).map(|v| {
+        let [word, other, ..] = draws.words(v as u32);
+        let z = ((word >> 20) as f32 / 2048.0 - 1.0) * scale;
+        if other % 50 == 0 && v > 0 { f32::NEG_INFINITY } else { z }
+    });
+    row.collect()
+}
+
+#[test]
+fn tokens_are_those_of_the_twin() {
+    let Some(gpu) = gpu() else { return };
+    let of = |temperature: f32, top_k: u32, top_p: f32, min_p: f32| SamplingParams {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+    };
+    let params = [
+        SamplingParams::GREEDY,
+        of(1.0, 0, 1.0, 0.0),
+        of(0.7, 0, 1.0, 0.0),
+        of(1.0, 1, 1.0, 0.0),
+        of(0.9, 20, 1.0, 0.0),
+        of(1.3, 1500, 1.0, 0.0),
+        of(1.0, 0, 0.9, 0.0),
+        of(0.6, 0, 0.01, 0.0),
+        of(1.0, 0, 1.0, 0.1),
+        of(0.8, 40, 0.95, 0.05),
+        of(1.0, 0, 0.95, 0.02),
+        of(1.0, 3000, 0.999, 0.0),
+    ];
+    for (vocab, scale) in [(1, 1.0), (33, 3.0), (VOCAB_BLOCK * 2 + 77, 6.0), (9000, 0.0)] {
+        let rows = params.len() * 2;
+        let logits: Vec<f32> = (0..rows).flat_map(|r| row(vocab, scale, r as u64)).collect();
+        let requests: Vec<SampleRequest> = (0..rows)
+            .map(|r| SampleRequest {
+                params: params[r % params.len()],
+                draws: Draws { seed: 11 << 35 | 5, sequence: r as u64, stream: Stream::TOKENS },
+                position: 3 + r as u32,
+            })
+            .collect();
+        let mut out = gpu.zeros(rows * 4).unwrap();
+        let on_gpu = gpu.sample_requests(&requests).unwrap();
+        let padded = gpu.upload(&padded(&logits, vocab)).unwrap();
+        gpu.sample(&mut out, &padded, &on_gpu, vocab).unwrap();
+        let mut scratch = Scratch::new(vocab);
+        for (r, got) in gpu.samples(&out).unwrap().into_iter().enumerate() {
+            let SampleRequest { params, draws, position } = requests[r];
+            let draws = Philox::new(draws.seed, draws.sequence, draws.stream);
+            let logits = &logits[r * vocab..(r + 1) * vocab];
+            let uniform = draws.uniform_f64(position);
+            let want =
+                sample::draw(Level::detect(), &mut scratch, logits, &params, uniform).unwrap();
+            let got = got.unwrap();
+            assert_eq!(got.token, want.token, "vocab {vocab}, {params:?}");
+            assert_eq!(got.log_prob.to_bits(), want.log_prob.to_bits(), "log-probability");
+            assert_eq!(got.entropy.to_bits(), want.entropy.to_bits(), "entropy");
+        }
+    }
+}
+
+#[test]
+fn rows_without_a_distribution_are_named() {
+    let Some(gpu) = gpu() else { return };
+    let vocab = 2100;
+    let mut logits = vec![1.0f32; 4 * vocab];
+    logits[vocab + 2099] = f32::NAN;
+    logits[2 * vocab + 5] = f32::INFINITY;
+    logits[3 * vocab..].fill(f32::NEG_INFINITY);
+    let draws = Draws { seed: 1, sequence: 2, stream: Stream::TOKENS };
+    let request = SampleRequest { params: SamplingParams::default(), draws, position: 0 };
+    let requests = gpu.sample_requests(&[request; 4]).unwrap();
+    let mut out = gpu.zeros(16).unwrap();
+    let padded = gpu.upload(&padded(&logits, vocab)).unwrap();
+    gpu.sample(&mut out, &padded, &requests, vocab).unwrap();
+    let errors: Vec<_> = gpu.samples(&out).unwrap().into_iter().map(Result::err).collect();
+    let want = [
+        None,
+        Some(LogitsError::NotANumber),
+        Some(LogitsError::PositiveInfinity),
+        Some(LogitsError::AllNegativeInfinity),
+    ];
+    assert_eq!(errors, want);
+}

@@ -1,0 +1,250 @@
+//! Products on the tensor cores.
+
+use super::{assert_close, assert_same_bits, gpu, rounded, values, widened};
+use crate::cpu::{self, Cpu};
+use crate::cuda::{Buffer, FEW_ROWS, Gpu, Pair};
+
+/// Values that are bf16 already: as bits, and widened.
+fn operand(seed: u64, len: usize) -> (Vec<u16>, Vec<f32>) {
+    let bits = rounded(&values(seed, len));
+    let wide = widened(&bits);
+    (bits, wide)
+}
+
+/// x [m, k] · w [n, k]ᵀ added to y: naively in f32, and in f64.
+fn product(y: &mut ([Vec<f32>; 1], Vec<f64>), x: &[f32], w: &[f32], [m, n, k]: [usize; 3]) {
+    for i in 0..m {
+        for j in 0..n {
+            let pairs = || x[i * k..(i + 1) * k].iter().zip(&w[j * k..(j + 1) * k]);
+            y.0[0][i * n + j] += pairs().map(|(x, w)| x * w).sum::<f32>();
+            y.1[i * n + j] += pairs().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+        }
+    }
+}
+
+fn sums(start: &[f32]) -> ([Vec<f32>; 1], Vec<f64>) {
+    ([start.to_vec()], start.iter().map(|y| f64::from(*y)).collect())
+}
+
+fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
+    let columns = x.len() / rows;
+    (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+const SHAPES: [[usize; 3]; 6] =
+    [[1, 8, 8], [5, 40, 24], [17, 72, 200], [70, 24, 136], [129, 136, 72], [260, 264, 40]];
+
+#[test]
+fn forward_equals_the_naive_twin_in_every_form() {
+    let Some(gpu) = gpu() else { return };
+    for [m, n, k] in SHAPES {
+        let ((x, xf), (w, wf), y0) = (operand(1, m * k), operand(2, n * k), values(3, m * n));
+        let [dx, dw] = [&x, &w].map(|x| gpu.upload(x).unwrap());
+        for accumulate in [false, true] {
+            let start = if accumulate { y0.clone() } else { vec![0.0; m * n] };
+            let mut want = sums(&start);
+            product(&mut want, &xf, &wf, [m, n, k]);
+            let mut y = gpu.upload(&y0).unwrap();
+            gpu.matmul(&mut y, &[Pair { x: &dx, w: &dw, first_row: 0, k }], [m, n], accumulate)
+                .unwrap();
+            let case = format!("[{m}, {n}, {k}] {accumulate}");
+            assert_close(&gpu.download(&y).unwrap(), &want.0[0], &want.1, 1e-6, &case);
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_any_batch_and_kernel() {
+    let Some(gpu) = gpu() else { return };
+    let (m, n, k, k1) = (FEW_ROWS + 20, 40, 168, 24);
+    let ((x, _), (w, _)) = (operand(4, m * k), operand(5, n * k));
+    let ((x1, _), (w1, _)) = (operand(6, m * k1), operand(7, n * k1));
+    let of = |first: usize, rows: usize| {
+        let part = |x: &[u16], k: usize| gpu.upload(&x[first * k..(first + rows) * k]).unwrap();
+        let (x, x1) = (part(&x, k), part(&x1, k1));
+        let [w, w1] = [&w, &w1].map(|w| gpu.upload(w).unwrap());
+        let mut y = gpu.zeros(rows * n).unwrap();
+        let pairs =
+            [Pair { x: &x, w: &w, first_row: 0, k }, Pair { x: &x1, w: &w1, first_row: 0, k: k1 }];
+        gpu.matmul(&mut y, &pairs, [rows, n], false).unwrap();
+        gpu.download(&y).unwrap()
+    };
+    let whole = of(0, m);
+    for (first, rows) in [(0, 1), (3, 16), (5, 17), (7, FEW_ROWS), (19, FEW_ROWS + 1)] {
+        let part = of(first, rows);
+        assert_same_bits(&part, &whole[first * n..(first + rows) * n], &format!("{rows} rows"));
+    }
+}
+
+#[test]
+fn backward_adds_the_products_of_its_pairs() {
+    let Some(gpu) = gpu() else { return };
+    for [m, n, k] in SHAPES {
+        let k1 = 8 + k % 32;
+        let ((x, xf), (w, wf)) = (operand(1, m * k), operand(2, k * n));
+        let ((x1, x1f), (w1, w1f)) = (operand(3, m * k1), operand(4, k1 * n));
+        let old = values(5, m * n);
+        let mut want = sums(&old);
+        product(&mut want, &xf, &transposed(&wf, k), [m, n, k]);
+        product(&mut want, &x1f, &transposed(&w1f, k1), [m, n, k1]);
+        let [x, w, x1, w1] = [&x, &w, &x1, &w1].map(|x| gpu.upload(x).unwrap());
+        let mut dx = gpu.upload(&old).unwrap();
+        let pairs =
+            [Pair { x: &x, w: &w, first_row: 0, k }, Pair { x: &x1, w: &w1, first_row: 0, k: k1 }];
+        gpu.matmul_backward(&mut dx, &pairs, [m, n], true).unwrap();
+        let case = format!("[{m}, {n}, {k}]");
+        assert_close(&gpu.download(&dx).unwrap(), &want.0[0], &want.1, 1e-6, &case);
+    }
+}
+
+/// What the fused kernel gives must have the bits of a product and SwiGLU one after the other.
+#[test]
+fn swiglu_behind_a_product_is_the_two_in_turn() {
+    let Some(gpu) = gpu() else { return };
+    for [m, n, k] in [[1, 8, 24], [19, 40, 136], [131, 72, 40]] {
+        let ((x, _), (w, _)) = (operand(1, m * k), operand(2, 2 * n * k));
+        let (dy, _) = operand(3, m * 32);
+        let (down, _) = operand(4, 32 * n);
+        let x = gpu.upload(&x).unwrap();
+        let halves = [&w[..n * k], &w[n * k..]].map(|w| {
+            let w = gpu.upload(w).unwrap();
+            let mut y = gpu.zeros(m * n).unwrap();
+            gpu.matmul(&mut y, &[Pair { x: &x, w: &w, first_row: 0, k }], [m, n], false).unwrap();
+            y
+        });
+        let w = gpu.upload(&w).unwrap();
+        let [mut gate, mut up] = [(); 2].map(|()| gpu.zeros::<f32>(m * n).unwrap());
+        let mut want = gpu.zeros::<u16>(m * n).unwrap();
+        gpu.swiglu(&mut want, &halves[0], &halves[1]).unwrap();
+        let want = gpu.download(&want).unwrap();
+        for keeps in [false, true] {
+            let mut y = gpu.zeros::<u16>(m * n).unwrap();
+            let kept = keeps.then_some([&mut gate, &mut up]);
+            gpu.matmul_swiglu(&mut y, kept, &[Pair { x: &x, w: &w, first_row: 0, k }], [m, n])
+                .unwrap();
+            assert_eq!(gpu.download(&y).unwrap(), want, "[{m}, {n}, {k}]");
+        }
+        for (got, want) in [&gate, &up].iter().zip(&halves) {
+            let (got, want) = (gpu.download(got).unwrap(), gpu.download(want).unwrap());
+            assert_same_bits(&got, &want, "gate and up");
+        }
+
+        let [dy, down] = [&dy, &down].map(|x| gpu.upload(x).unwrap());
+        let pair = [Pair { x: &dy, w: &down, first_row: 0, k: 32 }];
+        let mut d = gpu.zeros(m * n).unwrap();
+        gpu.matmul_backward(&mut d, &pair, [m, n], false).unwrap();
+        let [mut a, mut b, mut c, mut e] = [(); 4].map(|()| gpu.zeros::<u16>(m * n).unwrap());
+        gpu.swiglu_backward([&mut a, &mut b], &d, &gate, &up).unwrap();
+        gpu.matmul_swiglu_backward([&mut c, &mut e], [&gate, &up], &pair, [m, n]).unwrap();
+        for (got, want) in [(c, a), (e, b)] {
+            assert_eq!(gpu.download(&got).unwrap(), gpu.download(&want).unwrap(), "gradients");
+        }
+    }
+}
+
+#[test]
+fn rounding_is_to_nearest_even() {
+    let Some(gpu) = gpu() else { return };
+    let mut x = values(1, 4096);
+    x[..8].copy_from_slice(&[
+        0.0,
+        -0.0,
+        1e-40,
+        f32::MAX,
+        f32::INFINITY,
+        f32::MIN,
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
+    ]);
+    let mut y = gpu.zeros(x.len()).unwrap();
+    gpu.round(&mut y, &gpu.upload(&x).unwrap()).unwrap();
+    assert_eq!(gpu.download(&y).unwrap(), rounded(&x));
+}
+
+fn upload_rounded(gpu: &Gpu, x: &[f32]) -> Buffer<u16> {
+    gpu.upload(&rounded(x)).unwrap()
+}
+
+/// LoRA: l = s·x·Aᵀ, y += l·Bᵀ, dl = s·dy·B, dx += dl·A, dA = dlᵀ·x, dB = lᵀ·dy, against f64 and against
+/// the CPU's f32 of the same inputs.
+#[test]
+fn low_rank_products_are_as_good_as_f32() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Cpu::new(1);
+    for [m, n, k, rank] in [[3, 24, 40, 8], [140, 72, 136, 16], [520, 16, 24, 24]] {
+        let scale = 2.0;
+        let (x, xf) = operand(1, m * k);
+        let (a, b) = (values(3, rank * k), values(4, rank * n));
+        let [da, db] = [(&a, k), (&b, n)]
+            .map(|(factor, n)| gpu.factor(&gpu.upload(factor).unwrap(), [rank, n]).unwrap());
+        let x = gpu.upload(&x).unwrap();
+        let low = gpu.low_rank(&x, &da, m, scale).unwrap();
+        let zero =
+            [upload_rounded(&gpu, &vec![0.0; m * 8]), upload_rounded(&gpu, &vec![0.0; n * 8])];
+        let mut y = gpu.zeros(m * n).unwrap();
+        let pairs = [Pair { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&low)];
+        gpu.matmul(&mut y, &pairs, [m, n], false).unwrap();
+
+        // l, its update and the gradient of B, with x = dy's stand-in for the last.
+        let low_exact: Vec<f64> = (0..m * rank)
+            .map(|i| {
+                let (row, r) = (i / rank, i % rank);
+                let products = (0..k).map(|c| f64::from(xf[row * k + c]) * f64::from(a[r * k + c]));
+                f64::from(scale) * products.sum::<f64>()
+            })
+            .collect();
+        let low_naive: Vec<f32> = low_exact.iter().map(|l| *l as f32).collect();
+        let exact: Vec<f64> = (0..m * n)
+            .map(|i| {
+                (0..rank).map(|r| low_exact[i / n * rank + r] * f64::from(b[r * n + i % n])).sum()
+            })
+            .collect();
+        let mut naive = vec![0.0; m * n];
+        let shape = [m, n, rank];
+        let left = cpu::product::Left::Rows;
+        cpu::product::accumulate(&cpu, &mut naive, &low_naive, left, &b, shape);
+        // Dropped: low times low, twice, of sums over k and rank of products below 2.
+        let floor = 2f64.powi(-16) * 2.0 * (k * rank) as f64;
+        let case = format!("[{m}, {n}, {k}] rank {rank}");
+        assert_close(&gpu.download(&y).unwrap(), &naive, &exact, floor, &case);
+
+        let (dy, dyf) = operand(5, m * n);
+        let dy = gpu.upload(&dy).unwrap();
+        let mut dw = gpu.zeros(rank * n).unwrap();
+        gpu.matmul_gradient(&mut dw, &low, &dy, [m, rank, n], true).unwrap();
+        let exact: Vec<f64> = (0..rank * n)
+            .map(|i| {
+                (0..m)
+                    .map(|row| low_exact[row * rank + i / n] * f64::from(dyf[row * n + i % n]))
+                    .sum()
+            })
+            .collect();
+        let mut naive = vec![0.0; rank * n];
+        let shape = [rank, n, m];
+        let left = cpu::product::Left::Columns;
+        cpu::product::accumulate(&cpu, &mut naive, &low_naive, left, &dyf, shape);
+        let floor = 2f64.powi(-16) * 2.0 * (m * k) as f64;
+        assert_close(&gpu.download(&dw).unwrap(), &naive, &exact, floor, &format!("dB, {case}"));
+
+        // dx += dl·A with dl = s·dy·B.
+        let dlow = gpu.low_rank(&dy, &db, m, scale).unwrap();
+        let mut dx = gpu.zeros(m * k).unwrap();
+        gpu.matmul_backward(&mut dx, &[da.backward(&dlow)], [m, k], false).unwrap();
+        let dlow_exact: Vec<f64> = (0..m * rank)
+            .map(|i| {
+                let (row, r) = (i / rank, i % rank);
+                let products =
+                    (0..n).map(|c| f64::from(dyf[row * n + c]) * f64::from(b[r * n + c]));
+                f64::from(scale) * products.sum::<f64>()
+            })
+            .collect();
+        let exact: Vec<f64> = (0..m * k)
+            .map(|i| {
+                (0..rank).map(|r| dlow_exact[i / k * rank + r] * f64::from(a[r * k + i % k])).sum()
+            })
+            .collect();
+        let naive: Vec<f32> = exact.iter().map(|x| *x as f32).collect();
+        let floor = 2f64.powi(-16) * 2.0 * (n * rank) as f64;
+        assert_close(&gpu.download(&dx).unwrap(), &naive, &exact, floor, &format!("dx, {case}"));
+    }
+}

@@ -1,0 +1,52 @@
+//! Every CUDA kernel against its CPU twin, on awkward shapes.
+//!
+//! They run on the emulator with all of its checks on, or on the driver that `CUDA_DRIVER_LIB` names:
+//! `CUDA_DRIVER_LIB=libcuda.so.1` is a real GPU's. Builds without the feature have nothing to run: they say so
+//! and pass.
+
+mod attention;
+mod device;
+mod log_prob;
+mod matmul;
+mod rows;
+mod sass;
+// The comparison is the CPU kernels'; what only they use is dead here.
+#[allow(dead_code, clippy::duplicate_mod)]
+#[path = "../cpu/twin.rs"]
+mod twin;
+
+use std::sync::OnceLock;
+
+use crate::cpu::{Cpu, Isa};
+use crate::cuda::{Error, Gpu};
+use half::bf16;
+pub(crate) use twin::{assert_close, assert_same_bits, values};
+
+/// The device all tests share; `None`, with a message, where there is no driver.
+pub(crate) fn gpu() -> Option<Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    #[cfg(feature = "cuda")]
+    if std::env::var_os("CUDA_DRIVER_LIB").is_none() {
+        // Refused once it is in use, which is all the same.
+        let _ = cuda_driver::set_resolver(emulator::resolve);
+    }
+    let open = || match Gpu::open(0) {
+        Ok(gpu) => Some(gpu),
+        Err(Error::NoDriver) => {
+            eprintln!("skipped: built without feature cuda");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    };
+    GPU.get_or_init(open).clone()
+}
+
+/// Bits of `x` rounded to bf16.
+pub(crate) fn rounded(x: &[f32]) -> Vec<u16> {
+    x.iter().map(|x| bf16::from_f32(*x).to_bits()).collect()
+}
+
+/// The values of bf16 bits.
+pub(crate) fn widened(x: &[u16]) -> Vec<f32> {
+    x.iter().map(|x| bf16::from_bits(*x).to_f32()).collect()
+}
