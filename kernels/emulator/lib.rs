@@ -9,6 +9,12 @@
 //! - `counters`, `model`: what was executed, and what it would cost on an A100.
 //! - `checks`, `fault`: switches and limits; reports. `driver/`: the stand-in `libcuda.so.1`.
 //!
+//! How to run on it: in tests, hand [`resolve`] to whatever forwards the driver's functions, then look at
+//! [`take_reports`] and [`counters()`] (the driver is global, so one test at a time; [`reset`] makes a new
+//! device). A program: `CUDA_DRIVER_LIB=target/release/libemulator_driver.so`; reports go to stderr,
+//! `EMULATOR_CHECKS=off` leaves only bounds and alignment, `EMULATOR_THREADS` is how many threads blocks
+//! run on. A fault ends the kernel and, as on a GPU, makes every later call fail.
+//!
 //! What is modelled: results, bit for bit where PTX defines them; the memory spaces, barriers,
 //! `cp.async` that lands at its wait, streams whose work runs at a synchronization, and the faults of
 //! [`FaultKind`].
