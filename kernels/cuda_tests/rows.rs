@@ -91,7 +91,8 @@ fn swiglu_equals_its_twin() {
             gate[..4].copy_from_slice(&[f32::NEG_INFINITY, -200.0, 88.0, f32::INFINITY]);
         }
         let mut want = vec![0.0; n];
-        cpu::swiglu::forward(&cpu, &mut want, &gate, &up);
+        let inputs = cpu::swiglu::Inputs::F32([&gate, &up]);
+        cpu::swiglu::forward(&cpu, &mut want, inputs);
         let [g, u, d] = [&gate, &up, &dy].map(|x| gpu.upload(x).unwrap());
         let mut y = gpu.zeros::<f32>(n).unwrap();
         gpu.swiglu(&mut y, &g, &u).unwrap();
@@ -102,7 +103,7 @@ fn swiglu_equals_its_twin() {
         assert_eq!(gpu.download(&y).unwrap(), rounded(&got), "rounding comes last");
 
         let [mut dgate, mut dup] = [(); 2].map(|()| vec![0.0; n]);
-        cpu::swiglu::backward(&cpu, [&mut dgate, &mut dup], &dy, &gate, &up);
+        cpu::swiglu::backward(&cpu, [&mut dgate, &mut dup], &dy, inputs);
         let [mut a, mut b] = [(); 2].map(|()| gpu.zeros::<f32>(n).unwrap());
         gpu.swiglu_backward([&mut a, &mut b], &d, &g, &u).unwrap();
         close_or_equal(&gpu.download(&a).unwrap(), &dgate, "dgate");
