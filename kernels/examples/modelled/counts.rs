@@ -141,6 +141,21 @@ pub(crate) fn scaled(counters: &KernelCounters, blocks: usize) -> KernelCounters
     from_fields(counters, &more.collect::<Vec<_>>())
 }
 
+/// Asserts that blocks of two grids count the same, but for the bytes that they share.
+pub(crate) fn assert_same_blocks(a: &[KernelCounters], b: &[KernelCounters], kernel: &str) {
+    let [a, b] = [a, b].map(|counted| {
+        let mut counters =
+            counted.iter().find(|counters| counters.name == kernel).expect("it ran").clone();
+        (counters.unique_read_bytes, counters.unique_written_bytes) = (0, 0);
+        counters
+    });
+    assert_eq!(
+        fields(&scaled(&a, b.blocks as usize)),
+        fields(&b),
+        "{kernel}: blocks of another grid count otherwise"
+    );
+}
+
 /// Everything that adds up over blocks.
 fn fields(c: &KernelCounters) -> Vec<i128> {
     let mut all = c.warp_instructions.to_vec();

@@ -4,7 +4,7 @@
 use emulator::KernelCounters;
 use kernels::cuda::{Error, Pair};
 
-use super::counts::{Figure, Lab, scaled};
+use super::counts::{Figure, Lab, assert_same_blocks, scaled};
 
 pub(crate) const RANK: usize = 16;
 /// Columns of a LoRA factor's three parts: see `kernels::cuda::Factor`.
@@ -59,20 +59,27 @@ fn plain(
         [2 * (m + n) * (k + low * PARTS) + if added { out } else { 0 }, out]
     };
     let name = format!("{kernel} low {low} added {added}");
-    let runs = lab.runs(name, 1, 256, 128, |k| {
-        let mut y = lab.floats(SIDE * SIDE)?;
-        let [x, w] = [lab.halves(SIDE * k)?, lab.halves(SIDE * k)?];
-        let lows = [(); 2].map(|()| lab.halves(SIDE * PARTS));
-        let factors = [(); 2].map(|()| lab.halves(SIDE * PARTS));
-        let mut pairs = vec![Pair { x: &x, w: &w, first_row: 0, k }];
-        for (x, w) in lows.iter().zip(&factors).take(low) {
-            let [x, w] = [x, w].map(|x| x.as_ref().expect("memory"));
-            pairs.push(Pair { x, w, first_row: 0, k: PARTS });
-        }
+    let run = |[m, n, k]: [usize; 3]| {
+        let mut y = lab.floats(m * n)?;
+        let [x, w] = [lab.halves(m * k)?, lab.halves(n * k)?];
+        let lows = [lab.halves(m * PARTS)?, lab.halves(n * PARTS)?];
+        let all = [
+            Pair { x: &x, w: &w, first_row: 0, k },
+            Pair { x: &lows[0], w: &lows[1], first_row: 0, k: PARTS },
+        ];
+        let pairs = &all[..=low];
         lab.count(|gpu| match backward {
-            true => gpu.matmul_backward(&mut y, &pairs, [SIDE, SIDE], added),
-            false => gpu.matmul(&mut y, &pairs, [SIDE, SIDE], added),
+            true => gpu.matmul_backward(&mut y, pairs, [m, n], added),
+            false => gpu.matmul(&mut y, pairs, [m, n], added),
         })
+    };
+    let runs = lab.runs(name, 1, 256, 128, |k| {
+        let counted = run([SIDE, SIDE, k])?;
+        if k == 256 {
+            // 27 blocks, in two groups of rows of tiles.
+            assert_same_blocks(&counted, &run([1152, 384, k])?, kernel);
+        }
+        Ok(counted)
     })?;
     runs.check_bytes(kernel, |k| bytes(SIDE, SIDE, k));
     let [read, written] = bytes(m, n, k);
