@@ -1,0 +1,227 @@
+//! Matrix products. The rule: a block's counts are a line over its steps of k, the same for all blocks of a
+//! grid without edges; bytes are each operand once, which is asserted of every run.
+
+use emulator::KernelCounters;
+use kernels::cuda::{Error, Pair};
+
+use super::counts::{Figure, Lab, assert_same_blocks, scaled};
+
+pub(crate) const RANK: usize = 16;
+/// Columns of a LoRA factor's three parts: see `kernels::cuda::Factor`.
+pub(crate) const PARTS: usize = 3 * RANK;
+
+/// Rows and columns of the runs of 128x128 tiles: four blocks.
+const SIDE: usize = 256;
+
+/// The same kernel on so many blocks, which touch these bytes (read, written): they share operands.
+fn spread(mut counters: KernelCounters, blocks: usize, bytes: [usize; 2]) -> KernelCounters {
+    (counters.unique_read_bytes, counters.unique_written_bytes) = (0, 0);
+    let mut counters = scaled(&counters, blocks);
+    [counters.unique_read_bytes, counters.unique_written_bytes] = bytes.map(|bytes| bytes as u64);
+    counters
+}
+
+fn shape([m, n, k]: [usize; 3], low: usize, added: bool) -> String {
+    let low = if low > 0 { format!("+{}", low * PARTS) } else { String::new() };
+    format!("m{m} n{n} k{k}{low}{}", if added { " added" } else { "" })
+}
+
+/// y = x wᵀ + `low` products with LoRA's factors, added to what is there if `added`.
+pub(crate) fn nt(
+    lab: &Lab,
+    [m, n, k]: [usize; 3],
+    low: usize,
+    added: bool,
+) -> Result<Figure, Error> {
+    plain(lab, "matmul_nt_f32", [m, n, k], low, added, false)
+}
+
+/// dx = dy w + dl A.
+pub(crate) fn nn(
+    lab: &Lab,
+    [m, n, k]: [usize; 3],
+    low: usize,
+    added: bool,
+) -> Result<Figure, Error> {
+    plain(lab, "matmul_nn_f32", [m, n, k], low, added, true)
+}
+
+fn plain(
+    lab: &Lab,
+    kernel: &str,
+    [m, n, k]: [usize; 3],
+    low: usize,
+    added: bool,
+    backward: bool,
+) -> Result<Figure, Error> {
+    let bytes = |m: usize, n: usize, k: usize| {
+        let out = 4 * m * n;
+        [2 * (m + n) * (k + low * PARTS) + if added { out } else { 0 }, out]
+    };
+    let name = format!("{kernel} low {low} added {added}");
+    let run = |[m, n, k]: [usize; 3]| {
+        let mut y = lab.floats(m * n)?;
+        let [x, w] = [lab.halves(m * k)?, lab.halves(n * k)?];
+        let lows = [lab.halves(m * PARTS)?, lab.halves(n * PARTS)?];
+        let all = [
+            Pair { x: &x, w: &w, first_row: 0, k },
+            Pair { x: &lows[0], w: &lows[1], first_row: 0, k: PARTS },
+        ];
+        let pairs = &all[..=low];
+        lab.count(|gpu| match backward {
+            true => gpu.matmul_backward(&mut y, pairs, [m, n], added),
+            false => gpu.matmul(&mut y, pairs, [m, n], added),
+        })
+    };
+    let runs = lab.runs(name, 1, 256, 128, |k| {
+        let counted = run([SIDE, SIDE, k])?;
+        if k == 256 {
+            // 27 blocks, in two groups of rows of tiles.
+            assert_same_blocks(&counted, &run([1152, 384, k])?, kernel);
+        }
+        Ok(counted)
+    })?;
+    runs.check_bytes(kernel, |k| bytes(SIDE, SIDE, k));
+    let [read, written] = bytes(m, n, k);
+    let counters = spread(runs.at(kernel, k), m.div_ceil(128) * n.div_ceil(128), [read, written]);
+    let products = m * n * (k + low * PARTS);
+    Ok(Figure::new(shape([m, n, k], low, added), counters, read + written, products))
+}
+
+/// y = silu(gate) up of 2n rows of w, gate and up kept.
+pub(crate) fn nt_swiglu(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Figure, Error> {
+    let kernel = "matmul_nt_swiglu";
+    let bytes = |m: usize, n: usize, k: usize| [2 * (m + 2 * n) * (k + 2 * PARTS), (2 + 8) * m * n];
+    let runs = lab.runs(kernel.to_owned(), 1, 256, 128, |k| {
+        let n = SIDE / 2;
+        let [x, w] = [lab.halves(SIDE * k)?, lab.halves(2 * n * k)?];
+        let [low, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
+        let [more, other] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
+        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
+        let pairs = [pair(&x, &w, k), pair(&low, &factor, PARTS), pair(&more, &other, PARTS)];
+        let mut y = lab.halves(SIDE * n)?;
+        let [mut gate, mut up] = [lab.floats(SIDE * n)?, lab.floats(SIDE * n)?];
+        lab.count(|gpu| gpu.matmul_swiglu(&mut y, Some([&mut gate, &mut up]), &pairs, [SIDE, n]))
+    })?;
+    runs.check_bytes(kernel, |k| bytes(SIDE, SIDE / 2, k));
+    let [read, written] = bytes(m, n, k);
+    let counters = spread(runs.at(kernel, k), m.div_ceil(128) * n.div_ceil(64), [read, written]);
+    let products = 2 * m * n * (k + 2 * PARTS);
+    Ok(Figure::new(shape([m, n, k], 2, false), counters, read + written, products))
+}
+
+/// Gradients of gate and up from that of the down projection's output.
+pub(crate) fn nn_swiglu_backward(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Figure, Error> {
+    let kernel = "matmul_nn_swiglu_backward";
+    let bytes = |m: usize, n: usize, k: usize| [2 * (m + n) * (k + PARTS) + 8 * m * n, 4 * m * n];
+    let runs = lab.runs(kernel.to_owned(), 1, 256, 128, |k| {
+        let [x, w] = [lab.halves(SIDE * k)?, lab.halves(SIDE * k)?];
+        let [low, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(SIDE * PARTS)?];
+        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
+        let pairs = [pair(&x, &w, k), pair(&low, &factor, PARTS)];
+        let [gate, up] = [lab.floats(SIDE * SIDE)?, lab.floats(SIDE * SIDE)?];
+        let [mut dgate, mut dup] = [lab.halves(SIDE * SIDE)?, lab.halves(SIDE * SIDE)?];
+        lab.count(|gpu| {
+            let gradients = [&mut dgate, &mut dup];
+            gpu.matmul_swiglu_backward(gradients, [&gate, &up], &pairs, [SIDE, SIDE])
+        })
+    })?;
+    runs.check_bytes(kernel, |k| bytes(SIDE, SIDE, k));
+    let [read, written] = bytes(m, n, k);
+    let counters = spread(runs.at(kernel, k), m.div_ceil(128) * n.div_ceil(128), [read, written]);
+    let products = m * n * (k + PARTS);
+    Ok(Figure::new(shape([m, n, k], 1, false), counters, read + written, products))
+}
+
+/// l = s x Aᵀ (or dl = s dy B): the product with a factor's parts, and their way to bf16.
+pub(crate) fn low_rank(lab: &Lab, m: usize, k: usize) -> Result<[Figure; 2], Error> {
+    let own = if m < 128 { m } else { SIDE };
+    let runs = lab.runs(format!("low rank, {own} rows"), 1, 256, 128, |k| {
+        let x = lab.halves(own * k)?;
+        let factor = lab.gpu.factor(&lab.floats(RANK * k)?, [RANK, k])?;
+        lab.count(|gpu| gpu.low_rank(&x, &factor, own, 2.0).map(drop))
+    })?;
+    let bytes = |m: usize, k: usize| [2 * (m + 2 * RANK) * k, 4 * m * 2 * RANK];
+    runs.check_bytes("matmul_nt_narrow", |k| bytes(own, k));
+    let [read, written] = bytes(m, k);
+    let counters = spread(runs.at("matmul_nt_narrow", k), m.div_ceil(128), [read, written]);
+    let products = m * 2 * RANK * k;
+    let narrow = Figure::new(shape([m, 2 * RANK, k], 0, false), counters, read + written, products);
+    let counters = scaled(&runs.at("matmul_low_rank", k), (m * RANK).div_ceil(256));
+    let fewest = m * (8 * RANK + 2 * PARTS);
+    Ok([narrow, Figure::new(format!("m{m} rank{RANK}"), counters, fewest, 0)])
+}
+
+/// A factor's gradient lᵀ dy [rank, n] over m rows: the chunks' products, and their sum.
+pub(crate) fn gradient(lab: &Lab, m: usize, n: usize) -> Result<[Figure; 2], Error> {
+    // Four slices more from run to run: the loop over them is unrolled by four.
+    let runs = lab.runs("low-rank gradient".to_owned(), 1, 2048, 1024, |m| {
+        let [low, x] = [lab.halves(m * PARTS)?, lab.halves(m * SIDE)?];
+        let mut dw = lab.floats(RANK * SIDE)?;
+        lab.count(|gpu| gpu.matmul_gradient(&mut dw, &low, &x, [m, RANK, SIDE], true))
+    })?;
+    let bytes = |m: usize, n: usize| [2 * m * (2 * RANK + n), 4 * m / 512 * 2 * RANK * n];
+    runs.check_bytes("matmul_tn", |m| bytes(m, SIDE));
+    let [read, written] = bytes(m, n);
+    let counters = spread(runs.at("matmul_tn", m), n / 128 * m / 512, [read, written]);
+    let products = m * 2 * RANK * n;
+    let product =
+        Figure::new(shape([2 * RANK, n, m], 0, false), counters, read + written, products);
+    let counters = scaled(&runs.at("add_slices", m), RANK * n / 1024);
+    let fewest = written + 8 * RANK * n;
+    Ok([product, Figure::new(format!("{} of {RANK}x{n}", m / 256), counters, fewest, 0)])
+}
+
+/// A product of at most 64 rows, as in decoding.
+pub(crate) fn few(
+    lab: &Lab,
+    [m, n, k]: [usize; 3],
+    low: usize,
+    added: bool,
+) -> Result<Figure, Error> {
+    let columns = if n.div_ceil(32) >= lab.gpu.multiprocessors() { 32 } else { 16 };
+    let rows = if m <= 16 { 16 } else { 64 };
+    let kernel = format!("matmul_few_f32_{rows}x{columns}");
+    let own = if columns == 32 { 32 * lab.gpu.multiprocessors() } else { 64 };
+    let bytes = |n: usize, k: usize| {
+        let out = 4 * m * n;
+        [2 * (m + n) * (k + low * PARTS) + if added { out } else { 0 }, out]
+    };
+    let name = format!("{kernel}, {m} rows, low {low} added {added}");
+    let runs = lab.runs(name, 1, 512, 128, |k| {
+        let mut y = lab.floats(m * own)?;
+        let [x, w] = [lab.halves(m * k)?, lab.halves(own * k)?];
+        let [l, f] = [lab.halves(m * PARTS)?, lab.halves(own * PARTS)?];
+        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
+        let pairs = [pair(&x, &w, k), pair(&l, &f, PARTS)];
+        lab.count(|gpu| gpu.matmul(&mut y, &pairs[..=low], [m, own], added))
+    })?;
+    runs.check_bytes(&kernel, |k| bytes(own, k));
+    let [read, written] = bytes(n, k);
+    let counters = spread(runs.at(&kernel, k), n / columns, [read, written]);
+    let products = m * n * (k + low * PARTS);
+    Ok(Figure::new(shape([m, n, k], low, added), counters, read + written, products))
+}
+
+/// The same for gate and up, of which nothing is kept.
+pub(crate) fn few_swiglu(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Figure, Error> {
+    assert!((2 * n).div_ceil(32) >= lab.gpu.multiprocessors(), "another tile is picked");
+    let rows = if m <= 16 { 16 } else { 64 };
+    let kernel = format!("matmul_few_swiglu_{rows}x32");
+    let own = 16 * lab.gpu.multiprocessors();
+    let bytes = |n: usize, k: usize| [2 * (m + 2 * n) * (k + 2 * PARTS), 2 * m * n];
+    let runs = lab.runs(format!("{kernel}, {m} rows"), 1, 512, 128, |k| {
+        let mut y = lab.halves(m * own)?;
+        let [x, w] = [lab.halves(m * k)?, lab.halves(2 * own * k)?];
+        let [l, f] = [lab.halves(m * PARTS)?, lab.halves(2 * own * PARTS)?];
+        let [more, other] = [lab.halves(m * PARTS)?, lab.halves(2 * own * PARTS)?];
+        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
+        let pairs = [pair(&x, &w, k), pair(&l, &f, PARTS), pair(&more, &other, PARTS)];
+        lab.count(|gpu| gpu.matmul_swiglu(&mut y, None, &pairs, [m, own]))
+    })?;
+    runs.check_bytes(&kernel, |k| bytes(own, k));
+    let [read, written] = bytes(n, k);
+    let counters = spread(runs.at(&kernel, k), n / 16, [read, written]);
+    let products = 2 * m * n * (k + 2 * PARTS);
+    Ok(Figure::new(shape([m, n, k], 2, false), counters, read + written, products))
+}
