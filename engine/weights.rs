@@ -381,7 +381,11 @@ fn other_formats(directory: &Path) -> Result<&'static str, std::io::Error> {
             advice = ", but a LoRA adapter: give it as the adapter and its base model as the model";
         }
     }
-    Ok(advice)
+    Ok(if advice.is_empty() {
+        "; give one that transformers saved a checkpoint in"
+    } else {
+        advice
+    })
 }
 
 fn map_file(path: &Path) -> Result<Mmap, WeightsError> {

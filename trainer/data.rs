@@ -134,7 +134,7 @@ pub enum DataError {
         found: String,
     },
     /// There is nothing in it.
-    #[error("{}: the file has no rows", path.display())]
+    #[error("{}: the file has no rows; look at how it was made, or give another", path.display())]
     Empty {
         /// The data file.
         path: PathBuf,

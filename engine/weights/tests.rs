@@ -236,7 +236,7 @@ fn other_formats_and_wrong_paths_say_what_to_do() {
     no_weights("pytorch_model-00001-of-00002.bin", &["pickle"]);
     no_weights("model-q4.gguf", &["GGUF", "safetensors"]);
     no_weights("adapter_model.safetensors", &["LoRA adapter"]);
-    no_weights("README.md", &["no model.safetensors"]);
+    no_weights("README.md", &["no model.safetensors", "; give one that"]);
     let directory = directory_with("model.safetensors", b"x");
     let error =
         refused(Checkpoint::open(&directory.path().join("none")), &["none", "no such directory"]);
