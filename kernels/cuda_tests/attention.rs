@@ -145,8 +145,9 @@ fn a_row_has_the_same_bits_in_decoding_as_in_a_prefill() {
         let whole = Case::new(&gpu, &[(len, 40)], shape);
         let (out, got, log_sums) = whole.run(&gpu, shape, 0);
         let width = shape.heads * shape.head_dim;
-        // Alone, by two and by chunks that begin elsewhere; with room for more partitions too.
-        for (queries, longest) in [(1, 0), (2, 4096), (17, 0)] {
+        // Alone, by two, by more than half a warp has, and by chunks that begin elsewhere; with room for more
+        // partitions too.
+        for (queries, longest) in [(1, 0), (2, 4096), (7, 0), (17, 0)] {
             let first = len - 40 + 11;
             let table = whole.spans[0].table.clone();
             let spans = [Span { first_row: 0, rows: queries, first_position: first, table }];
