@@ -152,7 +152,8 @@ impl Gpu {
         if !modules.contains_key(entry.stem) {
             let options = [ModuleJitOption::OptLevel(OptLevel::O4)];
             let what = format!("compiling {}.cu's PTX", entry.stem);
-            modules.insert(entry.stem, check(&what, Module::from_ptx(entry.module, &options))?);
+            let module = check(&what, Module::from_ptx(ptx(entry), &options))?;
+            modules.insert(entry.stem, module);
         }
         let function =
             Function::new(&check(entry.symbol, modules[entry.stem].get_function(entry.symbol))?);
@@ -161,6 +162,23 @@ impl Gpu {
         }
         functions.insert(entry.symbol, function);
         Ok(function)
+    }
+}
+
+#[cfg(not(test))]
+fn ptx(entry: &Entry) -> &str {
+    entry.module
+}
+
+/// `J1_TEST_PTX=STEM=FILE` has tests run another compilation of one stem: that of a seeded fault.
+#[cfg(test)]
+fn ptx(entry: &Entry) -> std::borrow::Cow<'static, str> {
+    let given = std::env::var("J1_TEST_PTX").ok();
+    match given.as_deref().and_then(|given| given.split_once('=')) {
+        Some((stem, file)) if stem == entry.stem => {
+            std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}")).into()
+        }
+        _ => entry.module.into(),
     }
 }
 

@@ -6,11 +6,11 @@ use crate::cpu::{Cpu, Isa};
 use crate::cuda::{AttentionSaved, Buffer, Gpu};
 use half::bf16;
 
-const SHAPES: [Shape; 2] =
+pub(super) const SHAPES: [Shape; 2] =
     [Shape { heads: 4, kv_heads: 2, head_dim: 64 }, Shape { heads: 2, kv_heads: 1, head_dim: 128 }];
 
 /// Sequences whose pages lie in some order of the cache, with their keys and values appended.
-struct Case {
+pub(super) struct Case {
     spans: Vec<Span>,
     tables: Vec<u32>,
     pages: usize,
@@ -21,7 +21,7 @@ struct Case {
 
 impl Case {
     /// Sequences of `(keys, queries)`: the last `queries` positions ask.
-    fn new(gpu: &Gpu, sequences: &[(usize, usize)], shape: Shape) -> Case {
+    pub(super) fn new(gpu: &Gpu, sequences: &[(usize, usize)], shape: Shape) -> Case {
         let Shape { heads, kv_heads, head_dim } = shape;
         let (mut spans, mut tables, mut slots, mut rows) = (vec![], vec![], vec![], 0);
         let pages: usize = sequences.iter().map(|(keys, _)| keys.div_ceil(PAGE)).sum();
@@ -57,7 +57,12 @@ impl Case {
         Case { spans, tables, pages, q, keys, values: cached }
     }
 
-    fn run(&self, gpu: &Gpu, shape: Shape, longest: usize) -> (Vec<u16>, Vec<f32>, Vec<f32>) {
+    pub(super) fn run(
+        &self,
+        gpu: &Gpu,
+        shape: Shape,
+        longest: usize,
+    ) -> (Vec<u16>, Vec<f32>, Vec<f32>) {
         let q = gpu.upload(&rounded(&self.q)).unwrap();
         let rows = self.q.len() / (shape.heads * shape.head_dim);
         let mut out = gpu.zeros::<u16>(self.q.len()).unwrap();
@@ -140,8 +145,9 @@ fn a_row_has_the_same_bits_in_decoding_as_in_a_prefill() {
         let whole = Case::new(&gpu, &[(len, 40)], shape);
         let (out, got, log_sums) = whole.run(&gpu, shape, 0);
         let width = shape.heads * shape.head_dim;
-        // Alone, by two and by chunks that begin elsewhere; with room for more partitions too.
-        for (queries, longest) in [(1, 0), (2, 4096), (17, 0)] {
+        // Alone, by two, by more than half a warp has, and by chunks that begin elsewhere; with room for more
+        // partitions too.
+        for (queries, longest) in [(1, 0), (2, 4096), (7, 0), (17, 0)] {
             let first = len - 40 + 11;
             let table = whole.spans[0].table.clone();
             let spans = [Span { first_row: 0, rows: queries, first_position: first, table }];

@@ -31,8 +31,16 @@ fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
     (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
-const SHAPES: [[usize; 3]; 6] =
-    [[1, 8, 8], [5, 40, 24], [17, 72, 200], [70, 24, 136], [129, 136, 72], [260, 264, 40]];
+/// [m, n, k]; the last has many rows and more steps of k than the ring of tiles has places.
+const SHAPES: [[usize; 3]; 7] = [
+    [1, 8, 8],
+    [5, 40, 24],
+    [17, 72, 200],
+    [70, 24, 136],
+    [129, 136, 72],
+    [260, 264, 40],
+    [133, 40, 264],
+];
 
 #[test]
 fn forward_equals_the_naive_twin_in_every_form() {

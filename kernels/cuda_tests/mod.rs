@@ -3,6 +3,9 @@
 //! They run on the emulator with all of its checks on, or on the driver that `CUDA_DRIVER_LIB` names:
 //! `CUDA_DRIVER_LIB=libcuda.so.1` is a real GPU's. Builds without the feature have nothing to run: they say so
 //! and pass.
+//!
+//! That these tests and the checks would notice: `seed_faults.py` puts one bug at a time into a copy of a kernel and
+//! asks what reports it; `faults.csv` has the bugs and the answers.
 
 mod attention;
 mod device;
@@ -10,6 +13,7 @@ mod log_prob;
 mod matmul;
 mod rows;
 mod sass;
+mod wavefronts;
 // The comparison is the CPU kernels'; what only they use is dead here.
 #[allow(dead_code, clippy::duplicate_mod)]
 #[path = "../cpu/twin.rs"]

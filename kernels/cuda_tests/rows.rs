@@ -168,7 +168,8 @@ fn embedding_add_and_dropout_equal_their_twins_bit_for_bit() {
 fn adamw_equals_its_twin_bit_for_bit_and_norms_to_the_order_of_sums() {
     let Some(gpu) = gpu() else { return };
     let cpu = Cpu::new(1);
-    for n in [0, 4, 1028, 70_000] {
+    // The last is more than all threads of the sum of squares take at once: they go round.
+    for n in [0, 4, 1028, 70_000, 300_000] {
         let [mut w, mut m] = [1, 2].map(|seed| values(seed, n));
         let mut v: Vec<f32> = values(3, n).iter().map(|v| v * v).collect();
         let [mut dw, mut dm, mut dv] = [&w, &m, &v].map(|x| gpu.upload(x).unwrap());
