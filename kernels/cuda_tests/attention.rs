@@ -122,6 +122,30 @@ fn naive(gpu: &Gpu, case: &Case, shape: Shape) -> (Vec<f32>, Vec<f64>, Vec<f64>)
 }
 
 #[test]
+fn keys_and_values_go_to_their_slots_and_nowhere_else() {
+    let Some(gpu) = gpu() else { return };
+    for shape @ Shape { kv_heads, head_dim, .. } in SHAPES {
+        let (pages, slots) = (3, [5u32, 2 * PAGE as u32, PAGE as u32 - 1, 3 * PAGE as u32 - 3]);
+        let [k, v] = [2, 3].map(|seed| values(seed, slots.len() * kv_heads * head_dim));
+        let mut want = [(); 2].map(|()| vec![0x7fc0u16; pages * kv_heads * PAGE * head_dim]);
+        let [mut keys, mut cached] = want.each_ref().map(|cache| gpu.upload(cache).unwrap());
+        let [dk, dv] = [&k, &v].map(|x| gpu.upload(x).unwrap());
+        let both = [&mut keys, &mut cached];
+        gpu.attention_append(both, [&dk, &dv], &gpu.upload(&slots).unwrap(), shape).unwrap();
+        for (want, from) in want.iter_mut().zip([&k, &v]) {
+            for (row, slot) in slots.iter().map(|slot| *slot as usize).enumerate() {
+                for head in 0..kv_heads {
+                    let to = ((slot / PAGE * kv_heads + head) * PAGE + slot % PAGE) * head_dim;
+                    let from = &from[(row * kv_heads + head) * head_dim..][..head_dim];
+                    want[to..to + head_dim].copy_from_slice(&rounded(from));
+                }
+            }
+        }
+        assert_eq!([&keys, &cached].map(|cache| gpu.download(cache).unwrap()), want, "{shape:?}");
+    }
+}
+
+#[test]
 fn forward_is_as_good_as_the_naive_twin() {
     let Some(gpu) = gpu() else { return };
     for shape in SHAPES {
