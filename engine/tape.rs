@@ -54,8 +54,7 @@ impl<'m> Tape<'m> {
 
     /// Says how `y` can be computed again, bit for bit or nearly, from what its op's node holds.
     pub(crate) fn recomputes(&mut self, y: &Tensor, again: impl Fn() -> Tensor + 'm) {
-        let recipe = Recipe { again: Box::new(again), value: OnceCell::new() };
-        self.recipes.insert(y.id(), Rc::new(recipe));
+        self.recipes.insert(y.id(), Recipe::new(again));
     }
 
     /// How `x` is computed again, if it can be.
@@ -125,7 +124,7 @@ pub(crate) struct Recipe<'m> {
 impl<'m> Saved<'m> {
     /// A value that `again` computes, for one node.
     pub(crate) fn recomputed(again: impl Fn() -> Tensor + 'm) -> Saved<'m> {
-        Saved::Recomputed(Rc::new(Recipe { again: Box::new(again), value: OnceCell::new() }))
+        Saved::Recomputed(Recipe::new(again))
     }
 
     /// The value; its identity is another one where it was computed again.
@@ -137,7 +136,11 @@ impl<'m> Saved<'m> {
     }
 }
 
-impl Recipe<'_> {
+impl<'m> Recipe<'m> {
+    fn new(again: impl Fn() -> Tensor + 'm) -> Rc<Recipe<'m>> {
+        Rc::new(Recipe { again: Box::new(again), value: OnceCell::new() })
+    }
+
     /// The value for one that changes it: not kept for other readers.
     pub(crate) fn again(&self) -> Tensor {
         (self.again)()

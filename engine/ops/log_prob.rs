@@ -85,9 +85,9 @@ pub fn log_prob<'m>(
             let (w, shape) = (w.rows(block.clone(), k), [count, block.len(), k]);
             matmul::forward(cpu, logits.data_mut(), x, w, shape, rounding, false);
             log_prob::join_rows(cpu, &mut sums, logits.data());
-            let place = |token: &u32| Some(*token as usize).filter(|token| block.contains(token));
+            let place = |token: usize| block.contains(&token).then(|| token - start);
             let places: Vec<Option<usize>> =
-                tokens.iter().map(|token| place(token).map(|token| token - start)).collect();
+                tokens.iter().map(|token| place(*token as usize)).collect();
             for (row, (place, chosen)) in places.iter().zip(&mut chosen).enumerate() {
                 if let Some(place) = place {
                     *chosen = logits.row(row)[*place];

@@ -2,8 +2,8 @@
 
 use super::pool::Disjoint;
 use super::profile::{self, Work};
-use super::vector::{Element, Vector, for_each_isa};
-use super::{Cpu, Matrix};
+use super::vector::Element;
+use super::{Cpu, Matrix, round};
 use half::{bf16, f16};
 
 /// Writes row `ids[i]` of `table` [vocab, n] to row i of `y` [ids.len(), n].
@@ -34,33 +34,10 @@ fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: 
     cpu.for_rows(ids.len(), n, &|first, count| {
         for (i, &id) in (first..).zip(&ids[first..first + count]) {
             let row = id as usize * n;
-            // SAFETY: rows of y do not overlap; `Cpu::with_isa` asserts the instruction set; both
-            // slices have length n.
-            unsafe { widen_on(cpu.isa(), y.part(i * n, n), &table[row..row + n]) };
+            // SAFETY: rows of y do not overlap.
+            round::widen_row(cpu, unsafe { y.part(i * n, n) }, &table[row..row + n]);
         }
     });
-}
-
-for_each_isa! {
-    fn widen_on<T: Element>(y: &mut [f32], x: &[T]) = widen
-}
-
-/// # Safety
-/// The CPU has the instruction set of `V`, and the slices have the same length.
-#[inline(always)]
-unsafe fn widen<V: Vector, T: Element>(y: &mut [f32], x: &[T]) {
-    let (y, x, n) = (y.as_mut_ptr(), x.as_ptr(), x.len());
-    // SAFETY: i + the lanes read or written does not pass n.
-    unsafe {
-        let mut i = 0;
-        while i + V::LANES <= n {
-            T::load::<V>(x.add(i)).store(y.add(i));
-            i += V::LANES;
-        }
-        if i < n {
-            T::load_first::<V>(x.add(i), n - i).store_first(y.add(i), n - i);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ mod exp;
 mod isa;
 mod pool;
 #[cfg(test)]
-mod twin;
+pub(crate) mod twin;
 mod vector;
 
 pub use context::{Cpu, Matrix, Rounding};

@@ -1,9 +1,9 @@
-//! Rounding of f32 rows to bf16, to nearest even: inputs of products, keys and values.
+//! Rounding of f32 rows to bf16, to nearest even: inputs of products, keys and values. And rows widened to f32.
 
 use half::bf16;
 
 use super::profile::{self, Work};
-use super::vector::{Vector, for_each_isa};
+use super::vector::{Element, Vector, for_each_isa};
 use super::{Cpu, pool::Disjoint};
 
 /// Elements a unit of distribution has.
@@ -52,10 +52,16 @@ pub fn from_bf16(cpu: &Cpu, y: &mut [f32], x: &[bf16]) {
     let y = Disjoint::new(y);
     cpu.for_rows(x.len().div_ceil(UNIT), UNIT, &|first, count| {
         let (first, end) = (first * UNIT, x.len().min((first + count) * UNIT));
-        // SAFETY: ranges of different tasks do not overlap; `Cpu::with_isa` asserts that this CPU
-        // has the instruction set.
-        unsafe { widen_on(cpu.isa(), y.part(first, end - first), &x[first..end]) };
+        // SAFETY: ranges of different tasks do not overlap.
+        widen_row(cpu, unsafe { y.part(first, end - first) }, &x[first..end]);
     });
+}
+
+/// Widens `x` into `y` of the same length on this thread. Exact.
+pub(crate) fn widen_row<T: Element>(cpu: &Cpu, y: &mut [f32], x: &[T]) {
+    assert_eq!(y.len(), x.len(), "y and x differ in length");
+    // SAFETY: `Cpu::with_isa` asserts that this CPU has the instruction set; the assert above.
+    unsafe { widen_on(cpu.isa(), y, x) }
 }
 
 /// Rounds `x` into `y` of the same length on this thread.
@@ -95,15 +101,24 @@ unsafe fn round<V: Vector, T: Rounded>(y: &mut [T], x: &[f32]) {
 }
 
 for_each_isa! {
-    fn widen_on(y: &mut [f32], x: &[bf16]) = widen
+    fn widen_on<T: Element>(y: &mut [f32], x: &[T]) = widen
 }
 
 /// # Safety
-/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
+/// The CPU has the instruction set of `V`, and the slices have the same length.
 #[inline(always)]
-unsafe fn widen<V: Vector>(y: &mut [f32], x: &[bf16]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+unsafe fn widen<V: Vector, T: Element>(y: &mut [f32], x: &[T]) {
+    let (y, x, n) = (y.as_mut_ptr(), x.as_ptr(), x.len());
+    // SAFETY: i + the lanes read or written does not pass n.
+    unsafe {
+        let mut i = 0;
+        while i + V::LANES <= n {
+            T::load::<V>(x.add(i)).store(y.add(i));
+            i += V::LANES;
+        }
+        if i < n {
+            T::load_first::<V>(x.add(i), n - i).store_first(y.add(i), n - i);
+        }
     }
 }
 
