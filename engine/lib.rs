@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod chat;
 pub mod config;
+pub mod device;
 pub mod error;
 pub mod files;
 pub mod generate;

@@ -1,4 +1,4 @@
-//! Dense row-major f32 tensors, and the device that owns their memory.
+//! Dense row-major f32 tensors in the memory of a [`Device`].
 //!
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
@@ -6,70 +6,18 @@
 mod free_list;
 mod narrow;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 pub(crate) use free_list::FreeList;
-use kernels::cpu::Cpu;
+use half::bf16;
+use kernels::cuda::Buffer;
 pub(crate) use narrow::Narrow;
 
-/// Where tensors live and ops run. Cloning gives another handle to the same device.
-#[derive(Clone)]
-pub struct Device(Arc<Inner>);
-
-struct Inner {
-    cpu: Cpu,
-    free: Mutex<FreeList<Arc<Buffer>>>,
-    /// Values that all buffers have room for, in use or not.
-    allocated: AtomicUsize,
-}
-
-type Buffer = Vec<f32>;
-
-impl Device {
-    /// The CPU, as the given context drives it.
-    pub fn new(cpu: Cpu) -> Device {
-        Device(Arc::new(Inner { cpu, free: Mutex::default(), allocated: AtomicUsize::new(0) }))
-    }
-
-    /// The context that kernels take.
-    pub fn cpu(&self) -> &Cpu {
-        &self.0.cpu
-    }
-
-    /// Gives the memory of dropped tensors back to the system: between phases of different shapes.
-    pub fn trim(&self) {
-        let dropped = self.0.free.lock().expect("no panic under the lock").clear();
-        self.0.allocated.fetch_sub(dropped, Ordering::Relaxed);
-    }
-
-    /// Bytes of all buffers: those of tensors, and those that wait to be used again.
-    pub fn allocated_bytes(&self) -> usize {
-        self.0.allocated.load(Ordering::Relaxed) * size_of::<f32>()
-    }
-
-    /// A buffer of at least `len` values, whatever they are. Its owner is the only one.
-    fn take(&self, len: usize) -> Arc<Buffer> {
-        let len = FreeList::<Arc<Buffer>>::rounded(len);
-        let fitting = self.0.free.lock().expect("no panic under the lock").take(len);
-        fitting.unwrap_or_else(|| {
-            self.0.allocated.fetch_add(len, Ordering::Relaxed);
-            Arc::new(vec![0.0; len])
-        })
-    }
-
-    fn give_back(&self, buffer: Arc<Buffer>) {
-        if let Ok(mut free) = self.0.free.lock() {
-            free.give_back(buffer.len(), buffer);
-        }
-    }
-}
-
-impl std::fmt::Debug for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cpu, {} threads", self.0.cpu.threads())
-    }
-}
+pub use crate::device::Device;
+use crate::device::{CudaDevice, DeviceError};
 
 /// Identity of a value, by which its gradient is found. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,37 +30,50 @@ impl Id {
     }
 }
 
-/// A matrix `[rows, columns]` of f32 in the device's memory. Clones share it and are the same value
-/// to the tape; a shared tensor is not written to.
+/// A matrix `[rows, columns]` of f32 in the device's memory; on a GPU rounded to bf16 where only products
+/// read it. Clones share it and are the same value to the tape; a shared tensor is not written to.
 pub struct Tensor {
     rows: usize,
     columns: usize,
-    /// `None` only while it is dropped.
-    buffer: Option<Arc<Buffer>>,
+    storage: Storage,
     device: Device,
     id: Id,
     requires_grad: bool,
+}
+
+#[derive(Clone)]
+enum Storage {
+    Host(Arc<Vec<f32>>),
+    Cuda(Arc<Buffer<f32>>),
+    CudaBf16(Arc<Buffer<u16>>),
+    /// Of a device that has failed, or of a tensor that is being dropped.
+    Lost,
 }
 
 impl Tensor {
     /// A tensor whose values are whatever the buffer held: for outputs that are written whole.
     pub(crate) fn uninitialized(device: &Device, rows: usize, columns: usize) -> Tensor {
         let len = rows.checked_mul(columns).expect("tensor size fits usize");
-        Tensor {
-            rows,
-            columns,
-            buffer: Some(device.take(len)),
-            device: device.clone(),
-            id: Id::new(),
-            requires_grad: false,
+        match device {
+            Device::Cpu(cpu) => Tensor::of(device, [rows, columns], Storage::Host(cpu.take(len))),
+            Device::Cuda(cuda) => {
+                Tensor::cuda(cuda, [rows, columns], cuda.run(|gpu| gpu.uninitialized(len)))
+            }
         }
     }
 
     /// A tensor of zeros.
     pub fn zeros(device: &Device, rows: usize, columns: usize) -> Tensor {
-        let mut tensor = Tensor::uninitialized(device, rows, columns);
-        tensor.data_mut().fill(0.0);
-        tensor
+        match device {
+            Device::Cpu(_) => {
+                let mut tensor = Tensor::uninitialized(device, rows, columns);
+                tensor.data_mut().fill(0.0);
+                tensor
+            }
+            Device::Cuda(cuda) => {
+                Tensor::cuda(cuda, [rows, columns], cuda.run(|gpu| gpu.zeros(rows * columns)))
+            }
+        }
     }
 
     /// A copy of `values`, row after row.
@@ -120,10 +81,91 @@ impl Tensor {
     /// # Panics
     /// If there are not rows · columns values.
     pub fn from_slice(device: &Device, rows: usize, columns: usize, values: &[f32]) -> Tensor {
-        let mut tensor = Tensor::uninitialized(device, rows, columns);
         assert_eq!(values.len(), rows * columns, "values for [{rows}, {columns}]");
-        tensor.data_mut().copy_from_slice(values);
-        tensor
+        match device {
+            Device::Cpu(_) => {
+                let mut tensor = Tensor::uninitialized(device, rows, columns);
+                tensor.data_mut().copy_from_slice(values);
+                tensor
+            }
+            Device::Cuda(cuda) => {
+                Tensor::cuda(cuda, [rows, columns], cuda.run(|gpu| gpu.upload(values)))
+            }
+        }
+    }
+
+    fn of(device: &Device, [rows, columns]: [usize; 2], storage: Storage) -> Tensor {
+        let device = device.clone();
+        Tensor { rows, columns, storage, device, id: Id::new(), requires_grad: false }
+    }
+
+    /// What an op on a GPU made; `None` where the device has failed.
+    pub(crate) fn cuda(
+        device: &CudaDevice,
+        shape: [usize; 2],
+        buffer: Option<Buffer<f32>>,
+    ) -> Tensor {
+        let storage = buffer.map_or(Storage::Lost, |buffer| Storage::Cuda(Arc::new(buffer)));
+        Tensor::of(&Device::Cuda(device.clone()), shape, storage)
+    }
+
+    /// The same, rounded to bf16.
+    pub(crate) fn cuda_bf16(
+        device: &CudaDevice,
+        shape: [usize; 2],
+        buffer: Option<Buffer<u16>>,
+    ) -> Tensor {
+        let storage = buffer.map_or(Storage::Lost, |buffer| Storage::CudaBf16(Arc::new(buffer)));
+        Tensor::of(&Device::Cuda(device.clone()), shape, storage)
+    }
+
+    /// The values on the GPU, in f32.
+    pub(crate) fn f32(&self) -> &Buffer<f32> {
+        match &self.storage {
+            Storage::Cuda(buffer) => buffer,
+            _ => panic!("{self:?} is not f32 on a GPU that works"),
+        }
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn f32_mut(&mut self) -> &mut Buffer<f32> {
+        match &mut self.storage {
+            Storage::Cuda(buffer) => {
+                Arc::get_mut(buffer).expect("a tensor that is shared is not written to")
+            }
+            _ => panic!("not f32 on a GPU that works"),
+        }
+    }
+
+    /// The values on the GPU in bf16, rounded if they are not yet.
+    pub(crate) fn bf16(&self) -> Result<Arc<Buffer<u16>>, DeviceError> {
+        match &self.storage {
+            Storage::CudaBf16(buffer) => Ok(buffer.clone()),
+            Storage::Cuda(x) => {
+                let gpu = x.gpu();
+                let mut y = gpu.uninitialized(x.len())?;
+                gpu.round(&mut y, x)?;
+                Ok(Arc::new(y))
+            }
+            _ => panic!("{self:?} is not on a GPU that works"),
+        }
+    }
+
+    /// A copy of all values on the host, row after row; from a GPU, or why it failed.
+    pub fn to_vec(&self) -> Result<Vec<f32>, DeviceError> {
+        match (&self.device, &self.storage) {
+            (Device::Cuda(cuda), Storage::Cuda(buffer)) => {
+                cuda.finish(|gpu| gpu.download(buffer))
+            }
+            (Device::Cuda(cuda), Storage::CudaBf16(buffer)) => {
+                let bits = cuda.finish(|gpu| gpu.download(buffer))?;
+                Ok(bits.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect())
+            }
+            (Device::Cuda(cuda), _) => {
+                Err(cuda.status().expect_err("values are lost by a failure only"))
+            }
+            (Device::Cpu(_), _) => Ok(self.data().to_vec()),
+        }
     }
 
     /// Rows and columns.
@@ -136,19 +178,40 @@ impl Tensor {
         &self.device
     }
 
-    /// All values, row after row.
-    pub fn data(&self) -> &[f32] {
-        &self.buffer.as_ref().expect("alive")[..self.rows * self.columns]
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// All values, row after row.
     ///
     /// # Panics
-    /// If a clone shares them.
+    /// If they are on a GPU: [`Tensor::to_vec`] copies them.
+    pub fn data(&self) -> &[f32] {
+        match &self.storage {
+            Storage::Host(buffer) => &buffer[..self.rows * self.columns],
+            _ => panic!("{self:?} is not in the host's memory"),
+        }
+    }
+
+    /// All values, row after row.
+    ///
+    /// # Panics
+    /// If a clone shares them, or they are on a GPU.
     pub fn data_mut(&mut self) -> &mut [f32] {
         let len = self.rows * self.columns;
-        let buffer = Arc::get_mut(self.buffer.as_mut().expect("alive"));
-        &mut buffer.expect("a tensor that is shared is not written to")[..len]
+        match &mut self.storage {
+            Storage::Host(buffer) => {
+                let buffer = Arc::get_mut(buffer);
+                &mut buffer.expect("a tensor that is shared is not written to")[..len]
+            }
+            _ => panic!("not in the host's memory"),
+        }
     }
 
     /// One row.
@@ -156,20 +219,29 @@ impl Tensor {
         &self.data()[row * self.columns..][..self.columns]
     }
 
-    /// Copies the named rows into a new tensor, in the order given.
-    pub fn gather_rows(&self, rows: &[usize]) -> Tensor {
-        let mut out = Tensor::uninitialized(&self.device, rows.len(), self.columns);
-        for (to, &from) in out.data_mut().chunks_exact_mut(self.columns).zip(rows) {
-            to.copy_from_slice(self.row(from));
-        }
-        out
-    }
-
     /// The same values as a new value to the tape, to be written to: in place if nobody shares them.
     pub(crate) fn into_owned(mut self) -> Tensor {
-        let shared = Arc::get_mut(self.buffer.as_mut().expect("alive")).is_none();
-        if shared {
-            return Tensor::from_slice(&self.device, self.rows, self.columns, self.data());
+        let (shape, len) = ([self.rows, self.columns], self.len());
+        match &mut self.storage {
+            Storage::Host(buffer) => {
+                if Arc::get_mut(buffer).is_none() {
+                    return Tensor::from_slice(&self.device, self.rows, self.columns, self.data());
+                }
+            }
+            Storage::Cuda(buffer) => {
+                if Arc::get_mut(buffer).is_none()
+                    && let Device::Cuda(cuda) = &self.device
+                {
+                    let copied = cuda.run(|gpu| {
+                        let mut copy = gpu.uninitialized(len)?;
+                        gpu.copy(&mut copy, 0, buffer, 0, len)?;
+                        Ok(copy)
+                    });
+                    return Tensor::cuda(cuda, shape, copied);
+                }
+            }
+            Storage::CudaBf16(_) => panic!("what is rounded for products is not written to"),
+            Storage::Lost => {}
         }
         self.id = Id::new();
         self.requires_grad = false;
@@ -194,16 +266,19 @@ impl Tensor {
 impl Clone for Tensor {
     fn clone(&self) -> Tensor {
         let Tensor { rows, columns, id, requires_grad, .. } = *self;
-        let (buffer, device) = (self.buffer.clone(), self.device.clone());
-        Tensor { rows, columns, buffer, device, id, requires_grad }
+        let (storage, device) = (self.storage.clone(), self.device.clone());
+        Tensor { rows, columns, storage, device, id, requires_grad }
     }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        let mut buffer = self.buffer.take().expect("dropped once");
-        if Arc::get_mut(&mut buffer).is_some() {
-            self.device.give_back(buffer);
+        // A GPU's buffers go back to its pool by themselves.
+        if let Storage::Host(mut buffer) = std::mem::replace(&mut self.storage, Storage::Lost)
+            && Arc::get_mut(&mut buffer).is_some()
+            && let Device::Cpu(device) = &self.device
+        {
+            device.give_back(buffer);
         }
     }
 }
@@ -217,6 +292,7 @@ impl std::fmt::Debug for Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::cpu::Cpu;
 
     #[test]
     fn a_dropped_buffer_is_used_again() {
@@ -232,7 +308,8 @@ mod tests {
         assert_ne!(third.data().as_ptr(), address, "second is still alive");
         drop(second);
         device.trim();
-        assert!(device.0.free.lock().unwrap().is_empty());
+        let Device::Cpu(host) = &device else { unreachable!("made above") };
+        assert!(!host.has_free_buffers());
         assert_eq!(device.allocated_bytes(), 16 * 4, "the third's");
     }
 
@@ -257,13 +334,5 @@ mod tests {
         let mut tensor = Tensor::zeros(&Device::new(Cpu::new(1)), 1, 1);
         let _clone = tensor.clone();
         tensor.data_mut()[0] = 1.0;
-    }
-
-    #[test]
-    fn gather_takes_rows_in_order_and_zero_rows_are_fine() {
-        let device = Device::new(Cpu::new(1));
-        let x = Tensor::from_slice(&device, 3, 2, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(x.gather_rows(&[2, 0, 2]).data(), [4.0, 5.0, 0.0, 1.0, 4.0, 5.0]);
-        assert_eq!(x.gather_rows(&[]).data(), [] as [f32; 0]);
     }
 }

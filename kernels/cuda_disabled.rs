@@ -185,6 +185,11 @@ functions! {
     fn copy<T: Element>(
         to: &mut Buffer<T>, to_first: usize, from: &Buffer<T>, from_first: usize, len: usize,
     ) -> ();
+    fn copy_within<T: Element>(
+        buffer: &mut Buffer<T>, to_first: usize, from_first: usize, len: usize,
+    ) -> ();
+    fn gather(y: &mut F32, x: &F32, rows: &U32, n: usize) -> ();
+    fn gather_backward(dx: &mut F32, dy: &F32, places: [&U32; 2], n: usize) -> ();
     fn rms_norm<Y: Output>(y: &mut Buffer<Y>, x: &F32, w: &F32, eps: f32) -> ();
     fn rms_norm_backward(dx: &mut F32, dy: &F32, x: &F32, w: &F32, eps: f32, add: bool) -> ();
     fn embedding(y: &mut F32, ids: &U32, table: &Bf16, n: usize) -> ();
@@ -201,6 +206,7 @@ functions! {
     fn add(y: &mut F32, x: &F32) -> ();
     fn add_slices(y: &mut F32, x: &F32, add: bool) -> ();
     fn dropout<Y: Output>(y: &mut Buffer<Y>, x: &F32, draws: Draws, probability: f32) -> ();
+    fn dropout_rounded(y: &mut Bf16, x: &Bf16, draws: Draws, probability: f32) -> ();
     fn matmul(y: &mut F32, pairs: &[Pair<'_>], shape: [usize; 2], accumulate: bool) -> ();
     fn matmul_swiglu(
         y: &mut Bf16, kept: Option<[&mut F32; 2]>, pairs: &[Pair<'_>], shape: [usize; 2],

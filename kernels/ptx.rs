@@ -85,6 +85,10 @@ entries! {
     "embedding" {
         EMBEDDING_FORWARD = "embedding_forward"(p p p u32);
     }
+    "gather" {
+        GATHER_FORWARD = "gather_forward"(p p p u32);
+        GATHER_BACKWARD = "gather_backward"(p p p p u32);
+    }
     "add" {
         ADD_ACCUMULATE = "add_accumulate"(p p u32);
         ADD_SLICES = "add_slices"(p p u32 u32 u32);
@@ -92,6 +96,7 @@ entries! {
     "dropout" {
         DROPOUT_F32 = "dropout_f32"(p p u32 u32 u32 u32 u32 u32 u32 f32);
         DROPOUT_BF16 = "dropout_bf16"(p p u32 u32 u32 u32 u32 u32 u32 f32);
+        DROPOUT_ROUNDED = "dropout_rounded"(p p u32 u32 u32 u32 u32 u32 u32 f32);
     }
     "adamw" {
         ADAMW_STEP = "adamw_step"(p p p p u32 f32 f32 f32 f32 f32 f32 f32 f32);

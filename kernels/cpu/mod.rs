@@ -11,6 +11,7 @@ pub mod arena;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
+pub mod gather;
 pub mod heap;
 pub mod lanes;
 pub mod log_prob;

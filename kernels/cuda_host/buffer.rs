@@ -157,6 +157,34 @@ impl Gpu {
         unsafe { driver::copy_within(self, to, from, len * size_of::<T>()) }
     }
 
+    /// Copies `len` elements of a buffer to another place in it.
+    ///
+    /// # Panics
+    /// If the places overlap, or do not lie in it.
+    pub fn copy_within<T: Element>(
+        &self,
+        buffer: &mut Buffer<T>,
+        to_first: usize,
+        from_first: usize,
+        len: usize,
+    ) -> Result<(), Error> {
+        buffer.check_owner(self);
+        for first in [to_first, from_first] {
+            let room = buffer.len.saturating_sub(first);
+            assert!(len <= room, "{len} at {first} of {}", buffer.len);
+        }
+        assert!(to_first.abs_diff(from_first) >= len, "{from_first} to {to_first} overlap");
+        if len == 0 {
+            return Ok(());
+        }
+        self.0.enter()?;
+        let place = |first: usize| buffer.address + (first * size_of::<T>()) as u64;
+        // SAFETY: both places lie in the buffer and do not overlap, by the asserts above.
+        unsafe {
+            driver::copy_within(self, place(to_first), place(from_first), len * size_of::<T>())
+        }
+    }
+
     /// Gives what waits to be used again back to the driver, unless a graph may use it.
     pub fn trim(&self) -> Result<(), Error> {
         self.synchronize()?;

@@ -1,6 +1,6 @@
 //! Kernels that work row by row or element by element.
 
-use super::launch::{Grid, args, expect};
+use super::launch::{Arg, Grid, args, expect};
 use super::{Buffer, Element, Error, Gpu};
 use crate::cuda_args::{self, Draws};
 use crate::ptx::{self, Entry};
@@ -133,6 +133,46 @@ impl Gpu {
         unsafe {
             self.launch(&ptx::EMBEDDING_FORWARD, Grid::new(ids.len(), 128), args![y, ids, table, n])
         }
+    }
+
+    /// Twin of [`crate::cpu::gather::forward`]: row `rows[i]` of `x` `[.., n]` becomes row i of `y`. Rows must exist:
+    /// check them where they come from.
+    ///
+    /// # Panics
+    /// If shapes do not fit, or n is not a multiple of 4.
+    pub fn gather(
+        &self,
+        y: &mut Buffer<f32>,
+        x: &Buffer<f32>,
+        rows: &Buffer<u32>,
+        n: usize,
+    ) -> Result<(), Error> {
+        assert!(n > 0 && n.is_multiple_of(4), "rows of {n}: not a multiple of 4");
+        expect(self, "y", y, &[rows.len(), n]);
+        expect(self, "x", x, &[x.len() / n, n]);
+        expect(self, "rows", rows, &[rows.len()]);
+        let args = args![y, x, rows, n];
+        // SAFETY: a block writes a row of n of `rows.len()`; that rows lie in x is the caller's business.
+        unsafe { self.launch(&ptx::GATHER_FORWARD, Grid::new(rows.len(), 128), args) }
+    }
+
+    /// Twin of [`crate::cpu::gather::backward`]: `places` are [`crate::cpu::gather::Places`]' starts and sources.
+    pub fn gather_backward(
+        &self,
+        dx: &mut Buffer<f32>,
+        dy: &Buffer<f32>,
+        [starts, sources]: [&Buffer<u32>; 2],
+        n: usize,
+    ) -> Result<(), Error> {
+        assert!(n > 0 && n.is_multiple_of(4), "rows of {n}: not a multiple of 4");
+        let from = starts.len().checked_sub(1).expect("starts end with the number of sources");
+        expect(self, "dx", dx, &[from, n]);
+        expect(self, "dy", dy, &[sources.len(), n]);
+        expect(self, "starts", starts, &[from + 1]);
+        expect(self, "sources", sources, &[sources.len()]);
+        let args = args![dx, dy, starts, sources, n];
+        // SAFETY: a block writes a row of n of `from`, from rows of dy that `Places` made.
+        unsafe { self.launch(&ptx::GATHER_BACKWARD, Grid::new(from, 128), args) }
     }
 
     /// The cosines and sines of positions below `positions`, as [`crate::cpu::rope::RopeTable`] has them.
@@ -297,16 +337,48 @@ impl Gpu {
         draws: Draws,
         probability: f32,
     ) -> Result<(), Error> {
-        assert!((0.0..1.0).contains(&probability), "dropout of {probability}");
-        let vectors = self.vectors(x);
         expect(self, "y", y, &[x.len()]);
+        let entry = Y::pick(&ptx::DROPOUT_F32, &ptx::DROPOUT_BF16);
+        // SAFETY: both have the elements of x.
+        unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), draws, probability) }
+    }
+
+    /// The same from values that are rounded already, rounded again.
+    pub fn dropout_rounded(
+        &self,
+        y: &mut Buffer<u16>,
+        x: &Buffer<u16>,
+        draws: Draws,
+        probability: f32,
+    ) -> Result<(), Error> {
+        x.check_owner(self);
+        expect(self, "y", y, &[x.len()]);
+        let entry = &ptx::DROPOUT_ROUNDED;
+        // SAFETY: both have the elements of x.
+        unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), draws, probability) }
+    }
+
+    /// # Safety
+    /// y and x have `len` elements of what `entry` takes.
+    unsafe fn masked(
+        &self,
+        entry: &'static Entry,
+        y: Arg,
+        x: Arg,
+        len: usize,
+        draws: Draws,
+        probability: f32,
+    ) -> Result<(), Error> {
+        assert!((0.0..1.0).contains(&probability), "dropout of {probability}");
+        assert!(len.is_multiple_of(4), "{len} elements: not a multiple of 4");
         let [key0, key1, stream, sequence0, sequence1] = draws.words();
         let threshold = (f64::from(probability) * f64::from(u32::MAX)).round() as u32;
         let scale = 1.0 / (1.0 - probability);
-        let entry = Y::pick(&ptx::DROPOUT_F32, &ptx::DROPOUT_BF16);
-        let args = args![y, x, vectors, key0, key1, stream, sequence0, sequence1, threshold, scale];
+        let vectors = len / 4;
+        let draws = args![vectors, key0, key1, stream, sequence0, sequence1, threshold, scale];
+        let args: Vec<Arg> = [y, x].iter().chain(draws).copied().collect();
         // SAFETY: a thread takes four elements below the length of both.
-        unsafe { self.launch(entry, Grid::over(vectors, 1, 256), args) }
+        unsafe { self.launch(entry, Grid::over(vectors, 1, 256), &args) }
     }
 
     /// Number of 4-vectors; asserts that the length is a multiple of 4.

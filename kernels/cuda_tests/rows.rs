@@ -1,6 +1,6 @@
 //! Row by row and element by element.
 
-use super::{assert_close, assert_same_bits, gpu, rounded, values};
+use super::{assert_close, assert_same_bits, gpu, rounded, values, widened};
 use crate::cpu::adamw::Step;
 use crate::cpu::dropout::Mask;
 use crate::cpu::philox::{Philox, Stream};
@@ -161,6 +161,10 @@ fn embedding_add_and_dropout_equal_their_twins_bit_for_bit() {
         let mut y = gpu.zeros::<u16>(rows * n).unwrap();
         gpu.dropout(&mut y, &dx, draws, 0.1).unwrap();
         assert_eq!(gpu.download(&y).unwrap(), rounded(&want), "dropout to bf16");
+        let coarse = rounded(&x);
+        cpu::dropout::forward(&cpu, &mut want, &widened(&coarse), mask);
+        gpu.dropout_rounded(&mut y, &gpu.upload(&coarse).unwrap(), draws, 0.1).unwrap();
+        assert_eq!(gpu.download(&y).unwrap(), rounded(&want), "dropout of bf16");
     }
 }
 
@@ -199,4 +203,37 @@ fn adamw_equals_its_twin_bit_for_bit_and_norms_to_the_order_of_sums() {
         assert_eq!((got[0], got[2]), (0.0, 0.0));
         assert!((got[1] - want).abs() <= want * f64::EPSILON * n as f64, "{} for {want}", got[1]);
     }
+}
+
+#[test]
+fn gathered_rows_equal_their_twin_bit_for_bit() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Cpu::new(1);
+    for (from, n, rows) in
+        [(3, 4, vec![]), (5, 36, vec![4, 0, 4, 4, 1]), (2, 1028, vec![1]), (1, 516, vec![0, 0])]
+    {
+        let (x, dy) = (values(1, from * n), values(2, rows.len() * n));
+        let mut want = vec![0.0; rows.len() * n];
+        cpu::gather::forward(&cpu, &mut want, &x, &rows, n);
+        let mut y = gpu.uninitialized(want.len()).unwrap();
+        let [x, dy_there] = [&x, &dy].map(|x| gpu.upload(x).unwrap());
+        gpu.gather(&mut y, &x, &gpu.upload(&rows).unwrap(), n).unwrap();
+        assert_same_bits(&gpu.download(&y).unwrap(), &want, "rows");
+
+        let places = cpu::gather::Places::new(&rows, from);
+        let mut want = vec![f32::NAN; from * n];
+        cpu::gather::backward(&cpu, &mut want, &dy, &places, n);
+        let mut dx = gpu.uninitialized(from * n).unwrap();
+        let lists = [&places.starts, &places.sources].map(|list| gpu.upload(list).unwrap());
+        gpu.gather_backward(&mut dx, &dy_there, lists.each_ref(), n).unwrap();
+        assert_same_bits(&gpu.download(&dx).unwrap(), &want, "dx");
+    }
+}
+
+#[test]
+fn a_part_of_a_buffer_is_copied_within_it() {
+    let Some(gpu) = gpu() else { return };
+    let mut x = gpu.upload(&[1u32, 2, 3, 4, 5, 6]).unwrap();
+    gpu.copy_within(&mut x, 3, 0, 2).unwrap();
+    assert_eq!(gpu.download(&x).unwrap(), [1, 2, 3, 1, 2, 6]);
 }

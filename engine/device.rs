@@ -1,0 +1,273 @@
+//! The device that owns tensors' memory and runs ops: the CPU, or a GPU through CUDA.
+//!
+//! An op matches on it in its own file. The CPU's path defines what is correct.
+//!
+//! **A GPU fails late.** Work is queued, and what went wrong with it (or that memory ran out) is known
+//! afterwards. So an op has no error to return: a [`CudaDevice`] keeps its first failure, runs nothing after
+//! it, and whatever brings numbers to the host returns it ([`CudaDevice::status`]).
+
+use std::{
+    ops::Deref,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+pub use kernels::cuda::Error as DeviceError;
+use kernels::{
+    cpu::Cpu,
+    cuda::{Buffer, Element, Gpu},
+};
+
+use crate::tensor::FreeList;
+
+/// Where tensors live and ops run. Cloning gives another handle to the same device.
+#[derive(Clone)]
+pub enum Device {
+    /// The CPU.
+    Cpu(CpuDevice),
+    /// One GPU.
+    Cuda(CudaDevice),
+}
+
+/// The CPU as a device: a context for kernels, and the memory of dropped tensors.
+#[derive(Clone)]
+pub struct CpuDevice(Arc<HostMemory>);
+
+struct HostMemory {
+    cpu: Cpu,
+    free: Mutex<FreeList<Arc<Vec<f32>>>>,
+    /// Values that all buffers have room for, in use or not.
+    allocated: AtomicUsize,
+}
+
+/// A GPU as a device, and the CPU that does what is left to the host.
+#[derive(Clone)]
+pub struct CudaDevice(Arc<CudaState>);
+
+struct CudaState {
+    gpu: Gpu,
+    host: Cpu,
+    failure: OnceLock<DeviceError>,
+}
+
+impl Device {
+    /// The CPU, as the given context drives it.
+    pub fn new(cpu: Cpu) -> Device {
+        let (free, allocated) = (Mutex::default(), AtomicUsize::new(0));
+        Device::Cpu(CpuDevice(Arc::new(HostMemory { cpu, free, allocated })))
+    }
+
+    /// A GPU by its number; `host` does what stays on the CPU.
+    pub fn cuda(ordinal: usize, host: Cpu) -> Result<Device, DeviceError> {
+        let gpu = Gpu::open(ordinal)?;
+        let failure = OnceLock::new();
+        Ok(Device::Cuda(CudaDevice(Arc::new(CudaState { gpu, host, failure }))))
+    }
+
+    /// The CPU's context: that of kernels, or what a GPU leaves to the host.
+    pub fn cpu(&self) -> &Cpu {
+        match self {
+            Device::Cpu(device) => &device.0.cpu,
+            Device::Cuda(device) => &device.0.host,
+        }
+    }
+
+    /// Whether it is a GPU.
+    pub fn is_cuda(&self) -> bool {
+        matches!(self, Device::Cuda(_))
+    }
+
+    /// Gives the memory of dropped tensors back to the system: between phases of different shapes.
+    pub fn trim(&self) {
+        match self {
+            Device::Cpu(device) => device.trim(),
+            Device::Cuda(device) => {
+                device.run(Gpu::trim);
+            }
+        }
+    }
+
+    /// Bytes of all buffers: those of tensors, and those that wait to be used again.
+    pub fn allocated_bytes(&self) -> usize {
+        match self {
+            Device::Cpu(device) => device.0.allocated.load(Ordering::Relaxed) * size_of::<f32>(),
+            Device::Cuda(device) => device.0.gpu.memory_in_use().0,
+        }
+    }
+
+    /// What a failure of the device was, if it has failed. The CPU does not.
+    pub fn status(&self) -> Result<(), DeviceError> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(device) => device.status(),
+        }
+    }
+}
+
+impl CpuDevice {
+    fn trim(&self) {
+        let dropped = self.0.free.lock().expect("no panic under the lock").clear();
+        self.0.allocated.fetch_sub(dropped, Ordering::Relaxed);
+    }
+
+    /// A buffer of at least `len` values, whatever they are. Its owner is the only one.
+    pub(crate) fn take(&self, len: usize) -> Arc<Vec<f32>> {
+        let len = FreeList::<Arc<Vec<f32>>>::rounded(len);
+        let fitting = self.0.free.lock().expect("no panic under the lock").take(len);
+        fitting.unwrap_or_else(|| {
+            self.0.allocated.fetch_add(len, Ordering::Relaxed);
+            Arc::new(vec![0.0; len])
+        })
+    }
+
+    pub(crate) fn give_back(&self, buffer: Arc<Vec<f32>>) {
+        if let Ok(mut free) = self.0.free.lock() {
+            free.give_back(buffer.len(), buffer);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_free_buffers(&self) -> bool {
+        !self.0.free.lock().unwrap().is_empty()
+    }
+}
+
+impl CudaDevice {
+    /// The device itself.
+    pub fn gpu(&self) -> &Gpu {
+        &self.0.gpu
+    }
+
+    /// Queues work, unless the device has failed; keeps its failure.
+    pub(crate) fn run<T>(
+        &self,
+        work: impl FnOnce(&Gpu) -> Result<T, DeviceError>,
+    ) -> Option<T> {
+        self.finish(work).ok()
+    }
+
+    /// Work that brings results to the host: they, or what the device failed of, now or before.
+    pub(crate) fn finish<T>(
+        &self,
+        work: impl FnOnce(&Gpu) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        self.status()?;
+        work(&self.0.gpu).map_err(|error| self.0.failure.get_or_init(|| error).clone())
+    }
+
+    /// What it failed of, if it has failed.
+    pub fn status(&self) -> Result<(), DeviceError> {
+        self.0.failure.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Device) -> bool {
+        match (self, other) {
+            (Device::Cpu(a), Device::Cpu(b)) => Arc::ptr_eq(&a.0, &b.0),
+            (Device::Cuda(a), Device::Cuda(b)) => Arc::ptr_eq(&a.0, &b.0),
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu(device) => write!(f, "cpu, {} threads", device.0.cpu.threads()),
+            Device::Cuda(device) => device.0.gpu.fmt(f),
+        }
+    }
+}
+
+/// What a GPU makes of something the host holds, once it is asked for; a clone has its own.
+pub(crate) struct OnDevice<T>(OnceLock<T>);
+
+impl<T> OnDevice<T> {
+    /// The value, made by `make` the first time.
+    pub(crate) fn get_or_make(
+        &self,
+        make: impl FnOnce() -> Result<T, DeviceError>,
+    ) -> Result<&T, DeviceError> {
+        if let Some(value) = self.0.get() {
+            return Ok(value);
+        }
+        let value = make()?;
+        Ok(self.0.get_or_init(|| value))
+    }
+
+    /// The value, if it was made.
+    pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
+        self.0.get_mut()
+    }
+
+    /// Forgets it.
+    pub(crate) fn clear(&mut self) {
+        self.0.take();
+    }
+}
+
+impl<T> Default for OnDevice<T> {
+    fn default() -> Self {
+        OnDevice(OnceLock::new())
+    }
+}
+
+impl<T> Clone for OnDevice<T> {
+    fn clone(&self) -> Self {
+        OnDevice::default()
+    }
+}
+
+impl<T> std::fmt::Debug for OnDevice<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.get().is_some() { "made" } else { "not made" })
+    }
+}
+
+/// Numbers of the host that ops read, with a copy on a GPU once an op there reads them: weights of norms,
+/// biases, positions, tokens, slots.
+#[derive(Clone, Debug, Default)]
+pub struct Resident<T: Element> {
+    host: Vec<T>,
+    copy: OnDevice<Buffer<T>>,
+}
+
+impl<T: Element> Resident<T> {
+    /// The copy on the device.
+    pub(crate) fn on(&self, gpu: &Gpu) -> Result<&Buffer<T>, DeviceError> {
+        self.copy.get_or_make(|| gpu.upload(&self.host))
+    }
+
+    /// The numbers, to be changed; the device gets them again.
+    pub(crate) fn change(&mut self) -> &mut Vec<T> {
+        self.copy.clear();
+        &mut self.host
+    }
+
+    /// Replaces the numbers by as many others, where the device has them too: a recorded step reads them
+    /// there.
+    pub(crate) fn rewrite(&mut self, gpu: &Gpu, values: &[T]) -> Result<(), DeviceError> {
+        self.host.copy_from_slice(values);
+        match self.copy.get_mut() {
+            Some(copy) => gpu.write(copy, 0, values),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<T: Element> From<Vec<T>> for Resident<T> {
+    fn from(host: Vec<T>) -> Self {
+        Resident { host, copy: OnDevice::default() }
+    }
+}
+
+impl<T: Element> Deref for Resident<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.host
+    }
+}
