@@ -141,10 +141,7 @@ impl CudaDevice {
     }
 
     /// Queues work, unless the device has failed; keeps its failure.
-    pub(crate) fn run<T>(
-        &self,
-        work: impl FnOnce(&Gpu) -> Result<T, DeviceError>,
-    ) -> Option<T> {
+    pub(crate) fn run<T>(&self, work: impl FnOnce(&Gpu) -> Result<T, DeviceError>) -> Option<T> {
         self.finish(work).ok()
     }
 

@@ -10,17 +10,22 @@
 
 use std::{collections::VecDeque, sync::Mutex};
 
-use kernels::cpu::{
-    attention::PAGE,
-    log_prob::LogitsError,
-    philox::{Philox, Stream},
-    profile,
-    sample::{self, Sample, SamplingParams, Scratch},
+use kernels::{
+    cpu::{
+        attention::PAGE,
+        log_prob::LogitsError,
+        philox::{Philox, Stream},
+        profile,
+        sample::{self, Sample, SamplingParams, Scratch},
+    },
+    cuda::{Draws, SampleRequest},
 };
 
 use crate::{
+    device::{CudaDevice, Device, DeviceError},
     kv_cache::{KvCache, PageTable},
     model::{Batch, Model},
+    ops::gather,
     tensor::Tensor,
 };
 
@@ -123,6 +128,8 @@ pub enum Error {
         /// Rows of the embedding table.
         vocab_size: usize,
     },
+    /// The device failed.
+    Device(DeviceError),
     /// The model's logits cannot be sampled.
     Sampling {
         /// Whose.
@@ -153,6 +160,7 @@ impl std::fmt::Display for Error {
                 "token id {token} is beyond the model's vocabulary of {vocab_size}; tokenizer.json \
                  does not belong to this model"
             ),
+            Error::Device(error) => write!(f, "{error}"),
             Error::Sampling { request, source } => {
                 write!(f, "request {}: {source}", request.0)
             }
@@ -179,7 +187,7 @@ struct Prefill {
 struct Sequence {
     id: RequestId,
     sample: usize,
-    draws: Philox,
+    draws: Draws,
     sampling: SamplingParams,
     max_new_tokens: usize,
     table: PageTable,
@@ -244,7 +252,7 @@ impl<'m> Generator<'m> {
         let pages = (options.cache_bytes / page_bytes).clamp(1, u32::MAX as usize);
         Generator {
             model,
-            cache: KvCache::new(model.config(), dtype, pages),
+            cache: KvCache::new(model.device(), model.config(), dtype, pages),
             cache_bytes: pages * page_bytes,
             page_bytes,
             stop_tokens: stop_tokens.to_vec(),
@@ -346,8 +354,17 @@ impl<'m> Generator<'m> {
             let logits = self.model.forward(&step.batch, &mut self.cache);
             self.stats.steps += 1;
             self.plan_draws(&mut step);
-            self.draw(&logits, &mut step.draws);
-            result = self.apply_draws(&step.draws, on);
+            let drawn = match self.model.device() {
+                Device::Cpu(_) => {
+                    self.draw(&logits, &mut step.draws);
+                    Ok(())
+                }
+                Device::Cuda(cuda) => self.draw_on_cuda(cuda, &logits, &mut step.draws),
+            };
+            result = match drawn {
+                Ok(()) => self.apply_draws(&step.draws, on),
+                Err(error) => Err(Error::Device(error)),
+            };
         }
         self.step = step;
         result
@@ -438,12 +455,48 @@ impl<'m> Generator<'m> {
                 let draws = draws.lock().expect("no panic under the lock");
                 (draws[index].logits_row, &self.running[draws[index].sequence])
             };
-            let uniform = sequence.draws.uniform_f64(sequence.generated as u32);
+            let Draws { seed, sequence: number, stream } = sequence.draws;
+            let uniform = Philox::new(seed, number, stream).uniform_f64(sequence.generated as u32);
             let mut scratch = self.scratch[thread].lock().expect("one thread, one scratch");
             let logits = logits.row(logits_row);
             let result = sample::draw(level, &mut scratch, logits, &sequence.sampling, uniform);
             draws.lock().expect("no panic under the lock")[index].result = Some(result);
         });
+    }
+
+    /// The same on the device of the logits; only what was drawn comes to the host.
+    fn draw_on_cuda(
+        &self,
+        cuda: &CudaDevice,
+        logits: &Tensor,
+        draws: &mut [Draw],
+    ) -> Result<(), DeviceError> {
+        let _span = profile::phase("draw tokens", [draws.len()]);
+        let requests: Vec<SampleRequest> = draws
+            .iter()
+            .map(|draw| {
+                let sequence = &self.running[draw.sequence];
+                let position = sequence.generated as u32;
+                SampleRequest { params: sequence.sampling, draws: sequence.draws, position }
+            })
+            .collect();
+        // Samples of one prompt draw from one row.
+        let rows: Vec<u32> = draws.iter().map(|draw| draw.logits_row as u32).collect();
+        let in_order = rows.len() == logits.shape()[0] && rows.iter().copied().eq(0..);
+        let logits = match in_order {
+            true => logits.clone(),
+            false => gather::forward(logits, &rows.into()),
+        };
+        let samples = cuda.finish(|gpu| {
+            let mut out = gpu.uninitialized(4 * draws.len())?;
+            let requests = gpu.sample_requests(&requests)?;
+            gpu.sample(&mut out, logits.f32(), &requests, self.model.config().vocab_size)?;
+            gpu.samples(&out)
+        })?;
+        for (draw, sample) in draws.iter_mut().zip(samples) {
+            draw.result = Some(sample);
+        }
+        Ok(())
     }
 
     /// Reports the tokens drawn; sequences that end leave.
@@ -502,7 +555,11 @@ impl<'m> Generator<'m> {
             self.running.push(Sequence {
                 id: job.id,
                 sample,
-                draws: Philox::new(job.request.seed, job.request.samples[sample], Stream::TOKENS),
+                draws: Draws {
+                    seed: job.request.seed,
+                    sequence: job.request.samples[sample],
+                    stream: Stream::TOKENS,
+                },
                 sampling: job.request.sampling,
                 max_new_tokens: job.request.max_new_tokens,
                 reserved_pages: all - own.pages().len(),

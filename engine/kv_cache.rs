@@ -18,8 +18,10 @@ use half::bf16;
 use kernels::cpu::arena::Arena;
 pub use kernels::cpu::attention::PAGE;
 use kernels::cpu::attention::{Cache, CacheMut};
+use kernels::cuda::Buffer;
 
 use crate::config::Config;
+use crate::device::Device;
 
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +43,25 @@ impl CacheDtype {
 
 /// Keys and values of one layer, each `[page, kv_head, PAGE, head_dim]`.
 enum Layer {
-    Bf16 { keys: Arena<bf16>, values: Arena<bf16> },
-    F32 { keys: Arena<f32>, values: Arena<f32> },
+    Bf16 {
+        keys: Arena<bf16>,
+        values: Arena<bf16>,
+    },
+    F32 {
+        keys: Arena<f32>,
+        values: Arena<f32>,
+    },
+    /// bf16 on a GPU; `None` where it has failed.
+    Cuda(Option<[Buffer<u16>; 2]>),
 }
 
 impl Layer {
-    fn new(dtype: CacheDtype, len: usize) -> Layer {
+    fn new(device: &Device, dtype: CacheDtype, len: usize) -> Layer {
+        if let Device::Cuda(cuda) = device {
+            assert_eq!(dtype, CacheDtype::Bf16, "a GPU's keys and values");
+            let both = |gpu: &kernels::cuda::Gpu| Ok([gpu.zeros(len)?, gpu.zeros(len)?]);
+            return Layer::Cuda(cuda.run(both));
+        }
         fn arena<T: bytemuck::Pod>(len: usize) -> Arena<T> {
             Arena::zeroed(len)
                 .expect("the system has room for the keys and values it was asked for")
@@ -57,8 +72,17 @@ impl Layer {
         }
     }
 
-    fn copy(&mut self, from: std::ops::Range<usize>, to: usize) {
+    fn copy(&mut self, device: &Device, from: std::ops::Range<usize>, to: usize) {
         match self {
+            Layer::Cuda(both) => {
+                let Device::Cuda(cuda) = device else { unreachable!("made for a GPU") };
+                cuda.run(|gpu| {
+                    for buffer in both.as_mut().expect("the device works") {
+                        gpu.copy_within(buffer, to, from.start, from.len())?;
+                    }
+                    Ok(())
+                });
+            }
             Layer::Bf16 { keys, values } => {
                 keys.copy_within(from.clone(), to);
                 values.copy_within(from, to);
@@ -121,6 +145,7 @@ struct Page {
 
 /// Keys and values of all layers, in a fixed number of pages.
 pub struct KvCache {
+    device: Device,
     layers: Vec<Layer>,
     /// Keys a page holds in one layer, and values.
     page_len: usize,
@@ -149,14 +174,15 @@ impl KvCache {
         tokens.div_ceil(PAGE)
     }
 
-    /// A cache of `pages` pages, empty. Memory is taken as pages are first written.
-    pub fn new(config: &Config, dtype: CacheDtype, pages: usize) -> KvCache {
+    /// A cache of `pages` pages, empty. The CPU's memory is taken as pages are first written, a GPU's now.
+    pub fn new(device: &Device, config: &Config, dtype: CacheDtype, pages: usize) -> KvCache {
         assert!(pages > 0 && pages <= u32::MAX as usize, "{pages} pages");
         let page_len = config.num_key_value_heads * config.head_dim * PAGE;
         KvCache {
             layers: (0..config.num_hidden_layers)
-                .map(|_| Layer::new(dtype, pages * page_len))
+                .map(|_| Layer::new(device, dtype, pages * page_len))
                 .collect(),
+            device: device.clone(),
             page_len,
             pages: vec![Page::default(); pages],
             // Low pages first, and the page given back last is taken first: memory stays small.
@@ -184,6 +210,7 @@ impl KvCache {
         match &self.layers[layer] {
             Layer::Bf16 { keys, values } => Cache::Bf16 { keys, values },
             Layer::F32 { keys, values } => Cache::F32 { keys, values },
+            Layer::Cuda(_) => panic!("keys and values are on a GPU"),
         }
     }
 
@@ -192,6 +219,23 @@ impl KvCache {
         match &mut self.layers[layer] {
             Layer::Bf16 { keys, values } => CacheMut::Bf16 { keys, values },
             Layer::F32 { keys, values } => CacheMut::F32 { keys, values },
+            Layer::Cuda(_) => panic!("keys and values are on a GPU"),
+        }
+    }
+
+    /// Keys and values of one layer on a GPU that works.
+    pub(crate) fn on_cuda(&self, layer: usize) -> [&Buffer<u16>; 2] {
+        match &self.layers[layer] {
+            Layer::Cuda(Some([keys, values])) => [keys, values],
+            _ => panic!("keys and values are not on a GPU that works"),
+        }
+    }
+
+    /// The same, to write to.
+    pub(crate) fn on_cuda_mut(&mut self, layer: usize) -> [&mut Buffer<u16>; 2] {
+        match &mut self.layers[layer] {
+            Layer::Cuda(Some([keys, values])) => [keys, values],
+            _ => panic!("keys and values are not on a GPU that works"),
         }
     }
 
@@ -268,7 +312,7 @@ impl KvCache {
             let page = self.take_page();
             let from = table.pages[full] as usize * self.page_len;
             for layer in &mut self.layers {
-                layer.copy(from..from + self.page_len, page as usize * self.page_len);
+                layer.copy(&self.device, from..from + self.page_len, page as usize * self.page_len);
             }
             pages.push(page);
         }
@@ -348,7 +392,7 @@ mod tests {
             std::path::Path::new("config.json"),
         )
         .unwrap();
-        KvCache::new(&config, CacheDtype::F32, pages)
+        KvCache::new(&crate::check_gradient::device(), &config, CacheDtype::F32, pages)
     }
 
     fn tokens(seed: u32) -> Vec<u32> {

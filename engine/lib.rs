@@ -26,6 +26,8 @@ pub mod weights;
 
 #[cfg(test)]
 mod check_gradient;
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_tests;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]

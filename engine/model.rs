@@ -17,25 +17,29 @@
 pub mod memory;
 pub mod training;
 
-use kernels::cpu::{
-    Rounding,
-    attention::{PAGE, Shape, Span},
-    matmul::Panels,
-    profile,
-    rope::RopeTable,
+use kernels::{
+    cpu::{
+        Rounding,
+        attention::{PAGE, Shape, Span},
+        matmul::Panels,
+        profile,
+    },
+    cuda::AttentionPlan,
 };
 
 use crate::{
     adapter::{Adapter, LoraFactors, Projection},
     config::Config,
+    device::{DeviceError, OnDevice, Resident},
     kv_cache::{CacheDtype, KvCache},
     ops::{
         attention::{self, Rows},
         embedding::embedding,
+        gather,
         linear::{Linear, Lora, Pass, linear, linear_add, linear_all},
-        rms_norm::{rms_norm, rms_norm_heads},
-        rope::{frequencies, rope},
-        swiglu::swiglu,
+        mlp::{Mlp, mlp},
+        rms_norm::rms_norm,
+        rope::{HeadNorm, Rotations, frequencies, rope},
     },
     tape::Tape,
     tensor::{Device, Tensor},
@@ -79,23 +83,21 @@ pub struct Model {
     device: Device,
     embedding: Weight,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
+    norm: Resident<f32>,
     head: Linear,
-    rope: RopeTable,
+    rotations: Rotations,
 }
 
 struct Layer {
-    attention_norm: Vec<f32>,
+    attention_norm: Resident<f32>,
     q: Linear,
     k: Linear,
     v: Linear,
     o: Linear,
     /// Qwen3's norms of queries and keys.
-    qk_norm: Option<[Vec<f32>; 2]>,
-    mlp_norm: Vec<f32>,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    qk_norm: Option<[Resident<f32>; 2]>,
+    mlp_norm: Resident<f32>,
+    mlp: Mlp,
 }
 
 impl Layer {
@@ -105,14 +107,14 @@ impl Layer {
             Projection::Key => &self.k,
             Projection::Value => &self.v,
             Projection::Output => &self.o,
-            Projection::Gate => &self.gate,
-            Projection::Up => &self.up,
-            Projection::Down => &self.down,
+            Projection::Gate => &self.mlp.gate,
+            Projection::Up => &self.mlp.up,
+            Projection::Down => &self.mlp.down,
         }
     }
 
     fn projections_mut(&mut self) -> [(Projection, &mut Linear); 7] {
-        let Layer { q, k, v, o, gate, up, down, .. } = self;
+        let Layer { q, k, v, o, mlp: Mlp { gate, up, down, .. }, .. } = self;
         let all = [q, k, v, o, gate, up, down].into_iter();
         let mut named = Projection::ALL.into_iter().zip(all);
         std::array::from_fn(|_| named.next().expect("seven of both"))
@@ -122,18 +124,20 @@ impl Layer {
 /// The rows of one forward pass: runs of consecutive tokens of some sequences.
 #[derive(Default)]
 pub struct Batch {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
+    tokens: Resident<u32>,
+    positions: Resident<u32>,
     spans: Vec<Span>,
     tables: Vec<u32>,
-    slots: Vec<u32>,
-    logits_rows: Vec<usize>,
+    slots: Resident<u32>,
+    logits_rows: Resident<u32>,
+    plan: OnDevice<AttentionPlan>,
 }
 
 impl Batch {
     /// Adds `tokens` of one sequence, the first at `position`. Its page table must cover them.
     /// A sequence may come in several runs, in order.
     pub fn push(&mut self, tokens: &[u32], position: usize, pages: &[u32]) {
+        self.plan.clear();
         let first_page = self.tables.len();
         self.tables.extend_from_slice(pages);
         self.spans.push(Span {
@@ -142,21 +146,22 @@ impl Batch {
             first_position: position,
             table: first_page..self.tables.len(),
         });
-        self.tokens.extend_from_slice(tokens);
+        self.tokens.change().extend_from_slice(tokens);
         let positions = position..position + tokens.len();
-        self.positions.extend(positions.clone().map(|p| p as u32));
-        self.slots.extend(positions.map(|p| pages[p / PAGE] * PAGE as u32 + (p % PAGE) as u32));
+        self.positions.change().extend(positions.clone().map(|p| p as u32));
+        let slot = |p: usize| pages[p / PAGE] * PAGE as u32 + (p % PAGE) as u32;
+        self.slots.change().extend(positions.map(slot));
     }
 
     /// Asks for the logits of the row pushed last.
     pub fn want_logits(&mut self) {
-        self.logits_rows.push(self.tokens.len() - 1);
+        let last = self.tokens.len() - 1;
+        self.logits_rows.change().push(last as u32);
     }
 
     /// Asks for the logits of every row pushed so far.
     pub fn want_all_logits(&mut self) {
-        self.logits_rows.clear();
-        self.logits_rows.extend(0..self.tokens.len());
+        *self.logits_rows.change() = (0..self.tokens.len() as u32).collect();
     }
 
     /// Rows in it.
@@ -166,13 +171,11 @@ impl Batch {
 
     /// Empties it, keeping its memory.
     pub fn clear(&mut self) {
-        let Batch { tokens, positions, spans, tables, slots, logits_rows } = self;
-        tokens.clear();
-        positions.clear();
+        let Batch { tokens, positions, spans, tables, slots, logits_rows, plan } = self;
+        [tokens, positions, slots, logits_rows].into_iter().for_each(|all| all.change().clear());
         spans.clear();
         tables.clear();
-        slots.clear();
-        logits_rows.clear();
+        plan.clear();
     }
 }
 
@@ -189,7 +192,8 @@ impl Model {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{index}.{part}");
-            let vector = |part: &str| checkpoint.weight(&name(part)).map(|w| w.to_f32());
+            let vector =
+                |part: &str| checkpoint.weight(&name(part)).map(|w| Resident::from(w.to_f32()));
             let projection = |which: Projection| {
                 let part = which.module();
                 let bias = config.family.has_qkv_bias()
@@ -214,24 +218,49 @@ impl Model {
                     None
                 },
                 mlp_norm: vector("post_attention_layernorm.weight")?,
-                gate: projection(Projection::Gate)?,
-                up: projection(Projection::Up)?,
-                down: projection(Projection::Down)?,
+                mlp: Mlp::new(
+                    projection(Projection::Gate)?,
+                    projection(Projection::Up)?,
+                    projection(Projection::Down)?,
+                ),
             });
         }
-        let head = if config.tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
+        let embedding = checkpoint.weight(EMBEDDING)?;
+        // A clone shares what a GPU holds of it.
+        let head = match config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => checkpoint.weight("lm_head.weight")?,
+        };
         Ok(Model {
-            embedding: checkpoint.weight(EMBEDDING)?,
+            embedding,
             layers,
-            norm: checkpoint.weight("model.norm.weight")?.to_f32(),
-            head: Linear { weight: checkpoint.weight(head)?, bias: None, lora: None },
-            rope: RopeTable::new(
-                &frequencies(config.rope_theta, config.head_dim),
+            norm: checkpoint.weight("model.norm.weight")?.to_f32().into(),
+            head: Linear { weight: head, bias: None, lora: None },
+            rotations: Rotations::new(
+                frequencies(config.rope_theta, config.head_dim),
                 config.max_position_embeddings,
             ),
             config,
             precision,
             device,
+        })
+    }
+
+    /// Takes the weights to the device, if it is a GPU, instead of with the first pass.
+    pub fn upload(&self) -> Result<(), DeviceError> {
+        let Device::Cuda(cuda) = &self.device else { return Ok(()) };
+        cuda.finish(|gpu| {
+            for layer in &self.layers {
+                for projection in
+                    [Projection::Query, Projection::Key, Projection::Value, Projection::Output]
+                {
+                    layer.projection(projection).weight.on(gpu)?;
+                }
+                layer.mlp.upload(gpu)?;
+            }
+            self.embedding.on(gpu)?;
+            self.head.weight.on(gpu)?;
+            gpu.synchronize()
         })
     }
 
@@ -251,6 +280,7 @@ impl Model {
     pub fn can_pack(&self) -> bool {
         self.precision == Precision::Bf16
             && self.weights_dtype() == Dtype::BF16
+            && !self.device.is_cuda()
             && Panels::suit(self.device.cpu())
     }
 
@@ -292,7 +322,7 @@ impl Model {
     pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Tensor {
         let _span = profile::phase("forward", [batch.rows()]);
         let x = self.decoder(batch, cache, &mut |_, _| ());
-        let x = x.gather_rows(&batch.logits_rows);
+        let x = gather::forward(&x, &batch.logits_rows);
         self.logits(&self.final_norm(&mut Tape::off(), &x))
     }
 
@@ -325,7 +355,8 @@ impl Model {
     ) -> Tensor {
         let pass = Pass { rounding: self.rounding(), adapter: true, dropout: None };
         let shape = self.attention_shape();
-        let rows = Rows { spans: &batch.spans, tables: &batch.tables, slots: &batch.slots };
+        let Batch { spans, tables, slots, plan, .. } = batch;
+        let rows = Rows { spans, tables, slots, plan };
         let mut x = embedding(&self.device, &self.embedding, &batch.tokens);
         observe(0, &x);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -346,7 +377,7 @@ impl Model {
         tape: &mut Tape<'m>,
         layer: &'m Layer,
         x: Tensor,
-        positions: &'m [u32],
+        positions: &'m Resident<u32>,
         pass: Pass,
         attend: &mut dyn FnMut(&mut Tape<'m>, [Tensor; 3]) -> Tensor,
     ) -> Tensor {
@@ -354,22 +385,18 @@ impl Model {
         let h = rms_norm(tape, &x, &layer.attention_norm, eps);
         let [mut q, mut k, v] = linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass);
         drop(h);
-        if let Some([q_norm, k_norm]) = &layer.qk_norm {
-            q = rms_norm_heads(tape, &q, q_norm, eps);
-            k = rms_norm_heads(tape, &k, k_norm, eps);
-        }
-        q = rope(tape, q, &self.rope, positions);
-        k = rope(tape, k, &self.rope, positions);
+        let [q_norm, k_norm] = match &layer.qk_norm {
+            Some(both) => both.each_ref().map(|w| Some(HeadNorm { w, eps })),
+            None => [None; 2],
+        };
+        q = rope(tape, q, q_norm, &self.rotations, positions);
+        k = rope(tape, k, k_norm, &self.rotations, positions);
         let y = attend(tape, [q, k, v]);
         let x = linear_add(tape, x, &y, &layer.o, pass);
         drop(y);
 
         let h = rms_norm(tape, &x, &layer.mlp_norm, eps);
-        let [gate, up] = linear_all(tape, &h, [&layer.gate, &layer.up], pass);
-        drop(h);
-        let gated = swiglu(tape, &gate, &up, pass.rounding);
-        drop((gate, up));
-        linear_add(tape, x, &gated, &layer.down, pass)
+        mlp(tape, x, h, &layer.mlp, pass)
     }
 
     fn final_norm<'m>(&'m self, tape: &mut Tape<'m>, x: &Tensor) -> Tensor {
@@ -401,7 +428,7 @@ fn lora(device: &Device, factors: &LoraFactors, layer: usize, which: Projection)
     let stream = (layer * Projection::ALL.len() + which as usize) as u32;
     let a = Tensor::from_slice(device, rank, a.len() / rank, a);
     let b_transposed = Tensor::from_slice(device, rank, n, &transposed(b, n, rank));
-    Lora { a, b_transposed, scale: *scale, stream }
+    Lora { a, b_transposed, scale: *scale, stream, split: OnDevice::default() }
 }
 
 /// The transpose of a matrix `[rows, columns]`.

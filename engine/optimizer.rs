@@ -5,8 +5,18 @@
 //! of threads changes; and a gradient that is not finite changes nothing and is reported, where
 //! PyTorch would write NaN into every parameter.
 
+mod cuda;
+
+use std::borrow::Cow;
+
 use kernels::cpu::{Cpu, adamw, norm, profile};
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    device::{Device, DeviceError},
+    tensor::Tensor,
+};
+use cuda::Moment;
 
 /// What stays the same over a run. The rate is given to each step, by its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +51,18 @@ pub struct Parameter<'a> {
     pub gradient: &'a [f32],
 }
 
+/// A parameter of a model and its gradient, on their device. One that no gradient reached has one of zeros, as
+/// in TRL: its momentum and its decay go on.
+#[derive(Debug)]
+pub struct Factor<'a> {
+    /// The name the optimizer was made with.
+    pub name: &'a str,
+    /// The f32 master, updated in place.
+    pub values: &'a mut Tensor,
+    /// Summed over the step.
+    pub gradient: Option<&'a Tensor>,
+}
+
 /// What became of a step. `norm` is that of the whole gradient before clipping.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[must_use = "a step whose gradient is not finite changes nothing, which somebody must know"]
@@ -69,7 +91,7 @@ impl Outcome {
 }
 
 /// The optimizer and its state.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct AdamW {
     settings: Settings,
     steps: u64,
@@ -77,11 +99,11 @@ pub struct AdamW {
 }
 
 /// The running means of one parameter.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 struct Moments {
     name: String,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    first: Moment,
+    second: Moment,
 }
 
 impl AdamW {
@@ -92,8 +114,8 @@ impl AdamW {
     ) -> AdamW {
         let moments = parameters.into_iter().map(|(name, len)| Moments {
             name: name.to_string(),
-            first: vec![0.0; len],
-            second: vec![0.0; len],
+            first: Moment::Host(vec![0.0; len]),
+            second: Moment::Host(vec![0.0; len]),
         });
         AdamW { settings, steps: 0, moments: moments.collect() }
     }
@@ -134,10 +156,49 @@ impl AdamW {
         self.steps += 1;
         let step = self.numbers(learning_rate, scale);
         for (parameter, moments) in parameters.iter_mut().zip(&mut self.moments) {
-            let (m, v) = (&mut moments.first, &mut moments.second);
+            let (m, v) = (moments.first.host_mut(), moments.second.host_mut());
             adamw::step(cpu, parameter.values, m, v, parameter.gradient, &step);
         }
         Outcome::Updated { norm, scale }
+    }
+
+    /// As [`AdamW::step`], on the device of the parameters.
+    ///
+    /// # Panics
+    /// If names, order or lengths are not those the optimizer was made with.
+    pub fn step_factors(
+        &mut self,
+        learning_rate: f64,
+        factors: &mut [Factor<'_>],
+    ) -> Result<Outcome, DeviceError> {
+        let device = factors.first().map(|factor| factor.values.device().clone());
+        let Some(Device::Cuda(cuda)) = device else {
+            let longest = factors.iter().map(|factor| factor.values.len()).max().unwrap_or(0);
+            let missing = factors.iter().any(|factor| factor.gradient.is_none());
+            let zeros = vec![0.0; if missing { longest } else { 0 }];
+            let Some(device) = device else {
+                return Ok(Outcome::Updated { norm: 0.0, scale: 1.0 });
+            };
+            let mut parameters: Vec<Parameter> = factors
+                .iter_mut()
+                .map(|Factor { name, values, gradient }| Parameter {
+                    name,
+                    gradient: match gradient {
+                        Some(gradient) => gradient.data(),
+                        None => &zeros[..values.len()],
+                    },
+                    values: values.data_mut(),
+                })
+                .collect();
+            return Ok(self.step(device.cpu(), learning_rate, &mut parameters));
+        };
+        let _span = profile::phase("optimizer step", [factors.len()]);
+        assert_eq!(factors.len(), self.moments.len(), "number of parameters");
+        for (factor, moments) in factors.iter().zip(&self.moments) {
+            assert_eq!(factor.name, moments.name, "parameters are in another order");
+            assert_eq!(factor.values.len(), moments.first.len(), "length of {}", factor.name);
+        }
+        cuda::step(self, &cuda, learning_rate, factors)
     }
 
     /// The kernel's numbers for step `self.steps` (1 is the first), computed in f64 as PyTorch does
@@ -158,15 +219,14 @@ impl AdamW {
     }
 
     /// The state for a checkpoint: beside [`AdamW::steps`], two slices a parameter, named
-    /// `first.NAME` and `second.NAME`.
-    pub fn state(&self) -> impl Iterator<Item = (String, &[f32])> {
-        self.moments.iter().flat_map(|moments| {
-            let name = &moments.name;
-            [
-                (format!("first.{name}"), moments.first.as_slice()),
-                (format!("second.{name}"), moments.second.as_slice()),
-            ]
-        })
+    /// `first.NAME` and `second.NAME`; from a GPU a copy.
+    pub fn state(&self) -> Result<Vec<(String, Cow<'_, [f32]>)>, DeviceError> {
+        let mut all = Vec::with_capacity(2 * self.moments.len());
+        for Moments { name, first, second } in &self.moments {
+            all.push((format!("first.{name}"), first.values()?));
+            all.push((format!("second.{name}"), second.values()?));
+        }
+        Ok(all)
     }
 
     /// Takes up a state as [`AdamW::state`] gave it, bit for bit, or is left as it was. `count` is
@@ -197,8 +257,8 @@ impl AdamW {
             found.push((find("first", moments)?, find("second", moments)?));
         }
         for (moments, (first, second)) in self.moments.iter_mut().zip(found) {
-            moments.first.copy_from_slice(first);
-            moments.second.copy_from_slice(second);
+            moments.first = Moment::Host(first.to_vec());
+            moments.second = Moment::Host(second.to_vec());
         }
         self.steps = steps;
         Ok(())

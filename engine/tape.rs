@@ -13,6 +13,7 @@ use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 
 use kernels::cpu::{add, profile};
 
+use crate::device::Device;
 use crate::tensor::{Id, Tensor};
 
 /// Ops in the order they ran. `'m`: how long the model and the batch live, whose weights and
@@ -192,8 +193,14 @@ impl Gradients {
             Some(there) => {
                 assert_eq!(there.shape(), dx.shape(), "gradients of one value");
                 let mut sum = there.into_owned();
-                let device = dx.device().clone();
-                add::accumulate(device.cpu(), sum.data_mut(), dx.data());
+                match dx.device() {
+                    Device::Cpu(_) => {
+                        add::accumulate(dx.device().cpu(), sum.data_mut(), dx.data());
+                    }
+                    Device::Cuda(cuda) => {
+                        cuda.run(|gpu| gpu.add(sum.f32_mut(), dx.f32()));
+                    }
+                }
                 sum
             }
         };
@@ -204,7 +211,6 @@ impl Gradients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Device;
     use kernels::cpu::Cpu;
 
     /// y = factor·x, to have an op without a kernel.

@@ -154,9 +154,7 @@ impl Tensor {
     /// A copy of all values on the host, row after row; from a GPU, or why it failed.
     pub fn to_vec(&self) -> Result<Vec<f32>, DeviceError> {
         match (&self.device, &self.storage) {
-            (Device::Cuda(cuda), Storage::Cuda(buffer)) => {
-                cuda.finish(|gpu| gpu.download(buffer))
-            }
+            (Device::Cuda(cuda), Storage::Cuda(buffer)) => cuda.finish(|gpu| gpu.download(buffer)),
             (Device::Cuda(cuda), Storage::CudaBf16(buffer)) => {
                 let bits = cuda.finish(|gpu| gpu.download(buffer))?;
                 Ok(bits.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect())

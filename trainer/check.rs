@@ -300,7 +300,7 @@ impl<'a> Case<'a> {
 /// Logits of all rows of `sequences`, run as one batch.
 fn forward(model: &Model, sequences: &[&[u32]], observe: &mut dyn FnMut(usize, &Tensor)) -> Tensor {
     let pages = sequences.iter().map(|ids| KvCache::pages_for(ids.len())).sum();
-    let mut cache = KvCache::new(model.config(), model.cache_dtype(), pages);
+    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
     let mut batch = Batch::default();
     for ids in sequences {
         let mut table = PageTable::default();

@@ -130,7 +130,7 @@ impl Trainer {
         let names: Vec<(String, usize)> = language_model
             .model
             .parameters()
-            .map(|(name, factor)| (name.peft_key(), factor.data().len()))
+            .map(|(name, factor)| (name.peft_key(), factor.len()))
             .collect();
         assert!(!names.is_empty(), "the model has no adapter");
         let optimizer = AdamW::new(

@@ -104,7 +104,7 @@ fn a_trained_adapter_comes_back_with_the_same_bits() {
             position += 1;
         }
     }
-    model.store_adapter(&mut adapter);
+    model.store_adapter(&mut adapter).unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let saved = scratch.path().join("adapter");
     adapter.save(&saved).unwrap();

@@ -11,25 +11,27 @@ use kernels::cpu::{log_prob::RowError, profile};
 use super::{Layer, Model, transposed};
 use crate::{
     adapter::{Adapter, LoraFactors, Projection, peft_key},
+    device::{DeviceError, Resident},
     ops::{
         attention::{Layout, packed_attention},
         embedding::embedding,
+        gather::gather,
         linear::{Dropout, Lora, Pass},
         log_prob::{Targets, log_prob},
     },
-    tape::{Backward, Gradients, Tape},
-    tensor::{Id, Tensor},
+    tape::Tape,
+    tensor::Tensor,
 };
 
 /// Groups of a prompt and its completions, packed.
 #[derive(Clone, Debug, Default)]
 pub struct PackedBatch {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
+    tokens: Resident<u32>,
+    positions: Resident<u32>,
     layout: Layout,
     /// The row that predicts each completion token, in the order of groups, completions, tokens.
-    target_rows: Vec<usize>,
-    target_tokens: Vec<u32>,
+    target_rows: Resident<u32>,
+    target_tokens: Resident<u32>,
 }
 
 impl PackedBatch {
@@ -40,21 +42,23 @@ impl PackedBatch {
     /// If the prompt is empty.
     pub fn push(&mut self, prompt: &[u32], completions: &[&[u32]]) {
         assert!(!prompt.is_empty(), "a prompt without tokens");
-        self.tokens.extend_from_slice(prompt);
-        self.positions.extend(0..prompt.len() as u32);
-        let last_of_prompt = self.tokens.len() - 1;
+        let (tokens, positions) = (self.tokens.change(), self.positions.change());
+        let (target_rows, target_tokens) = (self.target_rows.change(), self.target_tokens.change());
+        tokens.extend_from_slice(prompt);
+        positions.extend(0..prompt.len() as u32);
+        let last_of_prompt = tokens.len() as u32 - 1;
         let mut lengths = Vec::with_capacity(completions.len());
         for completion in completions {
             let fed = completion.split_last().map_or(&[][..], |(_, fed)| fed);
-            let first = self.tokens.len();
+            let first = tokens.len() as u32;
             if !completion.is_empty() {
-                self.target_rows.push(last_of_prompt);
-                self.target_rows.extend(first..first + fed.len());
+                target_rows.push(last_of_prompt);
+                target_rows.extend(first..first + fed.len() as u32);
             }
-            self.target_tokens.extend_from_slice(completion);
-            self.tokens.extend_from_slice(fed);
+            target_tokens.extend_from_slice(completion);
+            tokens.extend_from_slice(fed);
             let start = prompt.len() as u32;
-            self.positions.extend(start..start + fed.len() as u32);
+            positions.extend(start..start + fed.len() as u32);
             lengths.push(fed.len());
         }
         self.layout.push(prompt.len(), &lengths);
@@ -102,9 +106,9 @@ pub struct ParameterName {
 
 impl ParameterName {
     /// Values of the factor in the order of PEFT's files, where B is `[n, r]`.
-    pub fn in_peft_order(&self, factor: &Tensor) -> Vec<f32> {
-        let [rank, n] = factor.shape();
-        if self.is_a { factor.data().to_vec() } else { transposed(factor.data(), rank, n) }
+    pub fn in_peft_order(&self, factor: &Tensor) -> Result<Vec<f32>, DeviceError> {
+        let ([rank, n], values) = (factor.shape(), factor.to_vec()?);
+        Ok(if self.is_a { values } else { transposed(&values, rank, n) })
     }
 
     /// Its name in PEFT's files.
@@ -133,7 +137,7 @@ impl Model {
                 self.packed_layer(tape, layer, x, batch, pass)
             };
         }
-        let gathered = gather_rows(tape, &x, &batch.target_rows);
+        let gathered = gather(tape, &x, &batch.target_rows);
         drop(x);
         let x = self.final_norm(tape, &gathered);
         drop(gathered);
@@ -171,12 +175,14 @@ impl Model {
         })
     }
 
-    /// The same, to be updated.
+    /// The same, to be updated. What a GPU made of them is forgotten.
     pub fn parameters_mut(&mut self) -> Vec<(ParameterName, &mut Tensor)> {
         let mut all = Vec::new();
         for (layer, parts) in self.layers.iter_mut().enumerate() {
+            parts.mlp.forget_factors();
             for (projection, linear) in parts.projections_mut() {
                 if let Some(lora) = &mut linear.lora {
+                    lora.split.clear();
                     let name = |is_a| ParameterName { layer, projection, is_a };
                     all.push((name(true), &mut lora.a));
                     all.push((name(false), &mut lora.b_transposed));
@@ -187,13 +193,14 @@ impl Model {
     }
 
     /// Writes the factors as they are now to `adapter`, which has factors for the same projections.
-    pub fn store_adapter(&self, adapter: &mut Adapter) {
+    pub fn store_adapter(&self, adapter: &mut Adapter) -> Result<(), DeviceError> {
         for (layer, projection, lora) in self.loras() {
             let [rank, n] = lora.b_transposed.shape();
-            let a = lora.a.data().to_vec();
-            let b = transposed(lora.b_transposed.data(), rank, n);
+            let a = lora.a.to_vec()?;
+            let b = transposed(&lora.b_transposed.to_vec()?, rank, n);
             adapter.set_factors(layer, projection, LoraFactors { a, b, rank, scale: lora.scale });
         }
+        Ok(())
     }
 
     fn loras(&self) -> impl Iterator<Item = (usize, Projection, &Lora)> {
@@ -202,44 +209,5 @@ impl Model {
                 Some((layer, projection, parts.projection(projection).lora.as_ref()?))
             })
         })
-    }
-}
-
-/// Rows of x, some of them several times; their gradients are added where they came from.
-fn gather_rows<'m>(tape: &mut Tape<'m>, x: &Tensor, rows: &'m [usize]) -> Tensor {
-    let mut y = x.gather_rows(rows);
-    if tape.records(x.requires_grad()) {
-        tape.push(&mut y, GatherRows { x: x.id(), from: x.shape()[0], rows });
-    }
-    y
-}
-
-struct GatherRows<'m> {
-    x: Id,
-    /// Rows that x has.
-    from: usize,
-    rows: &'m [usize],
-}
-
-impl Backward for GatherRows<'_> {
-    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let [_, columns] = dy.shape();
-        let mut dx = Tensor::zeros(dy.device(), self.from, columns);
-        for (dy, &row) in dy.data().chunks_exact(columns).zip(self.rows) {
-            let dx = &mut dx.data_mut()[row * columns..(row + 1) * columns];
-            dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy);
-        }
-        gradients.add(self.x, dx);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check_gradient::check_gradient;
-
-    #[test]
-    fn gradient_of_gathered_rows() {
-        check_gradient([4, 5], |tape, x| gather_rows(tape, x, &[2, 0, 2, 3, 2]));
     }
 }

@@ -11,10 +11,17 @@
 //! chunk of one, in decoding, and in training, where keys and values lie in pages as well while a
 //! layer is computed.
 
-use half::bf16;
-use kernels::cpu::attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree};
+mod cuda;
 
+use half::bf16;
+use kernels::{
+    cpu::attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree},
+    cuda::{AttentionPlan, BackwardPlan},
+};
+
+use super::gather;
 use crate::{
+    device::{OnDevice, Resident},
     kv_cache::{CacheDtype, KvCache},
     tape::{Backward, Gradients, Saved, Tape},
     tensor::{Id, Narrow, Tensor},
@@ -27,7 +34,9 @@ pub(crate) struct Rows<'a> {
     /// Page tables of all spans, one after the other.
     pub(crate) tables: &'a [u32],
     /// Where each row's keys and values go: page·PAGE + place in the page.
-    pub(crate) slots: &'a [u32],
+    pub(crate) slots: &'a Resident<u32>,
+    /// The same as a GPU's kernels want it.
+    pub(crate) plan: &'a OnDevice<AttentionPlan>,
 }
 
 /// Writes the rows' keys and values (`[rows, kv_heads·head_dim]`) into the cache.
@@ -39,6 +48,9 @@ pub(crate) fn append(
     rows: &Rows,
     shape: Shape,
 ) {
+    if k.device().is_cuda() {
+        return cuda::append(cache, layer, k, v, rows, shape);
+    }
     let cpu = k.device().cpu();
     attention::append(cpu, cache.layer_mut(layer), k.data(), v.data(), rows.slots, shape);
 }
@@ -51,6 +63,9 @@ pub(crate) fn attention(
     rows: &Rows,
     shape: Shape,
 ) -> Tensor {
+    if q.device().is_cuda() {
+        return cuda::attention(q, cache, layer, rows, shape);
+    }
     let [n, columns] = q.shape();
     let mut y = Tensor::uninitialized(q.device(), n, columns);
     let (cpu, kv) = (q.device().cpu(), cache.layer(layer));
@@ -65,17 +80,22 @@ pub(crate) struct Layout {
     spans: Vec<Span>,
     tables: Vec<u32>,
     /// Where each row's keys and values go.
-    slots: Vec<u32>,
+    slots: Resident<u32>,
     /// Rows of prompts whose page is not full, and where each completion has its own copy.
-    copied_rows: Vec<usize>,
-    copied_slots: Vec<u32>,
+    copied_rows: Resident<u32>,
+    copied_slots: Resident<u32>,
     pages: u32,
     rows: usize,
+    /// The same as a GPU's kernels want it.
+    plan: OnDevice<AttentionPlan>,
+    backward_plan: OnDevice<BackwardPlan>,
 }
 
 impl Layout {
     /// Adds a prompt of `prompt` rows and its completions, as rows one after the other.
     pub(crate) fn push(&mut self, prompt: usize, completions: &[usize]) {
+        self.plan.clear();
+        self.backward_plan.clear();
         let first_row = self.rows;
         let (full, rest) = (prompt / PAGE, prompt % PAGE);
         let shared: Vec<u32> = (self.pages..).take(full).collect();
@@ -91,10 +111,11 @@ impl Layout {
             let slot =
                 |position: usize| table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
             if start > 0 && len > 0 {
-                self.copied_rows.extend(first_row + full * PAGE..first_row + full * PAGE + rest);
-                self.copied_slots.extend((full * PAGE..prompt).map(slot));
+                let partial = first_row + full * PAGE..first_row + full * PAGE + rest;
+                self.copied_rows.change().extend(partial.map(|row| row as u32));
+                self.copied_slots.change().extend((full * PAGE..prompt).map(slot));
             }
-            self.slots.extend((start..start + len).map(slot));
+            self.slots.change().extend((start..start + len).map(slot));
             let first_page = self.tables.len();
             self.tables.extend(&table);
             self.spans.push(Span {
@@ -141,6 +162,9 @@ pub(crate) fn packed_attention<'m>(
 ) -> Tensor {
     let [n, columns] = q.shape();
     assert_eq!(n, layout.rows, "attention: q is {:?}", q.shape());
+    if q.device().is_cuda() {
+        return cuda::packed_attention(tape, [q, k, v], layout, shape);
+    }
     let device = q.device().clone();
     let recording = tape.records(q.requires_grad() || k.requires_grad() || v.requires_grad());
     let mut y = Tensor::uninitialized(&device, n, columns);
@@ -162,7 +186,7 @@ pub(crate) fn packed_attention<'m>(
     };
     write(&k, &v, &layout.slots);
     if !layout.copied_rows.is_empty() {
-        let [k, v] = [&k, &v].map(|x| x.gather_rows(&layout.copied_rows));
+        let [k, v] = [&k, &v].map(|x| gather::forward(x, &layout.copied_rows));
         write(&k, &v, &layout.copied_slots);
     }
     let cache = match dtype {
@@ -267,12 +291,12 @@ mod tests {
             let alone = layout(&[(prompt + PAGE + 3, &[])]);
             for dtype in [CacheDtype::F32, CacheDtype::Bf16] {
                 let [q, k, v] = [(4, 16), (5, 8), (6, 8)].map(|(s, n)| values(s, [packed.rows, n]));
-                let rows: Vec<usize> =
-                    (0..prompt).chain(prompt + 5..prompt + 5 + PAGE + 3).collect();
-                let own = [&q, &k, &v].map(|x| x.gather_rows(&rows));
+                let rows = (0..prompt).chain(prompt + 5..prompt + 5 + PAGE + 3);
+                let rows = Resident::from(rows.map(|row| row as u32).collect::<Vec<_>>());
+                let own = [&q, &k, &v].map(|x| gather::forward(x, &rows));
                 let y = packed_attention(&mut Tape::off(), [q, k, v], &packed, dtype, shape);
                 let want = packed_attention(&mut Tape::off(), own, &alone, dtype, shape);
-                assert_eq!(y.gather_rows(&rows).data(), want.data(), "{prompt} {dtype:?}");
+                assert_eq!(gather::forward(&y, &rows).data(), want.data(), "{prompt} {dtype:?}");
             }
         }
     }

@@ -3,13 +3,28 @@
 use kernels::cpu;
 
 use crate::{
-    tensor::{Device, Tensor},
+    device::{Device, Resident},
+    tensor::Tensor,
     weights::Weight,
 };
 
 /// Looks up `tokens` in `table` (`[vocab, n]`): `[tokens.len(), n]`. Panics on ids beyond the table.
-pub fn embedding(device: &Device, table: &Weight, tokens: &[u32]) -> Tensor {
-    let mut y = Tensor::uninitialized(device, tokens.len(), table.columns());
-    cpu::embedding::forward(device.cpu(), y.data_mut(), tokens, table.matrix(), table.columns());
-    y
+pub fn embedding(device: &Device, table: &Weight, tokens: &Resident<u32>) -> Tensor {
+    let n = table.columns();
+    match device {
+        Device::Cpu(_) => {
+            let mut y = Tensor::uninitialized(device, tokens.len(), n);
+            cpu::embedding::forward(device.cpu(), y.data_mut(), tokens, table.matrix(), n);
+            y
+        }
+        Device::Cuda(cuda) => {
+            cpu::gather::check(tokens, table.rows());
+            let y = cuda.run(|gpu| {
+                let mut y = gpu.uninitialized(tokens.len() * n)?;
+                gpu.embedding(&mut y, tokens.on(gpu)?, table.on(gpu)?, n)?;
+                Ok(y)
+            });
+            Tensor::cuda(cuda, [tokens.len(), n], y)
+        }
+    }
 }

@@ -15,15 +15,21 @@
 //! is mapped, or packed (see [`Weight`]). With [`Rounding::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
 //! a bf16 `W`; the low-rank path takes f32 throughout.
 
-use kernels::cpu::{
-    Matrix, Rounding,
-    dropout::{self, Mask},
-    matmul::{self, LowRank, Product},
-    philox::{Philox, Stream},
-    product::{self, Left},
+pub(crate) mod cuda;
+
+use kernels::{
+    cpu::{
+        Matrix, Rounding,
+        dropout::{self, Mask},
+        matmul::{self, LowRank, Product},
+        philox::{Philox, Stream},
+        product::{self, Left},
+    },
+    cuda::Draws,
 };
 
 use crate::{
+    device::{OnDevice, Resident},
     tape::{Backward, Gradients, Saved, Tape},
     tensor::{Id, Tensor},
     weights::Weight,
@@ -34,7 +40,7 @@ pub struct Linear {
     /// `[n, k]`, mapped.
     pub weight: Weight,
     /// `[n]`.
-    pub bias: Option<Vec<f32>>,
+    pub bias: Option<Resident<f32>>,
     /// The adapter's factors for this projection, if it has any.
     pub lora: Option<Lora>,
 }
@@ -49,6 +55,8 @@ pub struct Lora {
     pub scale: f32,
     /// Tells this projection's dropout masks from the others'.
     pub stream: u32,
+    /// The factors as a GPU multiplies them; forgotten when they may change.
+    pub(crate) split: OnDevice<cuda::Split>,
 }
 
 /// How a pass goes through the projections.
@@ -89,11 +97,24 @@ impl Pass {
         }
     }
 
-    fn mask(&self, lora: &Lora) -> Option<Mask> {
-        self.dropout.filter(|dropout| dropout.probability > 0.0).map(|dropout| {
+    /// Which draws make a projection's mask, and the probability; `None` without dropout.
+    fn draws(&self, lora: &Lora) -> Option<(Draws, f32)> {
+        self.dropout.filter(|_| self.drops()).map(|dropout| {
             let Dropout { probability, seed, pass } = dropout;
             let sequence = u64::from(pass) << 32 | u64::from(lora.stream);
-            Mask { draws: Philox::new(seed, sequence, Stream::DROPOUT), probability }
+            (Draws { seed, sequence, stream: Stream::DROPOUT }, probability)
+        })
+    }
+
+    /// Whether there is dropout.
+    pub(crate) fn drops(&self) -> bool {
+        self.dropout.is_some_and(|dropout| dropout.probability > 0.0)
+    }
+
+    fn mask(&self, lora: &Lora) -> Option<Mask> {
+        self.draws(lora).map(|(Draws { seed, sequence, stream }, probability)| Mask {
+            draws: Philox::new(seed, sequence, stream),
+            probability,
         })
     }
 }
@@ -112,7 +133,11 @@ pub fn linear_all<'m, const N: usize>(
     pass: Pass,
 ) -> [Tensor; N] {
     let [rows, _] = x.shape();
-    let ys = linears.map(|linear| Tensor::uninitialized(x.device(), rows, linear.weight.rows()));
+    // A GPU's logits have columns for what pads the vocabulary.
+    let align = if x.device().is_cuda() { 8 } else { 1 };
+    let ys = linears.map(|linear| {
+        Tensor::uninitialized(x.device(), rows, linear.weight.rows().next_multiple_of(align))
+    });
     apply(tape, ys, None, x, linears, pass)
 }
 
@@ -146,8 +171,18 @@ fn apply<'m, const N: usize>(
     let [rows, k] = x.shape();
     for (y, Linear { weight, .. }) in ys.iter().zip(linears) {
         let n = weight.rows();
+        let align = if x.device().is_cuda() { 8 } else { 1 };
         assert_eq!(weight.columns(), k, "linear: x is {:?}, the weight [{n}, _]", x.shape());
-        assert_eq!(y.shape(), [rows, n], "linear: x is {:?}, the weight [{n}, {k}]", x.shape());
+        let columns = n.next_multiple_of(align);
+        assert_eq!(
+            y.shape(),
+            [rows, columns],
+            "linear: x is {:?}, the weight [{n}, {k}]",
+            x.shape()
+        );
+    }
+    if x.device().is_cuda() {
+        return cuda::apply(tape, ys, residual, x, linears, pass);
     }
     let device = x.device().clone();
     let cpu = device.cpu();
@@ -171,7 +206,7 @@ fn apply<'m, const N: usize>(
         let Linear { weight, bias, .. } = linear;
         if let Some(bias) = bias {
             for row in y.data_mut().chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
             }
         }
         let trained =
@@ -305,8 +340,9 @@ mod tests {
     fn projection(n: usize, k: usize, rank: usize) -> Linear {
         let [a, b_transposed] = [values(5, [rank, k]), values(6, [rank, n])];
         let weight = Weight::from_f32(n, k, values(4, [n, k]).data());
-        let bias = Some(values(3, [1, n]).data().to_vec());
-        Linear { weight, bias, lora: Some(Lora { a, b_transposed, scale: 0.7, stream: 3 }) }
+        let bias = Some(values(3, [1, n]).data().to_vec().into());
+        let split = OnDevice::default();
+        Linear { weight, bias, lora: Some(Lora { a, b_transposed, scale: 0.7, stream: 3, split }) }
     }
 
     #[test]

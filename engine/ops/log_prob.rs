@@ -14,14 +14,19 @@
 //! `W` is frozen, so there is no `dW`; H is reported, not optimized, so there is no `dH`. The result
 //! has the bits of the logits' own log-probabilities.
 
-use kernels::cpu::{
-    Rounding, embedding,
-    log_prob::{self, RowError, Slope, Sums, VOCAB_BLOCK},
-    matmul,
+use kernels::{
+    cpu::{
+        Rounding, embedding,
+        gather::check,
+        log_prob::{self, RowError, Slope, Sums, VOCAB_BLOCK},
+        matmul,
+    },
+    cuda::{Distributions, Head},
 };
 
 use crate::{
-    tape::{Backward, Gradients, Tape},
+    device::{Device, Resident},
+    tape::{Backward, Gradients, Saved, Tape},
     tensor::{Id, Tensor},
     weights::Weight,
 };
@@ -38,7 +43,7 @@ const COLUMNS: usize = 8 * VOCAB_BLOCK;
 #[derive(Clone, Copy)]
 pub struct Targets<'m> {
     /// A token a row.
-    pub tokens: &'m [u32],
+    pub tokens: &'m Resident<u32>,
     /// T.
     pub temperature: f32,
 }
@@ -63,7 +68,10 @@ pub fn log_prob<'m>(
         head.columns()
     );
     let vocab = head.rows();
-    assert!(tokens.iter().all(|&token| (token as usize) < vocab), "a token beyond {vocab}");
+    check(tokens, vocab);
+    if x.device().is_cuda() {
+        return on_cuda(tape, x, head, targets);
+    }
 
     let device = x.device();
     let cpu = device.cpu();
@@ -121,6 +129,70 @@ pub fn log_prob<'m>(
     Ok(y)
 }
 
+/// On a GPU the logits are computed again in the backward pass, which the tensor cores do faster than memory
+/// gives back a sum of f32 for every row.
+fn on_cuda<'m>(
+    tape: &mut Tape<'m>,
+    x: &Tensor,
+    head: &'m Weight,
+    targets: Targets<'m>,
+) -> Result<Tensor, RowError> {
+    let Device::Cuda(cuda) = x.device() else { unreachable!("asked before") };
+    let Targets { tokens, temperature } = targets;
+    let outcome = cuda.run(|gpu| {
+        let mut y = gpu.uninitialized(2 * tokens.len())?;
+        let (x, head, tokens) = (x.bf16()?, on(gpu, head)?, tokens.on(gpu)?);
+        let distributions = gpu.log_prob(&mut y, &x, head, tokens, temperature)?;
+        let checked = gpu.check_distributions(&distributions)?;
+        Ok((y, distributions, checked))
+    });
+    let (y, distributions) = match outcome {
+        Some((y, distributions, checked)) => {
+            checked?;
+            (Some(y), Some(distributions))
+        }
+        None => (None, None),
+    };
+    let mut y = Tensor::cuda(cuda, [tokens.len(), 2], y);
+    if tape.records(x.requires_grad()) {
+        let node = LogProbOnCuda { x: x.id(), saved: tape.save(x), head, tokens, distributions };
+        tape.push(&mut y, node);
+    }
+    Ok(y)
+}
+
+fn on<'a>(
+    gpu: &kernels::cuda::Gpu,
+    head: &'a Weight,
+) -> Result<Head<'a>, crate::device::DeviceError> {
+    Ok(Head { weight: head.on(gpu)?, vocab: head.rows(), k: head.columns() })
+}
+
+struct LogProbOnCuda<'m> {
+    x: Id,
+    saved: Saved<'m>,
+    head: &'m Weight,
+    tokens: &'m Resident<u32>,
+    /// `None` where the device has failed.
+    distributions: Option<Distributions>,
+}
+
+impl Backward for LogProbOnCuda<'_> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let LogProbOnCuda { x, saved, head, tokens, distributions } = *self;
+        let Device::Cuda(cuda) = dy.device() else { unreachable!("recorded on a GPU") };
+        let shape = [tokens.len(), head.columns()];
+        let dx = cuda.run(|gpu| {
+            let distributions = distributions.as_ref().expect("the device works");
+            let mut dx = gpu.uninitialized(shape[0] * shape[1])?;
+            let (x, head, tokens) = (saved.get().bf16()?, on(gpu, head)?, tokens.on(gpu)?);
+            gpu.log_prob_backward(&mut dx, dy.f32(), &x, head, tokens, distributions)?;
+            Ok(dx)
+        });
+        gradients.add(x, Tensor::cuda(cuda, shape, dx));
+    }
+}
+
 /// Rows of the largest block for `rows` rows.
 pub(crate) fn block_rows(rows: usize) -> usize {
     rows.min(ROWS)
@@ -154,7 +226,6 @@ impl Backward for LogProb {
 mod tests {
     use super::*;
     use crate::check_gradient::{check_gradient, values};
-    use crate::tensor::Device;
     use kernels::cpu::{Cpu, lanes::Level};
 
     /// The first column of y.
@@ -178,8 +249,8 @@ mod tests {
     fn gradient() {
         for (rows, k, vocab) in [(1, 1, 2), (3, 17, 33), (2, 8, VOCAB_BLOCK * 2 + 5)] {
             let head = Weight::from_f32(vocab, k, values(3, [vocab, k]).data());
-            let tokens: Vec<u32> =
-                (0..rows).map(|row| ((row * 77 + vocab - 1) % vocab) as u32).collect();
+            let tokens = (0..rows).map(|row| ((row * 77 + vocab - 1) % vocab) as u32);
+            let tokens = Resident::from(tokens.collect::<Vec<_>>());
             for temperature in [1.0, 0.7] {
                 check_gradient([rows, k], |tape, x| {
                     let targets = Targets { tokens: &tokens, temperature };
@@ -203,6 +274,7 @@ mod tests {
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
         let level = Level::detect();
         log_prob::forward(level, &mut log_probs, &mut entropies, &logits, &tokens, 0.8).unwrap();
+        let tokens = Resident::from(tokens);
         let targets = Targets { tokens: &tokens, temperature: 0.8 };
         let y = super::log_prob(&mut Tape::off(), &x, &head, targets, rounding).unwrap();
         for row in 0..rows {
@@ -216,7 +288,8 @@ mod tests {
         let head = Weight::from_f32(2, 1, &[1.0, -1.0]);
         let mut x = values(1, [3, 1]);
         x.data_mut()[1] = f32::NAN;
-        let targets = Targets { tokens: &[0, 1, 0], temperature: 1.0 };
+        let tokens = Resident::from(vec![0, 1, 0]);
+        let targets = Targets { tokens: &tokens, temperature: 1.0 };
         let error = log_prob(&mut Tape::off(), &x, &head, targets, Rounding::F32).unwrap_err();
         assert_eq!(error.row, 1);
     }

@@ -3,8 +3,10 @@
 
 pub mod attention;
 pub mod embedding;
+pub mod gather;
 pub mod linear;
 pub mod log_prob;
+pub mod mlp;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -12,25 +12,27 @@
 use kernels::cpu;
 
 use crate::{
+    device::{Device, Resident},
     tape::{Backward, Gradients, Tape},
     tensor::Tensor,
 };
 
-/// Normalizes each row of `x` (`[rows, n]`).
-pub fn rms_norm<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+/// Normalizes each row of `x` (`[rows, n]`). On a GPU the result is rounded to bf16: products read it.
+pub fn rms_norm<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m Resident<f32>, eps: f32) -> Tensor {
     assert_eq!(w.len(), x.shape()[1], "rms_norm: x is {:?}", x.shape());
     normalized(tape, x, w, eps)
 }
 
-/// Normalizes each head of `x` (`[rows, heads·head_dim]`) with one `w` (`[head_dim]`) for all heads:
-/// Qwen3's norm of queries and keys.
-pub fn rms_norm_heads<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+/// Normalizes each part of a row that is as long as `w`: with w of a row's length all of it, with one of
+/// head_dim each head (Qwen3's norm of queries and keys).
+pub(super) fn normalized<'m>(
+    tape: &mut Tape<'m>,
+    x: &Tensor,
+    w: &'m Resident<f32>,
+    eps: f32,
+) -> Tensor {
     let [_, columns] = x.shape();
-    assert_eq!(columns % w.len(), 0, "rms_norm_heads: x is {:?}, w [{}]", x.shape(), w.len());
-    normalized(tape, x, w, eps)
-}
-
-fn normalized<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Tensor {
+    assert_eq!(columns % w.len(), 0, "rms_norm: x is {:?}, w [{}]", x.shape(), w.len());
     let mut y = forward(x, w, eps);
     if tape.records(x.requires_grad()) {
         tape.push(&mut y, RmsNorm { x: x.clone(), w, eps });
@@ -40,26 +42,56 @@ fn normalized<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m [f32], eps: f32) -> Te
     y
 }
 
-fn forward(x: &Tensor, w: &[f32], eps: f32) -> Tensor {
+fn forward(x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
     let [rows, columns] = x.shape();
-    let mut y = Tensor::uninitialized(x.device(), rows, columns);
-    cpu::rms_norm::forward(x.device().cpu(), y.data_mut(), x.data(), w, eps);
-    y
+    match x.device() {
+        Device::Cpu(_) => {
+            let mut y = Tensor::uninitialized(x.device(), rows, columns);
+            cpu::rms_norm::forward(x.device().cpu(), y.data_mut(), x.data(), w, eps);
+            y
+        }
+        Device::Cuda(cuda) => {
+            let y = cuda.run(|gpu| {
+                let mut y = gpu.uninitialized::<u16>(x.len())?;
+                gpu.rms_norm(&mut y, x.f32(), w.on(gpu)?, eps)?;
+                Ok(y)
+            });
+            Tensor::cuda_bf16(cuda, x.shape(), y)
+        }
+    }
 }
 
 struct RmsNorm<'m> {
     x: Tensor,
-    w: &'m [f32],
+    w: &'m Resident<f32>,
     eps: f32,
 }
 
 impl Backward for RmsNorm<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
         let RmsNorm { x, w, eps } = *self;
-        let [rows, columns] = x.shape();
-        let mut dx = Tensor::uninitialized(x.device(), rows, columns);
-        cpu::rms_norm::backward(x.device().cpu(), dx.data_mut(), dy.data(), x.data(), w, eps);
+        let dx = backward(&dy, &x, w, eps);
         gradients.add(x.id(), dx);
+    }
+}
+
+/// The gradient of x.
+pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
+    let [rows, columns] = x.shape();
+    match x.device() {
+        Device::Cpu(_) => {
+            let mut dx = Tensor::uninitialized(x.device(), rows, columns);
+            cpu::rms_norm::backward(x.device().cpu(), dx.data_mut(), dy.data(), x.data(), w, eps);
+            dx
+        }
+        Device::Cuda(cuda) => {
+            let dx = cuda.run(|gpu| {
+                let mut dx = gpu.uninitialized(x.len())?;
+                gpu.rms_norm_backward(&mut dx, dy.f32(), x.f32(), w.on(gpu)?, eps, false)?;
+                Ok(dx)
+            });
+            Tensor::cuda(cuda, x.shape(), dx)
+        }
     }
 }
 
@@ -72,8 +104,10 @@ mod tests {
     fn gradient() {
         let w: Vec<f32> = (0..128).map(|i| 1.0 - 0.3 * (i % 7) as f32).collect();
         for (rows, n) in [(1, 1), (2, 3), (5, 33), (3, 128)] {
-            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w[..n], 1e-6));
+            let w = Resident::from(w[..n].to_vec());
+            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6));
         }
-        check_gradient([3, 4 * 16], |tape, x| rms_norm_heads(tape, x, &w[..16], 1e-6));
+        let w = Resident::from(w[..16].to_vec());
+        check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6));
     }
 }

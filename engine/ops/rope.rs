@@ -7,36 +7,79 @@
 //! dx         = dy turned back by the same angle
 //! ```
 
-use kernels::cpu::rope::{self, RopeTable};
+use kernels::{
+    cpu::rope::{self, RopeTable},
+    cuda,
+};
 
+use super::rms_norm;
 use crate::{
+    device::{Device, DeviceError, OnDevice, Resident},
     tape::{Backward, Gradients, Tape},
     tensor::{Id, Tensor},
 };
 
-/// Rotates every head of `x` (`[rows, heads·head_dim]`), in place where nobody shares it; row `r`
-/// stands at `positions[r]`.
+/// Cosines and sines by position.
+pub struct Rotations {
+    table: RopeTable,
+    frequencies: Vec<f32>,
+    positions: usize,
+    on_device: OnDevice<cuda::RopeTable>,
+}
+
+impl Rotations {
+    /// Those of `frequencies` at positions below `positions`.
+    pub fn new(frequencies: Vec<f32>, positions: usize) -> Rotations {
+        let table = RopeTable::new(&frequencies, positions);
+        Rotations { table, frequencies, positions, on_device: OnDevice::default() }
+    }
+
+    fn on(&self, gpu: &cuda::Gpu) -> Result<&cuda::RopeTable, DeviceError> {
+        self.on_device.get_or_make(|| gpu.rope_table(&self.frequencies, self.positions))
+    }
+}
+
+/// Qwen3's norm of each head before it is turned.
+#[derive(Clone, Copy)]
+pub struct HeadNorm<'m> {
+    /// `[head_dim]`, for all heads.
+    pub w: &'m Resident<f32>,
+    /// As in [`rms_norm::rms_norm`].
+    pub eps: f32,
+}
+
+/// Rotates every head of `x` (`[rows, heads·head_dim]`), normalized if there is a norm, in place where
+/// nobody shares it; row `r` stands at `positions[r]`.
 pub fn rope<'m>(
     tape: &mut Tape<'m>,
     x: Tensor,
-    table: &'m RopeTable,
-    positions: &'m [u32],
+    norm: Option<HeadNorm<'m>>,
+    rotations: &'m Rotations,
+    positions: &'m Resident<u32>,
 ) -> Tensor {
     let [rows, columns] = x.shape();
     assert_eq!(positions.len(), rows, "rope: x is {:?}", x.shape());
-    assert_eq!(columns % table.head_dim(), 0, "rope: x is {:?}", x.shape());
-    let heads = columns / table.head_dim();
+    let head_dim = rotations.table.head_dim();
+    assert_eq!(columns % head_dim, 0, "rope: x is {:?}", x.shape());
+    if x.device().is_cuda() {
+        return on_cuda(tape, x, norm, rotations, positions);
+    }
+    let x = match norm {
+        Some(HeadNorm { w, eps }) => rms_norm::normalized(tape, &x, w, eps),
+        None => x,
+    };
+    let heads = columns / head_dim;
     let (id, requires_grad) = (x.id(), x.requires_grad());
     let recipe = tape.recipe(&x);
     let turned = move |x: Tensor| {
         let mut y = x.into_owned();
         let device = y.device().clone();
-        rope::forward(device.cpu(), y.data_mut(), positions, table, heads);
+        rope::forward(device.cpu(), y.data_mut(), positions, &rotations.table, heads);
         y
     };
     let mut y = turned(x);
     if tape.records(requires_grad) {
-        tape.push(&mut y, Rope { x: id, table, positions, heads });
+        tape.push(&mut y, Rope { x: id, rotations, positions, heads });
         // Where x cannot be computed again, y takes its place.
         if let Some(recipe) = recipe {
             tape.recomputes(&y, move || turned(recipe.again()));
@@ -47,18 +90,76 @@ pub fn rope<'m>(
 
 struct Rope<'m> {
     x: Id,
-    table: &'m RopeTable,
-    positions: &'m [u32],
+    rotations: &'m Rotations,
+    positions: &'m Resident<u32>,
     heads: usize,
 }
 
 impl Backward for Rope<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let Rope { x, table, positions, heads } = *self;
+        let Rope { x, rotations, positions, heads } = *self;
         let mut dx = dy.into_owned();
         let device = dx.device().clone();
-        rope::backward(device.cpu(), dx.data_mut(), positions, table, heads);
+        rope::backward(device.cpu(), dx.data_mut(), positions, &rotations.table, heads);
         gradients.add(x, dx);
+    }
+}
+
+/// On a GPU norm and rotation are one pass over x, which is held for the backward pass.
+fn on_cuda<'m>(
+    tape: &mut Tape<'m>,
+    x: Tensor,
+    norm: Option<HeadNorm<'m>>,
+    rotations: &'m Rotations,
+    positions: &'m Resident<u32>,
+) -> Tensor {
+    let turned = move |x: &Tensor| {
+        let Device::Cuda(cuda) = x.device() else { unreachable!("asked before") };
+        let y = cuda.run(|gpu| {
+            let (at, table) = (positions.on(gpu)?, rotations.on(gpu)?);
+            let mut y = gpu.uninitialized::<f32>(x.len())?;
+            match norm {
+                Some(HeadNorm { w, eps }) => {
+                    gpu.rope_norm(&mut y, x.f32(), w.on(gpu)?, eps, at, table)?;
+                }
+                None => {
+                    gpu.copy(&mut y, 0, x.f32(), 0, x.len())?;
+                    gpu.rope(&mut y, at, table, false)?;
+                }
+            }
+            Ok(y)
+        });
+        Tensor::cuda(cuda, x.shape(), y)
+    };
+    let mut y = turned(&x);
+    if tape.records(x.requires_grad()) {
+        tape.push(&mut y, RopeOnCuda { x: x.clone(), norm, rotations, positions });
+        tape.recomputes(&y, move || turned(&x));
+    }
+    y
+}
+
+struct RopeOnCuda<'m> {
+    x: Tensor,
+    norm: Option<HeadNorm<'m>>,
+    rotations: &'m Rotations,
+    positions: &'m Resident<u32>,
+}
+
+impl Backward for RopeOnCuda<'_> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let RopeOnCuda { x, norm, rotations, positions } = *self;
+        let mut turned = dy.into_owned();
+        if let Device::Cuda(cuda) = x.device() {
+            cuda.run(|gpu| {
+                gpu.rope(turned.f32_mut(), positions.on(gpu)?, rotations.on(gpu)?, true)
+            });
+        }
+        let dx = match norm {
+            Some(HeadNorm { w, eps }) => rms_norm::backward(&turned, &x, w, eps),
+            None => turned,
+        };
+        gradients.add(x.id(), dx);
     }
 }
 
@@ -76,7 +177,11 @@ mod tests {
 
     #[test]
     fn gradient() {
-        let table = RopeTable::new(&frequencies(1e4, 6), 100);
-        check_gradient([3, 12], |tape, x| rope(tape, x.clone(), &table, &[0, 99, 7]));
+        let rotations = Rotations::new(frequencies(1e4, 6), 100);
+        let positions = Resident::from(vec![0, 99, 7]);
+        let w = Resident::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
+        for norm in [None, Some(HeadNorm { w: &w, eps: 1e-6 })] {
+            check_gradient([3, 12], |tape, x| rope(tape, x.clone(), norm, &rotations, &positions));
+        }
     }
 }

@@ -72,7 +72,8 @@ fn assert_agrees(got: &Slices, want: &Slices, lr: f64, case: &str) {
 /// Same bits of the state, too.
 fn bits(adamw: &AdamW) -> Vec<(String, Vec<u32>)> {
     let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect();
-    adamw.state().map(|(name, values)| (name, bits(values))).collect()
+    let state = adamw.state().unwrap().into_iter();
+    state.map(|(name, values)| (name, bits(&values))).collect()
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn a_first_step_by_hand() {
         assert!((w - want).abs() < 1e-6, "{w} for {want}");
     }
     assert_eq!(outcome, Outcome::Updated { norm: 16.0625f64.sqrt(), scale: 1.0 });
-    let state: Vec<_> = adamw.state().collect();
+    let state = adamw.state().unwrap();
     assert_eq!((state[0].0.as_str(), state[1].0.as_str()), ("first.w", "second.w"));
     assert!((state[0].1[0] - 0.4).abs() < 1e-6 && (state[1].1[0] - 0.016).abs() < 1e-6);
 }
@@ -116,13 +117,13 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
             take_step(&mut adamw, &cpu, 0.1, &mut w, &good),
             Outcome::Updated { scale: 1.0, .. }
         ));
-        let (before, state) = (w.clone(), adamw.clone());
+        let (before, state, steps) = (w.clone(), bits(&adamw), adamw.steps());
         let mut dw = good.clone();
         dw.get_mut("b").unwrap()[0] = bad;
         let outcome = take_step(&mut adamw, &cpu, 0.1, &mut w, &dw);
         assert!(matches!(outcome, Outcome::NotFinite { .. }), "{outcome:?}");
         assert!(!outcome.norm().is_finite());
-        assert_eq!((&w, &adamw), (&before, &state));
+        assert_eq!((w, bits(&adamw), adamw.steps()), (before, state, steps));
     }
 }
 
@@ -140,8 +141,9 @@ fn a_state_goes_through_a_checkpoint_bit_for_bit() {
         let mut adamw = optimizer(settings, &w);
         for step in 0..20 {
             if restart_at == Some(step) {
+                let state = adamw.state().unwrap().into_iter();
                 let saved: BTreeMap<String, Vec<f32>> =
-                    adamw.state().map(|(name, values)| (name, values.to_vec())).collect();
+                    state.map(|(name, values)| (name, values.into_owned())).collect();
                 let steps = adamw.steps();
                 adamw = optimizer(settings, &w);
                 let slice = |name: &str| saved.get(name).map(Vec::as_slice);
@@ -161,7 +163,7 @@ fn a_state_goes_through_a_checkpoint_bit_for_bit() {
 #[test]
 fn a_state_of_another_adapter_is_refused_whole() {
     let mut adamw = AdamW::new(Settings::default(), [("a", 2), ("b", 1)]);
-    let before = adamw.clone();
+    let before = bits(&adamw);
     let two = [1.0f32, 2.0];
     let missing = adamw.restore(3, 4, |name| (name != "second.b").then_some(&two[..1]));
     let length = StateError::Length { name: "first.a".into(), expected: 2, found: 1 };
@@ -171,7 +173,7 @@ fn a_state_of_another_adapter_is_refused_whole() {
     assert_eq!(missing, Err(StateError::Missing { name: "second.b".into() }));
     let count = adamw.restore(3, 6, |name| Some(fits(name)));
     assert!(count.unwrap_err().to_string().contains("has 6 tensors, this adapter needs 4"));
-    assert_eq!(adamw, before);
+    assert_eq!((bits(&adamw), adamw.steps()), (before, 0));
     adamw.restore(3, 4, |name| Some(fits(name))).unwrap();
     assert_eq!(adamw.steps(), 3);
 }

@@ -8,10 +8,16 @@ use std::{
     },
 };
 
-use kernels::cpu::{
-    Cpu, Matrix, Rounding,
-    matmul::{FEW_ROWS, Panels},
+use half::bf16;
+use kernels::{
+    cpu::{
+        Cpu, Matrix, Rounding,
+        matmul::{FEW_ROWS, Panels},
+    },
+    cuda::{Buffer, Gpu, padded_vocab},
 };
+
+use crate::device::{DeviceError, OnDevice};
 
 use super::{Checkpoint, Dtype, MappedFile, TensorView, WeightsError};
 
@@ -25,6 +31,8 @@ pub struct Weight {
     source: Source,
     packing: Packing,
     packed: Arc<Packed>,
+    /// In bf16 on a GPU.
+    uploaded: Arc<OnDevice<Buffer<u16>>>,
 }
 
 /// Whether products read weights where their file is mapped, or a packed copy. The results have the
@@ -99,6 +107,7 @@ impl Checkpoint {
             source,
             packing: Packing::Mapped,
             packed: Arc::default(),
+            uploaded: Arc::default(),
         })
     }
 }
@@ -164,6 +173,54 @@ impl Weight {
         packed.as_ref().map_or(Matrix::Bf16(w), |panels| Matrix::Panels(panels.whole()))
     }
 
+    /// The elements on a GPU, rounded to bf16 where they are not, with rows of zeros behind them as kernels
+    /// want a vocabulary padded. The first call takes them there.
+    pub(crate) fn on(&self, gpu: &Gpu) -> Result<&Buffer<u16>, DeviceError> {
+        self.uploaded.get_or_make(|| {
+            let padded = padded_vocab(self.rows);
+            let len = padded * self.columns;
+            let mut buffer =
+                if padded == self.rows { gpu.uninitialized(len)? } else { gpu.zeros(len)? };
+            self.upload(gpu, &mut buffer, 0)?;
+            Ok(buffer)
+        })
+    }
+
+    /// Writes the elements to a buffer from `first` on, and gives the pages of the file back.
+    pub(crate) fn upload(
+        &self,
+        gpu: &Gpu,
+        buffer: &mut Buffer<u16>,
+        first: usize,
+    ) -> Result<(), DeviceError> {
+        /// Elements that are converted at a time.
+        const PART: usize = 1 << 20;
+        fn parts<T: Copy>(
+            gpu: &Gpu,
+            buffer: &mut Buffer<u16>,
+            first: usize,
+            values: &[T],
+            to_f32: impl Fn(T) -> f32,
+        ) -> Result<(), DeviceError> {
+            for (index, part) in values.chunks(PART).enumerate() {
+                let bits: Vec<u16> =
+                    part.iter().map(|x| bf16::from_f32(to_f32(*x)).to_bits()).collect();
+                gpu.write(buffer, first + index * PART, &bits)?;
+            }
+            Ok(())
+        }
+        match self.matrix() {
+            Matrix::Bf16(values) => gpu.write(buffer, first, bytemuck::cast_slice(values))?,
+            Matrix::F16(values) => parts(gpu, buffer, first, values, half::f16::to_f32)?,
+            Matrix::F32(values) => parts(gpu, buffer, first, values, |x| x)?,
+            Matrix::Panels(_) => unreachable!("a weight where it lies"),
+        }
+        if let Source::Mapped(file, range) = &self.source {
+            file.release(range.clone());
+        }
+        Ok(())
+    }
+
     /// The elements, as kernels take them.
     pub fn matrix(&self) -> Matrix<'_> {
         match self.dtype {
@@ -198,6 +255,7 @@ impl Weight {
             source,
             packing: Packing::Mapped,
             packed: Arc::default(),
+            uploaded: Arc::default(),
         }
     }
 

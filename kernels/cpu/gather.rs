@@ -28,9 +28,8 @@ pub fn backward(cpu: &Cpu, dx: &mut [f32], dy: &[f32], places: &Places, n: usize
     let from = places.starts.len() - 1;
     assert_eq!(dx.len(), from * n, "dx is not [{from}, {n}]");
     assert_eq!(dy.len(), places.sources.len() * n, "dy is not [{}, {n}]", places.sources.len());
-    let _span = profile::span("gather backward", [places.sources.len(), n], || {
-        Work::each(dy.len(), 1, 8)
-    });
+    let _span =
+        profile::span("gather backward", [places.sources.len(), n], || Work::each(dy.len(), 1, 8));
     let dx = Disjoint::new(dx);
     cpu.for_rows(from, n, &|first, count| {
         for row in first..first + count {

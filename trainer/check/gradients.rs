@@ -60,7 +60,8 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, Chec
     let mut errors = Errors::default();
     for (name, tensor) in model.parameters() {
         let of = |all: &Gradients| {
-            name.in_peft_order(all.get(tensor).expect("every factor has a gradient"))
+            let gradient = all.get(tensor).expect("every factor has a gradient");
+            name.in_peft_order(gradient).expect("the CPU does not fail")
         };
         let (ours, again) = (of(&gradients), of(&recomputed));
         let theirs = case.tensor(&dump, &name.peft_key())?;

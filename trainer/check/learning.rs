@@ -193,7 +193,7 @@ fn grpo(
             let key = format!("{name}.{}", parameter.peft_key());
             let Some(theirs) = tensors.get(&key) else { continue };
             let ours = gradients.get(tensor).expect("every factor has a gradient");
-            let ours = parameter.in_peft_order(ours);
+            let ours = parameter.in_peft_order(ours).expect("the CPU does not fail");
             relative(errors, "GRPO gradients (relative)", &ours, theirs);
         }
     }
@@ -247,8 +247,11 @@ struct Optimized {
 
 impl Optimized {
     fn new(model: &Model, settings: Settings) -> Optimized {
-        let (names, values): (Vec<String>, Vec<Vec<f32>>) =
-            model.parameters().map(|(name, t)| (name.peft_key(), name.in_peft_order(t))).unzip();
+        let host = |(name, factor): (engine::model::training::ParameterName, &Tensor)| {
+            let values = name.in_peft_order(factor).expect("the CPU does not fail");
+            (name.peft_key(), values)
+        };
+        let (names, values): (Vec<String>, Vec<Vec<f32>>) = model.parameters().map(host).unzip();
         let sizes = names.iter().zip(&values).map(|(name, v)| (name.as_str(), v.len()));
         Optimized { optimizer: AdamW::new(settings, sizes), names, values }
     }
@@ -344,7 +347,8 @@ fn trl_step(
         .parameters()
         .map(|(name, tensor)| {
             let gradient = gradients.get(tensor).expect("every factor has a gradient");
-            (name.peft_key(), name.in_peft_order(gradient))
+            let values = name.in_peft_order(gradient).expect("the CPU does not fail");
+            (name.peft_key(), values)
         })
         .collect();
     let norm = engine::optimizer::gradient_norm(

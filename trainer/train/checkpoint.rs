@@ -16,6 +16,7 @@ use std::{
 
 use engine::{
     adapter::{Adapter, AdapterError},
+    device::DeviceError,
     optimizer::StateError,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -63,6 +64,8 @@ pub enum CheckpointError {
     Files(#[from] ResultsError),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("{}: {message}; remove this checkpoint to go on from the one before", path.display())]
     Damaged { path: PathBuf, message: String },
 }
@@ -150,9 +153,9 @@ fn write(
     best: Option<Best>,
 ) -> Result<(), CheckpointError> {
     fs::create_dir_all(directory).map_err(io_error("create", directory))?;
-    trainer.language_model.model.store_adapter(adapter);
+    trainer.language_model.model.store_adapter(adapter)?;
     adapter.save(directory)?;
-    let state: Vec<(String, &[f32])> = trainer.optimizer.state().collect();
+    let state = trainer.optimizer.state()?;
     let bytes: Vec<Vec<u8>> = state
         .iter()
         .map(|(_, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect())
@@ -191,7 +194,7 @@ pub fn restore(trainer: &mut Trainer, directory: &Path) -> Result<State, Checkpo
     let path = directory.join(OPTIMIZER);
     // Two moments a factor and a header: what else is there does not belong to it.
     let factors = trainer.language_model.model.parameters();
-    let values: usize = factors.map(|(_, factor)| factor.data().len()).sum();
+    let values: usize = factors.map(|(_, factor)| factor.len()).sum();
     let bytes = read(&path, 8 * values as u64 + (16 << 20))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
     let mut slices: BTreeMap<String, Vec<f32>> = BTreeMap::new();

@@ -18,7 +18,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use engine::adapter::{Adapter, AdapterError};
+use engine::{
+    adapter::{Adapter, AdapterError},
+    device::DeviceError,
+};
 use kernels::cpu::profile;
 use serde_json::Value;
 
@@ -91,6 +94,8 @@ pub enum RunError {
     Adapter(#[from] AdapterError),
     #[error(transparent)]
     Step(#[from] StepError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("held-out evaluation: {0}")]
     Evaluation(Box<JudgeError>),
     #[error("{} already holds a run; add --resume to continue it, or choose another --out", directory.display())]
@@ -221,7 +226,7 @@ pub fn run(
                  judge reaches sometimes (reward.weights.format)"
             )));
         }
-        if trainer.step == 2 * STILL && is_unchanged(trainer) {
+        if trainer.step == 2 * STILL && is_unchanged(trainer)? {
             on(Event::Warning(format!(
                 "B of the adapter is still zero after {} steps: the policy is still the base model",
                 2 * STILL
@@ -238,7 +243,7 @@ pub fn run(
             return Ok(Ended::Interrupted);
         }
     }
-    trainer.language_model.model.store_adapter(adapter);
+    trainer.language_model.model.store_adapter(adapter)?;
     let final_adapter = path.join(ADAPTER);
     fs::create_dir_all(&final_adapter)
         .map_err(|e| ResultsError::io("create", &final_adapter, e))?;
@@ -292,9 +297,13 @@ fn eval_metrics(scores: &Scores) -> Vec<(String, f64)> {
 }
 
 /// Whether every B is zero.
-fn is_unchanged(trainer: &Trainer) -> bool {
-    let mut factors = trainer.language_model.model.parameters();
-    factors.all(|(name, factor)| name.is_a || factor.data().iter().all(|value| *value == 0.0))
+fn is_unchanged(trainer: &Trainer) -> Result<bool, DeviceError> {
+    for (name, factor) in trainer.language_model.model.parameters() {
+        if !name.is_a && factor.to_vec()?.iter().any(|value| *value != 0.0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn now() -> f64 {

@@ -5,12 +5,13 @@
 //! known beforehand (see [`crate::grpo::loss`]), so how they are packed is arithmetic's order only.
 
 use engine::{
+    device::DeviceError,
     model::{
         Model,
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::{AdamW, Outcome, Parameter},
+    optimizer::{AdamW, Factor, Outcome},
     tape::{Gradients, Tape},
     tensor::Tensor,
 };
@@ -84,6 +85,9 @@ pub enum UpdateError {
     /// The model's logits are not finite.
     #[error("the policy's {0}; a lower learning rate may keep it finite")]
     LogProb(#[from] RowError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The gradient is not finite.
     #[error(
         "the gradient's norm is {norm}, so the adapter was left as it was; lower optimizer.learning_rate \
@@ -243,7 +247,8 @@ impl<'a> Batch<'a> {
         let log_probs = |adapter: bool| {
             let pass = TrainingPass { adapter, ..pass };
             let y = model.log_probs(&mut Tape::off(), &self.packed, pass)?;
-            Ok::<_, RowError>(y.data().chunks_exact(2).map(|of_token| of_token[0]).collect())
+            let values = y.to_vec()?;
+            Ok::<_, UpdateError>(values.chunks_exact(2).map(|of_token| of_token[0]).collect())
         };
         let reference = match settings.loss.beta {
             0.0 => None,
@@ -287,9 +292,10 @@ impl<'a> Batch<'a> {
         };
         let mut tape = Tape::new();
         let y = model.log_probs(&mut tape, &self.packed, pass)?;
-        let log_probs: Vec<f32> = y.data().chunks_exact(2).map(|of_token| of_token[0]).collect();
+        let values = y.to_vec()?;
+        let log_probs: Vec<f32> = values.chunks_exact(2).map(|of_token| of_token[0]).collect();
         if first {
-            let entropies = y.data().chunks_exact(2).map(|of_token| f64::from(of_token[1]));
+            let entropies = values.chunks_exact(2).map(|of_token| f64::from(of_token[1]));
             report.entropy.0 += entropies.sum::<f64>();
             report.entropy.1 += log_probs.len();
             if dropout.is_none() {
@@ -297,7 +303,7 @@ impl<'a> Batch<'a> {
             }
         }
 
-        let mut dy = Tensor::zeros(model.device(), log_probs.len(), 2);
+        let mut dy = vec![0.0; values.len()];
         let mut start = 0;
         for item in &self.items {
             let tokens = start..start + item.tokens.len();
@@ -316,12 +322,13 @@ impl<'a> Batch<'a> {
             let sums = completion_loss(&settings.loss, &completion, item.weight, &mut derivative);
             report.sums.add(&sums);
             for (token, derivative) in tokens.zip(derivative) {
-                dy.data_mut()[2 * token] = derivative;
+                dy[2 * token] = derivative;
             }
         }
         report.trained_rows += self.packed.rows();
+        let dy = Tensor::from_slice(model.device(), log_probs.len(), 2, &dy);
         tape.backward(&y, dy, gradients);
-        Ok(())
+        Ok(model.device().status()?)
     }
 
     /// Keeps the largest difference from what sampling computed.
@@ -338,30 +345,24 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// One step of the optimizer; the gradient's norm. A factor that no gradient reached has one of zeros, as in
-/// TRL: its momentum and its decay go on.
+/// One step of the optimizer; the gradient's norm.
 fn apply(
     model: &mut Model,
     optimizer: &mut AdamW,
     gradients: &Gradients,
     rate: f64,
 ) -> Result<f64, UpdateError> {
-    let device = model.device().clone();
-    let mut factors = model.parameters_mut();
-    let names: Vec<String> = factors.iter().map(|(name, _)| name.peft_key()).collect();
-    let zeros: Vec<Vec<f32>> = factors
-        .iter()
-        .map(|(_, factor)| match gradients.get(factor) {
-            Some(_) => Vec::new(),
-            None => vec![0.0; factor.data().len()],
+    let mut all = model.parameters_mut();
+    let names: Vec<String> = all.iter().map(|(name, _)| name.peft_key()).collect();
+    let mut factors: Vec<Factor> = all
+        .iter_mut()
+        .zip(&names)
+        .map(|((_, values), name)| {
+            let gradient = gradients.get(values);
+            Factor { name, values, gradient }
         })
         .collect();
-    let mut parameters = Vec::with_capacity(factors.len());
-    for (((_, factor), name), zeros) in factors.iter_mut().zip(&names).zip(&zeros) {
-        let gradient = gradients.get(factor).map_or(zeros.as_slice(), Tensor::data);
-        parameters.push(Parameter { name, values: factor.data_mut(), gradient });
-    }
-    match optimizer.step(device.cpu(), rate, &mut parameters) {
+    match optimizer.step_factors(rate, &mut factors)? {
         Outcome::Updated { norm, .. } => Ok(norm),
         Outcome::NotFinite { norm } => Err(UpdateError::Gradient { norm }),
     }

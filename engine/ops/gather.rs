@@ -1,0 +1,97 @@
+//! Rows of a matrix, some of them several times:
+//!
+//! ```text
+//! y[i]  = x[rows[i]]              x [.., n], y [rows, n]
+//! dx[r] = Σ dy[i]                 over the i with rows[i] = r, in their order
+//! ```
+
+use kernels::cpu::gather::{self, Places};
+
+use crate::{
+    device::{Device, Resident},
+    tape::{Backward, Gradients, Tape},
+    tensor::{Id, Tensor},
+};
+
+/// Copies the named rows of `x` into a new tensor, in the order given. Panics on rows that it has not.
+pub fn gather<'m>(tape: &mut Tape<'m>, x: &Tensor, rows: &'m Resident<u32>) -> Tensor {
+    let mut y = forward(x, rows);
+    if tape.records(x.requires_grad()) {
+        tape.push(&mut y, Gather { x: x.id(), from: x.shape()[0], rows });
+    }
+    y
+}
+
+/// The same without a tape.
+pub(crate) fn forward(x: &Tensor, rows: &Resident<u32>) -> Tensor {
+    let [from, n] = x.shape();
+    match x.device() {
+        Device::Cpu(_) => {
+            let mut y = Tensor::uninitialized(x.device(), rows.len(), n);
+            gather::forward(x.device().cpu(), y.data_mut(), x.data(), rows, n);
+            y
+        }
+        Device::Cuda(cuda) => {
+            gather::check(rows, from);
+            let y = cuda.run(|gpu| {
+                let mut y = gpu.uninitialized(rows.len() * n)?;
+                gpu.gather(&mut y, x.f32(), rows.on(gpu)?, n)?;
+                Ok(y)
+            });
+            Tensor::cuda(cuda, [rows.len(), n], y)
+        }
+    }
+}
+
+struct Gather<'m> {
+    x: Id,
+    /// Rows that x has.
+    from: usize,
+    rows: &'m Resident<u32>,
+}
+
+impl Backward for Gather<'_> {
+    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+        let Gather { x, from, rows } = *self;
+        let [_, n] = dy.shape();
+        let places = Places::new(rows, from);
+        let dx = match dy.device() {
+            Device::Cpu(_) => {
+                let mut dx = Tensor::uninitialized(dy.device(), from, n);
+                gather::backward(dy.device().cpu(), dx.data_mut(), dy.data(), &places, n);
+                dx
+            }
+            Device::Cuda(cuda) => {
+                let dx = cuda.run(|gpu| {
+                    let [starts, sources] = [&places.starts, &places.sources];
+                    let lists = [gpu.upload(starts)?, gpu.upload(sources)?];
+                    let mut dx = gpu.uninitialized(from * n)?;
+                    gpu.gather_backward(&mut dx, dy.f32(), lists.each_ref(), n)?;
+                    Ok(dx)
+                });
+                Tensor::cuda(cuda, [from, n], dx)
+            }
+        };
+        gradients.add(x, dx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check_gradient::{check_gradient, values};
+
+    #[test]
+    fn gradient_of_gathered_rows() {
+        let rows = Resident::from(vec![2, 0, 2, 3, 2]);
+        check_gradient([4, 5], |tape, x| gather(tape, x, &rows));
+    }
+
+    #[test]
+    fn rows_are_taken_in_order_and_zero_rows_are_fine() {
+        let x = values(1, [3, 2]);
+        let y = forward(&x, &vec![2, 0, 2].into());
+        assert_eq!(y.data(), [x.row(2), x.row(0), x.row(2)].concat());
+        assert_eq!(forward(&x, &vec![].into()).data(), [] as [f32; 0]);
+    }
+}

@@ -1,0 +1,93 @@
+//! A step on a GPU: moments live there from the first step on, and the gradient's norm alone comes to the
+//! host, where clipping and rates are computed.
+
+use std::borrow::Cow;
+
+use kernels::cuda::{Buffer, Gpu};
+
+use super::{AdamW, Factor, Outcome, clip_scale};
+use crate::{
+    device::{CudaDevice, DeviceError},
+    tensor::Tensor,
+};
+
+/// The running mean of one parameter, where the last step left it.
+#[derive(Debug)]
+pub(super) enum Moment {
+    Host(Vec<f32>),
+    Cuda(Buffer<f32>),
+}
+
+impl Moment {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Moment::Host(values) => values.len(),
+            Moment::Cuda(values) => values.len(),
+        }
+    }
+
+    pub(super) fn host_mut(&mut self) -> &mut [f32] {
+        match self {
+            Moment::Host(values) => values,
+            Moment::Cuda(_) => panic!("an optimizer of a GPU's parameters"),
+        }
+    }
+
+    pub(super) fn values(&self) -> Result<Cow<'_, [f32]>, DeviceError> {
+        match self {
+            Moment::Host(values) => Ok(Cow::Borrowed(values)),
+            Moment::Cuda(values) => values.gpu().download(values).map(Cow::Owned),
+        }
+    }
+
+    fn on(&mut self, gpu: &Gpu) -> Result<&mut Buffer<f32>, DeviceError> {
+        if let Moment::Host(values) = self {
+            *self = Moment::Cuda(gpu.upload(values)?);
+        }
+        match self {
+            Moment::Cuda(values) => Ok(values),
+            Moment::Host(_) => unreachable!("uploaded above"),
+        }
+    }
+}
+
+/// [`AdamW::step_factors`] on a GPU.
+pub(super) fn step(
+    adamw: &mut AdamW,
+    cuda: &CudaDevice,
+    learning_rate: f64,
+    factors: &mut [Factor<'_>],
+) -> Result<Outcome, DeviceError> {
+    let norm = cuda.finish(|gpu| {
+        let mut squares = gpu.zeros::<f64>(factors.len().max(1))?;
+        for (slot, factor) in factors.iter().enumerate() {
+            if let Some(gradient) = factor.gradient {
+                gpu.sum_of_squares(&mut squares, slot, gradient.f32())?;
+            }
+        }
+        Ok(gpu.download(&squares)?.iter().sum::<f64>().sqrt())
+    })?;
+    if !norm.is_finite() {
+        return Ok(Outcome::NotFinite { norm });
+    }
+    let scale = clip_scale(norm, adamw.settings.max_norm);
+    adamw.steps += 1;
+    let numbers = adamw.numbers(learning_rate, scale);
+    cuda.finish(|gpu| {
+        for (Factor { values, gradient, .. }, moments) in factors.iter_mut().zip(&mut adamw.moments)
+        {
+            let zeros;
+            let gradient = match gradient.map(Tensor::f32) {
+                Some(gradient) => gradient,
+                None => {
+                    zeros = gpu.zeros(values.len())?;
+                    &zeros
+                }
+            };
+            let (m, v) = (moments.first.on(gpu)?, moments.second.on(gpu)?);
+            gpu.adamw(values.f32_mut(), m, v, gradient, &numbers)?;
+        }
+        gpu.synchronize()
+    })?;
+    Ok(Outcome::Updated { norm, scale })
+}
