@@ -84,17 +84,32 @@ pub(crate) struct RuntimeArgs {
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) adapter: Option<String>,
 
+    /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
+    pub(crate) device: DeviceArg,
+
     /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
 
-    /// Where weights are read; results are the same
+    /// Where the CPU reads weights; results are the same
     #[arg(long, value_enum, default_value_t = WeightsArg::Auto)]
     pub(crate) weights: WeightsArg,
 
     /// Threads; results are the same at any number [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceArg {
+    /// The CPU.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+    /// The first GPU, or the CPU.
+    Auto,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -526,6 +541,20 @@ pub(crate) enum ShapeArg {
     Qwen3_1_7b,
 }
 
+/// A device by its name.
+fn parse_device(text: &str) -> Result<DeviceArg, String> {
+    match text {
+        "cpu" => Ok(DeviceArg::Cpu),
+        "auto" => Ok(DeviceArg::Auto),
+        "cuda" => Ok(DeviceArg::Cuda(0)),
+        _ => {
+            let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            let unknown = || "not a device; write cpu, cuda, cuda:1 or auto".to_string();
+            number.map(DeviceArg::Cuda).ok_or_else(unknown)
+        }
+    }
+}
+
 /// A share below 1.
 fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -561,6 +590,21 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn devices() {
+        for (text, device) in [
+            ("cpu", DeviceArg::Cpu),
+            ("cuda", DeviceArg::Cuda(0)),
+            ("cuda:3", DeviceArg::Cuda(3)),
+            ("auto", DeviceArg::Auto),
+        ] {
+            assert_eq!(parse_device(text), Ok(device));
+        }
+        for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+            assert!(parse_device(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use engine::{
     config::Config,
     model::Precision,
     random_checkpoint,
+    tensor::Device,
     weights::{Checkpoint, Dtype},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode, Failure> {
     let cases = cases(args)?;
     let subject = open(args, &cases)?;
     let stop = interrupt::raised();
-    let device = machine::device(args.runtime.threads);
+    let device = Device::new(machine::cpu(args.runtime.threads));
     note("measuring what this machine can do at most");
     let machine = Machine::measure(device.cpu(), &subject);
     drop(device);

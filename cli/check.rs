@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use engine::tensor::Device;
 use serde_json::json;
 use trainer::check::{Finding, check};
 
@@ -13,7 +14,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &Check) -> Result<ExitCode, Failure> {
-    let device = machine::device(args.threads);
+    let device = Device::new(machine::cpu(args.threads));
     let mut findings = Vec::new();
     for directory in &args.directories {
         findings.extend(check(directory, &device)?);

@@ -122,6 +122,7 @@ fn train_arguments(args: &Demo) -> Train {
         held_out: None,
         out: Some(out.join("run")),
         resume: false,
+        device: args.device,
         threads: args.threads,
         cache_memory: None,
     }
@@ -135,7 +136,7 @@ fn judge(
     adapter: Option<&Path>,
     pairs: &[Pair],
 ) -> Result<Judged, Failure> {
-    let device = machine::device(args.threads);
+    let device = machine::device(args.device, DtypeArg::Auto, args.threads)?;
     let directory = args.out.join("model");
     let mut language_model = LanguageModel::open(&directory, adapter, None, &device)?;
     machine::place_weights(&mut language_model.model, WeightsArg::Auto)?;
@@ -144,7 +145,7 @@ fn judge(
     let options = engine::generate::Options {
         max_batch: 64,
         prefill_rows: 512,
-        cache_bytes: machine::default_cache_bytes() as usize,
+        cache_bytes: machine::default_cache_bytes(&device).min(1 << 30) as usize,
     };
     let sampler =
         Sampler { language_model: &language_model, template: &template, settings, pairs, options };

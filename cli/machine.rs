@@ -1,14 +1,50 @@
 //! What the machine has.
 
-use engine::{model::Model, tensor::Device, weights::Packing};
+use engine::{device::DeviceError, model::Model, tensor::Device, weights::Packing};
 use kernels::cpu::Cpu;
 
-use crate::{Failure, args::WeightsArg};
+use crate::{
+    Failure,
+    args::{DeviceArg, DtypeArg, WeightsArg},
+};
 
-/// A device of `threads` threads, or of all cores.
-pub(crate) fn device(threads: Option<u16>) -> Device {
+/// The device that is asked for; the CPU has `threads` threads, or as many as there are cores.
+pub(crate) fn device(
+    device: DeviceArg,
+    dtype: DtypeArg,
+    threads: Option<u16>,
+) -> Result<Device, Failure> {
+    let cpu = || cpu(threads);
+    match device {
+        DeviceArg::Cpu => Ok(Device::new(cpu())),
+        DeviceArg::Cuda(_) if dtype == DtypeArg::F32 => {
+            Err("--device cuda computes in bf16; leave --dtype f32 out, or use --device cpu".into())
+        }
+        DeviceArg::Cuda(ordinal) => Ok(Device::cuda(ordinal, cpu())?),
+        DeviceArg::Auto if dtype == DtypeArg::F32 => Ok(Device::new(cpu())),
+        DeviceArg::Auto => match Device::cuda(0, cpu()) {
+            Ok(device) => Ok(device),
+            // Nothing to run on is what "auto" is for; a GPU that is there and fails is not.
+            Err(DeviceError::Disabled | DeviceError::NoDriver | DeviceError::OldDevice { .. }) => {
+                Ok(Device::new(cpu()))
+            }
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// The CPU, with `threads` threads or all cores.
+pub(crate) fn cpu(threads: Option<u16>) -> Cpu {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Device::new(Cpu::new(threads.map_or(cores, usize::from)))
+    Cpu::new(threads.map_or(cores, usize::from))
+}
+
+/// What decides the bits of a result, beside its settings: the CPU's instruction set, or that it is a GPU.
+pub(crate) fn instructions(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu(_) => device.cpu().isa().name(),
+        Device::Cuda(_) => "cuda",
+    }
 }
 
 /// Memory that can be taken without swapping, in bytes; unknown on systems without /proc.
@@ -19,8 +55,11 @@ pub(crate) fn available_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Lets `model` read its weights as `--weights` says.
+/// Lets `model` read its weights as `--weights` says; on a GPU, takes them there.
 pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<(), Failure> {
+    if model.device().is_cuda() {
+        return Ok(model.upload()?);
+    }
     let packing = match weights {
         WeightsArg::Mapped => Packing::Mapped,
         // For a while the copy stands beside what was read of the files.
@@ -43,9 +82,21 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<()
     Ok(())
 }
 
-/// Memory for keys and values where the user names none: a quarter of what is free.
-pub(crate) fn default_cache_bytes() -> u64 {
-    const UNKNOWN: u64 = 8 << 30;
+/// Memory for keys and values where the user names none: a quarter of what is free, of a GPU half.
+pub(crate) fn default_cache_bytes(device: &Device) -> u64 {
+    match device {
+        Device::Cpu(_) => quarter_of_memory(),
+        Device::Cuda(cuda) => {
+            cuda.gpu().memory().map_or(UNKNOWN / 4, |(free, _)| (free as u64 / 2).max(64 << 20))
+        }
+    }
+}
+
+/// What a machine has whose system does not say.
+const UNKNOWN: u64 = 8 << 30;
+
+/// A quarter of the memory that is free.
+pub(crate) fn quarter_of_memory() -> u64 {
     (available_memory().unwrap_or(UNKNOWN) / 4).max(64 << 20)
 }
 

@@ -109,7 +109,7 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
             weights: weights_bytes(&subject.config, subject.weights),
             tokenizer: subject.tokenizer,
             prompt: settings.data.max_prompt_tokens,
-            cache: args.cache_memory.unwrap_or_else(machine::default_cache_bytes),
+            cache: args.cache_memory.unwrap_or_else(machine::quarter_of_memory),
         },
     );
     Ok((rows(&subject.name, &settings, &memory), report(&subject.name, &memory)))

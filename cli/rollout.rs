@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let mut pairs = data::read(&data_file(&args.data)?)?;
     pairs.truncate(args.limit.unwrap_or(usize::MAX));
     let (directory, adapter) = resolve(&args.model, args.adapter.as_deref())?;
-    let device = machine::device(args.threads);
+    let device = machine::device(args.device, args.dtype, args.threads)?;
     let precision = precision(args.dtype);
     let mut language_model =
         LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
@@ -40,7 +40,8 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
 
     let group_size = settings.rollout.group_size;
     let prompts = settings.rollout.prompts_per_step;
-    let cache_bytes = args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize;
+    let cache_bytes =
+        args.cache_memory.unwrap_or_else(|| machine::default_cache_bytes(&device)) as usize;
     let options = sampling_options(&language_model.model, &settings, cache_bytes);
     let sampler = Sampler {
         language_model: &language_model,

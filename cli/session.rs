@@ -11,6 +11,7 @@ use engine::{
     config::GenerationConfig,
     generate::Options,
     hub::{self, Hub},
+    kv_cache::KvCache,
     language_model::LanguageModel,
     model::Precision,
 };
@@ -45,7 +46,7 @@ impl Session {
     ) -> Result<Session, Failure> {
         let (directory, adapter) = resolve(model, runtime.adapter.as_deref())?;
         let precision = precision(runtime.dtype);
-        let device = machine::device(runtime.threads);
+        let device = machine::device(runtime.device, runtime.dtype, runtime.threads)?;
         let mut language_model =
             LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
         machine::place_weights(&mut language_model.model, runtime.weights)?;
@@ -82,13 +83,25 @@ impl Session {
             options: Options {
                 max_batch: self.generation.batch as usize,
                 prefill_rows: 512,
-                cache_bytes: self
-                    .generation
-                    .cache_memory
-                    .unwrap_or_else(machine::default_cache_bytes)
-                    as usize,
+                cache_bytes: self.cache_bytes(limit) as usize,
             },
         })
+    }
+
+    /// Memory for keys and values. A GPU's is taken at once: no more of it than `length` tokens of all
+    /// sequences need.
+    fn cache_bytes(&self, length: usize) -> u64 {
+        let model = &self.language_model.model;
+        let bytes = self
+            .generation
+            .cache_memory
+            .unwrap_or_else(|| machine::default_cache_bytes(model.device()));
+        if !model.device().is_cuda() {
+            return bytes;
+        }
+        let page = KvCache::page_bytes(model.config(), model.cache_dtype()) as u64;
+        let pages = u64::from(self.generation.batch) * KvCache::pages_for(length) as u64;
+        bytes.min(pages * page)
     }
 
     /// Everything that decides what judgements say, for run.json. Threads, batch and memory do not.
@@ -105,7 +118,7 @@ impl Session {
             "model": directory_fingerprint(&self.directory)?,
             "adapter": adapter,
             "dtype": precision,
-            "instructions": model.device().cpu().isa().name(),
+            "instructions": machine::instructions(model.device()),
             "template": self.template.fingerprint(),
             "thinking": judge.thinking,
             "seed": judge.seed,

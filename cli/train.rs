@@ -166,7 +166,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         true => RunDirectory::latest_checkpoint(out)?,
         false => None,
     };
-    let device = machine::device(args.threads);
+    let device = machine::device(args.device, args.dtype, args.threads)?;
     let from = checkpoint.as_ref().or(start.as_ref());
     let (mut language_model, mut adapter) = LanguageModel::open_with(
         &directory,
@@ -199,7 +199,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
         },
-        "instructions": device.cpu().isa().name(),
+        "instructions": machine::instructions(&device),
         "template": template.fingerprint(),
         "data": pairs_fingerprint,
         "held_out": held_out.as_ref().map(|(_, fingerprint)| fingerprint.clone()),
@@ -207,7 +207,8 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
     let run_directory = open_run(args, settings, out, &fingerprints)?;
 
     let stop = interrupt::flag();
-    let cache_bytes = args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize;
+    let cache_bytes =
+        args.cache_memory.unwrap_or_else(|| machine::default_cache_bytes(&device)) as usize;
     let view = View::new();
     let (pairs, longest) = match fitting_pairs(&language_model, &template, settings, pairs, &view)?
     {

@@ -8,7 +8,10 @@ use crate::{
     adapter::{Adapter, AdapterError},
     chat::{ChatError, ChatTemplate},
     config::{Config, ConfigError, GenerationConfig},
-    model::{Model, Precision},
+    model::{
+        Model, Precision,
+        suitability::{self, Unsuited},
+    },
     tensor::Device,
     tokenizer::{Tokenizer, TokenizerError},
     weights::{Checkpoint, Dtype, WeightsError},
@@ -40,6 +43,8 @@ pub enum OpenError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Chat(#[from] ChatError),
+    #[error(transparent)]
+    Unsuited(#[from] Unsuited),
 }
 
 /// Opens the decoder alone, checking every tensor's name, shape and type. `precision`: `None` for
@@ -81,9 +86,12 @@ fn open_decoder(
     let adapter = adapter(&config)?;
     let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
     let precision = precision.unwrap_or(match stored {
-        Dtype::F32 => Precision::F32,
+        Dtype::F32 if !device.is_cuda() => Precision::F32,
         _ => Precision::Bf16,
     });
+    if device.is_cuda() {
+        suitability::check(&config, precision)?;
+    }
     let model = Model::new(&checkpoint, config, adapter.as_ref(), precision, device.clone())?;
     Ok((model, adapter))
 }

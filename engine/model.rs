@@ -15,6 +15,7 @@
 //! each. Training differentiates with respect to the adapter alone (see [`training`]).
 
 pub mod memory;
+pub mod suitability;
 pub mod training;
 
 use kernels::{

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use trainer::settings::Preset;
 
-use super::{DtypeArg, WeightsArg, parse_size};
+use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size};
 
 /// Where settings come from.
 #[derive(Args, Debug)]
@@ -82,6 +82,9 @@ pub(crate) struct Train {
     #[arg(long, conflicts_with_all = ["preset", "config", "set", "print_config", "adapter"],
           help_heading = "Run")]
     pub(crate) resume: bool,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device, help_heading = "Run")]
+    pub(crate) device: DeviceArg,
     /// Threads; results are the same at any number [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Run")]
@@ -133,6 +136,9 @@ pub(crate) struct Rollout {
     /// The file to write
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) out: PathBuf,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device, help_heading = "Output")]
+    pub(crate) device: DeviceArg,
     /// Threads; results are the same at any number [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Output")]
@@ -155,6 +161,9 @@ pub(crate) struct Demo {
     /// Seed of sampling, of the data's order and of the new adapter
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
+    pub(crate) device: DeviceArg,
     /// Threads; results are the same at any number [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

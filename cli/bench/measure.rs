@@ -16,6 +16,7 @@ use engine::{
         memory::{TrainedModel, TrainedPass},
     },
     optimizer::{self, AdamW},
+    tensor::Device,
     weights::{Checkpoint, Dtype},
 };
 use indicatif::ProgressBar;
@@ -152,7 +153,7 @@ impl Subject {
                 None => Adapter::initialize(&self.config, &new_adapter(), 0)?,
             }),
         };
-        let (config, device) = (self.config.clone(), machine::device(self.threads));
+        let (config, device) = (self.config.clone(), Device::new(machine::cpu(self.threads)));
         let mut model =
             Model::new(&self.checkpoint, config, adapter.as_ref(), self.precision, device)?;
         machine::place_weights(&mut model, self.placement)?;
@@ -196,7 +197,7 @@ impl Subject {
             (Recompute::On, _) | (Recompute::Auto, None) => true,
             (Recompute::Off, _) => false,
             (Recompute::Auto, Some(free)) => {
-                let device = machine::device(self.threads);
+                let device = Device::new(machine::cpu(self.threads));
                 let model = TrainedModel {
                     config: &self.config,
                     weights: self.weights,
