@@ -2,6 +2,7 @@
 
 mod bench;
 mod train;
+mod values;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,8 @@ pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{prompt::OrderPlan, verdict::MatchRule};
+pub(crate) use values::DeviceArg;
+use values::{parse_device, parse_share, parse_size};
 
 /// Tiny reasoning reward models: judge, evaluate, train.
 #[derive(Parser, Debug)]
@@ -99,17 +102,6 @@ pub(crate) struct RuntimeArgs {
     /// Threads; results are the same at any number [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-}
-
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeviceArg {
-    /// The CPU.
-    Cpu,
-    /// A GPU by its number.
-    Cuda(usize),
-    /// The first GPU, or the CPU.
-    Auto,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -541,47 +533,6 @@ pub(crate) enum ShapeArg {
     Qwen3_1_7b,
 }
 
-/// A device by its name.
-fn parse_device(text: &str) -> Result<DeviceArg, String> {
-    match text {
-        "cpu" => Ok(DeviceArg::Cpu),
-        "auto" => Ok(DeviceArg::Auto),
-        "cuda" => Ok(DeviceArg::Cuda(0)),
-        _ => {
-            let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-            let unknown = || "not a device; write cpu, cuda, cuda:1 or auto".to_string();
-            number.map(DeviceArg::Cuda).ok_or_else(unknown)
-        }
-    }
-}
-
-/// A share below 1.
-fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
-        _ => Err("not a share; write a number from 0 to below 1, such as 0.2".to_string()),
-    }
-}
-
-/// Bytes from `512MB`, `8GB`, `1.5GiB` or a plain number.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: f64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        other => return Err(format!("unknown unit {other}; write 512MB, 8GB or 8GiB")),
-    };
-    match digits.trim().parse::<f64>() {
-        Ok(number) if number > 0.0 && number * unit < 1e18 => Ok((number * unit) as u64),
-        _ => Err("not a size; write 512MB, 8GB or 8GiB".to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -590,30 +541,5 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn devices() {
-        for (text, device) in [
-            ("cpu", DeviceArg::Cpu),
-            ("cuda", DeviceArg::Cuda(0)),
-            ("cuda:3", DeviceArg::Cuda(3)),
-            ("auto", DeviceArg::Auto),
-        ] {
-            assert_eq!(parse_device(text), Ok(device));
-        }
-        for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
-            assert!(parse_device(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("512MB"), Ok(512_000_000));
-        assert_eq!(parse_size("1.5GiB"), Ok(1_610_612_736));
-        assert_eq!(parse_size("17"), Ok(17));
-        for bad in ["", "GB", "-1GB", "12XB", "1e30GB", "nan", "inf"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -195,11 +195,6 @@ impl<T> OnDevice<T> {
         Ok(self.0.get_or_init(|| value))
     }
 
-    /// The value, if it was made.
-    pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
-        self.0.get_mut()
-    }
-
     /// Forgets it.
     pub(crate) fn clear(&mut self) {
         self.0.take();
@@ -242,16 +237,6 @@ impl<T: Element> Resident<T> {
     pub(crate) fn change(&mut self) -> &mut Vec<T> {
         self.copy.clear();
         &mut self.host
-    }
-
-    /// Replaces the numbers by as many others, where the device has them too: a recorded step reads them
-    /// there.
-    pub(crate) fn rewrite(&mut self, gpu: &Gpu, values: &[T]) -> Result<(), DeviceError> {
-        self.host.copy_from_slice(values);
-        match self.copy.get_mut() {
-            Some(copy) => gpu.write(copy, 0, values),
-            None => Ok(()),
-        }
     }
 }
 

@@ -63,6 +63,9 @@ pub struct Factor<'a> {
     pub gradient: Option<&'a Tensor>,
 }
 
+/// A moment of the state and its name.
+pub type NamedSlice<'a> = (String, Cow<'a, [f32]>);
+
 /// What became of a step. `norm` is that of the whole gradient before clipping.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[must_use = "a step whose gradient is not finite changes nothing, which somebody must know"]
@@ -220,7 +223,7 @@ impl AdamW {
 
     /// The state for a checkpoint: beside [`AdamW::steps`], two slices a parameter, named
     /// `first.NAME` and `second.NAME`; from a GPU a copy.
-    pub fn state(&self) -> Result<Vec<(String, Cow<'_, [f32]>)>, DeviceError> {
+    pub fn state(&self) -> Result<Vec<NamedSlice<'_>>, DeviceError> {
         let mut all = Vec::with_capacity(2 * self.moments.len());
         for Moments { name, first, second } in &self.moments {
             all.push((format!("first.{name}"), first.values()?));

@@ -98,16 +98,22 @@ fn every_file_opens_with_what_it_is() {
     }
 }
 
-/// An op and its kernel have one stem: engine/ops/X.rs stands on kernels/cpu/X.rs.
+/// An op and its kernel have one stem: engine/ops/X.rs (and what lies in engine/ops/X/) stands on
+/// kernels/cpu/X.rs.
 #[test]
 fn ops_and_kernels_share_their_stems() {
     let exists = |path: String| {
         root().join(&path).with_extension("rs").is_file() || root().join(path).is_dir()
     };
     for (path, _) in rust_files().iter().filter(|(path, _)| path.starts_with("engine/ops")) {
-        let stem = path.file_stem().unwrap().to_str().unwrap();
-        // linear is a matmul with a bias and an adapter.
-        let kernel = if stem == "linear" { "matmul" } else { stem };
+        let below = path.strip_prefix("engine/ops").unwrap();
+        let stem = below.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let kernel = match stem {
+            // A matmul with a bias and an adapter; and three of them around swiglu.
+            "linear" => "matmul",
+            "mlp" => "swiglu",
+            stem => stem,
+        };
         if stem != "mod" {
             assert!(exists(format!("kernels/cpu/{kernel}")), "{} has no kernel", path.display());
         }

@@ -13,7 +13,7 @@ use kernels::cuda::{Buffer, Factor, Gpu, Pair};
 use super::{
     linear::{
         Linear, Lora, Pass,
-        cuda::{factor, input_gradient, low_rank, low_rank_backward},
+        cuda::{Part, factor, input_gradient, low_rank, low_rank_backward},
         linear_add, linear_all,
     },
     swiglu::swiglu,
@@ -237,7 +237,7 @@ impl MlpOnCuda<'_> {
         if pass.drops() {
             let mut dgated = gpu.uninitialized(rows * n)?;
             let update = dlow.as_ref().map(|(lora, dlow)| (*lora, dlow));
-            input_gradient(gpu, &mut dgated, &[(own, update)], [rows, n], pass)?;
+            input_gradient(gpu, &mut dgated, &[Part { own, update }], [rows, n], pass)?;
             gpu.swiglu_backward([&mut dgate, &mut dup], &dgated, kept[0], kept[1])?;
         } else {
             let mut pairs = vec![own];
@@ -265,7 +265,7 @@ impl MlpOnCuda<'_> {
         let w = mlp.stacked(gpu)?;
         let part = |index: usize| {
             let own = Pair { x: both[index], w, first_row: index * n, k: n };
-            (own, loras[index].zip(dlows[index].as_ref()))
+            Part { own, update: loras[index].zip(dlows[index].as_ref()) }
         };
         input_gradient(gpu, &mut dh, &[part(0), part(1)], [rows, k], pass)?;
         Ok(Some(dh))

@@ -123,16 +123,23 @@ fn gradient(
     Ok(own)
 }
 
-/// dx `[rows, k]` becomes Σ dy·W + D(dl·A) over some projections, or grows by it. A projection is what it
-/// multiplies: dy, the rows of a weight that are its own, and its update.
+/// A projection as far as the gradient of its input depends on it.
+pub(crate) struct Part<'a> {
+    /// dy, and the rows of a weight that are its own.
+    pub(crate) own: Pair<'a>,
+    /// The adapter's factors and dl.
+    pub(crate) update: Option<(&'a Lora, &'a Buffer<u16>)>,
+}
+
+/// dx `[rows, k]` becomes Σ dy·W + D(dl·A) over projections of the same input.
 pub(crate) fn input_gradient(
     gpu: &Gpu,
     dx: &mut Buffer<f32>,
-    parts: &[(Pair<'_>, Option<(&Lora, &Buffer<u16>)>)],
+    parts: &[Part<'_>],
     [rows, k]: [usize; 2],
     pass: Pass,
 ) -> Result<(), DeviceError> {
-    for (index, (own, update)) in parts.iter().enumerate() {
+    for (index, Part { own, update }) in parts.iter().enumerate() {
         let mut pairs = vec![*own];
         let mut masked = None;
         if let Some((lora, dlow)) = update {
@@ -240,7 +247,7 @@ impl Backward for Applied<'_> {
             let mut dx = gpu.uninitialized(rows * k)?;
             let own = Pair { x: &dy, w: weight.on(gpu)?, first_row: 0, k: n };
             let update = dlow.as_ref().map(|(lora, dlow)| (*lora, dlow));
-            input_gradient(gpu, &mut dx, &[(own, update)], [rows, k], pass)?;
+            input_gradient(gpu, &mut dx, &[Part { own, update }], [rows, k], pass)?;
             Ok(Some(dx))
         });
         if let Some(x) = x {
