@@ -103,7 +103,8 @@ entries! {
     "matmul" {
         MATMUL_NT_F32 = "matmul_nt_f32"(p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_NT_SWIGLU = "matmul_nt_swiglu"(p p p p p u32 p p u32 p p u32 u32 u32);
-        MATMUL_NT_NARROW = "matmul_nt_narrow"(p p p u32 u32 u32);
+        MATMUL_NT_NARROW = "matmul_nt_narrow"(p p p u32 u32 u32 u32);
+        MATMUL_FEW_NARROW = "matmul_few_narrow"(p p p u32 u32 u32 u32);
         MATMUL_NN_F32 = "matmul_nn_f32"(p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_NN_SWIGLU_BACKWARD = "matmul_nn_swiglu_backward"
             (p p p p p p u32 p p u32 p p u32 u32 u32);
@@ -118,7 +119,7 @@ entries! {
         MATMUL_FEW_SWIGLU_64X32 = "matmul_few_swiglu_64x32"(p p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_SPLIT_ROWS = "matmul_split_rows"(p p u32 u32);
         MATMUL_SPLIT_COLUMNS = "matmul_split_columns"(p p u32 u32);
-        MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32);
+        MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32 u32);
         MATMUL_ROUND = "matmul_round"(p p u32);
     }
     "attention" {

@@ -88,6 +88,11 @@ DEV double square_root(double a) { double d; asm("sqrt.rn.f64 %0, %1;" : "=d"(d)
 // 2^a within 2 units in the last place; subnormal results are 0.
 DEV float exp2_fast(float a) { float d; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
 DEV float log2_fast(float a) { float d; asm("lg2.approx.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+// 1 / a within 1 unit in the last place; of infinity, and of what would be subnormal, 0.
+DEV float reciprocal(float a) { float d; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+// Bounds that NaN passes.
+DEV float at_least(float a, float bound) { float d; asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(bound)); return d; }
+DEV float at_most(float a, float bound) { float d; asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(bound)); return d; }
 DEV float larger(float a, float b) { float d; asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b)); return d; }
 DEV int smaller(int a, int b) { return a < b ? a : b; }
 DEV int larger(int a, int b) { return a > b ? a : b; }
@@ -156,42 +161,28 @@ DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- e^x
+// ---- SwiGLU; twin of cpu/swiglu.rs
 
-// Twin of cpu/exp.rs: within 2 units in the last place; overflows to infinity, underflows through subnormals.
-DEV float exponential(float x) {
-    float n;
-    x = x < -104.0f ? -104.0f : x;
-    x = x > 104.0f ? 104.0f : x;
-    asm("cvt.rni.f32.f32 %0, %1;" : "=f"(n) : "f"(x * 1.44269504f));
-    float r = fused(n, -0.693359375f, x);
-    r = fused(n, 2.1219444e-4f, r);
-    float p = 1.9875691e-4f;
-    p = fused(p, r, 1.3982e-3f);
-    p = fused(p, r, 8.333452e-3f);
-    p = fused(p, r, 4.1665796e-2f);
-    p = fused(p, r, 1.6666666e-1f);
-    p = fused(p, r, 0.5f);
-    p = fused(p, r * r, r) + 1.0f;
-    // 2^n in two factors, each of which is normal.
-    const int whole = (int)n, half = whole >> 1;
-    return p * bits_float((u32)(half + 127) << 23) * bits_float((u32)(whole - half + 127) << 23);
+// Sigmoid within 3 units in the last place, in few instructions: an epilogue shares the lanes with the product's
+// addresses. 2^t has t = -x log2(e) in two parts, high + low: one part would cost 14 units at x = -20. Bounds keep
+// infinities out of the parts: 1 / (2^184 + 1) is 0 and 1 / (2^-184 + 1) is 1, NaN stays.
+DEV float sigmoid(float x) {
+    x = at_most(at_least(x, -128.0f), 128.0f);
+    const float high = x * -1.44269502f, low = fused(x, -1.92596303e-8f, fused(x, -1.44269502f, -high));
+    const float e = exp2_fast(high);
+    return reciprocal(e * fused(low, 0.693147181f, 1.0f) + 1.0f);
 }
 
-DEV float silu(float x) {
-    // A finite numerator keeps -inf / inf away.
-    x = x < -3.40282347e38f ? -3.40282347e38f : x;
-    return x / (exponential(0.0f - x) + 1.0f);
-}
+// A finite factor keeps -inf times 0 away.
+DEV float silu(float x) { return at_least(x, -3.40282347e38f) * sigmoid(x); }
 
-// Gradients of gate and up of y = silu(gate) up; twin of cpu/swiglu.rs.
+// Gradients of gate and up of y = silu(gate) up.
 DEV float2 swiglu_gradient(float dy, float gate, float up) {
-    gate = gate < -3.40282347e38f ? -3.40282347e38f : gate;
-    const float e = exponential(0.0f - gate) + 1.0f;
-    const float sigmoid = 1.0f / e;
+    gate = at_least(gate, -3.40282347e38f);
+    const float s = sigmoid(gate);
     float2 d;
-    d.x = dy * up * (sigmoid * (gate * (1.0f - sigmoid) + 1.0f));
-    d.y = dy * (gate / e);
+    d.x = dy * up * (s * fused(gate, 1.0f - s, 1.0f));
+    d.y = dy * (gate * s);
     return d;
 }
 
