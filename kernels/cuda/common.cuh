@@ -43,6 +43,13 @@ DEV u32 shuffle_bits(u32 v, int lane) { return __shfl_sync(0xffffffffu, v, lane)
 #define LANE (THREAD & 31)
 #define WARP (THREAD >> 5)
 
+// f(0) to f(N - 1), each with its number as a constant, for what an instruction has no register for.
+template <int N> struct Constant { static constexpr int value = N; };
+template <int N, int I = 0, class F> DEV void each(const F& f) {
+    if constexpr (I < N) f(Constant<I>()), each<N, I + 1>(f);
+}
+#define NUMBER(constant) decltype(constant)::value
+
 // ---- bits
 
 DEV u32 float_bits(float v) { u32 b; asm("mov.b32 %0, %1;" : "=r"(b) : "f"(v)); return b; }
@@ -138,6 +145,10 @@ DEV void copy16(u32 to, const void* from, bool there) {
     const int bytes = there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+// 16 bytes that are there, TO and FROM bytes on.
+template <int TO, int FROM> DEV void copy16_on(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(to), "l"(from), "n"(TO), "n"(FROM) : "memory");
+}
 DEV void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last N groups have landed.
 template <int N> DEV void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -145,14 +156,14 @@ template <int N> DEV void copies_wait() { asm volatile("cp.async.wait_group %0;"
 // ---- tensor cores
 
 // Four 8x8 matrices of bf16; each lane names a row of 16 bytes (lanes 8i..8i+7 those of matrix i).
-DEV void load_matrices(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+template <int OFFSET = 0> DEV void load_matrices(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address), "n"(OFFSET) : "memory");
 }
 // The same, transposed.
-DEV void load_matrices_transposed(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+template <int OFFSET = 0> DEV void load_matrices_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address), "n"(OFFSET) : "memory");
 }
 // d += a b: 16x16 by 16x8. Lane l holds of d rows l/4 and l/4 + 8, columns 2(l%4) and the next.
 DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

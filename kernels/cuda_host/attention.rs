@@ -8,7 +8,7 @@ use crate::ptx::{self, Entry};
 /// Keys of a partition, as in attention.cu.
 const PARTITION: usize = 512;
 /// Query vectors (rows × heads of a kv head) of a block of threads, and of a warp.
-const VECTORS: usize = 64;
+const VECTORS: usize = 128;
 const WARP_VECTORS: usize = 16;
 
 /// Where the query rows of a pass stand, as the kernels want it: made once a pass, for all of its layers.
@@ -242,16 +242,23 @@ impl Gpu {
             }
             None => [None; 2],
         };
+        // Where sums of a row's first partitions wait for the others.
+        let waiting = match exact {
+            None if !plan.lists.many.is_empty() => Some(self.uninitialized::<f32>(q.len())?),
+            _ => None,
+        };
         let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
         let Lists { many, parts, runs, tables } = &plan.lists;
-        let tile = 64 * head_dim * size_of::<u16>();
+        let row_bytes = head_dim * size_of::<u16>();
         if !many.is_empty() {
             let entry = pick(shape, &ROWS);
             let blocks = [many.len() / 5, kv_heads, 1];
-            let grid =
-                Grid { blocks, threads: 128, shared_bytes: 2 * tile + VECTORS * head_dim * 4 };
+            // Tiles of keys, values and queries; maxima and sums of 4 vectors a thread.
+            let shared_bytes = (64 + 64 + VECTORS) * row_bytes + 128 * 8 * size_of::<f32>();
+            let grid = Grid { blocks, threads: 128, shared_bytes };
+            let waiting = exact.or(waiting.as_ref());
             let args = args![
-                &*out, exact, log_sums, q, keys, values, tables, many, kv_heads, group, scale
+                &*out, waiting, log_sums, q, keys, values, tables, many, kv_heads, group, scale
             ];
             // SAFETY: items name rows of q and pages of the cache that exist, by the plan's asserts and those
             // above.
@@ -263,7 +270,8 @@ impl Gpu {
             let sums = self.uninitialized::<f32>(slots * head_dim)?;
             let ends = self.uninitialized::<f32>(slots * 2)?;
             let entry = pick(shape, &PART);
-            let grid = Grid { blocks: [items, kv_heads, 1], threads: 32, shared_bytes: 2 * tile };
+            let shared_bytes = (64 + 64 + WARP_VECTORS) * row_bytes;
+            let grid = Grid { blocks: [items, kv_heads, 1], threads: 32, shared_bytes };
             let args = args![&sums, &ends, q, keys, values, tables, parts, kv_heads, group, scale];
             // SAFETY: as above; an item has its own slots.
             unsafe { self.launch(entry, grid, args)? };
@@ -293,7 +301,7 @@ impl Gpu {
                 for first in (0..len).step_by(64) {
                     keys.push([segment + first, 64.min(len - first), end]);
                 }
-                let step = VECTORS / group;
+                let step = 64 / group;
                 for first in (0..len).step_by(step) {
                     let count = step.min(len - first);
                     queries.push([segment + first, count, first_row, before, segment]);
