@@ -101,6 +101,8 @@ DEV float reciprocal(float a) { float d; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"
 DEV float at_least(float a, float bound) { float d; asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(bound)); return d; }
 DEV float at_most(float a, float bound) { float d; asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(bound)); return d; }
 DEV float larger(float a, float b) { float d; asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b)); return d; }
+// The upper half of a b.
+DEV u32 multiply_high(u32 a, u32 b) { u32 d; asm("mul.hi.u32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
 DEV int smaller(int a, int b) { return a < b ? a : b; }
 DEV int larger(int a, int b) { return a > b ? a : b; }
 
@@ -144,6 +146,11 @@ DEV u32 shared_address(const void* p) {
 DEV void copy16(u32 to, const void* from, bool there) {
     const int bytes = there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// The same of 8 bytes.
+DEV void copy8(u32 to, const void* from, bool there) {
+    const int bytes = there ? 8 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 // 16 bytes that are there, TO and FROM bytes on.
 template <int TO, int FROM> DEV void copy16_on(u32 to, const void* from) {

@@ -62,7 +62,7 @@ pub(crate) fn backward(lab: &Lab, rows: usize) -> Result<[Figure; 3], Error> {
     };
     let (wide, narrow, numbers) = (rows * HEADS * D, rows * KV_HEADS * D, rows * HEADS * 4);
     let deltas = figure("attention_backward_deltas_128", wide * 10 + numbers, 0);
-    // Of the five products that gradients take, scores and dy v are computed in both passes: counted once, here.
+    // ds passes from one to the other through memory: no input and no result.
     let both = wide * 4 + narrow * 4 + 2 * numbers;
     let keys = figure("attention_backward_keys_128", both + narrow * 8, 4 * triangle(rows));
     let queries = figure("attention_backward_queries_128", both + wide * 4, triangle(rows));
