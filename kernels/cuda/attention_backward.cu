@@ -15,11 +15,12 @@
 // before}. ds: a tile of 64 keys and 32 vectors is 8 x 4 blocks of 8 x 8, each as a warp has it: a row of 16 bytes a key.
 // Items: keys, a place in the table; queries {the tree's first row, first tile, the tree's vectors, ranges of the table: two
 // bounds of the prompt's keys, two of others, 1 if sums begin with 0 plus 2 if they end}.
-// Launch: (items, kv_heads), four warps of 16 keys, whose keys and values stay in registers; four warps of 32 vectors.
-// Bound: tensor cores and, 1.1 times that with keys, shared memory.
+// Launch: (items, kv_heads), four warps of 16 keys (d of 128) or two of 32, whose keys and values stay in registers;
+// four warps of 32 vectors.
+// Bound: tensor cores or, of 16 keys a warp, shared memory; bytes of ds.
 #include "attention.cuh"
 
-constexpr int KEYS = 64, VECTORS = 32, DS_TILE = KEYS * VECTORS, THREADS = 128;
+constexpr int KEYS = 64, VECTORS = 32, DS_TILE = KEYS * VECTORS;
 
 constexpr float LOG2_E = 1.44269504f;
 
@@ -63,7 +64,7 @@ struct Keys {
 };
 
 // Copies 64 rows of keys or values of the block's kv head; those from `count` on are zeros.
-template <int D> DEV void load_keys(u32 to, const u16* from, const Call& c, int first, int count) {
+template <int D, int THREADS> DEV void load_keys(u32 to, const u16* from, const Call& c, int first, int count) {
     constexpr int ACROSS = D / 8, STRIDE = THREADS / ACROSS;
     const int chunk = THREAD % ACROSS, r = THREAD / ACROSS;
     const u16* at = from + ((u64)(first + r) * c.kv_heads + BLOCK_Y) * D + chunk * 8;
@@ -76,30 +77,36 @@ template <int D> DEV void load_keys(u32 to, const u16* from, const Call& c, int 
     }
 }
 
+// Tiles of 16 keys that a warp has: as many as its registers have room for.
+template <int D> constexpr int KEY_TILES = D > 64 ? 1 : 2;
+
 // dk and dv of 64 keys, and ds: scores are taken as k q^T, so that probabilities are the left side of what they weigh.
 template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
     const Keys own(c, c.items[BLOCK_X]);
+    constexpr int T = KEY_TILES<D>, THREADS = KEYS / 16 / T * 32;
     constexpr int TILE = VECTORS * D * 2, STAGE = 2 * TILE + VECTORS * 8;
     const u32 memory = shared_address(shared_memory);
-    load_keys<D>(memory, c.k, c, own.first, own.count);
-    load_keys<D>(memory + 2 * TILE, c.v, c, own.first, own.count);
+    load_keys<D, THREADS>(memory, c.k, c, own.first, own.count);
+    load_keys<D, THREADS>(memory + 2 * TILE, c.v, c, own.first, own.count);
     copies_commit();
     copies_wait<0>();
     sync_block();
-    u32 k[D / 16][4], v[D / 16][4];
+    u32 k[T][D / 16][4], v[T][D / 16][4];
     each<D / 16>([&](auto number) {
         constexpr int i = NUMBER(number);
-        load_matrices(k[i], along<i>(rows_at<D>(memory, WARP * 16)));
-        load_matrices(v[i], along<i>(rows_at<D>(memory + 2 * TILE, WARP * 16)));
+        each<T>([&](auto number) {
+            constexpr int t = NUMBER(number);
+            load_matrices<t * SIXTEEN<D>>(k[t][i], along<i>(rows_at<D>(memory, WARP * T * 16)));
+            load_matrices<t * SIXTEEN<D> + 2 * TILE>(v[t][i], along<i>(rows_at<D>(memory, WARP * T * 16)));
+        });
     });
     sync_block();
 
     // Vectors see keys that do not lie behind them and are theirs.
     const int limit = (own.end - own.tree) * c.group, last_tile = own.end_tile(c), first_tile = own.first_tile(c);
-    const int key = WARP * 16 + (LANE >> 2), behind = (own.first - own.tree + WARP * 16 + 15) * c.group;
-    int from[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) from[h] = key + h * 8 < own.count ? (own.first - own.tree + key + h * 8) * c.group : limit;
+    const int key = WARP * T * 16 + (LANE >> 2), rows = own.count - key, from = (own.first - own.tree + key) * c.group;
+    // From this vector on all see all of the warp's keys.
+    const int full = own.count < KEYS ? limit : (own.first - own.tree + (WARP + 1) * T * 16 - 1) * c.group;
 
     // Vector i is in row i / group: the upper half of 2 i times 2^31 / group, rounded up, for i below 2^27.
     const u32 inverse = 0x7fffffffu / c.group + 1;
@@ -128,9 +135,10 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
         }
         copies_commit();
     };
-    float of_keys[D / 8][4], of_values[D / 8][4];
-    clear(of_keys), clear(of_values);
-    u32* out = (u32*)(ds + own.ds(c, first_tile)) + WARP * 256 + LANE;
+    float of_keys[T][D / 8][4], of_values[T][D / 8][4];
+#pragma unroll
+    for (int t = 0; t < T; ++t) clear(of_keys[t]), clear(of_values[t]);
+    u32* out = (u32*)(ds + own.ds(c, first_tile)) + WARP * T * 256 + LANE;
     const float scale = c.scale * LOG2_E;
     load(first_tile);
     for (int tile = first_tile; tile < last_tile; ++tile) {
@@ -140,65 +148,77 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
         if (tile + 1 < last_tile) load(tile + 1);
         u32 q_columns = columns_at<D>(memory + (tile & 1) * STAGE, 0), q_rows = rows_at<D>(memory + (tile & 1) * STAGE, 0);
         const float* numbers = (const float*)(shared_memory + (tile & 1) * STAGE + 2 * TILE) + (LANE & 3) * 4;
-        const bool all = own.count == KEYS && tile * VECTORS >= behind && (tile + 1) * VECTORS <= limit;
+        const bool all = tile * VECTORS >= full && (tile + 1) * VECTORS <= limit;
         // Unrolled, it would not fit the registers.
 #pragma unroll 1
         for (int vector = tile * VECTORS + (LANE & 3) * 2, end = vector + VECTORS; vector < end; vector += 16) {
-            float p[2][4], d[2][4];
-            clear(p), clear(d);
+            float p[T][2][4], d[T][2][4];
+#pragma unroll
+            for (int t = 0; t < T; ++t) clear(p[t]), clear(d[t]);
             each<D / 16>([&](auto number) {
                 constexpr int i = NUMBER(number);
                 u32 b[4];
                 load_matrices(b, along<i>(q_columns));
-                multiply_add(p[0], k[i], b[0], b[1]), multiply_add(p[1], k[i], b[2], b[3]);
+#pragma unroll
+                for (int t = 0; t < T; ++t) multiply_add(p[t][0], k[t][i], b[0], b[1]), multiply_add(p[t][1], k[t][i], b[2], b[3]);
                 load_matrices<TILE>(b, along<i>(q_columns));
-                multiply_add(d[0], v[i], b[0], b[1]), multiply_add(d[1], v[i], b[2], b[3]);
+#pragma unroll
+                for (int t = 0; t < T; ++t) multiply_add(d[t][0], v[t][i], b[0], b[1]), multiply_add(d[t][1], v[t][i], b[2], b[3]);
             });
+            u32 of_p[T][4], of_d[T][4];
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                // L and delta of the lane's two vectors.
-                const float4 two = *(const float4*)(numbers + j * 16);
+            for (int t = 0; t < T; ++t) {
 #pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    p[j][e] = exp2_fast(fused(p[j][e], scale, -(e & 1 ? two.z : two.x)));
-                    d[j][e] = p[j][e] * (d[j][e] - (e & 1 ? two.w : two.y));
-                }
-                if (!all)
+                for (int j = 0; j < 2; ++j) {
+                    // L and delta of the lane's two vectors.
+                    const float4 two = *(const float4*)(numbers + j * 16);
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        const int other = vector + j * 8 + (e & 1);
-                        if (other < from[e >> 1] || other >= limit) p[j][e] = d[j][e] = 0.0f;
+                        p[t][j][e] = exp2_fast(fused(p[t][j][e], scale, -(e & 1 ? two.z : two.x)));
+                        d[t][j][e] = p[t][j][e] * (d[t][j][e] - (e & 1 ? two.w : two.y));
                     }
-            }
-            const u32 of_p[4] = {pack_bf16(p[0][0], p[0][1]), pack_bf16(p[0][2], p[0][3]), pack_bf16(p[1][0], p[1][1]), pack_bf16(p[1][2], p[1][3])};
-            const u32 of_d[4] = {pack_bf16(d[0][0], d[0][1]), pack_bf16(d[0][2], d[0][3]), pack_bf16(d[1][0], d[1][1]), pack_bf16(d[1][2], d[1][3])};
+                    if (!all)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) out[((i & 1) * 4 + (i >> 1)) * 32] = of_d[i];
+                        for (int e = 0; e < 4; ++e) {
+                            const int other = vector + j * 8 + (e & 1), row = t * 16 + (e >> 1) * 8;
+                            if (other < from + row * c.group || other >= limit || row >= rows) p[t][j][e] = d[t][j][e] = 0.0f;
+                        }
+                    of_p[t][2 * j] = pack_bf16(p[t][j][0], p[t][j][1]), of_p[t][2 * j + 1] = pack_bf16(p[t][j][2], p[t][j][3]);
+                    of_d[t][2 * j] = pack_bf16(d[t][j][0], d[t][j][1]), of_d[t][2 * j + 1] = pack_bf16(d[t][j][2], d[t][j][3]);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i) out[t * 256 + ((i & 1) * 4 + (i >> 1)) * 32] = of_d[t][i];
+            }
             each<D / 16>([&](auto number) {
                 constexpr int i = NUMBER(number);
                 u32 b[4];
                 load_matrices_transposed<TILE>(b, along<i>(q_rows));
-                multiply_add(of_values[2 * i], of_p, b[0], b[1]), multiply_add(of_values[2 * i + 1], of_p, b[2], b[3]);
+#pragma unroll
+                for (int t = 0; t < T; ++t) multiply_add(of_values[t][2 * i], of_p[t], b[0], b[1]), multiply_add(of_values[t][2 * i + 1], of_p[t], b[2], b[3]);
                 load_matrices_transposed(b, along<i>(q_rows));
-                multiply_add(of_keys[2 * i], of_d, b[0], b[1]), multiply_add(of_keys[2 * i + 1], of_d, b[2], b[3]);
+#pragma unroll
+                for (int t = 0; t < T; ++t) multiply_add(of_keys[t][2 * i], of_d[t], b[0], b[1]), multiply_add(of_keys[t][2 * i + 1], of_d[t], b[2], b[3]);
             });
             q_columns += SIXTEEN<D>, q_rows += SIXTEEN<D>, numbers += 32, out += 64;
         }
         out += DS_TILE / 2 - 128;
     }
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        if (key + h * 8 >= own.count) continue;
-        const u64 at = ((u64)(own.first + key + h * 8) * c.kv_heads + BLOCK_Y) * D + (LANE & 3) * 2;
+    for (int t = 0; t < T; ++t)
 #pragma unroll
-        for (int i = 0; i < D / 8; ++i) {
-            float2 pair;
-            pair.x = of_keys[i][h * 2] * c.scale, pair.y = of_keys[i][h * 2 + 1] * c.scale;
-            *(float2*)(dk + at + i * 8) = pair;
-            pair.x = of_values[i][h * 2], pair.y = of_values[i][h * 2 + 1];
-            *(float2*)(dv + at + i * 8) = pair;
+        for (int h = 0; h < 2; ++h) {
+            const int row = key + t * 16 + h * 8;
+            if (row >= own.count) continue;
+            const u64 at = ((u64)(own.first + row) * c.kv_heads + BLOCK_Y) * D + (LANE & 3) * 2;
+#pragma unroll
+            for (int i = 0; i < D / 8; ++i) {
+                float2 pair;
+                pair.x = of_keys[t][i][h * 2] * c.scale, pair.y = of_keys[t][i][h * 2 + 1] * c.scale;
+                *(float2*)(dk + at + i * 8) = pair;
+                pair.x = of_values[t][i][h * 2], pair.y = of_values[t][i][h * 2 + 1];
+                *(float2*)(dv + at + i * 8) = pair;
+            }
         }
-    }
 }
 
 // dq of 128 vectors: a warp has a tile.
@@ -212,7 +232,7 @@ template <int D> DEV void queries(float* dq, const u16* ds, const Call& c) {
     auto sees = [&](const Keys& keys) { return tile >= keys.first_tile(c) && tile < keys.end_tile(c); };
     auto load = [&](int index, const Keys& keys) {
         const u32 to = memory + (index & 1) * STAGE;
-        load_keys<D>(to, c.k, c, keys.first, keys.count);
+        load_keys<D, 128>(to, c.k, c, keys.first, keys.count);
         if (sees(keys)) {
             const u16* from = ds + keys.ds(c, tile) + LANE * 8;
             each<OWN / 512>([&](auto number) { copy16_on<NUMBER(number) * 512 + TILE, NUMBER(number) * 512>(to + WARP * OWN + LANE * 16, from); });
@@ -289,7 +309,7 @@ template <int D> DEV void queries(float* dq, const u16* ds, const Call& c) {
     KERNEL(128) attention_backward_deltas_##D(float2* numbers, u16* rounded, const float* dy, const float* y, const float* log_sums, u32 vectors) { \
         deltas<D>(numbers, rounded, dy, y, log_sums, vectors); \
     } \
-    KERNEL(128, 2) attention_backward_keys_##D(float* dk, float* dv, u16* ds, CALL) { keys<D>(dk, dv, ds, GIVEN_CALL); } \
+    KERNEL(128 / KEY_TILES<D>, 2 * KEY_TILES<D>) attention_backward_keys_##D(float* dk, float* dv, u16* ds, CALL) { keys<D>(dk, dv, ds, GIVEN_CALL); } \
     KERNEL(128, 2) attention_backward_queries_##D(float* dq, const u16* ds, CALL) { queries<D>(dq, ds, GIVEN_CALL); }
 OF_WIDTH(16)
 OF_WIDTH(32)

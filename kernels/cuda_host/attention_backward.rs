@@ -249,7 +249,9 @@ impl Gpu {
             let tiles = *tiles;
             // Two stages of q, dy and numbers of 32 vectors, where keys and values lie first.
             let shared_bytes = 2 * (2 * VECTORS * row_bytes + VECTORS * 8);
-            let grid = Grid { blocks: [keys.len(), kv_heads, 1], threads: 128, shared_bytes };
+            // A warp has 16 keys, or 32 of small heads.
+            let threads = if head_dim > 64 { 128 } else { 64 };
+            let grid = Grid { blocks: [keys.len(), kv_heads, 1], threads, shared_bytes };
             let args = args![
                 &*dk, &*dv, &ds, q, k, v, &rounded, &numbers, table, keys, kv_heads, group, tiles,
                 scale
