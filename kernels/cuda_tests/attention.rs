@@ -327,7 +327,7 @@ fn gradients_are_as_good_as_the_twins() {
         let [y, log_sums, dy] = [&y, &log_sums, &dy].map(|x| gpu.upload(x).unwrap());
         let mut first: Option<[Vec<f32>; 3]> = None;
         // All ds at a time, again, and a few tiles or blocks of keys at a time.
-        for ds_bytes in [1 << 30, 1 << 30, 8 * kv_heads << 12, 0] {
+        for ds_bytes in [1 << 30, 1 << 30, (8 * kv_heads) << 12, 0] {
             let plan = gpu.backward_plan_within(&trees, shape, ds_bytes).unwrap();
             let [mut dq, mut dk, mut dv] = [&q, &k, &k].map(|x| gpu.zeros(x.len()).unwrap());
             let saved = AttentionSaved { q: &qr, k: &kr, v: &vr, y: &y, log_sums: &log_sums };
