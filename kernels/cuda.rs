@@ -10,6 +10,8 @@
 
 #[path = "cuda_host/attention.rs"]
 mod attention;
+#[path = "cuda_host/attention_backward.rs"]
+mod attention_backward;
 #[path = "cuda_host/buffer.rs"]
 mod buffer;
 #[path = "cuda_host/driver.rs"]
@@ -37,7 +39,8 @@ use cust::stream::{Stream, StreamFlags};
 
 pub use crate::cuda_args::{Draws, SampleRequest};
 pub use crate::cuda_error::Error;
-pub use attention::{AttentionPlan, AttentionSaved, BackwardPlan};
+pub use attention::AttentionPlan;
+pub use attention_backward::{AttentionSaved, BackwardPlan};
 pub use buffer::{Buffer, Element};
 pub use driver::{Graph, Timer};
 pub use log_prob::{Distributions, Head, padded_vocab};

@@ -108,7 +108,8 @@ entries! {
     "matmul" {
         MATMUL_NT_F32 = "matmul_nt_f32"(p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_NT_SWIGLU = "matmul_nt_swiglu"(p p p p p u32 p p u32 p p u32 u32 u32);
-        MATMUL_NT_NARROW = "matmul_nt_narrow"(p p p u32 u32 u32);
+        MATMUL_NT_NARROW = "matmul_nt_narrow"(p p p u32 u32 u32 u32);
+        MATMUL_FEW_NARROW = "matmul_few_narrow"(p p p u32 u32 u32 u32);
         MATMUL_NN_F32 = "matmul_nn_f32"(p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_NN_SWIGLU_BACKWARD = "matmul_nn_swiglu_backward"
             (p p p p p p u32 p p u32 p p u32 u32 u32);
@@ -123,7 +124,7 @@ entries! {
         MATMUL_FEW_SWIGLU_64X32 = "matmul_few_swiglu_64x32"(p p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_SPLIT_ROWS = "matmul_split_rows"(p p u32 u32);
         MATMUL_SPLIT_COLUMNS = "matmul_split_columns"(p p u32 u32);
-        MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32);
+        MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32 u32);
         MATMUL_ROUND = "matmul_round"(p p u32);
     }
     "attention" {
@@ -139,22 +140,26 @@ entries! {
         ATTENTION_JOIN = "attention_join"(p p p p p p u32 u32 u32 f32);
     }
     "attention_backward" {
-        ATTENTION_BACKWARD_DELTAS_16 = "attention_backward_deltas_16"(p p p p u32);
-        ATTENTION_BACKWARD_DELTAS_32 = "attention_backward_deltas_32"(p p p p u32);
-        ATTENTION_BACKWARD_DELTAS_64 = "attention_backward_deltas_64"(p p p p u32);
-        ATTENTION_BACKWARD_DELTAS_128 = "attention_backward_deltas_128"(p p p p u32);
-        ATTENTION_BACKWARD_KEYS_16 = "attention_backward_keys_16"(p p p p p p p p p u32 u32 f32);
-        ATTENTION_BACKWARD_KEYS_32 = "attention_backward_keys_32"(p p p p p p p p p u32 u32 f32);
-        ATTENTION_BACKWARD_KEYS_64 = "attention_backward_keys_64"(p p p p p p p p p u32 u32 f32);
-        ATTENTION_BACKWARD_KEYS_128 = "attention_backward_keys_128"(p p p p p p p p p u32 u32 f32);
+        ATTENTION_BACKWARD_DELTAS_16 = "attention_backward_deltas_16"(p p p p p u32);
+        ATTENTION_BACKWARD_DELTAS_32 = "attention_backward_deltas_32"(p p p p p u32);
+        ATTENTION_BACKWARD_DELTAS_64 = "attention_backward_deltas_64"(p p p p p u32);
+        ATTENTION_BACKWARD_DELTAS_128 = "attention_backward_deltas_128"(p p p p p u32);
+        ATTENTION_BACKWARD_KEYS_16 = "attention_backward_keys_16"
+            (p p p p p p p p p p u32 u32 u32 f32);
+        ATTENTION_BACKWARD_KEYS_32 = "attention_backward_keys_32"
+            (p p p p p p p p p p u32 u32 u32 f32);
+        ATTENTION_BACKWARD_KEYS_64 = "attention_backward_keys_64"
+            (p p p p p p p p p p u32 u32 u32 f32);
+        ATTENTION_BACKWARD_KEYS_128 = "attention_backward_keys_128"
+            (p p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_16 = "attention_backward_queries_16"
-            (p p p p p p p p u32 u32 f32);
+            (p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_32 = "attention_backward_queries_32"
-            (p p p p p p p p u32 u32 f32);
+            (p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_64 = "attention_backward_queries_64"
-            (p p p p p p p p u32 u32 f32);
+            (p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_128 = "attention_backward_queries_128"
-            (p p p p p p p p u32 u32 f32);
+            (p p p p p p p p p u32 u32 u32 f32);
     }
     "log_prob" {
         LOG_PROB_JOIN = "log_prob_join"(p p p p u32 u32 u32 f32);

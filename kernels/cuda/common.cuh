@@ -43,6 +43,13 @@ DEV u32 shuffle_bits(u32 v, int lane) { return __shfl_sync(0xffffffffu, v, lane)
 #define LANE (THREAD & 31)
 #define WARP (THREAD >> 5)
 
+// f(0) to f(N - 1), each with its number as a constant, for what an instruction has no register for.
+template <int N> struct Constant { static constexpr int value = N; };
+template <int N, int I = 0, class F> DEV void each(const F& f) {
+    if constexpr (I < N) f(Constant<I>()), each<N, I + 1>(f);
+}
+#define NUMBER(constant) decltype(constant)::value
+
 // ---- bits
 
 DEV u32 float_bits(float v) { u32 b; asm("mov.b32 %0, %1;" : "=r"(b) : "f"(v)); return b; }
@@ -88,7 +95,14 @@ DEV double square_root(double a) { double d; asm("sqrt.rn.f64 %0, %1;" : "=d"(d)
 // 2^a within 2 units in the last place; subnormal results are 0.
 DEV float exp2_fast(float a) { float d; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
 DEV float log2_fast(float a) { float d; asm("lg2.approx.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+// 1 / a within 1 unit in the last place; of infinity, and of what would be subnormal, 0.
+DEV float reciprocal(float a) { float d; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a)); return d; }
+// Bounds that NaN passes.
+DEV float at_least(float a, float bound) { float d; asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(bound)); return d; }
+DEV float at_most(float a, float bound) { float d; asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(bound)); return d; }
 DEV float larger(float a, float b) { float d; asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b)); return d; }
+// The upper half of a b.
+DEV u32 multiply_high(u32 a, u32 b) { u32 d; asm("mul.hi.u32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
 DEV int smaller(int a, int b) { return a < b ? a : b; }
 DEV int larger(int a, int b) { return a > b ? a : b; }
 
@@ -133,6 +147,15 @@ DEV void copy16(u32 to, const void* from, bool there) {
     const int bytes = there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+// The same of 8 bytes.
+DEV void copy8(u32 to, const void* from, bool there) {
+    const int bytes = there ? 8 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// 16 bytes that are there, TO and FROM bytes on.
+template <int TO, int FROM> DEV void copy16_on(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(to), "l"(from), "n"(TO), "n"(FROM) : "memory");
+}
 DEV void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last N groups have landed.
 template <int N> DEV void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -140,14 +163,14 @@ template <int N> DEV void copies_wait() { asm volatile("cp.async.wait_group %0;"
 // ---- tensor cores
 
 // Four 8x8 matrices of bf16; each lane names a row of 16 bytes (lanes 8i..8i+7 those of matrix i).
-DEV void load_matrices(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+template <int OFFSET = 0> DEV void load_matrices(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address), "n"(OFFSET) : "memory");
 }
 // The same, transposed.
-DEV void load_matrices_transposed(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+template <int OFFSET = 0> DEV void load_matrices_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address), "n"(OFFSET) : "memory");
 }
 // d += a b: 16x16 by 16x8. Lane l holds of d rows l/4 and l/4 + 8, columns 2(l%4) and the next.
 DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -156,42 +179,28 @@ DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- e^x
+// ---- SwiGLU; twin of cpu/swiglu.rs
 
-// Twin of cpu/exp.rs: within 2 units in the last place; overflows to infinity, underflows through subnormals.
-DEV float exponential(float x) {
-    float n;
-    x = x < -104.0f ? -104.0f : x;
-    x = x > 104.0f ? 104.0f : x;
-    asm("cvt.rni.f32.f32 %0, %1;" : "=f"(n) : "f"(x * 1.44269504f));
-    float r = fused(n, -0.693359375f, x);
-    r = fused(n, 2.1219444e-4f, r);
-    float p = 1.9875691e-4f;
-    p = fused(p, r, 1.3982e-3f);
-    p = fused(p, r, 8.333452e-3f);
-    p = fused(p, r, 4.1665796e-2f);
-    p = fused(p, r, 1.6666666e-1f);
-    p = fused(p, r, 0.5f);
-    p = fused(p, r * r, r) + 1.0f;
-    // 2^n in two factors, each of which is normal.
-    const int whole = (int)n, half = whole >> 1;
-    return p * bits_float((u32)(half + 127) << 23) * bits_float((u32)(whole - half + 127) << 23);
+// Sigmoid within 3 units in the last place, in few instructions: an epilogue shares the lanes with the product's
+// addresses. 2^t has t = -x log2(e) in two parts, high + low: one part would cost 14 units at x = -20. Bounds keep
+// infinities out of the parts: 1 / (2^184 + 1) is 0 and 1 / (2^-184 + 1) is 1, NaN stays.
+DEV float sigmoid(float x) {
+    x = at_most(at_least(x, -128.0f), 128.0f);
+    const float high = x * -1.44269502f, low = fused(x, -1.92596303e-8f, fused(x, -1.44269502f, -high));
+    const float e = exp2_fast(high);
+    return reciprocal(e * fused(low, 0.693147181f, 1.0f) + 1.0f);
 }
 
-DEV float silu(float x) {
-    // A finite numerator keeps -inf / inf away.
-    x = x < -3.40282347e38f ? -3.40282347e38f : x;
-    return x / (exponential(0.0f - x) + 1.0f);
-}
+// A finite factor keeps -inf times 0 away.
+DEV float silu(float x) { return at_least(x, -3.40282347e38f) * sigmoid(x); }
 
-// Gradients of gate and up of y = silu(gate) up; twin of cpu/swiglu.rs.
+// Gradients of gate and up of y = silu(gate) up.
 DEV float2 swiglu_gradient(float dy, float gate, float up) {
-    gate = gate < -3.40282347e38f ? -3.40282347e38f : gate;
-    const float e = exponential(0.0f - gate) + 1.0f;
-    const float sigmoid = 1.0f / e;
+    gate = at_least(gate, -3.40282347e38f);
+    const float s = sigmoid(gate);
     float2 d;
-    d.x = dy * up * (sigmoid * (gate * (1.0f - sigmoid) + 1.0f));
-    d.y = dy * (gate / e);
+    d.x = dy * up * (s * fused(gate, 1.0f - s, 1.0f));
+    d.y = dy * (gate * s);
     return d;
 }
 

@@ -7,13 +7,14 @@
 //
 // Every element of y is one chain of m16n8k16 steps over k in ascending order, pairs one after the other, x as the
 // mma's left side and w as its right, in every kernel here: a row has the same bits in any batch, tile and kernel.
-// Missing k are zeros, which change no sum.
+// Missing k are zeros, which change no sum. LoRA's x A^T (narrow) alone has few columns and so few blocks of threads: its
+// k are cut into parts of 256, a chain each, which are added in order, by blocks of their own or by one for all.
 //
 // Layout: row-major, k and n multiples of 8. Tiles of x and w go through a ring of four stages of 32 k in shared
 // memory (cp.async), 16-byte chunks swizzled so that neither writing nor ldmatrix conflicts. A warp's tile is 64x64:
 // at 64x32 reading shared memory takes as long as multiplying. Results pass through shared memory once more, so
 // that 16 bytes a thread are stored and an epilogue sees whole rows.
-// Launch: a block of four warps a 128x128 tile of y (narrow 128x32, tn 32x128), tiles in groups of eight rows of
+// Launch: a block of four warps a 128x128 tile of y (narrow 128x32, or 16x32 for few rows; tn 32x128), tiles in groups of eight rows of
 // tiles for the second-level cache. Two blocks a multiprocessor. few: a warp for each 8 columns.
 // Bound: tensor cores; few: bytes of w.
 #include "common.cuh"
@@ -68,22 +69,18 @@ struct Pairs {
 
 extern __shared__ __attribute__((aligned(128))) u8 shared_memory[];
 
-// One 4-vector of a row of y, and where it is.
-struct Place {
-    u64 at;   // row * n + column
-    int column;
-};
+// Epilogues take a 4-vector of a row of y, and where it is: row * n + column.
 
 struct StoreF32 {
     static constexpr bool HALVES = false;
     float* y;
     const float* added;
-    DEV void operator()(Place p, float4 v, float4) const {
+    DEV void operator()(u64 at, float4 v, float4) const {
         if (added) {
-            const float4 a = *(const float4*)(added + p.at);
+            const float4 a = *(const float4*)(added + at);
             v.x = a.x + v.x, v.y = a.y + v.y, v.z = a.z + v.z, v.w = a.w + v.w;
         }
-        *(float4*)(y + p.at) = v;
+        *(float4*)(y + at) = v;
     }
 };
 
@@ -92,11 +89,11 @@ struct Swiglu {
     static constexpr bool HALVES = true;
     u16* y;
     float *gate, *up;
-    DEV void operator()(Place p, float4 g, float4 u) const {
-        if (gate) *(float4*)(gate + p.at) = g, *(float4*)(up + p.at) = u;
+    DEV void operator()(u64 at, float4 g, float4 u) const {
+        if (gate) *(float4*)(gate + at) = g, *(float4*)(up + at) = u;
         float4 v;
         v.x = silu(g.x) * u.x, v.y = silu(g.y) * u.y, v.z = silu(g.z) * u.z, v.w = silu(g.w) * u.w;
-        *(uint2*)(y + p.at) = pack_bf16(v);
+        *(uint2*)(y + at) = pack_bf16(v);
     }
 };
 
@@ -105,31 +102,32 @@ struct SwigluBackward {
     static constexpr bool HALVES = false;
     u16 *dgate, *dup;
     const float *gate, *up;
-    DEV void operator()(Place p, float4 d, float4) const {
-        const float4 g = *(const float4*)(gate + p.at), u = *(const float4*)(up + p.at);
+    DEV void operator()(u64 at, float4 d, float4) const {
+        const float4 g = *(const float4*)(gate + at), u = *(const float4*)(up + at);
         const float2 a = swiglu_gradient(d.x, g.x, u.x), b = swiglu_gradient(d.y, g.y, u.y);
         const float2 c = swiglu_gradient(d.z, g.z, u.z), e = swiglu_gradient(d.w, g.w, u.w);
         float4 of_gate, of_up;
         of_gate.x = a.x, of_gate.y = b.x, of_gate.z = c.x, of_gate.w = e.x;
         of_up.x = a.y, of_up.y = b.y, of_up.z = c.y, of_up.w = e.y;
-        *(uint2*)(dgate + p.at) = pack_bf16(of_gate);
-        *(uint2*)(dup + p.at) = pack_bf16(of_up);
+        *(uint2*)(dgate + at) = pack_bf16(of_gate);
+        *(uint2*)(dup + at) = pack_bf16(of_up);
     }
 };
 
 // Takes a tile of sums [ROWS, COLUMNS], in shared memory with rows of COLUMNS + 8, to the epilogue. n is that of y.
 template <int ROWS, int COLUMNS, int THREADS, class Epilogue>
 DEV void finish(const float* sums, int m0, int n0, int m, int n, const Epilogue& epilogue) {
-    constexpr int WIDE = Epilogue::HALVES ? COLUMNS / 2 : COLUMNS, VECTORS = WIDE / 4;
+    constexpr int WIDE = Epilogue::HALVES ? COLUMNS / 2 : COLUMNS, VECTORS = WIDE / 4, STRIDE = THREADS / VECTORS;
+    static_assert(THREADS % VECTORS == 0, "a thread keeps to its columns");
+    const int r0 = THREAD / VECTORS, c = THREAD % VECTORS * 4, rows = smaller(ROWS, m - m0);
+    if (n0 + c >= n) return;
+    const float* from = sums + r0 * (COLUMNS + 8) + c;
+    u64 at = (u64)(m0 + r0) * n + n0 + c;
 #pragma unroll 4
-    for (int i = THREAD; i < ROWS * VECTORS; i += THREADS) {
-        const int r = i / VECTORS, c = i % VECTORS * 4;
-        if (m0 + r >= m || n0 + c >= n) continue;
-        const float* from = sums + r * (COLUMNS + 8) + c;
+    for (int r = r0; r < rows; r += STRIDE) {
         const float4 v = *(const float4*)from, other = Epilogue::HALVES ? *(const float4*)(from + WIDE) : v;
-        Place p;
-        p.at = (u64)(m0 + r) * n + n0 + c, p.column = n0 + c;
-        epilogue(p, v, other);
+        epilogue(at, v, other);
+        from += STRIDE * (COLUMNS + 8), at += (u64)STRIDE * n;
     }
 }
 
@@ -142,8 +140,10 @@ DEV void stage(float* to, int width, const float (&sum)[4]) {
     *(float2*)(to + ((LANE >> 2) + 8) * width + (LANE & 3) * 2) = v;
 }
 
-template <int ROWS, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS, bool X_COLUMNS, bool W_COLUMNS, class Epilogue>
-DEV void product(const Pairs& pairs, int m, int n, int x_stride, int first_k, const Epilogue& epilogue) {
+// `stride`, if not 0, is that of rows of x, and of w where it lies row by row. With PART, every PART steps of k are a
+// chain of their own.
+template <int ROWS, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS, bool X_COLUMNS, bool W_COLUMNS, int PART = 0, class Epilogue>
+DEV void product(const Pairs& pairs, int m, int n, int stride, int first_k, const Epilogue& epilogue) {
     constexpr int ACROSS = COLUMNS / WARP_COLUMNS, THREADS = ROWS / WARP_ROWS * ACROSS * 32;
     typedef Operand<ROWS, THREADS, X_COLUMNS> X;
     typedef Operand<COLUMNS, THREADS, W_COLUMNS> W;
@@ -165,15 +165,17 @@ DEV void product(const Pairs& pairs, int m, int n, int x_stride, int first_k, co
         if (t >= t0 + t1) x = pairs.x2, w = pairs.w2, k = pairs.k2, at = t - t0 - t1;
         const u32 to = tiles + stage * (X::BYTES + W::BYTES);
         const int end = first_k + k, k0 = first_k + at * STEP;
-        X::load(to, x, m0, m, k0, end, X_COLUMNS ? x_stride : k, 0);
-        W::load(to + X::BYTES, w, n0, n, k0, end, W_COLUMNS ? n : k, Epilogue::HALVES ? n : 0);
+        X::load(to, x, m0, m, k0, end, stride ? stride : k, 0);
+        W::load(to + X::BYTES, w, n0, n, k0, end, W_COLUMNS ? n : stride ? stride : k, Epilogue::HALVES ? n : 0);
     };
 
-    float sums[I][J][4];
-#pragma unroll
-    for (int i = 0; i < I; ++i)
-#pragma unroll
-        for (int j = 0; j < J; ++j) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0.0f;
+    float sums[I][J][4], parts[PART ? I : 1][PART ? J : 1][4];
+    auto clear = [](auto& sums) {
+        for (auto& row : sums)
+            for (auto& sum : row) sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+    };
+    clear(sums);
+    if (PART) clear(parts);
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
         if (s < count) load(s, s);
@@ -198,6 +200,17 @@ DEV void product(const Pairs& pairs, int m, int n, int x_stride, int first_k, co
 #pragma unroll
                 for (int j = 0; j < J; ++j) multiply_add(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
+        if constexpr (PART > 0) {
+            if ((t + 1) % PART == 0 || t + 1 == count) {
+#pragma unroll
+                for (int i = 0; i < I; ++i)
+#pragma unroll
+                    for (int j = 0; j < J; ++j)
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) parts[i][j][e] = parts[i][j][e] + sums[i][j][e];
+                clear(sums);
+            }
+        }
     }
     copies_wait<0>();
     sync_block();
@@ -205,7 +218,7 @@ DEV void product(const Pairs& pairs, int m, int n, int x_stride, int first_k, co
 #pragma unroll
     for (int i = 0; i < I; ++i)
 #pragma unroll
-        for (int j = 0; j < J; ++j) stage(staged + (row + i * 16) * (COLUMNS + 8) + column + j * 8, COLUMNS + 8, sums[i][j]);
+        for (int j = 0; j < J; ++j) stage(staged + (row + i * 16) * (COLUMNS + 8) + column + j * 8, COLUMNS + 8, PART ? parts[PART ? i : 0][PART ? j : 0] : sums[i][j]);
     sync_block();
     finish<ROWS, COLUMNS, THREADS>(staged, m0, n0, m, n, epilogue);
 }
@@ -221,9 +234,15 @@ KERNEL(128, 2) matmul_nt_f32(float* y, const float* added, PAIRS, u32 m, u32 n) 
 KERNEL(128, 2) matmul_nt_swiglu(u16* y, float* gate, float* up, PAIRS, u32 m, u32 n) {
     product<128, 128, 64, 64, false, false>(GIVEN_PAIRS, m, n, 0, 0, Swiglu{y, gate, up});
 }
-KERNEL(128, 4) matmul_nt_narrow(float* y, const u16* x, const u16* w, u32 m, u32 n, u32 k) {
-    product<128, 32, 32, 32, false, false>({x, w, nullptr, nullptr, nullptr, nullptr, (int)k, 0, 0}, m, n, 0, 0, StoreF32{y, nullptr});
+// The z-th slice of k, one part or all of them, goes to the z-th [m, n] of y.
+template <int ROWS, int WARP_ROWS, int WARP_COLUMNS> DEV void narrow(float* y, const u16* x, const u16* w, int m, int n, int k, int slice) {
+    constexpr int PART = 256;
+    const int first = BLOCK_Z * slice, own = smaller(k - first, slice);
+    product<ROWS, 32, WARP_ROWS, WARP_COLUMNS, false, false, PART / STEP>({x, w, nullptr, nullptr, nullptr, nullptr, own, 0, 0}, m, n, k, first,
+                                                                          StoreF32{y + (u64)BLOCK_Z * m * n, nullptr});
 }
+KERNEL(128, 4) matmul_nt_narrow(float* y, const u16* x, const u16* w, u32 m, u32 n, u32 k, u32 slice) { narrow<128, 32, 32>(y, x, w, m, n, k, slice); }
+KERNEL(64, 8) matmul_few_narrow(float* y, const u16* x, const u16* w, u32 m, u32 n, u32 k, u32 slice) { narrow<16, 16, 16>(y, x, w, m, n, k, slice); }
 KERNEL(128, 2) matmul_nn_f32(float* y, const float* added, PAIRS, u32 m, u32 n) {
     product<128, 128, 64, 64, false, true>(GIVEN_PAIRS, m, n, 0, 0, StoreF32{y, added});
 }
@@ -350,13 +369,19 @@ KERNEL(256) matmul_split_columns(u16* y, const float* x, u32 rank, u32 n) {
     to[0] = to[rank] = high;
     to[2 * rank] = low;
 }
-// What x [m, k] gave with the factor's parts, [m, 2 rank] -> its sum times `scale`, [m, 3 rank]: high, low, high.
-KERNEL(256) matmul_low_rank(u16* y, const float* x, float scale, u32 m, u32 rank) {
+// What x [m, k] gave with the factor's parts, slices of [m, 2 rank] -> their sum times `scale`, [m, 3 rank]: high, low, high.
+KERNEL(256) matmul_low_rank(u16* y, const float* x, float scale, u32 m, u32 rank, u32 slices) {
     const int i = BLOCK_X * 256 + THREAD, r = i / rank, c = i % rank;
     if (r >= m) return;
     const float* from = x + (u64)r * 2 * rank + c;
+    float of_high = 0.0f, of_low = 0.0f;
+#pragma unroll 4
+    for (int slice = 0; slice < slices; ++slice) {
+        of_high = of_high + from[0], of_low = of_low + from[rank];
+        from += (u64)m * 2 * rank;
+    }
     u16 high, low;
-    parts((from[0] + from[rank]) * scale, high, low);
+    parts((of_high + of_low) * scale, high, low);
     u16* to = y + (u64)r * 3 * rank + c;
     to[0] = to[2 * rank] = high;
     to[rank] = low;

@@ -39,6 +39,13 @@ extern "C" __global__ void __launch_bounds__(256) rope_bf16(u16* y, const float*
 // QK-norm and then the rotation, in one pass: y = rope(rms_norm(x)), the norm of each head as rms_norm.cu has it (twin of
 // cpu/rms_norm.rs and cpu/rope.rs in turn). w [head_dim], head_dim 64 or 128.
 // Launch: a warp a head, four a block; a lane has pairs i = lane * PAIRS and the next.
+DEV void take(float (&v)[1], const float* from) { v[0] = *from; }
+DEV void take(float (&v)[2], const float* from) { const float2 pair = *(const float2*)from; v[0] = pair.x, v[1] = pair.y; }
+DEV void put(float* to, const float (&v)[1]) { *to = v[0]; }
+DEV void put(u16* to, const float (&v)[1]) { *to = to_bf16(v[0]); }
+DEV void put(u16* to, const float (&v)[2]) { *(u32*)to = pack_bf16(v[0], v[1]); }
+DEV void put(float* to, const float (&v)[2]) { float2 pair; pair.x = v[0], pair.y = v[1]; *(float2*)to = pair; }
+
 template <int PAIRS, class Y>
 DEV void norm_and_turn(Y* y, const float* x, const float* w, const u32* positions, const float* table, u32 rows, u32 heads, float eps) {
     constexpr int H = 32 * PAIRS, D = 2 * H;
@@ -46,27 +53,22 @@ DEV void norm_and_turn(Y* y, const float* x, const float* w, const u32* position
     if (vector >= rows * heads) return;
     const u64 at = (u64)vector * D + LANE * PAIRS;
     const float* angles = table + (u64)positions[vector / heads] * D + LANE * PAIRS;
-    float a[PAIRS], b[PAIRS];
+    float a[PAIRS], b[PAIRS], of_a[PAIRS], of_b[PAIRS], cos[PAIRS], sin[PAIRS];
+    take(a, x + at), take(b, x + at + H);
+    take(of_a, w + LANE * PAIRS), take(of_b, w + H + LANE * PAIRS);
+    take(cos, angles), take(sin, angles + H);
     double sum = 0.0;
 #pragma unroll
-    for (int i = 0; i < PAIRS; ++i) {
-        a[i] = x[at + i], b[i] = x[at + H + i];
-        sum = fused((double)a[i], (double)a[i], sum), sum = fused((double)b[i], (double)b[i], sum);
-    }
+    for (int i = 0; i < PAIRS; ++i) sum = fused((double)a[i], (double)a[i], sum), sum = fused((double)b[i], (double)b[i], sum);
     const double r = 1.0 / square_root(warp_sum(sum) / D + (double)eps);
     float low[PAIRS], high[PAIRS];
 #pragma unroll
     for (int i = 0; i < PAIRS; ++i) {
-        const float p = (float)((double)a[i] * r * (double)w[LANE * PAIRS + i]);
-        const float q = (float)((double)b[i] * r * (double)w[H + LANE * PAIRS + i]);
-        const float cos = angles[i], sin = angles[H + i];
-        low[i] = p * cos - q * sin, high[i] = q * cos + p * sin;
+        const float p = (float)((double)a[i] * r * (double)of_a[i]);
+        const float q = (float)((double)b[i] * r * (double)of_b[i]);
+        low[i] = p * cos[i] - q * sin[i], high[i] = q * cos[i] + p * sin[i];
     }
-#pragma unroll
-    for (int i = 0; i < PAIRS; ++i) {
-        if (sizeof(Y) == 4) y[at + i] = low[i], y[at + H + i] = high[i];
-        else y[at + i] = to_bf16(low[i]), y[at + H + i] = to_bf16(high[i]);
-    }
+    put(y + at, low), put(y + at + H, high);
 }
 
 #define NORM(name, PAIRS, Y) \

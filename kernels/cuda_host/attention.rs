@@ -1,14 +1,14 @@
-//! Attention over paged keys and values, and its gradients.
+//! Attention over paged keys and values.
 
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu};
-use crate::cpu::attention::{PAGE, Shape, Span, Tree};
+use crate::cpu::attention::{PAGE, Shape, Span};
 use crate::ptx::{self, Entry};
 
 /// Keys of a partition, as in attention.cu.
 const PARTITION: usize = 512;
 /// Query vectors (rows × heads of a kv head) of a block of threads, and of a warp.
-const VECTORS: usize = 64;
+const VECTORS: usize = 128;
 const WARP_VECTORS: usize = 16;
 
 /// Where the query rows of a pass stand, as the kernels want it: made once a pass, for all of its layers.
@@ -86,31 +86,7 @@ impl Lists<Vec<u32>> {
     }
 }
 
-/// Queries, keys and values of a training batch as its gradients need them, and what forward gave.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionSaved<'a> {
-    /// `[rows, heads, head_dim]`, bf16, as forward took them.
-    pub q: &'a Buffer<u16>,
-    /// `[rows, kv_heads, head_dim]`, bf16, row by row (not in pages).
-    pub k: &'a Buffer<u16>,
-    /// As k.
-    pub v: &'a Buffer<u16>,
-    /// Forward's result in f32, as q.
-    pub y: &'a Buffer<f32>,
-    /// `[rows, heads]`.
-    pub log_sums: &'a Buffer<f32>,
-}
-
-/// The trees of a training batch, as the gradients' kernels want them.
-#[derive(Debug)]
-pub struct BackwardPlan {
-    shape: Shape,
-    keys: Buffer<u32>,
-    queries: Buffer<u32>,
-    rows: usize,
-}
-
-fn check(shape: Shape) -> usize {
+pub(super) fn check(shape: Shape) -> usize {
     let Shape { heads, kv_heads, head_dim } = shape;
     assert!(heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads), "{shape:?}");
     assert!(WIDTHS.contains(&head_dim), "kernels have a head_dim of {WIDTHS:?}, not {head_dim}");
@@ -121,26 +97,22 @@ fn check(shape: Shape) -> usize {
 
 /// Head sizes that there are kernels for, and the kernel for each.
 const WIDTHS: [usize; 4] = [16, 32, 64, 128];
-type ByWidth = [&'static Entry; 4];
+pub(super) type ByWidth = [&'static Entry; 4];
 
 macro_rules! by_width {
     ($($name:ident = $d16:ident $d32:ident $d64:ident $d128:ident;)*) => { $(
-        static $name: ByWidth = [&ptx::$d16, &ptx::$d32, &ptx::$d64, &ptx::$d128];
+        static $name: $crate::cuda::attention::ByWidth =
+            [&$crate::ptx::$d16, &$crate::ptx::$d32, &$crate::ptx::$d64, &$crate::ptx::$d128];
     )* };
 }
+pub(super) use by_width;
 
 by_width! {
     ROWS = ATTENTION_ROWS_16 ATTENTION_ROWS_32 ATTENTION_ROWS_64 ATTENTION_ROWS_128;
     PART = ATTENTION_PART_16 ATTENTION_PART_32 ATTENTION_PART_64 ATTENTION_PART_128;
-    DELTAS = ATTENTION_BACKWARD_DELTAS_16 ATTENTION_BACKWARD_DELTAS_32
-        ATTENTION_BACKWARD_DELTAS_64 ATTENTION_BACKWARD_DELTAS_128;
-    OF_KEYS = ATTENTION_BACKWARD_KEYS_16 ATTENTION_BACKWARD_KEYS_32
-        ATTENTION_BACKWARD_KEYS_64 ATTENTION_BACKWARD_KEYS_128;
-    OF_QUERIES = ATTENTION_BACKWARD_QUERIES_16 ATTENTION_BACKWARD_QUERIES_32
-        ATTENTION_BACKWARD_QUERIES_64 ATTENTION_BACKWARD_QUERIES_128;
 }
 
-fn pick(shape: Shape, by_width: &ByWidth) -> &'static Entry {
+pub(super) fn pick(shape: Shape, by_width: &ByWidth) -> &'static Entry {
     let width = WIDTHS.iter().position(|width| *width == shape.head_dim);
     by_width[width.expect("head_dim was checked")]
 }
@@ -242,16 +214,23 @@ impl Gpu {
             }
             None => [None; 2],
         };
+        // Where sums of a row's first partitions wait for the others.
+        let waiting = match exact {
+            None if !plan.lists.many.is_empty() => Some(self.uninitialized::<f32>(q.len())?),
+            _ => None,
+        };
         let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
         let Lists { many, parts, runs, tables } = &plan.lists;
-        let tile = 64 * head_dim * size_of::<u16>();
+        let row_bytes = head_dim * size_of::<u16>();
         if !many.is_empty() {
             let entry = pick(shape, &ROWS);
             let blocks = [many.len() / 5, kv_heads, 1];
-            let grid =
-                Grid { blocks, threads: 128, shared_bytes: 2 * tile + VECTORS * head_dim * 4 };
+            // Tiles of keys, values and queries; maxima and sums of 4 vectors a thread.
+            let shared_bytes = (64 + 64 + VECTORS) * row_bytes + 128 * 8 * size_of::<f32>();
+            let grid = Grid { blocks, threads: 128, shared_bytes };
+            let waiting = exact.or(waiting.as_ref());
             let args = args![
-                &*out, exact, log_sums, q, keys, values, tables, many, kv_heads, group, scale
+                &*out, waiting, log_sums, q, keys, values, tables, many, kv_heads, group, scale
             ];
             // SAFETY: items name rows of q and pages of the cache that exist, by the plan's asserts and those
             // above.
@@ -263,7 +242,8 @@ impl Gpu {
             let sums = self.uninitialized::<f32>(slots * head_dim)?;
             let ends = self.uninitialized::<f32>(slots * 2)?;
             let entry = pick(shape, &PART);
-            let grid = Grid { blocks: [items, kv_heads, 1], threads: 32, shared_bytes: 2 * tile };
+            let shared_bytes = (64 + 64 + WARP_VECTORS) * row_bytes;
+            let grid = Grid { blocks: [items, kv_heads, 1], threads: 32, shared_bytes };
             let args = args![&sums, &ends, q, keys, values, tables, parts, kv_heads, group, scale];
             // SAFETY: as above; an item has its own slots.
             unsafe { self.launch(entry, grid, args)? };
@@ -275,95 +255,5 @@ impl Gpu {
             unsafe { self.launch(&ptx::ATTENTION_JOIN, grid, args)? };
         }
         Ok(())
-    }
-
-    /// Lays out the work of [`Gpu::attention_backward`].
-    pub fn backward_plan(&self, trees: &[Tree], shape: Shape) -> Result<BackwardPlan, Error> {
-        let group = check(shape);
-        let (mut keys, mut queries) = (Vec::new(), Vec::new());
-        let mut next = 0;
-        for tree in trees {
-            let Tree { first_row, prompt, ref branches } = *tree;
-            assert!(next <= first_row, "rows of trees overlap");
-            next = first_row + tree.rows();
-            let mut segment = first_row;
-            for (index, len) in std::iter::once(prompt).chain(branches.iter().copied()).enumerate()
-            {
-                let (before, end) = if index == 0 { (0, next) } else { (prompt, segment + len) };
-                for first in (0..len).step_by(64) {
-                    keys.push([segment + first, 64.min(len - first), end]);
-                }
-                let step = VECTORS / group;
-                for first in (0..len).step_by(step) {
-                    let count = step.min(len - first);
-                    queries.push([segment + first, count, first_row, before, segment]);
-                }
-                segment += len;
-            }
-        }
-        // The longest first: small ones then fill the gaps.
-        keys.sort_by_key(|[first, _, end]| std::cmp::Reverse(end - first));
-        queries.sort_by_key(|[first, _, _, prompt, segment]| {
-            std::cmp::Reverse(prompt + first - segment)
-        });
-        let keys: Vec<u32> = keys.iter().flatten().map(|number| *number as u32).collect();
-        let queries: Vec<u32> = queries.iter().flatten().map(|number| *number as u32).collect();
-        Ok(BackwardPlan {
-            shape,
-            keys: self.upload(&keys)?,
-            queries: self.upload(&queries)?,
-            rows: next,
-        })
-    }
-
-    /// Twin of [`crate::cpu::attention::backward`]: the gradients of q, k and v, given that of y, for the rows
-    /// of the plan's trees; other rows are left alone.
-    pub fn attention_backward(
-        &self,
-        [dq, dk, dv]: [&mut Buffer<f32>; 3],
-        dy: &Buffer<f32>,
-        saved: AttentionSaved<'_>,
-        plan: &BackwardPlan,
-    ) -> Result<(), Error> {
-        let shape = plan.shape;
-        let Shape { heads, kv_heads, head_dim } = shape;
-        let group = check(shape);
-        let AttentionSaved { q, k, v, y, log_sums } = saved;
-        let rows = dy.len() / (heads * head_dim);
-        for (name, x) in [("dy", dy), ("y", y), ("dq", &*dq)] {
-            expect(self, name, x, &[rows, heads, head_dim]);
-        }
-        expect(self, "q", q, &[rows, heads, head_dim]);
-        for (name, x) in [("k", k), ("v", v)] {
-            expect(self, name, x, &[rows, kv_heads, head_dim]);
-        }
-        for (name, x) in [("dk", &*dk), ("dv", &*dv)] {
-            expect(self, name, x, &[rows, kv_heads, head_dim]);
-        }
-        expect(self, "log-sums", log_sums, &[rows, heads]);
-        assert!(plan.rows <= rows, "trees of {} rows, dy has {rows}", plan.rows);
-        let delta = self.uninitialized::<f32>(rows * heads)?;
-        let rounded = self.uninitialized::<u16>(dy.len())?;
-        let args = args![&delta, &rounded, dy, y, rows * heads];
-        let grid = Grid::new((rows * heads).div_ceil(4), 128);
-        // SAFETY: a warp reads a vector of dy and y below rows·heads and writes its delta and copy.
-        unsafe { self.launch(pick(shape, &DELTAS), grid, args)? };
-
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let row_bytes = head_dim * size_of::<u16>();
-        // Two tiles of 64 rows, a ring of two stages of two tiles of 32; with keys, L and delta of a stage.
-        let shared_bytes = (2 * 64 + 4 * 32) * row_bytes;
-        let blocks = [plan.keys.len() / 3, kv_heads, 1];
-        let grid = Grid { blocks, threads: 128, shared_bytes: shared_bytes + 4 * 32 * 4 };
-        let args =
-            args![dk, dv, q, k, v, &rounded, log_sums, &delta, &plan.keys, kv_heads, group, scale];
-        // SAFETY: items name rows that exist, by the plan and the assert above.
-        unsafe { self.launch(pick(shape, &OF_KEYS), grid, args)? };
-        let blocks = [plan.queries.len() / 5, kv_heads, 1];
-        let grid = Grid { blocks, threads: 128, shared_bytes };
-        let args =
-            args![dq, q, k, v, &rounded, log_sums, &delta, &plan.queries, kv_heads, group, scale];
-        // SAFETY: as above.
-        unsafe { self.launch(pick(shape, &OF_QUERIES), grid, args) }
     }
 }

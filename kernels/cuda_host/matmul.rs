@@ -10,6 +10,9 @@ pub const FEW_ROWS: usize = 128;
 /// Rows of x in a chunk of [`Gpu::matmul_gradient`]: eight times the blocks for a batch of 4,096 rows.
 const CHUNK: usize = 512;
 
+/// Elements of k in a part of [`Gpu::low_rank`]'s sums, as in matmul.cu.
+const PART: usize = 256;
+
 /// Products that are added in one pass, at most.
 const MOST_PAIRS: usize = 3;
 
@@ -189,18 +192,28 @@ impl Gpu {
         let (rank, n) = (*rank, *n);
         expect(self, "x", x, &[m, n]);
         rows.check_owner(self);
-        let sums = self.uninitialized::<f32>(m * 2 * rank)?;
+        // One part of k to a block where there are few, else all of them: the same sums, in the same order.
+        let few = m <= FEW_ROWS;
+        let (entry, rows_of_block, threads) = if few {
+            (&ptx::MATMUL_FEW_NARROW, 16, 64)
+        } else {
+            (&ptx::MATMUL_NT_NARROW, 128, 128)
+        };
+        let (blocks, all) = (m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32), n.div_ceil(PART));
+        let slices = if few || blocks * all <= self.multiprocessors() { all } else { 1 };
+        let slice = if slices == 1 { n } else { PART };
+        let sums = self.uninitialized::<f32>(slices * m * 2 * rank)?;
         // The last two thirds of the rows: high and low.
         let parts = Arg::Address(rows.address() + (rank * n * size_of::<u16>()) as u64);
-        let shared_bytes = 4 * (128 + 32) * 64;
-        let grid =
-            Grid { shared_bytes, ..Grid::new(m.div_ceil(128) * (2 * rank).div_ceil(32), 128) };
-        let args = [(&sums).into(), x.into(), parts, m.into(), (2 * rank).into(), n.into()];
-        // SAFETY: blocks write tiles of sums [m, 2·rank], and read x [m, n] and 2·rank rows of n of the factor.
-        unsafe { self.launch(&ptx::MATMUL_NT_NARROW, grid, &args)? };
+        let shared_bytes = 4 * (rows_of_block + 32) * 64;
+        let grid = Grid { blocks: [blocks, 1, slices], threads, shared_bytes };
+        let args = args![&sums, x, parts, m, 2 * rank, n, slice];
+        // SAFETY: slice z writes tiles of the z-th [m, 2·rank] of sums; blocks read x [m, n] and 2·rank rows of n of
+        // the factor.
+        unsafe { self.launch(entry, grid, args)? };
         let low = self.uninitialized(m * 3 * rank)?;
-        let args = args![&low, &sums, scale, m, rank];
-        // SAFETY: a thread reads two elements of a row of sums and writes three of the same row of low.
+        let args = args![&low, &sums, scale, m, rank, slices];
+        // SAFETY: a thread reads two elements of a row of every slice and writes three of the same row of low.
         unsafe { self.launch(&ptx::MATMUL_LOW_RANK, Grid::over(m * rank, 1, 256), args)? };
         Ok(low)
     }

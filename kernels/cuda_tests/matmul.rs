@@ -84,6 +84,26 @@ fn a_row_has_the_same_bits_in_any_batch_and_kernel() {
     }
 }
 
+/// Parts of k that have blocks of their own, or one block in turn: the rank and k make both happen above FEW_ROWS.
+#[test]
+fn a_row_of_low_rank_has_the_same_bits_in_any_batch() {
+    let Some(gpu) = gpu() else { return };
+    let (m, k) = (FEW_ROWS + 12, 14 * 256 + 40);
+    let (x, _) = operand(1, m * k);
+    for rank in [8, 64] {
+        let factor = gpu.factor(&gpu.upload(&values(2, rank * k)).unwrap(), [rank, k]).unwrap();
+        let of = |first: usize, rows: usize| {
+            let part = gpu.upload(&x[first * k..(first + rows) * k]).unwrap();
+            gpu.download(&gpu.low_rank(&part, &factor, rows, 0.5).unwrap()).unwrap()
+        };
+        let whole = of(0, m);
+        for (first, rows) in [(0, 1), (3, 17), (m - FEW_ROWS, FEW_ROWS), (9, FEW_ROWS + 1)] {
+            let want = &whole[first * 3 * rank..(first + rows) * 3 * rank];
+            assert_eq!(of(first, rows), want, "{rows} rows, rank {rank}");
+        }
+    }
+}
+
 #[test]
 fn backward_adds_the_products_of_its_pairs() {
     let Some(gpu) = gpu() else { return };
@@ -179,7 +199,8 @@ fn upload_rounded(gpu: &Gpu, x: &[f32]) -> Buffer<u16> {
 fn low_rank_products_are_as_good_as_f32() {
     let Some(gpu) = gpu() else { return };
     let cpu = Cpu::new(1);
-    for [m, n, k, rank] in [[3, 24, 40, 8], [140, 72, 136, 16], [520, 16, 24, 24]] {
+    for [m, n, k, rank] in [[3, 24, 40, 8], [140, 72, 136, 16], [520, 16, 24, 24], [18, 8, 600, 8]]
+    {
         let scale = 2.0;
         let (x, xf) = operand(1, m * k);
         let (a, b) = (values(3, rank * k), values(4, rank * n));

@@ -1,4 +1,4 @@
-//! Attention at head_dim 128. The rule: over a whole causal sequence counts are a polynomial of second degree in
+//! Attention at head_dim d, 128 as in Qwen3 or 64. The rule: over a whole causal sequence counts are a polynomial of second degree in
 //! its length, by partitions of 512 keys forward and by 256 rows backward, and kv heads do the same work. Runs have one
 //! kv head of two query heads, as Qwen3 has. Decoding: counts are a line over sequences of equal length.
 
@@ -12,25 +12,27 @@ const GROUP: usize = 2;
 pub(crate) const KV_HEADS: usize = 8;
 pub(crate) const HEADS: usize = KV_HEADS * GROUP;
 
-const ONE: Shape = Shape { heads: GROUP, kv_heads: 1, head_dim: D };
+fn one(d: usize) -> Shape {
+    Shape { heads: GROUP, kv_heads: 1, head_dim: d }
+}
 
 /// Multiply-adds of one product over the lower triangle: half of rows x rows, as FlashAttention counts.
-fn triangle(rows: usize) -> usize {
-    rows * rows / 2 * D * HEADS
+fn triangle(rows: usize, d: usize) -> usize {
+    rows * rows / 2 * d * HEADS
 }
 
 /// Forward over one sequence of `rows`, result in bf16 and f32, log-sums kept.
-pub(crate) fn forward(lab: &Lab, rows: usize) -> Result<Figure, Error> {
-    let kernel = "attention_rows_128";
-    let runs = lab.runs(kernel.to_owned(), 2, 512, 512, |rows| {
+pub(crate) fn forward(lab: &Lab, rows: usize, d: usize) -> Result<Figure, Error> {
+    let kernel = &format!("attention_rows_{d}");
+    let runs = lab.runs(kernel.clone(), 2, 512, 512, |rows| {
         let tables: Vec<u32> = (0..(rows / PAGE) as u32).collect();
         let table = 0..tables.len();
         let spans = [Span { first_row: 0, rows, first_position: 0, table }];
-        let plan = lab.gpu.attention_plan(&spans, &tables, tables.len(), ONE, 0)?;
-        let q = lab.halves(rows * GROUP * D)?;
-        let [keys, values] = [lab.halves(rows * D)?, lab.halves(rows * D)?];
-        let mut out = lab.halves(rows * GROUP * D)?;
-        let [mut exact, mut log_sums] = [lab.floats(rows * GROUP * D)?, lab.floats(rows * GROUP)?];
+        let plan = lab.gpu.attention_plan(&spans, &tables, tables.len(), one(d), 0)?;
+        let q = lab.halves(rows * GROUP * d)?;
+        let [keys, values] = [lab.halves(rows * d)?, lab.halves(rows * d)?];
+        let mut out = lab.halves(rows * GROUP * d)?;
+        let [mut exact, mut log_sums] = [lab.floats(rows * GROUP * d)?, lab.floats(rows * GROUP)?];
         lab.count(|gpu| {
             let kept = Some([&mut exact, &mut log_sums]);
             gpu.attention(&mut out, kept, &q, [&keys, &values], &plan)
@@ -38,34 +40,34 @@ pub(crate) fn forward(lab: &Lab, rows: usize) -> Result<Figure, Error> {
     })?;
     let counters = runs.at(kernel, rows);
     let counters = scaled(&counters, counters.blocks as usize * KV_HEADS);
-    let fewest = rows * D * (HEADS * (2 + 2 + 4) + KV_HEADS * 4) + rows * HEADS * 4;
-    Ok(Figure::new(format!("t{rows}"), counters, fewest, 2 * triangle(rows)))
+    let fewest = rows * d * (HEADS * (2 + 2 + 4) + KV_HEADS * 4) + rows * HEADS * 4;
+    Ok(Figure::new(format!("t{rows}"), counters, fewest, 2 * triangle(rows, d)))
 }
 
 /// Backward over one sequence of `rows`: deltas, the keys' gradients, the queries'.
-pub(crate) fn backward(lab: &Lab, rows: usize) -> Result<[Figure; 3], Error> {
-    let runs = lab.runs("attention_backward".to_owned(), 2, 256, 256, |rows| {
+pub(crate) fn backward(lab: &Lab, rows: usize, d: usize) -> Result<[Figure; 3], Error> {
+    let runs = lab.runs(format!("attention_backward_{d}"), 2, 256, 256, |rows| {
         let tree = Tree { first_row: 0, prompt: rows, branches: vec![] };
-        let plan = lab.gpu.backward_plan(&[tree], ONE)?;
-        let wide = rows * GROUP * D;
-        let [q, k, v] = [lab.halves(wide)?, lab.halves(rows * D)?, lab.halves(rows * D)?];
+        let plan = lab.gpu.backward_plan(&[tree], one(d))?;
+        let wide = rows * GROUP * d;
+        let [q, k, v] = [lab.halves(wide)?, lab.halves(rows * d)?, lab.halves(rows * d)?];
         let [y, dy, log_sums] = [lab.floats(wide)?, lab.floats(wide)?, lab.floats(rows * GROUP)?];
         let [mut dq, mut dk, mut dv] =
-            [lab.floats(wide)?, lab.floats(rows * D)?, lab.floats(rows * D)?];
+            [lab.floats(wide)?, lab.floats(rows * d)?, lab.floats(rows * d)?];
         let saved = AttentionSaved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums };
         lab.count(|gpu| gpu.attention_backward([&mut dq, &mut dk, &mut dv], &dy, saved, &plan))
     })?;
     let figure = |kernel: &str, fewest: usize, products: usize| {
-        let counters = runs.at(kernel, rows);
+        let counters = runs.at(&format!("attention_backward_{kernel}_{d}"), rows);
         let counters = scaled(&counters, counters.blocks as usize * KV_HEADS);
         Figure::new(format!("t{rows}"), counters, fewest, products)
     };
-    let (wide, narrow, numbers) = (rows * HEADS * D, rows * KV_HEADS * D, rows * HEADS * 4);
-    let deltas = figure("attention_backward_deltas_128", wide * 10 + numbers, 0);
-    // Of the five products that gradients take, scores and dy v are computed in both passes: counted once, here.
+    let (wide, narrow, numbers) = (rows * HEADS * d, rows * KV_HEADS * d, rows * HEADS * 4);
+    let deltas = figure("deltas", wide * 10 + 3 * numbers, 0);
+    // ds passes from one to the other through memory: no input and no result.
     let both = wide * 4 + narrow * 4 + 2 * numbers;
-    let keys = figure("attention_backward_keys_128", both + narrow * 8, 4 * triangle(rows));
-    let queries = figure("attention_backward_queries_128", both + wide * 4, triangle(rows));
+    let keys = figure("keys", both + narrow * 8, 4 * triangle(rows, d));
+    let queries = figure("queries", both + wide * 4, triangle(rows, d));
     Ok([deltas, keys, queries])
 }
 

@@ -76,12 +76,12 @@ fn training(lab: &Lab, report: &mut Report) -> Result<(), Error> {
 }
 
 fn attention(lab: &Lab, report: &mut Report) -> Result<(), Error> {
-    for rows in [2048, TOKENS] {
-        let forward = attention::forward(lab, rows)?;
-        let backward = attention::backward(lab, rows)?;
-        let title = format!("Attention, 16 heads over 8, head_dim 128, one sequence of {rows}");
+    for [d, rows] in [[128, 2048], [128, TOKENS], [64, 2048], [64, TOKENS]] {
+        let forward = attention::forward(lab, rows, d)?;
+        let backward = attention::backward(lab, rows, d)?;
+        let title = format!("Attention, 16 heads over 8, head_dim {d}, one sequence of {rows}");
         let all: Vec<Figure> = std::iter::once(forward).chain(backward).collect();
-        report.claim(Claim::attention(rows, &all));
+        report.claim(Claim::attention(rows, d, &all));
         report.section(Section::new("attention", title, all));
     }
     Ok(())

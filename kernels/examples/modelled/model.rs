@@ -210,8 +210,9 @@ pub(crate) fn training_step(lab: &Lab, model: &Model) -> Result<Vec<(&'static st
     let low = seconds(&low_rank(lab, model, m)?.0);
     let adapted =
         layers * (seconds(&forward_products(lab, model, m, true)?.0) + rows_seconds + low);
-    let attention_seconds = layers * attention::forward(lab, 2048)?.seconds();
-    let attention_back: f64 = attention::backward(lab, 2048)?.iter().map(Figure::seconds).sum();
+    let attention_seconds = layers * attention::forward(lab, 2048, 128)?.seconds();
+    let attention_back: f64 =
+        attention::backward(lab, 2048, 128)?.iter().map(Figure::seconds).sum();
     let [dl, factors] = gradients(lab, model, m)?;
     let backward = layers
         * (seconds(&backward_products(lab, model, m)?.0)

@@ -2,7 +2,7 @@
 //! grid without edges; bytes are each operand once, which is asserted of every run.
 
 use emulator::KernelCounters;
-use kernels::cuda::{Error, Pair};
+use kernels::cuda::{Error, FEW_ROWS, Pair};
 
 use super::counts::{Figure, Lab, assert_same_blocks, scaled};
 
@@ -135,20 +135,28 @@ pub(crate) fn nn_swiglu_backward(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Fig
 
 /// l = s x Aᵀ (or dl = s dy B): the product with a factor's parts, and their way to bf16.
 pub(crate) fn low_rank(lab: &Lab, m: usize, k: usize) -> Result<[Figure; 2], Error> {
-    let own = if m < 128 { m } else { SIDE };
-    let runs = lab.runs(format!("low rank, {own} rows"), 1, 256, 128, |k| {
+    // In decoding k is cut into slices of 256, four more from run to run, as the loop over them is unrolled by four.
+    // Else one slice, which takes so many rows that their blocks are more than multiprocessors with two slices.
+    let few = m <= FEW_ROWS;
+    let (kernel, own, rows, step) = match few {
+        true => ("matmul_few_narrow", m, 16, 1024),
+        false => ("matmul_nt_narrow", 128 * (lab.gpu.multiprocessors() / 2 + 1), 128, 512),
+    };
+    assert!(few || m.div_ceil(128) * k.div_ceil(256) > lab.gpu.multiprocessors(), "slices");
+    let slices = |k: usize| if few { k.div_ceil(256) } else { 1 };
+    let runs = lab.runs(format!("low rank, {own} rows"), 1, step, step, |k| {
         let x = lab.halves(own * k)?;
         let factor = lab.gpu.factor(&lab.floats(RANK * k)?, [RANK, k])?;
         lab.count(|gpu| gpu.low_rank(&x, &factor, own, 2.0).map(drop))
     })?;
-    let bytes = |m: usize, k: usize| [2 * (m + 2 * RANK) * k, 4 * m * 2 * RANK];
-    runs.check_bytes("matmul_nt_narrow", |k| bytes(own, k));
+    let bytes = |m: usize, k: usize| [2 * (m + 2 * RANK) * k, 4 * m * 2 * RANK * slices(k)];
+    runs.check_bytes(kernel, |k| bytes(own, k));
     let [read, written] = bytes(m, k);
-    let counters = spread(runs.at("matmul_nt_narrow", k), m.div_ceil(128), [read, written]);
+    let counters = spread(runs.at(kernel, k), m.div_ceil(rows) * slices(k), [read, written]);
     let products = m * 2 * RANK * k;
     let narrow = Figure::new(shape([m, 2 * RANK, k], 0, false), counters, read + written, products);
     let counters = scaled(&runs.at("matmul_low_rank", k), (m * RANK).div_ceil(256));
-    let fewest = m * (8 * RANK + 2 * PARTS);
+    let fewest = m * (8 * RANK * slices(k) + 2 * PARTS);
     Ok([narrow, Figure::new(format!("m{m} rank{RANK}"), counters, fewest, 0)])
 }
 

@@ -91,7 +91,7 @@ impl Claim {
     }
 
     /// Forward and backward at 60 % of the tensor roof; work as FlashAttention counts it.
-    pub(crate) fn attention(rows: usize, figures: &[Figure]) -> Claim {
+    pub(crate) fn attention(rows: usize, d: usize, figures: &[Figure]) -> Claim {
         let peak = 2.0 * A100.tensor_products * A100.multiprocessors as f64 * A100.clock_hz;
         let rate = |figures: &[Figure]| {
             let seconds: f64 = figures.iter().map(Figure::seconds).sum();
@@ -110,7 +110,7 @@ impl Claim {
             .collect();
         Claim {
             what: format!(
-                "Attention, forward and backward, {rows} tokens: at least 60 % of the tensor roof"
+                "Attention, head_dim {d}, forward and backward, {rows} tokens: at least 60 % of the tensor roof"
             ),
             holds: all >= 0.6 * peak,
             figures: format!(
