@@ -22,8 +22,13 @@ mod train;
 use std::{io, process::ExitCode};
 
 use clap::Parser;
+use kernels::cpu::heap::Heap;
 
 use args::{Cli, Command};
+
+/// A tokenizer lies in large pages.
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// Why a command could not be done. Printed once, by `main`.
 type Failure = Box<dyn std::error::Error>;
