@@ -2,6 +2,7 @@
 
 use engine::{model::Model, tensor::Device, weights::Packing};
 use kernels::cpu::Cpu;
+use trainer::settings::Weights;
 
 use crate::{Failure, args::WeightsArg};
 
@@ -19,8 +20,8 @@ pub(crate) fn available_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Lets `model` read its weights as `--weights` says.
-pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<(), Failure> {
+/// Lets `model` read its weights as `--weights` says. What came of it: mapped, or packed sooner or later.
+pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<Weights, Failure> {
     let packing = match weights {
         WeightsArg::Mapped => Packing::Mapped,
         // For a while the copy stands beside what was read of the files.
@@ -40,7 +41,10 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<()
         }
     };
     model.set_packing(packing);
-    Ok(())
+    Ok(match packing {
+        Packing::WhenReused | Packing::AtOnce if model.can_pack() => Weights::Packed,
+        _ => Weights::Mapped,
+    })
 }
 
 /// Memory for keys and values where the user names none: a quarter of what is free.

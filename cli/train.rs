@@ -184,12 +184,14 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         precision(args.dtype),
         &device,
     )?;
-    machine::place_weights(&mut language_model.model, args.weights)?;
+    let mut settings = settings.clone();
+    let weights = args.weights.unwrap_or(settings.model.weights.into());
+    settings.model.weights = machine::place_weights(&mut language_model.model, weights)?;
     if from.is_some() {
-        check_start(&adapter, settings)?;
+        check_start(&adapter, &settings)?;
     }
     let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
-    check_positions(&language_model, settings)?;
+    check_positions(&language_model, &settings)?;
 
     let fingerprints = json!({
         "j1": env!("CARGO_PKG_VERSION"),
@@ -204,13 +206,13 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         "data": pairs_fingerprint,
         "held_out": held_out.as_ref().map(|(_, fingerprint)| fingerprint.clone()),
     });
-    let run_directory = open_run(args, settings, out, &fingerprints)?;
+    let run_directory = open_run(args, &settings, out, &fingerprints)?;
 
     let stop = interrupt::flag();
     let cache_bytes = args.cache_memory.unwrap_or_else(machine::default_cache_bytes) as usize;
     let view = View::new();
-    let (pairs, longest) = match fitting_pairs(&language_model, &template, settings, pairs, &view)?
-    {
+    let fitting = fitting_pairs(&language_model, &template, &settings, pairs, &view)?;
+    let (pairs, longest) = match fitting {
         Some(pairs) => pairs,
         None => return Ok(Ended::Interrupted),
     };
@@ -219,7 +221,6 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
     }
 
-    let mut settings = settings.clone();
     let (model, cache) = (&language_model.model, cache_bytes as u64);
     memory::resolve_checkpointing(&mut settings, model, &directory, longest, cache);
     let mut trainer = Trainer::new(language_model, template, settings, pairs, cache_bytes);
