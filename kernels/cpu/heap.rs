@@ -253,7 +253,7 @@ mod tests {
                 assert_eq!(moved, second.wrapping_add(9));
                 assert_eq!(std::slice::from_raw_parts(moved, 7), [1; 7]);
                 let third = Heap.alloc(wide);
-                assert!(third > moved && third as usize % 64 == 0);
+                assert!(third > moved && (third as usize).is_multiple_of(64));
                 third.write_bytes(3, 100);
                 let shrunk = Heap.realloc(third, wide, 50);
                 assert_eq!(std::slice::from_raw_parts(shrunk, 50), [3; 50]);
