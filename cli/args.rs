@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
-use trainer::{prompt::OrderPlan, verdict::MatchRule};
+use trainer::{prompt::OrderPlan, settings::Weights, verdict::MatchRule};
 pub(crate) use values::DeviceArg;
 use values::{parse_device, parse_share, parse_size};
 
@@ -24,7 +24,8 @@ use values::{parse_device, parse_share, parse_size};
 A judge is a Hugging Face checkpoint (Qwen3, Qwen2 or Llama), with or without a PEFT LoRA adapter.
 Results go to stdout and files, progress and logs to stderr.
 
-Exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted (what was done is kept)."
+Exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 terminated (what was
+done is kept)."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -32,7 +33,9 @@ pub(crate) struct Cli {
 
     /// Record what every thread does when, as a Chrome trace that ui.perfetto.dev opens: a slice a
     /// kernel, with its GFLOP/s and GB/s. Results stay the same. FILE grows by some megabytes a
-    /// second: take a short run (see README, "Profile")
+    /// second: take a short run (see README, "Profile"). It is FILE.partial until the command ends;
+    /// one that was killed (SIGKILL, no memory) leaves that, as far as it was written. It opens all
+    /// the same, and the next run replaces it
     #[arg(long, value_name = "FILE", global = true, help_heading = "Diagnostics")]
     pub(crate) profile: Option<PathBuf>,
 }
@@ -113,6 +116,16 @@ pub(crate) enum WeightsArg {
     Mapped,
     /// In a packed copy from the first use on, whose pages are larger and read in one stream
     Packed,
+}
+
+impl From<Weights> for WeightsArg {
+    fn from(weights: Weights) -> WeightsArg {
+        match weights {
+            Weights::Auto => WeightsArg::Auto,
+            Weights::Mapped => WeightsArg::Mapped,
+            Weights::Packed => WeightsArg::Packed,
+        }
+    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

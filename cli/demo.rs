@@ -117,7 +117,7 @@ fn train_arguments(args: &Demo) -> Train {
         model: text(out.join("model")),
         adapter: None,
         dtype: DtypeArg::Auto,
-        weights: WeightsArg::Auto,
+        weights: None,
         data: text(out.join("data/train.jsonl")),
         held_out: None,
         out: Some(out.join("run")),

@@ -172,6 +172,7 @@ fn to_json(timing: &Timing, session: &Session) -> Value {
         "tokens_per_second": timing.tokens_per_second(),
         "threads": cpu.threads(),
         "instructions": cpu.isa().name(),
+        "weights": session.weights.name(),
     })
 }
 

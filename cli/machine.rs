@@ -2,6 +2,7 @@
 
 use engine::{device::DeviceError, model::Model, tensor::Device, weights::Packing};
 use kernels::cpu::Cpu;
+use trainer::settings::Weights;
 
 use crate::{
     Failure,
@@ -55,10 +56,12 @@ pub(crate) fn available_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Lets `model` read its weights as `--weights` says; on a GPU, takes them there.
-pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<(), Failure> {
+/// Lets `model` read its weights as `--weights` says; on a GPU, takes them there. What came of it: mapped, or packed
+/// sooner or later; a GPU reads the map once.
+pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<Weights, Failure> {
     if model.device().is_cuda() {
-        return Ok(model.upload()?);
+        model.upload()?;
+        return Ok(Weights::Mapped);
     }
     let packing = match weights {
         WeightsArg::Mapped => Packing::Mapped,
@@ -79,7 +82,10 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<()
         }
     };
     model.set_packing(packing);
-    Ok(())
+    Ok(match packing {
+        Packing::WhenReused | Packing::AtOnce if model.can_pack() => Weights::Packed,
+        _ => Weights::Mapped,
+    })
 }
 
 /// Memory for keys and values where the user names none: a quarter of what is free, of a GPU half.

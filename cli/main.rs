@@ -19,11 +19,20 @@ mod rollout;
 mod session;
 mod train;
 
-use std::{io, process::ExitCode};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::ExitCode,
+};
 
 use clap::Parser;
+use kernels::cpu::heap::Heap;
 
 use args::{Cli, Command};
+
+/// A tokenizer lies in large pages.
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// Why a command could not be done. Printed once, by `main`.
 type Failure = Box<dyn std::error::Error>;
@@ -31,11 +40,17 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let Cli { command, profile } = Cli::parse();
     let started = profile.map(|path| profile::start(&path, command.name()));
-    let status = match started.transpose() {
-        Ok(_) => run(&command),
-        Err(error) => failed(&error),
-    };
-    profile::finish(status)
+    if let Err(error) = started.transpose() {
+        return failed(&error);
+    }
+    // Nothing of the command is looked at after a panic but the profile, which is there to look at.
+    match catch_unwind(AssertUnwindSafe(|| run(&command))) {
+        Ok(status) => profile::finish(status),
+        Err(panic) => {
+            profile::finish(ExitCode::FAILURE);
+            resume_unwind(panic)
+        }
+    }
 }
 
 fn run(command: &Command) -> ExitCode {

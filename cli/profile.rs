@@ -1,5 +1,6 @@
 //! `--profile FILE`: a Chrome trace of the run. It grows beside FILE, as FILE.partial, and takes FILE's name
-//! when it is whole: at the end of the command, whether that worked or not, and on Ctrl-C.
+//! when it is whole: at the end of the command, whether that worked or not, on a panic, on Ctrl-C and on
+//! termination. A process that is killed leaves FILE.partial, which lacks its end; the next run replaces it.
 
 use std::{
     ffi::OsString,

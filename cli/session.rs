@@ -18,7 +18,7 @@ use engine::{
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kernels::cpu::sample::SamplingParams;
 use serde_json::{Value, json};
-use trainer::{data, fingerprint, judge::Judge, prompt::Template};
+use trainer::{data, fingerprint, judge::Judge, prompt::Template, settings::Weights};
 
 use crate::{
     Failure,
@@ -30,6 +30,7 @@ use crate::{
 /// A judge's parts, opened.
 pub(crate) struct Session {
     pub(crate) language_model: LanguageModel,
+    pub(crate) weights: Weights,
     template: Template,
     sampling: SamplingParams,
     generation: GenerationArgs,
@@ -49,7 +50,7 @@ impl Session {
         let device = machine::device(runtime.device, runtime.dtype, runtime.threads)?;
         let mut language_model =
             LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
-        machine::place_weights(&mut language_model.model, runtime.weights)?;
+        let weights = machine::place_weights(&mut language_model.model, runtime.weights)?;
         let template = match &generation.template {
             Some(path) => Template::from_file(path)?,
             None => Template::bundled(),
@@ -58,7 +59,7 @@ impl Session {
         let sampling = sampling(generation, &language_model.generation);
         sampling.validate()?;
         let generation = generation.clone();
-        Ok(Session { language_model, template, sampling, generation, directory, adapter })
+        Ok(Session { language_model, weights, template, sampling, generation, directory, adapter })
     }
 
     /// The judge. `max_prompt_tokens`: `None` for what the model's positions leave.

@@ -18,7 +18,7 @@ use trainer::{
     data::{self, Pair},
     prompt::Template,
     scores::Scores,
-    settings::{LoraSettings, OverLong, Preset, Settings, SettingsError},
+    settings::{LoraSettings, OverLong, Preset, Settings, SettingsError, Weights},
     train::{
         Progress, StepReport, Trainer,
         prompts::{Fitting, fitting},
@@ -29,7 +29,7 @@ use trainer::{
 
 use crate::{
     Failure,
-    args::{PresetArg, SettingsArgs, Train},
+    args::{PresetArg, SettingsArgs, Train, WeightsArg},
     interrupt, machine, memory,
     output::{note, print},
     session::{data_file, directory_fingerprint, precision, resolve},
@@ -184,12 +184,21 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         precision(args.dtype),
         &device,
     )?;
-    machine::place_weights(&mut language_model.model, args.weights)?;
+    let mut settings = settings.clone();
+    let weights = match (args.weights, settings.model.weights) {
+        (Some(flag), _) => flag,
+        // What was possible where the run began need not be here, and no result depends on it.
+        (None, Weights::Packed) if args.resume && !language_model.model.can_pack() => {
+            WeightsArg::Auto
+        }
+        (None, from_settings) => from_settings.into(),
+    };
+    settings.model.weights = machine::place_weights(&mut language_model.model, weights)?;
     if from.is_some() {
-        check_start(&adapter, settings)?;
+        check_start(&adapter, &settings)?;
     }
     let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
-    check_positions(&language_model, settings)?;
+    check_positions(&language_model, &settings)?;
 
     let fingerprints = json!({
         "j1": env!("CARGO_PKG_VERSION"),
@@ -204,14 +213,14 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         "data": pairs_fingerprint,
         "held_out": held_out.as_ref().map(|(_, fingerprint)| fingerprint.clone()),
     });
-    let run_directory = open_run(args, settings, out, &fingerprints)?;
+    let run_directory = open_run(args, &settings, out, &fingerprints)?;
 
     let stop = interrupt::flag();
     let cache_bytes =
         args.cache_memory.unwrap_or_else(|| machine::default_cache_bytes(&device)) as usize;
     let view = View::new();
-    let (pairs, longest) = match fitting_pairs(&language_model, &template, settings, pairs, &view)?
-    {
+    let fitting = fitting_pairs(&language_model, &template, &settings, pairs, &view)?;
+    let (pairs, longest) = match fitting {
         Some(pairs) => pairs,
         None => return Ok(Ended::Interrupted),
     };
@@ -220,7 +229,6 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
     }
 
-    let mut settings = settings.clone();
     let (model, cache) = (&language_model.model, cache_bytes as u64);
     memory::resolve_checkpointing(&mut settings, model, &directory, longest, cache);
     let mut trainer = Trainer::new(language_model, template, settings, pairs, cache_bytes);

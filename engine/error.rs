@@ -47,7 +47,7 @@ pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, FileErr
         return Err(too_large(metadata.len()));
     }
     // The length is a promise that the file may break while it is read (or in /proc): hence `take` as well.
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
     File::open(path).map_err(io)?.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > limit_bytes {
         return Err(too_large(bytes.len() as u64));

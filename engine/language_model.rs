@@ -104,8 +104,8 @@ impl LanguageModel {
         precision: Option<Precision>,
         device: &Device,
     ) -> Result<LanguageModel, OpenError> {
-        let model = open_model(directory, adapter, precision, device)?;
-        LanguageModel::around(model, directory)
+        let decoder = || Ok((open_model(directory, adapter, precision, device)?, ()));
+        Ok(LanguageModel::around(decoder, directory)?.0)
     }
 
     /// Opens the checkpoint with an adapter that is made for its configuration, and returns that too.
@@ -115,19 +115,29 @@ impl LanguageModel {
         precision: Option<Precision>,
         device: &Device,
     ) -> Result<(LanguageModel, Adapter), OpenError> {
-        let (model, adapter) = open_model_with(directory, adapter, precision, device)?;
-        Ok((LanguageModel::around(model, directory)?, adapter))
+        let decoder = || open_model_with(directory, adapter, precision, device);
+        LanguageModel::around(decoder, directory)
     }
 
-    fn around(model: Model, directory: &Path) -> Result<LanguageModel, OpenError> {
-        let tokenizer = Tokenizer::load(directory)?;
+    fn around<T>(
+        decoder: impl FnOnce() -> Result<(Model, T), OpenError>,
+        directory: &Path,
+    ) -> Result<(LanguageModel, T), OpenError> {
+        let (tokenizer, decoder) = std::thread::scope(|scope| {
+            // It takes longer than all else, and is needed first.
+            let tokenizer = scope.spawn(|| Tokenizer::load(directory));
+            let decoder = decoder();
+            (tokenizer.join().expect("loading catches panics"), decoder)
+        });
+        let (model, more) = decoder?;
+        let tokenizer = tokenizer?;
         tokenizer.check_against(model.config().vocab_size)?;
         let chat = ChatTemplate::load(directory)?;
         let generation = GenerationConfig::load(directory, model.config())?;
         // Without one, every completion would run to its limit.
         generation.stop_ids(directory)?;
         heap::give_back_freed();
-        Ok(LanguageModel { model, tokenizer, chat, generation })
+        Ok((LanguageModel { model, tokenizer, chat, generation }, more))
     }
 
     /// Ids that end a completion.

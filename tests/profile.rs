@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ fn golden(case: &str) -> String {
 pub(crate) fn events(path: &Path) -> Vec<Value> {
     let trace: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     assert!(!partial(path).exists());
-    trace["traceEvents"].as_array().unwrap().clone()
+    trace.as_array().unwrap().clone()
 }
 
 fn partial(path: &Path) -> PathBuf {
@@ -145,37 +145,83 @@ fn a_profile_that_cannot_be_written_is_refused_before_the_work() {
     events(Path::new(&busy));
 }
 
-/// Both where the command looks at the flag that Ctrl-C raises, and where it does not.
+/// Runs `j1 args --profile file` and sends it a signal once events were written, long before the end.
+#[cfg(unix)]
+fn stopped(args: &[&str], file: &Path, signal: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
+        .args(args)
+        .arg("--profile")
+        .arg(file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while fs::metadata(partial(file)).map_or(0, |there| there.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(child.try_wait().unwrap(), None, "{args:?} ended before it was stopped");
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait_with_output().unwrap()
+}
+
+/// Both where the command looks at the flag that signals raise, and where it does not.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_leaves_a_whole_profile() {
+fn ctrl_c_and_termination_leave_a_whole_profile() {
     let scratch = tempfile::tempdir().unwrap();
     let (model, data) = (model(), pairs(scratch.path(), 12));
     let path = |name: &str| scratch.path().join(name).display().to_string();
-    let (out, llama) = (path("out"), golden("llama"));
-    let eval = eval_args(&model, &data, &out, &["--batch", "1", "--threads", "1"]);
+    let llama = golden("llama");
     let check = [&["check"][..], &[llama.as_str(); 1000]].concat();
-    for (name, args) in [("eval.json", eval), ("check.json", check)] {
-        let file = scratch.path().join(name);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
-            .args(args)
-            .arg("--profile")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Once events were written, and long before the end.
-        while fs::metadata(partial(&file)).map_or(0, |there| there.len()) == 0 {
-            std::thread::sleep(Duration::from_millis(1));
-            assert_eq!(child.try_wait().unwrap(), None, "{name}: ended before it was interrupted");
+    for (signal, status) in [("-INT", 130), ("-TERM", 143)] {
+        let out = path(signal);
+        let eval = eval_args(&model, &data, &out, &["--batch", "1", "--threads", "1"]);
+        for (name, args) in [("eval", &eval), ("check", &check)] {
+            let file = scratch.path().join(format!("{name}{signal}.json"));
+            let output = stopped(args, &file, signal);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(status), "{name}: {stderr}");
+            assert!(stderr.contains("profile: "), "{name}: {stderr}");
+            assert!(events(&file).iter().any(|event| event["name"] == "matmul"), "{name}");
         }
-        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-        let output = child.wait_with_output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(130), "{name}: {stderr}");
-        assert!(stderr.contains("profile: "), "{name}: {stderr}");
-        assert!(events(&file).iter().any(|event| event["name"] == "matmul"), "{name}");
     }
+}
+
+/// What a killed run leaves is an array of whole events that lacks its end, and in nobody's way.
+#[cfg(unix)]
+#[test]
+fn a_killed_run_leaves_a_partial_profile_that_can_be_read_and_is_replaced() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("trace.json");
+    let llama = golden("llama");
+    let output = stopped(&[&["check"][..], &[llama.as_str(); 1000]].concat(), &file, "-KILL");
+    assert_eq!(output.status.code(), None);
+    assert!(!file.exists());
+    let there = fs::read_to_string(partial(&file)).unwrap();
+    // The system may have taken a part of the last write.
+    let whole = &there[..there.rfind(",\n{").unwrap()];
+    let read: Vec<Value> = serde_json::from_str(&format!("{whole}]")).unwrap();
+    assert!(read.len() > 1000, "{} events", read.len());
+    assert!(read.iter().any(|event| event["name"] == "matmul"));
+
+    stdout(&j1(&["check", &llama, "--profile", &file.display().to_string()]));
+    assert!(events(&file).iter().any(|event| event["name"] == "matmul"));
+}
+
+/// Provoked by stacks that no system has memory for: threads cannot start.
+#[test]
+fn a_panic_leaves_a_whole_profile() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("trace.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_j1"))
+        .env("RUST_MIN_STACK", (1u64 << 60).to_string())
+        .args(["check", &golden("llama"), "--threads", "2", "--profile"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(101), "{stderr}");
+    assert!(stderr.contains("panicked") && stderr.contains("profile: "), "{stderr}");
+    assert_eq!(names(&events(&file), "process_name"), ["j1 check"]);
 }

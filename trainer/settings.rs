@@ -17,6 +17,7 @@ use std::path::Path;
 
 pub use choices::{
     GradientCheckpointing, LossType, Orders, OverLong, Preset, ScaleRewards, Schedule, Thinking,
+    Weights,
 };
 pub use error::SettingsError;
 
@@ -24,12 +25,14 @@ pub use error::SettingsError;
 const MAX_FILE: u64 = 1 << 20;
 
 /// Where things are; flags of the command line come first.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelSettings {
     /// Checkpoint: a directory or a Hugging Face id. Empty: given by `--model`.
     pub path: String,
     /// Adapter to start from. Empty: a new one.
     pub adapter: String,
+    /// Where weights are read.
+    pub weights: Weights,
 }
 
 /// The adapter.

@@ -59,9 +59,9 @@ pub(crate) struct Train {
     /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
     pub(crate) dtype: DtypeArg,
-    /// Where weights are read; results are the same
-    #[arg(long, value_enum, default_value_t = WeightsArg::Auto, help_heading = "Model")]
-    pub(crate) weights: WeightsArg,
+    /// Where weights are read; results are the same [default: the settings', which are auto]
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub(crate) weights: Option<WeightsArg>,
 
     /// Training pairs: .jsonl, .csv or .parquet, or the known name skywork [default: the settings']
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]

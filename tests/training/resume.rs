@@ -4,7 +4,7 @@
 use std::{fs, io::BufRead, path::Path, process::Command};
 
 use engine::{language_model::open_model, tensor::Device};
-use kernels::cpu::Cpu;
+use kernels::cpu::{Cpu, matmul::Panels};
 use serde_json::Value;
 
 use super::{Run, assert_same, finish, metrics, number, resume, spawn, succeeded, with_threads};
@@ -130,30 +130,74 @@ fn the_last_checkpoints_and_the_best_are_kept() {
     assert_eq!(fs::read(last).unwrap(), fs::read(adapter).unwrap());
 }
 
+/// Of both signals.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_finishes_the_step_saves_and_the_run_goes_on_later() {
+fn a_signal_finishes_the_step_saves_and_the_run_goes_on_later() {
     let mut run = Run::new("qwen3-tied-bf16");
     run.set(&["train.steps=60", "train.save_every=7", "train.eval_every=0"]);
     let whole = run.complete("whole", 1);
-    let out = run.path("stopped");
-    let mut child = spawn(&with_threads(run.start(&out), 1));
-    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
-    // Once a step is done, and long before all are.
-    let mut says = String::new();
-    while says.lines().last().is_none_or(|line| !line.trim_start().starts_with("1 ")) {
-        assert_ne!(stderr.read_line(&mut says).unwrap(), 0, "ended before a step: {says}");
-    }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    std::io::Read::read_to_string(&mut stderr, &mut says).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{says}");
-    assert!(says.contains("--resume") && says.contains("stopping after this step"), "{says}");
-    let steps = metrics(&out).len() as u64;
-    assert!((1..50).contains(&steps), "{steps} steps: {says}");
-    assert_eq!(checkpoints(&out).last(), Some(&steps));
-    assert!(!out.join("adapter").exists());
+    for (signal, status) in [("-INT", 130), ("-TERM", 143)] {
+        let out = run.path(&format!("stopped{signal}"));
+        let mut child = spawn(&with_threads(run.start(&out), 1));
+        let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        // Once a step is done, and long before all are.
+        let mut says = String::new();
+        while says.lines().last().is_none_or(|line| !line.trim_start().starts_with("1 ")) {
+            assert_ne!(stderr.read_line(&mut says).unwrap(), 0, "ended before a step: {says}");
+        }
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        std::io::Read::read_to_string(&mut stderr, &mut says).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{says}");
+        assert!(says.contains("--resume") && says.contains("stopping after this step"), "{says}");
+        let steps = metrics(&out).len() as u64;
+        assert!((1..50).contains(&steps), "{steps} steps: {says}");
+        assert_eq!(checkpoints(&out).last(), Some(&steps));
+        assert!(!out.join("adapter").exists());
 
-    succeeded(&finish(&with_threads(resume(&out), 2)));
-    assert_same(&out, &whole, &format!("stopped after {steps} steps"));
+        succeeded(&finish(&with_threads(resume(&out), 2)));
+        assert_same(&out, &whole, &format!("stopped by {signal} after {steps} steps"));
+    }
+}
+
+/// config.toml says where a run's weights are read. Old runs do not say it, and a resumed one may read them elsewhere.
+#[test]
+fn a_run_says_where_its_weights_are_read_and_may_change_it() {
+    let mut run = Run::new("qwen3-tied-bf16");
+    run.set(&["train.steps=4"]);
+    let said = |out: &Path| -> String {
+        let text = fs::read_to_string(out.join("config.toml")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("weights = "));
+        line.expect("config.toml has a line of model.weights").to_owned()
+    };
+    let packs = Panels::suit(&Cpu::new(1));
+    let whole = run.complete("whole", 1);
+    assert_eq!(said(&whole), if packs { "\"packed\"" } else { "\"mapped\"" });
+    // Flags come before settings.
+    let started = |name: &str, more: &[&str]| {
+        let out = run.path(name);
+        let more = more.iter().map(|arg| arg.to_string());
+        succeeded(&finish(&run.start(&out).into_iter().chain(more).collect::<Vec<_>>()));
+        out
+    };
+    assert_eq!(said(&started("set", &["--set", "model.weights=mapped"])), "\"mapped\"");
+    let more = ["--set", "model.weights=packed", "--weights", "mapped"];
+    let mapped = started("mapped", &more);
+    assert_eq!(said(&mapped), "\"mapped\"");
+
+    let config = |out: &Path| fs::read(out.join("config.toml")).unwrap();
+    let old: String = (String::from_utf8(config(&whole)).unwrap().lines())
+        .filter(|line| !line.starts_with("weights = "))
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    for (name, text) in [("from-old", old.into_bytes()), ("from-mapped", config(&mapped))] {
+        let out = run.path(name);
+        rewind(&whole, &out, 2);
+        fs::write(out.join("config.toml"), text).unwrap();
+        let args = [resume(&out), vec!["--weights".to_owned(), "auto".to_owned()]].concat();
+        succeeded(&finish(if name == "from-old" { &args } else { &args[..args.len() - 2] }));
+        fs::write(out.join("config.toml"), config(&whole)).unwrap();
+        assert_same(&out, &whole, name);
+    }
 }

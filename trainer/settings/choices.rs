@@ -51,6 +51,15 @@ choices! {
         /// The original j1 training on TRL 0.15.2, fault for fault.
         Trl0152 = "trl-0.15.2",
     }
+    /// Where weights are read; no bit depends on it.
+    Weights {
+        /// As memory and CPU allow.
+        Auto = "auto",
+        /// In the checkpoint's files.
+        Mapped = "mapped",
+        /// In a packed copy.
+        Packed = "packed",
+    }
     /// What becomes of prompts that are too long.
     OverLong {
         /// They are left out before the run, and counted.

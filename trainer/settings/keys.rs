@@ -102,6 +102,7 @@ fn keys() -> Vec<Key> {
 
         "model.path" => model.path: "Checkpoint: a directory or a Hugging Face id. --model comes first."; ANY, |_| true;
         "model.adapter" => model.adapter: "PEFT adapter to start from; empty: a new one. --adapter comes first."; ANY, |_| true;
+        "model.weights" => model.weights: "Where weights are read: in the checkpoint's files, or in a packed copy; auto: in the copy once\ntokens are generated, if memory and CPU allow. It changes no bit; config.toml of a run has what came\nof it. --weights comes first."; ANY, |_| true;
 
         "lora.r" => lora.r: "Rank of the adapter."; "a whole number from 1 to 1024", |n| (1..=1024).contains(n);
         "lora.alpha" => lora.alpha: "The adapter's update is scaled by alpha / r."; "a number above 0", |x| *x > 0.0;

@@ -4,7 +4,7 @@ use super::keys::MODULES;
 use super::{
     DataSettings, GradientCheckpointing, LoraSettings, LossSettings, LossType, ModelSettings,
     OptimizerSettings, Orders, OverLong, Preset, RewardSettings, RewardWeights, RolloutSettings,
-    ScaleRewards, Schedule, Settings, Thinking, TrainSettings,
+    ScaleRewards, Schedule, Settings, Thinking, TrainSettings, Weights,
 };
 
 pub(super) fn settings(preset: Preset) -> Settings {
@@ -23,7 +23,11 @@ pub(super) fn settings(preset: Preset) -> Settings {
 fn j1(preset: Preset, model: &str) -> Settings {
     Settings {
         preset,
-        model: ModelSettings { path: model.to_owned(), adapter: String::new() },
+        model: ModelSettings {
+            path: model.to_owned(),
+            adapter: String::new(),
+            weights: Weights::Auto,
+        },
         lora: LoraSettings {
             r: 16,
             alpha: 32.0,

@@ -34,6 +34,7 @@ fn what_is_written_is_read_back() {
         [model]
         path = \"a \\\"b\\\" \\\\ \\u007f é \\n #\"
         adapter = 'C:\\x'
+        weights = 'mapped'
         [lora]
         r = 0x20
         alpha = 1
@@ -129,6 +130,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         [model]
         path = \"Qwen/Qwen3-0.6B\"
         adapter = \"\"
+        weights = \"auto\"
         [lora]
         r = 16
         alpha = 32.0

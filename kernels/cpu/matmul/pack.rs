@@ -119,51 +119,65 @@ pub(super) fn pack_panel_columns(
         "a panel of panels"
     );
     assert!(to.len() >= count * PANEL_ROWS, "room for a panel");
-    let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    let low_half = _mm512_set1_epi32(0xFFFF);
     for i in (0..count).step_by(16) {
-        // The sixteen row pairs are one panel's; its pairs of columns are rows of 32 there.
-        let panel = (start + i) / 16;
-        let mut halves = [[_mm512_setzero_si512(); 16]; 2];
-        for pair in 0..16.min(pairs - first / 2) {
-            let from =
-                &panels.data[(panel * pairs + first / 2 + pair) * PANEL_ROWS..][..PANEL_ROWS];
-            // SAFETY: the slice has the 32 elements.
-            let (a, b) = unsafe {
-                (
-                    _mm512_loadu_si512(from.as_ptr().cast()),
-                    _mm512_loadu_si512(from[16..].as_ptr().cast()),
-                )
-            };
-            let e = _mm512_permutex2var_epi32(a, even, b);
-            let o = _mm512_permutex2var_epi32(a, odd, b);
-            // Columns 2 pair and 2 pair + 1, of each row pair.
-            let first = _mm512_or_si512(_mm512_and_si512(e, low_half), _mm512_slli_epi32::<16>(o));
-            let second =
-                _mm512_or_si512(_mm512_srli_epi32::<16>(e), _mm512_andnot_si512(low_half, o));
-            halves[pair / 8][pair % 8 * 2] = first;
-            halves[pair / 8][pair % 8 * 2 + 1] = second;
-        }
-        for (half, block) in halves.into_iter().enumerate() {
-            // SAFETY: this function has the feature.
-            let block = unsafe { transposed(block) };
-            let rows = 16.min(count - i);
-            let to = &mut to[i * PANEL_ROWS..(i + rows) * PANEL_ROWS];
+        let from = column_block(panels, [(start + i) / 16, first / PANEL_ROWS]);
+        let to = &mut to[i * PANEL_ROWS..][..16.min(count - i) * PANEL_ROWS];
+        let here = 16.min(pairs - first / 2);
+        assert!((from.wrapping_add(here * PANEL_ROWS)) <= panels.data.as_ptr_range().end);
+        for half in 0..2 {
+            let from = from.wrapping_add(8 * half * PANEL_ROWS);
             let out = to[16 * half..].as_mut_ptr();
-            // SAFETY: row by row, the sixteen elements are inside the slice above.
+            // SAFETY: this function has the features; `here` pairs of 32 are there to read by the assert above, row by row
+            // sixteen elements to write in the slice.
             unsafe {
-                if rows == 16 {
+                // As in `pack_rows`, a whole block in registers.
+                if here == 16 && to.len() == 16 * PANEL_ROWS {
+                    let block = transposed_columns(from, 8);
                     for row in 0..16 {
                         _mm512_storeu_si512(out.add(row * PANEL_ROWS).cast(), block[row]);
                     }
                 } else {
-                    for row in 0..rows {
+                    let block = transposed_columns(from, here.saturating_sub(8 * half).min(8));
+                    for row in 0..to.len() / PANEL_ROWS {
                         _mm512_storeu_si512(out.add(row * PANEL_ROWS).cast(), block[row]);
                     }
                 }
             }
         }
+    }
+}
+
+/// What panel `index` of the transpose takes from the sixteen row pairs of panel `panel`: sixteen pairs of columns, 2 KiB. An
+/// address of nothing where there are no such panels.
+pub(super) fn column_block(panels: PanelSlice<'_>, [panel, index]: [usize; 2]) -> *const u32 {
+    let [_, columns] = panels.shape();
+    panels.data.as_ptr().wrapping_add((panel * columns.div_ceil(2) + index * 16) * PANEL_ROWS)
+}
+
+/// `count` pairs of columns of 32 rows, as sixteen rows of pairs of rows; the rest is zero.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BW; `count` pairs of 32, at most eight, are there to be read.
+#[inline(always)]
+unsafe fn transposed_columns(from: *const u32, count: usize) -> [__m512i; 16] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        let low_half = _mm512_set1_epi32(0xFFFF);
+        let mut block = [_mm512_setzero_si512(); 16];
+        for pair in 0..count {
+            let a = _mm512_loadu_si512(from.add(pair * PANEL_ROWS).cast());
+            let b = _mm512_loadu_si512(from.add(pair * PANEL_ROWS + 16).cast());
+            let e = _mm512_permutex2var_epi32(a, even, b);
+            let o = _mm512_permutex2var_epi32(a, odd, b);
+            // Columns 2 pair and 2 pair + 1, of each row pair.
+            block[2 * pair] =
+                _mm512_or_si512(_mm512_and_si512(e, low_half), _mm512_slli_epi32::<16>(o));
+            block[2 * pair + 1] =
+                _mm512_or_si512(_mm512_srli_epi32::<16>(e), _mm512_andnot_si512(low_half, o));
+        }
+        transposed(block)
     }
 }
 

@@ -15,7 +15,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::pack::{pack_columns, pack_panel_columns, pack_rows};
+use super::pack::{column_block, pack_columns, pack_panel_columns, pack_rows};
 use super::panels::{PANEL_ROWS, PanelSlice};
 use super::{FEW_ROWS, LowRank, STREAM};
 use crate::cpu::context::{Scratch, grown};
@@ -261,8 +261,21 @@ impl Block<'_> {
                                 stride: n,
                             }),
                         };
-                        let (next, next_step) = match tiles {
-                            1 => (w.wrapping_byte_add(AHEAD), PANEL_BYTES),
+                        let (next, next_step) = match job.source {
+                            _ if tiles == 1 => (w.wrapping_byte_add(AHEAD), PANEL_BYTES),
+                            // What is packed next lies in blocks of 2 KiB all over w: packing would wait for
+                            // memory at each. Every tile asks for its share of them.
+                            Source::PanelColumns(panels) => {
+                                let [next, at] = match last {
+                                    true => [first + group, 0],
+                                    false => [first, start + count],
+                                };
+                                let blocks = self.chunk.min(pairs - at).div_ceil(16);
+                                let block = (tile * group + index) * blocks / tiles;
+                                let block = [at / 16 + block / group, next + block % group];
+                                let step = (16 * PANEL_BYTES / count).next_multiple_of(4);
+                                (column_block(panels, block), step)
+                            }
                             _ => {
                                 let next = w.wrapping_add(count * PANEL_ROWS + skipped);
                                 let share = tile * count * PANEL_BYTES / tiles;

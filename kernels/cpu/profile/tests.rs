@@ -33,7 +33,7 @@ fn recorded(f: impl FnOnce()) -> Vec<Value> {
     f();
     let slices = finish().unwrap();
     let document: Value = serde_json::from_slice(&lock(&file.0)).unwrap();
-    let events = document["traceEvents"].as_array().unwrap().clone();
+    let events = document.as_array().unwrap().clone();
     assert_eq!(events.iter().filter(|event| event["ph"] == "X").count() as u64, slices);
     events
 }
@@ -168,7 +168,7 @@ fn full_buffers_are_written_as_they_fill() {
     let early = lock(&file.0).iter().filter(|byte| **byte == b'\n').count();
     finish().unwrap();
     let document: Value = serde_json::from_slice(&lock(&file.0)).unwrap();
-    let events = document["traceEvents"].as_array().unwrap();
+    let events = document.as_array().unwrap();
     assert_eq!(own(events, "filling: phase").len(), spans);
     assert!(own(events, WRITING).len() >= 2);
     assert!(early > 2 * BUFFERED && largest < 2 * BUFFERED, "{early} lines, {largest} in memory");

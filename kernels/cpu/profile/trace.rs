@@ -1,5 +1,6 @@
 //! The trace as a document: Chrome's Trace Event Format, with complete events ("ph": "X") in
-//! microseconds and metadata events that name the process and its rows.
+//! microseconds and metadata events that name the process and its rows. Of its two forms it is the
+//! array, whose end readers do not miss where a process was killed.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -25,7 +26,7 @@ impl Trace {
         let (start, process) = (Instant::now(), std::process::id());
         let (text, slices, error) = (Vec::new(), 0, None);
         let mut trace = Trace { number, out, start, process, text, slices, error };
-        trace.text.extend_from_slice(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n");
+        trace.text.extend_from_slice(b"[\n");
         trace.metadata("process_name", 0, &string(name));
         trace
     }
@@ -122,7 +123,7 @@ impl Trace {
         if let Some(error) = self.error {
             return Err(error);
         }
-        self.text.extend_from_slice(b"\n]}\n");
+        self.text.extend_from_slice(b"\n]\n");
         self.out.write_all(&self.text)?;
         self.out.flush()?;
         Ok(self.slices)
