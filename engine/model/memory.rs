@@ -7,7 +7,7 @@
 //! | | what | where it counts |
 //! |---|---|---|
 //! | buffers | tensors: activations, gradients, blocks of logits, LoRA's factors | anonymous |
-//! | scratch | transposed or packed weights, rounded inputs, attention's scores, by the largest call | anonymous |
+//! | scratch | transposed or packed weights, rounded or packed inputs, attention's scores, by the largest call | anonymous |
 //! | weights | pages of the checkpoint's files that were read | mapped; the system may take them back |
 //!
 //! The optimizer's moments are two f32 a parameter ([`TrainedModel::adapter_parameters`]).
@@ -73,11 +73,11 @@ pub struct PassMemory {
 pub struct Scratch {
     /// Inputs of matmuls rounded to bf16.
     pub rounded_bf16: u64,
-    /// The same in f32; attention's backward pass.
+    /// The same in f32, packed where products take tiles; attention's backward pass.
     pub rounded_f32: u64,
     /// Attention's scores.
     pub scores: u64,
-    /// Transposed weights in bf16 or f16.
+    /// Transposed weights in bf16 or f16, for gradients with sums in f64.
     pub transposed_16bit: u64,
     /// Transposed weights in f32.
     pub transposed_f32: u64,

@@ -34,9 +34,13 @@ pub(crate) struct Scratch {
     /// Weights, for gradients of what they multiply.
     pub(crate) transposed: Transposed,
     /// Panels packed on the way, by thread.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) pairs: Vec<super::matmul::Line>,
+    pub(crate) panels: Vec<Line>,
 }
+
+/// A line of the cache, so that panels packed on the way start at one.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u32; 16]);
 
 /// Memory for transposed weights.
 #[derive(Debug, Default)]

@@ -1,10 +1,11 @@
 //! Matrix product with row-major weights: `y[m,n] = x[m,k] · w[n,k]ᵀ`, or y += that, and a low-rank
 //! update on the way.
 //!
-//! Two forms, each batch-invariant in itself. Where bf16 weights meet rounded inputs and the CPU
-//! multiplies pairs of bf16 (AVX-512 BF16), weights go through the multipliers as panels, packed
-//! once ([`Panels`]) or on the way from where they lie, with the same bits (pairs.rs). Everything
-//! else is dot products of contiguous rows (rows.rs).
+//! Where bf16 weights meet rounded inputs and the CPU multiplies pairs of bf16 (AVX-512 BF16), weights
+//! go through the multipliers as panels, packed once ([`Panels`]) or on the way from where they lie,
+//! with the same bits (pairs.rs). Everything else is products of f32: few rows of x as dot products of
+//! contiguous rows (rows.rs), many as tiles over panels of widened weights (tiles.rs), with the same
+//! bits. So products are batch-invariant, whatever their form.
 
 #[cfg(target_arch = "x86_64")]
 mod pack;
@@ -12,14 +13,16 @@ mod pack;
 mod pairs;
 mod panels;
 mod rows;
+mod tiles;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pack::{pack_columns, pack_rows, transposed};
+pub(crate) use pack::{pack_columns, pack_rows};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pairs::{Line, TILE, multiply};
+pub(crate) use pairs::{TILE, multiply};
 #[cfg(target_arch = "x86_64")]
 pub use pairs::{panel_bytes, partial_elements};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};
+pub use tiles::{takes_tiles, tile_elements, tile_panel_bytes};
 
 use super::product::{self, Left};
 use super::profile::{self, Work};
@@ -119,8 +122,11 @@ pub fn forward_all(
         });
         return pairs::run(cpu, x, [m, k], &jobs);
     }
+    tiles::forward(cpu, products, x, [m, k], rounding);
     for Product { y, w, n, accumulate, low_rank } in products {
-        rows::forward(cpu, y, x, *w, [m, *n, k], rounding, *accumulate);
+        if !takes_tiles(cpu.isa(), [m, *n], rounding) {
+            rows::forward(cpu, y, x, *w, [m, *n, k], rounding, *accumulate);
+        }
         add_low_rank(cpu, y, *low_rank, [m, *n], rounding);
     }
 }
@@ -160,7 +166,10 @@ pub fn backward(
             &[Some(pairs::Job { y, source, accumulate, low_rank })],
         );
     }
-    rows::backward(cpu, dx, dy, w, [m, n, k], rounding, accumulate);
+    match rounding {
+        Rounding::F64Sums => rows::backward(cpu, dx, dy, w, [m, n, k], rounding, accumulate),
+        _ => tiles::backward(cpu, dx, dy, w, [m, n, k], rounding, accumulate),
+    }
     add_low_rank(cpu, dx, low_rank, [m, k], rounding);
 }
 
@@ -302,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
-        for [n, k] in [[70, 16], [37, 1500], [150, 2049]] {
+        for [n, k] in [[70, 16], [37, 1500], [150, 2049], [33, 7]] {
             let (x, w) = (values(4, 256 * k), Weights::new(5, n * k));
             for w in w.matrices() {
                 for rounding in ROUNDINGS {
@@ -359,17 +368,54 @@ mod tests {
     }
 
     #[test]
+    fn tiles_give_the_bits_of_dot_products() {
+        let shapes =
+            [[0, 5, 7], [3, 0, 40], [1, 1, 1], [4, 17, 16], [29, 1100, 31], [13, 2049, 33]];
+        for [m, n, k] in shapes.into_iter().chain([[150, 70, 200]]) {
+            let (dy, w, old) = (values(11, m * n), Weights::new(12, n * k), values(13, m * k));
+            for w in w.matrices() {
+                for rounding in [Rounding::Bf16, Rounding::F32] {
+                    for cpu in contexts() {
+                        for accumulate in [false, true] {
+                            // Not read unless accumulating: NaN would show.
+                            let start =
+                                if accumulate { old.clone() } else { vec![f32::NAN; m * k] };
+                            let [mut dots, mut tiles] = [start.clone(), start];
+                            let shape = [m, n, k];
+                            rows::backward(&cpu, &mut dots, &dy, w, shape, rounding, accumulate);
+                            tiles::backward(&cpu, &mut tiles, &dy, w, shape, rounding, accumulate);
+                            let case = format!("{} {shape:?} {rounding:?}", cpu.isa());
+                            assert_same_bits(&tiles, &dots, &case);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn room_for_tiles_by_hand() {
+        // Four tiles of up to four rows: eight lanes of a chunk of 1024, eight of one step, gaps.
+        assert_eq!(tile_elements(Isa::Portable, 13, 1030), 4 * 8 * ((128 * 4 + 16) + (4 + 16)));
+        assert_eq!(tile_elements(Isa::Portable, 0, 1030), 0);
+    }
+
+    #[test]
     fn infinities_and_nans_pass_through() {
-        let w = Weights::new(6, 4 * 40);
-        let mut x = values(7, 3 * 40);
-        (x[5], x[45]) = (f32::INFINITY, f32::NAN);
-        for w in w.matrices() {
-            for (cpu, rounding) in contexts().iter().flat_map(|cpu| ROUNDINGS.map(|r| (cpu, r))) {
-                let mut y = vec![0.0; 12];
-                forward(cpu, &mut y, &x, w, [3, 4, 40], rounding, false);
-                assert!(y[..4].iter().all(|y| y.is_infinite()), "{y:?}");
-                assert!(y[4..8].iter().all(|y| y.is_nan()), "{y:?}");
-                assert!(y[8..].iter().all(|y| y.is_finite()), "{y:?}");
+        // As many rows as make tiles; a rest of k, where what the part before left must not count.
+        for [m, n, k] in [[3, 4, 40], [30, 40, 70]] {
+            let w = Weights::new(6, n * k);
+            let mut x = values(7, m * k);
+            (x[7], x[k + 7]) = (f32::INFINITY, f32::NAN);
+            for w in w.matrices() {
+                for (cpu, rounding) in contexts().iter().flat_map(|cpu| ROUNDINGS.map(|r| (cpu, r)))
+                {
+                    let mut y = vec![0.0; m * n];
+                    forward(cpu, &mut y, &x, w, [m, n, k], rounding, false);
+                    assert!(y[..n].iter().all(|y| y.is_infinite()), "{y:?}");
+                    assert!(y[n..2 * n].iter().all(|y| y.is_nan()), "{y:?}");
+                    assert!(y[2 * n..].iter().all(|y| y.is_finite()), "{y:?}");
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, Avx2Doubles};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Avx512, Avx512Doubles, Bf16Pairs};
+pub(crate) use avx512::{Avx512, Avx512Doubles, Bf16Pairs, transposed};
 pub(crate) use portable::{Portable, PortableDoubles};
 
 /// What sums are kept in.
@@ -120,6 +120,9 @@ pub(crate) trait Vector: Simd<Scalar = f32> {
     unsafe fn load_bf16_first(from: *const bf16, count: usize) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_f16_first(from: *const f16, count: usize) -> Self;
+    /// Writes the transpose of `LANES` rows of `LANES` elements, widened. Strides are elements from row
+    /// to row, of the result as well.
+    unsafe fn transpose<T: Element>(from: *const T, stride: usize, to: *mut f32, to_stride: usize);
     unsafe fn div(self, other: Self) -> Self;
     /// The square root, correctly rounded.
     unsafe fn sqrt(self) -> Self;
@@ -257,6 +260,16 @@ mod tests {
             assert!((0..V::LANES).all(|i| buffer[i] == half[i].to_f32()));
             V::load_bf16(brain.as_ptr()).store(buffer.as_mut_ptr());
             assert!((0..V::LANES).all(|i| buffer[i] == brain[i].to_f32()));
+
+            let rows: Vec<bf16> = (0..16 * 19).map(|i| bf16::from_f32(i as f32)).collect();
+            let mut columns = [-7.0f32; 16 * 17];
+            V::transpose(rows.as_ptr(), 19, columns.as_mut_ptr(), 17);
+            for (i, column) in columns.chunks(17).enumerate() {
+                for (j, value) in column.iter().enumerate() {
+                    let inside = i < V::LANES && j < V::LANES;
+                    assert_eq!(*value, if inside { rows[19 * j + i].to_f32() } else { -7.0 });
+                }
+            }
 
             let (a, b) = (V::load(x.as_ptr()), V::load(x.as_ptr().add(16)));
             let four = [a, b, a.sub(b), a.mul(b)];

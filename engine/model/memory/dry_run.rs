@@ -348,6 +348,7 @@ impl<'a> DryRun<'a> {
             let _ = factors?;
             let masked = pass.dropout.then(|| self.like(x));
             let low = self.value(rows, self.model.rank);
+            self.matmul([rows, self.model.rank], x.shape[1], Dtype::F32, self.rounding());
             drop(masked);
             Some(low)
         });
@@ -509,6 +510,7 @@ impl<'a> DryRun<'a> {
         let masks = update.is_some() && pass.dropout;
         let kept = update.map(|Update { a, b, low, x }| {
             let dlow = self.value(rows, rank);
+            self.matmul([rows, rank], n, Dtype::F32, self.rounding());
             let db = self.value(rank, n);
             self.add(b, db);
             let x = (self.get(&x), x);
@@ -532,33 +534,36 @@ impl<'a> DryRun<'a> {
 
     /// Whether products of weights like these take pairs of bf16.
     fn takes_pairs(&self, dtype: Dtype, rounding: Rounding) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let has = self.model.isa == Isa::Avx512Bf16;
-        #[cfg(not(target_arch = "x86_64"))]
-        let has = false;
-        has && dtype == Dtype::BF16 && rounding == Rounding::Bf16
+        self.model.isa == Isa::Avx512Bf16 && dtype == Dtype::BF16 && rounding == Rounding::Bf16
     }
 
-    fn matmul(&mut self, [m, _n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
+    fn matmul(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
         let elements = m * (k.next_multiple_of(32) + 32);
         if self.takes_pairs(dtype, rounding) {
             let threads = self.model.threads;
             grow(&mut self.scratch.rounded_bf16, 2 * elements);
             grow(&mut self.scratch.panels, matmul::panel_bytes(threads));
             grow(&mut self.scratch.rounded_f32, 4 * matmul::partial_elements(m, threads));
+        } else if matmul::takes_tiles(self.model.isa, [m, n], rounding) {
+            self.tiles(m, k);
         } else if dtype == Dtype::BF16 && rounding == Rounding::Bf16 {
             grow(&mut self.scratch.rounded_f32, 4 * elements);
         }
     }
 
+    fn tiles(&mut self, m: usize, k: usize) {
+        let TrainedModel { isa, threads, .. } = self.model;
+        grow(&mut self.scratch.panels, matmul::tile_panel_bytes(isa, threads));
+        grow(&mut self.scratch.rounded_f32, 4 * matmul::tile_elements(isa, m, k));
+    }
+
     fn matmul_backward(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
-        if !self.takes_pairs(dtype, rounding) {
-            match dtype {
-                Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
-                _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
-            }
+        match dtype {
+            _ if self.takes_pairs(dtype, rounding) => self.matmul([m, k], n, dtype, rounding),
+            _ if rounding != Rounding::F64Sums => self.tiles(m, n),
+            Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
+            _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
         }
-        self.matmul([m, k], n, dtype, rounding);
     }
 
     fn scores(&mut self, longest: usize) {

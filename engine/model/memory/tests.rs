@@ -128,8 +128,9 @@ fn parameters_and_scratch_by_hand() {
     assert_eq!(trained.adapter_parameters(), 2 * 3 * (48 + 64));
     let pass = TrainedPass { checkpoint: true, dropout: false, reference: false };
     let memory = trained.training(&batch(&[(10, &[3])]), pass);
-    // The head, 320 x 48 in two bytes; logits of three rows.
-    assert_eq!(memory.scratch.transposed_16bit, 2 * 320 * 48);
+    // Two threads' two panels of 16 columns: eight lanes of 128 steps, a line between two.
+    assert_eq!(memory.scratch.panels, 4 * 2 * 2 * (8 * (128 * 16 + 16)));
+    assert_eq!(memory.scratch.transposed_16bit, 0);
     assert_eq!(memory.scratch.transposed_f32, 0);
     assert_eq!(memory.logits, 4 * 3 * 320);
     let with = trained.training(&batch(&[(1000, &[500])]), pass);

@@ -8,6 +8,7 @@ use half::bf16;
 
 use crate::cpu::Cpu;
 use crate::cpu::matmul::panels::{PANEL_ROWS, PanelSlice, Panels};
+use crate::cpu::vector::transposed;
 
 /// Panel `index` of `w` `[n, k]`, whole, into `to`.
 pub(crate) fn pack_panel(cpu: &Cpu, to: &mut [u32], w: &[bf16], shape: [usize; 2], index: usize) {
@@ -179,41 +180,4 @@ unsafe fn transposed_columns(from: *const u32, count: usize) -> [__m512i; 16] {
         }
         transposed(block)
     }
-}
-
-/// The transpose of 16 × 16 values. Inlined into its callers' features: called, it would pass its block
-/// through memory.
-///
-/// # Safety
-/// The CPU has AVX-512 F.
-#[inline(always)]
-pub(crate) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
-    let mut r = rows;
-    let mut t = r;
-    // SAFETY: the caller's promise.
-    unsafe {
-        for i in 0..8 {
-            t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-            t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-        }
-        for i in 0..4 {
-            r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-            r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-            r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-            r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-        }
-        for i in 0..4 {
-            t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
-            t[i + 4] = _mm512_shuffle_i32x4::<0xDD>(r[i], r[i + 4]);
-            t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
-            t[i + 12] = _mm512_shuffle_i32x4::<0xDD>(r[i + 8], r[i + 12]);
-        }
-        for i in 0..4 {
-            r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
-            r[i + 8] = _mm512_shuffle_i32x4::<0xDD>(t[i], t[i + 8]);
-            r[i + 4] = _mm512_shuffle_i32x4::<0x88>(t[i + 4], t[i + 12]);
-            r[i + 12] = _mm512_shuffle_i32x4::<0xDD>(t[i + 4], t[i + 12]);
-        }
-    }
-    r
 }

@@ -18,7 +18,7 @@ use half::bf16;
 use super::pack::{column_block, pack_columns, pack_panel_columns, pack_rows};
 use super::panels::{PANEL_ROWS, PanelSlice};
 use super::{FEW_ROWS, LowRank, STREAM};
-use crate::cpu::context::{Scratch, grown};
+use crate::cpu::context::{Line, Scratch, grown};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::{Cpu, round};
 
@@ -84,11 +84,6 @@ pub(super) struct Job<'a> {
     pub(super) low_rank: Option<LowRank<'a>>,
 }
 
-/// A line of the cache, so that panels packed on the way start at one.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(64))]
-pub(crate) struct Line([u32; 16]);
-
 /// Rows of x in a block of m.
 fn row_block(m: usize, packs: bool) -> usize {
     let most = if packs { PACKED_ROW_BLOCK } else { ROW_BLOCK };
@@ -110,7 +105,7 @@ pub(super) fn run(cpu: &Cpu, x: &[f32], [m, k]: [usize; 2], jobs: &[Option<Job<'
     if m == 0 {
         return;
     }
-    let Scratch { bf16, pairs: lines, f32: partial, .. } = &mut *cpu.scratch();
+    let Scratch { bf16, panels: lines, f32: partial, .. } = &mut *cpu.scratch();
     // Rows a line apart from a power of two: else those of a tile share a few cache sets.
     let x_stride = k.next_multiple_of(32) + 32;
     let rounded = grown(bf16, m * x_stride);

@@ -1,5 +1,5 @@
 //! The dot form of the product: every output is a dot product of two contiguous rows, weights are
-//! read where they lie. For f32 and f16 weights, for sums in f64, and for CPUs without AVX-512 BF16.
+//! read where they lie. For few rows of x, for AVX-512, and for sums in f64.
 //!
 //! The order of summation is fixed by k alone: chunks of 1024 elements, each summed lane by lane and
 //! reduced by one tree (dot.rs), chunk sums added to y in order. Sums in f64 are not cut into
@@ -18,7 +18,7 @@ use crate::cpu::vector::{Element, Portable, PortableDoubles, Simd};
 use crate::cpu::{Cpu, Isa, Matrix, Rounding, round};
 
 /// Elements of a row that are summed before the sum is added to y, but for sums in f64.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 
 /// Most rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
 const ROW_BLOCK: usize = 192;
@@ -62,8 +62,8 @@ pub(super) fn forward(
     }
 }
 
-/// [`super::backward`] in this form: w is transposed into scratch memory first, so that the product
-/// is one of rows again: a pass over w, against m passes of the multipliers.
+/// [`super::backward`] in this form, for sums in f64: w is transposed into scratch memory first, so
+/// that the product is one of rows again: a pass over w, against m passes of the multipliers.
 pub(super) fn backward(
     cpu: &Cpu,
     dx: &mut [f32],

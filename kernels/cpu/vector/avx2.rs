@@ -1,5 +1,7 @@
 //! Eight lanes with AVX2, FMA and F16C.
 
+#![allow(clippy::needless_range_loop)] // indices of registers
+
 use std::arch::x86_64::*;
 
 use super::{Doubles, Element, Simd, Vector, bf16, f16, methods};
@@ -109,6 +111,31 @@ impl Vector for Avx2 {
             let mut lanes = [f16::ZERO; 8];
             std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
             Self::load_f16(lanes.as_ptr())
+        }
+        fn transpose<T: Element>(
+            from: *const T, stride: usize, to: *mut f32, to_stride: usize
+        ) -> () {
+            let mut r = [_mm256_setzero_ps(); 8];
+            for i in 0..8 {
+                r[i] = T::load::<Self>(from.add(i * stride)).0;
+            }
+            let mut t = r;
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in [0, 4] {
+                r[i] = _mm256_shuffle_ps::<0x44>(t[i], t[i + 2]);
+                r[i + 1] = _mm256_shuffle_ps::<0xEE>(t[i], t[i + 2]);
+                r[i + 2] = _mm256_shuffle_ps::<0x44>(t[i + 1], t[i + 3]);
+                r[i + 3] = _mm256_shuffle_ps::<0xEE>(t[i + 1], t[i + 3]);
+            }
+            for i in 0..4 {
+                let low = _mm256_permute2f128_ps::<0x20>(r[i], r[i + 4]);
+                let high = _mm256_permute2f128_ps::<0x31>(r[i], r[i + 4]);
+                _mm256_storeu_ps(to.add(i * to_stride), low);
+                _mm256_storeu_ps(to.add((i + 4) * to_stride), high);
+            }
         }
         fn div(self, other: Self) -> Self { Avx2(_mm256_div_ps(self.0, other.0)) }
         fn sqrt(self) -> Self { Avx2(_mm256_sqrt_ps(self.0)) }

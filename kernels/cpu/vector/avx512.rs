@@ -108,6 +108,17 @@ impl Vector for Avx512 {
         fn load_f16_first(from: *const f16, count: usize) -> Self {
             Avx512(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from.cast())))
         }
+        fn transpose<T: Element>(
+            from: *const T, stride: usize, to: *mut f32, to_stride: usize
+        ) -> () {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_castps_si512(T::load::<Self>(from.add(i * stride)).0);
+            }
+            for (i, column) in transposed(rows).into_iter().enumerate() {
+                _mm512_storeu_ps(to.add(i * to_stride), _mm512_castsi512_ps(column));
+            }
+        }
         fn div(self, other: Self) -> Self { Avx512(_mm512_div_ps(self.0, other.0)) }
         fn sqrt(self) -> Self { Avx512(_mm512_sqrt_ps(self.0)) }
     }
@@ -207,4 +218,42 @@ impl Doubles for Avx512Doubles {
             Avx512Doubles(_mm512_fmadd_pd(self.0, factor.0, term.0))
         }
     }
+}
+
+/// The transpose of 16 × 16 values. Inlined into its callers' features: called, it would pass its block
+/// through memory.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers
+pub(crate) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let mut r = rows;
+    let mut t = r;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+        }
+        for i in 0..4 {
+            r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+            r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+            r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+            r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+        }
+        for i in 0..4 {
+            t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
+            t[i + 4] = _mm512_shuffle_i32x4::<0xDD>(r[i], r[i + 4]);
+            t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
+            t[i + 12] = _mm512_shuffle_i32x4::<0xDD>(r[i + 8], r[i + 12]);
+        }
+        for i in 0..4 {
+            r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
+            r[i + 8] = _mm512_shuffle_i32x4::<0xDD>(t[i], t[i + 8]);
+            r[i + 4] = _mm512_shuffle_i32x4::<0x88>(t[i + 4], t[i + 12]);
+            r[i + 12] = _mm512_shuffle_i32x4::<0xDD>(t[i + 4], t[i + 12]);
+        }
+    }
+    r
 }

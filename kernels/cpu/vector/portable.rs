@@ -106,6 +106,16 @@ impl Vector for Portable {
         fn load_f16_first(from: *const f16, count: usize) -> Self {
             lanes!(i => if i < count { (*from.add(i)).to_f32() } else { 0.0 })
         }
+        fn transpose<T: Element>(
+            from: *const T, stride: usize, to: *mut f32, to_stride: usize
+        ) -> () {
+            for i in 0..8 {
+                let row = T::load::<Self>(from.add(i * stride)).0;
+                for (j, value) in row.into_iter().enumerate() {
+                    *to.add(j * to_stride + i) = value;
+                }
+            }
+        }
         fn div(self, other: Self) -> Self { lanes!(i => self.0[i] / other.0[i]) }
         fn sqrt(self) -> Self { lanes!(i => self.0[i].sqrt()) }
     }

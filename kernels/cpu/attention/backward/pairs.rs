@@ -16,9 +16,9 @@ use half::bf16;
 
 use super::{KEYS, Saved, Tree};
 use crate::cpu::attention::Shape;
-use crate::cpu::matmul::{PANEL_ROWS, multiply, pack_columns, pack_rows, transposed};
+use crate::cpu::matmul::{PANEL_ROWS, multiply, pack_columns, pack_rows};
 use crate::cpu::pool::Disjoint;
-use crate::cpu::vector::{Avx512, Simd};
+use crate::cpu::vector::{Avx512, Simd, transposed};
 use crate::cpu::{Cpu, round};
 
 /// Query vectors (rows × heads of a kv head) that are taken through the keys together.
