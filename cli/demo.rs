@@ -97,6 +97,9 @@ pub(crate) fn run(args: &Demo) -> Result<ExitCode, Failure> {
 fn settings(args: &Demo) -> Result<Settings, Failure> {
     let mut settings = Settings::from_file(&args.out.join("config.toml"))?;
     settings.train.seed = args.seed;
+    for assignment in &args.set {
+        settings = settings.with(assignment)?;
+    }
     Ok(settings)
 }
 
@@ -104,14 +107,15 @@ fn settings(args: &Demo) -> Result<Settings, Failure> {
 fn train_arguments(args: &Demo) -> Train {
     let out = &args.out;
     let text = |path: PathBuf| Some(path.display().to_string());
+    let own = [
+        format!("train.seed={}", args.seed),
+        format!("data.template={:?}", out.join("template.jinja").display().to_string()),
+    ];
     Train {
         settings: SettingsArgs {
             preset: None,
             config: Some(out.join("config.toml")),
-            set: vec![
-                format!("train.seed={}", args.seed),
-                format!("data.template={:?}", out.join("template.jinja").display().to_string()),
-            ],
+            set: own.into_iter().chain(args.set.iter().cloned()).collect(),
         },
         print_config: false,
         model: text(out.join("model")),

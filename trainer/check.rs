@@ -5,13 +5,20 @@
 //! file of reference values without the adapter (`base`) and one with it (`lora`). Compared are, of
 //! every sequence alone: hidden states, logits, log-probabilities, entropies; all sequences in one
 //! batch against the padded reference, and bit for bit against the sequences alone; and greedy
-//! continuations, token by token. Gradients of the adapter's factors are compared where the dump has
-//! them (see [`gradients`]), losses and optimizer steps (see [`learning`]), and a reference in bf16 (see
-//! [`bfloat16`]).
+//! continuations, token by token, whose log-probabilities training must repeat bit for bit. Gradients of
+//! the adapter's factors are compared where the dump has them (see [`gradients`]), losses (see
+//! [`learning`]) and optimizer steps (see [`steps`]), and a reference in bf16 (see [`bfloat16`]).
+//!
+//! The CPU is held to its f32. A GPU, which computes in bf16, is held to what rounding allows (see
+//! [`rounded`]).
 
 mod bfloat16;
+mod errors;
 mod gradients;
+mod greedy;
 mod learning;
+mod rounded;
+mod steps;
 
 use std::{
     fmt,
@@ -19,15 +26,21 @@ use std::{
 };
 
 use engine::{
-    generate::{Generator, Options, Request},
     kv_cache::{KvCache, PageTable},
     language_model::open_model,
-    model::{Batch, Model, Precision},
+    model::{
+        Batch, Model, Precision,
+        training::{PackedBatch, TrainingPass},
+    },
+    tape::Tape,
     tensor::{Device, Tensor},
 };
-use kernels::cpu::{lanes, log_prob, sample::SamplingParams};
+use kernels::cpu::{lanes, log_prob};
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+use errors::{Bound, Errors, ROUNDING, largest, largest_difference};
+use gradients::PLAIN;
 
 /// Largest difference allowed in logits, hidden states, log-probabilities and entropies: f32 against
 /// f32, where PyTorch's own kernels differ from each other by 1e-5.
@@ -80,35 +93,45 @@ struct Case<'a> {
     json: Value,
 }
 
-/// Compares everything in the dump `directory`, in f32 on `device`.
+/// The variants of a dump, and the directory of each one's adapter.
+const VARIANTS: [(&str, Option<&str>); 2] = [("base", None), ("lora", Some("adapter"))];
+
+/// Compares everything in the dump `directory`: on the CPU in f32; on a GPU in bf16, where a model that it has
+/// no kernels for is a finding without values that says so.
 pub fn check(directory: &Path, device: &Device) -> Result<Vec<Finding>, CheckError> {
     let case = Case::read(directory)?;
-    let mut findings = Vec::new();
-    for (variant, adapter) in [("base", None), ("lora", Some("adapter"))] {
-        let reference = directory.join(format!("{variant}.safetensors"));
-        if reference.is_file() {
-            let adapter = adapter.map(|name| directory.join(name));
-            let model = open(&directory.join("model"), adapter.as_deref(), Precision::F32, device)?;
-            findings.extend(case.compare(&model, variant, &reference)?);
+    let findings = match device {
+        Device::Cpu(_) => {
+            let mut findings = case.findings(passes(&case, Precision::F32, device)?);
+            findings.extend(case.findings(greedy::compare(&case, device)?));
+            findings.extend(case.findings(steps::compare(&case, device)?));
+            findings.extend(case.findings(bfloat16::compare(&case, device)?));
+            findings
         }
-    }
-    findings.extend(gradients::compare(&case, device)?);
-    findings.extend(learning::compare(&case, device)?);
-    findings.extend(bfloat16::compare(&case, device)?);
+        Device::Cuda(_) => rounded::check(&case, device)?,
+    };
     if findings.is_empty() {
-        return Err(case.error("there is no base, lora or bfloat16.safetensors"));
+        return Err(case.error("there is no base, lora, step or bfloat16.safetensors"));
     }
     Ok(findings)
 }
 
-fn open(
-    directory: &Path,
-    adapter: Option<&Path>,
-    precision: Precision,
-    device: &Device,
-) -> Result<Model, CheckError> {
-    open_model(directory, adapter, Some(precision), device)
-        .map_err(|error| CheckError { path: directory.to_path_buf(), what: error.to_string() })
+/// Errors by variant.
+type ByVariant = Vec<(&'static str, Errors)>;
+
+/// All that a device computes in `precision`: forward passes, gradients, losses.
+fn passes(case: &Case, precision: Precision, device: &Device) -> Result<ByVariant, CheckError> {
+    let mut all = Vec::new();
+    for (variant, adapter) in VARIANTS {
+        let reference = case.reference(variant);
+        if reference.is_file() {
+            let model = case.model(adapter, precision, device)?;
+            all.push((variant, case.compare(&model, adapter.is_some(), &reference)?));
+        }
+    }
+    all.push(("lora", gradients::compare(case, precision, device)?));
+    all.push(("lora", learning::compare(case, precision, device)?));
+    Ok(all)
 }
 
 impl<'a> Case<'a> {
@@ -136,12 +159,47 @@ impl<'a> Case<'a> {
         CheckError { path: self.directory.to_path_buf(), what: what.into() }
     }
 
+    /// What something else failed of, as this case's error.
+    fn failed(&self, error: impl fmt::Display) -> CheckError {
+        self.error(error.to_string())
+    }
+
+    /// The findings of all variants, a line a quantity.
+    fn findings(&self, all: ByVariant) -> Vec<Finding> {
+        all.into_iter().flat_map(|(variant, errors)| errors.findings(&self.name, variant)).collect()
+    }
+
+    /// Where a variant's reference values are.
+    fn reference(&self, variant: &str) -> PathBuf {
+        self.directory.join(format!("{variant}.safetensors"))
+    }
+
+    /// The dump's model, with the adapter of this name.
+    fn model(
+        &self,
+        adapter: Option<&str>,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<Model, CheckError> {
+        let directory = self.directory.join("model");
+        let adapter = adapter.map(|name| self.directory.join(name));
+        open_model(&directory, adapter.as_deref(), Some(precision), device)
+            .map_err(|error| CheckError { path: directory, what: error.to_string() })
+    }
+
+    /// The same with its adapter's factors as leaves.
+    fn trained_model(&self, precision: Precision, device: &Device) -> Result<Model, CheckError> {
+        let mut model = self.model(Some("adapter"), precision, device)?;
+        model.train_adapter();
+        Ok(model)
+    }
+
     fn compare(
         &self,
         model: &Model,
-        variant: &'static str,
+        adapter: bool,
         reference: &Path,
-    ) -> Result<Vec<Finding>, CheckError> {
+    ) -> Result<Errors, CheckError> {
         let bytes = self.bytes(reference)?;
         let dump = SafeTensors::deserialize(&bytes)
             .map_err(|e| self.error(format!("{}: {e}", reference.display())))?;
@@ -153,9 +211,16 @@ impl<'a> Case<'a> {
         let mut errors = Errors::default();
         let mut alone = Vec::new();
         for (index, ids) in self.inputs.iter().enumerate() {
-            let mut hidden = Vec::new();
-            let logits = forward(model, &[ids], &mut |_, x| hidden.extend_from_slice(x.data()));
-            let logits = logits.data().to_vec();
+            let mut hidden = Ok(Vec::new());
+            let logits = self.forward(model, &[ids], &mut |_, x| {
+                if let Ok(all) = &mut hidden {
+                    match x.to_vec() {
+                        Ok(values) => all.extend(values),
+                        Err(error) => hidden = Err(error),
+                    }
+                }
+            })?;
+            let hidden = hidden.map_err(|error| self.failed(error))?;
             self.values(
                 &mut errors,
                 &dump,
@@ -173,13 +238,63 @@ impl<'a> Case<'a> {
                     let key = format!("entropy_seq{index}");
                     self.values(&mut errors, &dump, "entropies", &key, &entropies)?;
                 }
+                self.trained(
+                    &mut errors,
+                    model,
+                    adapter,
+                    &dump,
+                    (index, key.as_str(), temperature),
+                )?;
             }
             alone.push(logits);
         }
         self.batch(&mut errors, model, &dump, &alone)?;
-        self.greedy(&mut errors, model, &format!("greedy_{variant}"))?;
+        Ok(errors)
+    }
 
-        Ok(errors.named(self, variant))
+    /// Log-probabilities and entropies of a sequence as training computes them: its first token is the prompt.
+    fn trained(
+        &self,
+        errors: &mut Errors,
+        model: &Model,
+        adapter: bool,
+        dump: &SafeTensors,
+        (index, key, temperature): (usize, &str, f32),
+    ) -> Result<(), CheckError> {
+        let (prompt, completion) = self.inputs[index].split_at(1);
+        if completion.is_empty() {
+            return Ok(());
+        }
+        let y = self.log_probs(
+            model,
+            &[(prompt, completion)],
+            TrainingPass { temperature, adapter, ..PLAIN },
+        )?;
+        let (log_probs, entropies): (Vec<f32>, Vec<f32>) =
+            y.chunks_exact(2).map(|of_token| (of_token[0], of_token[1])).unzip();
+        let named = format!("log-probs in training, T = {temperature}");
+        self.values(errors, dump, &named, key, &log_probs)?;
+        if temperature == 1.0 {
+            let key = format!("entropy_seq{index}");
+            let theirs = self.tensor(dump, &key)?;
+            // The last row predicts nothing.
+            let theirs = theirs.get(..entropies.len()).ok_or_else(|| self.error(key))?;
+            errors.values("entropies in training", &entropies, theirs);
+        }
+        Ok(())
+    }
+
+    /// Log-probability and entropy of every token of completions, in a training pass.
+    fn log_probs(
+        &self,
+        model: &Model,
+        sequences: &[(&[u32], &[u32])],
+        pass: TrainingPass,
+    ) -> Result<Vec<f32>, CheckError> {
+        let mut batch = PackedBatch::default();
+        sequences.iter().for_each(|(prompt, completion)| batch.push(prompt, &[completion]));
+        let y = model.log_probs(&mut Tape::off(), &batch, pass);
+        y.map_err(|e| self.failed(e))?.to_vec().map_err(|e| self.failed(e))
     }
 
     fn bytes(&self, path: &Path) -> Result<Vec<u8>, CheckError> {
@@ -219,54 +334,22 @@ impl<'a> Case<'a> {
         alone: &[Vec<f32>],
     ) -> Result<(), CheckError> {
         let sequences: Vec<&[u32]> = self.inputs.iter().map(Vec::as_slice).collect();
-        let together = forward(model, &sequences, &mut |_, _| ());
+        let together = self.forward(model, &sequences, &mut |_, _| ())?;
         let vocab = model.config().vocab_size;
         let padded = self.tensor(dump, "logits_padded")?;
         let padded_rows = padded.len() / vocab / self.inputs.len().max(1);
-        let mut rows = together.data().chunks_exact(vocab);
-        for (index, ids) in self.inputs.iter().enumerate() {
-            for position in 0..ids.len() {
-                let row = rows.next().expect("a row a token");
-                let reference = padded
-                    .get((index * padded_rows + position) * vocab..)
-                    .and_then(|rest| rest.get(..vocab))
-                    .ok_or_else(|| self.error("logits_padded is shorter than the inputs"))?;
-                errors.values("logits, padded batch", row, reference);
-                let single = &alone[index][position * vocab..][..vocab];
-                let differing = row.iter().zip(single).filter(|(a, b)| a.to_bits() != b.to_bits());
-                errors.add("bits that depend on the batch", vocab, differing.count() as f64, 0.0);
-            }
-        }
-        Ok(())
-    }
-
-    /// Greedy continuations of every sequence, all in one batch.
-    fn greedy(&self, errors: &mut Errors, model: &Model, key: &str) -> Result<(), CheckError> {
-        let Some(expected) = token_lists(&self.json[key]) else { return Ok(()) };
-        if expected.len() != self.inputs.len() || expected.iter().any(Vec::is_empty) {
-            return Err(self.error(format!("{key} has not one continuation a sequence")));
-        }
-        let options = Options { max_batch: 64, prefill_rows: 16, cache_bytes: 64 << 20 };
-        let mut generator = Generator::new(model, &[], options);
-        let mut written = vec![Vec::new(); expected.len()];
-        for (ids, expected) in self.inputs.iter().zip(&expected) {
-            let request = Request {
-                prompt: ids.clone(),
-                samples: vec![0],
-                seed: 0,
-                max_new_tokens: expected.len(),
-                sampling: SamplingParams::GREEDY,
-            };
-            generator.submit(request).map_err(|e| self.error(e.to_string()))?;
-        }
-        while !generator.is_idle() {
-            generator
-                .step(&mut |event| written[event.request.0 as usize].push(event.token))
-                .map_err(|e| self.error(e.to_string()))?;
-        }
-        for (written, expected) in written.iter().zip(&expected) {
-            let differing = written.iter().zip(expected).filter(|(a, b)| a != b).count();
-            errors.add("greedy tokens that differ", expected.len(), differing as f64, 0.0);
+        let mut start = 0;
+        for (index, (ids, alone)) in self.inputs.iter().zip(alone).enumerate() {
+            let len = ids.len() * vocab;
+            let rows = &together[start..start + len];
+            start += len;
+            let reference = padded
+                .get(index * padded_rows * vocab..)
+                .and_then(|rest| rest.get(..len))
+                .ok_or_else(|| self.error("logits_padded is shorter than the inputs"))?;
+            errors.values("logits, padded batch", rows, reference);
+            let differing = rows.iter().zip(alone).filter(|(a, b)| a.to_bits() != b.to_bits());
+            errors.count("bits that depend on the batch", len, differing.count());
         }
         Ok(())
     }
@@ -295,66 +378,30 @@ impl<'a> Case<'a> {
         }
         Ok(view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
-}
 
-/// Logits of all rows of `sequences`, run as one batch.
-fn forward(model: &Model, sequences: &[&[u32]], observe: &mut dyn FnMut(usize, &Tensor)) -> Tensor {
-    let pages = sequences.iter().map(|ids| KvCache::pages_for(ids.len())).sum();
-    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
-    let mut batch = Batch::default();
-    for ids in sequences {
-        let mut table = PageTable::default();
-        cache.extend(&mut table, ids.len());
-        batch.push(ids, 0, table.pages());
-    }
-    model.forward_observed(&batch, &mut cache, observe)
-}
-
-/// Findings by quantity, the largest error of each.
-#[derive(Default)]
-struct Errors(Vec<Finding>);
-
-impl Errors {
-    /// The findings under the names of their case.
-    fn named(self, case: &Case, variant: &'static str) -> Vec<Finding> {
-        let named = |error| Finding { case: case.name.clone(), variant, ..error };
-        self.0.into_iter().map(named).collect()
-    }
-
-    /// Allows `quantity` an error of `bound`, or more if an earlier part of it was allowed more.
-    fn bound(&mut self, quantity: &str, bound: f64) {
-        let finding = self.0.iter_mut().find(|finding| finding.quantity == quantity);
-        let finding = finding.expect("compared before");
-        // The first comparison came with the bound for f32.
-        finding.bound = if finding.bound == BOUND { bound } else { finding.bound.max(bound) };
-    }
-
-    fn values(&mut self, quantity: &str, ours: &[f32], reference: &[f32]) {
-        let difference = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
-        let largest =
-            ours.iter().zip(reference).map(difference).fold(0.0, |largest: f64, error| {
-                if error.is_nan() || error > largest { error } else { largest }
-            });
-        self.add(quantity, ours.len(), largest, BOUND);
-    }
-
-    fn add(&mut self, quantity: &str, count: usize, error: f64, bound: f64) {
-        match self.0.iter_mut().find(|finding| finding.quantity == quantity) {
-            Some(finding) => {
-                finding.count += count;
-                if error.is_nan() || error > finding.error {
-                    finding.error = error;
-                }
-            }
-            None => self.0.push(Finding {
-                case: String::new(),
-                variant: "",
-                quantity: quantity.to_string(),
-                count,
-                error,
-                bound,
-            }),
+    /// Logits of all rows of `sequences`, run as one batch: `vocab_size` a row.
+    fn forward(
+        &self,
+        model: &Model,
+        sequences: &[&[u32]],
+        observe: &mut dyn FnMut(usize, &Tensor),
+    ) -> Result<Vec<f32>, CheckError> {
+        let pages = sequences.iter().map(|ids| KvCache::pages_for(ids.len())).sum();
+        let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
+        let mut batch = Batch::default();
+        for ids in sequences {
+            let mut table = PageTable::default();
+            cache.extend(&mut table, ids.len());
+            batch.push(ids, 0, table.pages());
         }
+        let logits = model.forward_observed(&batch, &mut cache, observe);
+        let ([_, columns], vocab) = (logits.shape(), model.config().vocab_size);
+        let logits = logits.to_vec().map_err(|error| self.failed(error))?;
+        if columns == vocab {
+            return Ok(logits);
+        }
+        // A GPU pads its rows.
+        Ok(logits.chunks_exact(columns).flat_map(|row| &row[..vocab]).copied().collect())
     }
 }
 

@@ -21,6 +21,9 @@ pub mod tensorboard;
 pub mod train;
 pub mod verdict;
 
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_tests;
+
 #[cfg(test)]
 #[path = "../tests/shared.rs"]
 mod shared;

@@ -161,6 +161,9 @@ pub(crate) struct Demo {
     /// Seed of sampling, of the data's order and of the new adapter
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Replace one setting of the demo, such as train.steps=4; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
     pub(crate) device: DeviceArg,

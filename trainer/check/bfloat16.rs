@@ -7,11 +7,11 @@
 use engine::model::{Model, Precision};
 use safetensors::SafeTensors;
 
-use super::{Case, CheckError, Errors, Finding, forward, open};
+use super::{Bound, ByVariant, Case, CheckError, Errors, largest_difference};
 use engine::tensor::Device;
 
-/// The findings, none if the dump has no bf16 reference.
-pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, CheckError> {
+/// The errors, none if the dump has no bf16 reference.
+pub(super) fn compare(case: &Case, device: &Device) -> Result<ByVariant, CheckError> {
     let theirs = case.directory.join("bfloat16.safetensors");
     if !theirs.is_file() {
         return Ok(Vec::new());
@@ -25,10 +25,10 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, Chec
     let theirs = SafeTensors::deserialize(&theirs).map_err(|e| case.error(e.to_string()))?;
     let exact = SafeTensors::deserialize(&exact).map_err(|e| case.error(e.to_string()))?;
 
-    let model = open(&case.directory.join("model"), None, Precision::Bf16, device)?;
+    let model = case.model(None, Precision::Bf16, device)?;
     let mut errors = Errors::default();
     for (index, ids) in case.inputs.iter().enumerate() {
-        let logits = forward(&model, &[ids], &mut |_, _| ()).data().to_vec();
+        let logits = case.forward(&model, &[ids], &mut |_, _| ())?;
         let key = format!("logits_seq{index}");
         if theirs.tensor(&key).is_ok() {
             add(case, &mut errors, "bf16 logits", &key, &logits, &theirs, &exact)?;
@@ -42,7 +42,7 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, Chec
             add(case, &mut errors, "bf16 log-probs", "logp", &log_probs, &theirs, &exact)?;
         }
     }
-    Ok(errors.named(case, "base"))
+    Ok(vec![("base", errors)])
 }
 
 /// The rows of `logits` that case.json's `positions` names.
@@ -72,9 +72,7 @@ fn add(
             case.error(format!("{key} has another length than the {} computed", ours.len()))
         );
     }
-    let mut reference = Errors::default();
-    reference.values(quantity, &theirs, &exact);
-    errors.values(quantity, ours, &exact);
-    errors.bound(quantity, 2.0 * reference.0[0].error);
+    let bound = Bound::Fixed(2.0 * largest_difference(&theirs, &exact));
+    errors.add(quantity, ours.len(), largest_difference(ours, &exact), bound);
     Ok(())
 }

@@ -4,8 +4,6 @@
 //! An error is relative to the tensor's largest gradient. All sequences run packed in one batch; the
 //! same batch with its layers recomputed must give the same bits.
 
-use std::path::Path;
-
 use engine::{
     model::{
         Model, Precision,
@@ -16,7 +14,7 @@ use engine::{
 };
 use safetensors::SafeTensors;
 
-use super::{Case, CheckError, Errors, Finding, open};
+use super::{Bound, Case, CheckError, Errors, ROUNDING, largest, largest_difference};
 
 /// Largest difference allowed, relative to the tensor's largest gradient.
 pub(super) const RELATIVE_BOUND: f64 = 1e-5;
@@ -26,12 +24,17 @@ pub(super) const PLAIN: TrainingPass =
     TrainingPass { temperature: 1.0, adapter: true, dropout: None, checkpoint: false };
 
 /// Compares the gradients in `grads.safetensors`, if the dump has any.
-pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, CheckError> {
+pub(super) fn compare(
+    case: &Case,
+    precision: Precision,
+    device: &Device,
+) -> Result<Errors, CheckError> {
+    let mut errors = Errors::default();
     let reference = case.directory.join("grads.safetensors");
     if !reference.is_file() {
-        return Ok(Vec::new());
+        return Ok(errors);
     }
-    let model = trained_model(case.directory, device)?;
+    let model = case.trained_model(precision, device)?;
     let bytes = case.bytes(&reference)?;
     let dump = SafeTensors::deserialize(&bytes)
         .map_err(|e| case.error(format!("{}: {e}", reference.display())))?;
@@ -57,27 +60,18 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, Chec
     let recomputed = TrainingPass { checkpoint: true, ..PLAIN };
     let recomputed = backward(case, &model, &batch, &weights, recomputed)?;
 
-    let mut errors = Errors::default();
     for (name, tensor) in model.parameters() {
         let of = |all: &Gradients| {
             let gradient = all.get(tensor).expect("every factor has a gradient");
-            name.in_peft_order(gradient).expect("the CPU does not fail")
+            name.in_peft_order(gradient).map_err(|e| case.failed(e))
         };
-        let (ours, again) = (of(&gradients), of(&recomputed));
+        let (ours, again) = (of(&gradients)?, of(&recomputed)?);
         let theirs = case.tensor(&dump, &name.peft_key())?;
         relative(&mut errors, "gradients (relative)", &ours, &theirs);
         let differing = ours.iter().zip(&again).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        errors.add("gradient bits that differ, recomputed", ours.len(), differing as f64, 0.0);
+        errors.count("gradient bits that differ, recomputed", ours.len(), differing);
     }
-    Ok(errors.named(case, "lora"))
-}
-
-/// The dump's model with its adapter's factors as leaves, in f32.
-pub(super) fn trained_model(directory: &Path, device: &Device) -> Result<Model, CheckError> {
-    let adapter = directory.join("adapter");
-    let mut model = open(&directory.join("model"), Some(&adapter), Precision::F32, device)?;
-    model.train_adapter();
-    Ok(model)
+    Ok(errors)
 }
 
 /// Gradients of Σ weight·log p over the batch's completion tokens.
@@ -89,7 +83,7 @@ pub(super) fn backward(
     pass: TrainingPass,
 ) -> Result<Gradients, CheckError> {
     let mut tape = Tape::new();
-    let y = model.log_probs(&mut tape, batch, pass).map_err(|e| case.error(e.to_string()))?;
+    let y = model.log_probs(&mut tape, batch, pass).map_err(|e| case.failed(e))?;
     let dy: Vec<f32> = weights.iter().flat_map(|weight| [*weight as f32, 0.0]).collect();
     let dy = Tensor::from_slice(model.device(), weights.len(), 2, &dy);
     let mut gradients = Gradients::default();
@@ -99,12 +93,8 @@ pub(super) fn backward(
 
 /// Adds the largest difference of a tensor, relative to its largest value.
 pub(super) fn relative(errors: &mut Errors, quantity: &str, ours: &[f32], theirs: &[f32]) {
-    let largest = theirs.iter().fold(0.0, |largest: f64, x| largest.max(f64::from(x.abs())));
-    let differences = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
-    let error = match ours.len() == theirs.len() {
-        true => differences.fold(0.0, |worst: f64, e| if e <= worst { worst } else { e }),
-        false => f64::INFINITY,
-    };
-    let error = if error == 0.0 { 0.0 } else { error / largest };
-    errors.add(quantity, ours.len(), error, RELATIVE_BOUND);
+    let error = largest_difference(ours, theirs);
+    let error = if error == 0.0 { 0.0 } else { error / largest(theirs) };
+    let bound = Bound::Rounded { f32: RELATIVE_BOUND, rounding: ROUNDING };
+    errors.add(quantity, ours.len(), error, bound);
 }

@@ -1,18 +1,16 @@
-//! GRPO and AdamW against PyTorch's and TRL's dumps: `grpo.safetensors` and `adamw.safetensors` of a
-//! model's dump, and `step.safetensors`, one step of TRL's GRPOTrainer.
+//! GRPO against PyTorch's and TRL's dumps: `grpo.safetensors` of a model's dump, and `step.safetensors`, one
+//! step of TRL's GRPOTrainer. What the optimizer makes of the gradients is compared in [`super::steps`].
 //!
-//! Losses are compared relative to 1, gradients relative to each tensor's largest. Parameters after a
-//! step are made from the dump's own gradients: Adam's first steps turn the rounding of a gradient
-//! near 0 into a whole learning rate.
+//! Losses are compared relative to 1, gradients relative to each tensor's largest.
 
 use std::collections::BTreeMap;
 
 use engine::{
     model::{
-        Model,
+        Model, Precision,
         training::{PackedBatch, TrainingPass},
     },
-    optimizer::{AdamW, Outcome, Parameter, Settings},
+    optimizer::{self, AdamW, Factor},
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
 };
@@ -20,8 +18,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::{
-    Case, CheckError, Errors, Finding,
-    gradients::{PLAIN, relative, trained_model},
+    Bound, Case, CheckError, Errors, ROUNDING,
+    gradients::{PLAIN, relative},
+    largest,
 };
 use crate::grpo::loss::{
     self, Completion, Counted, Kind, Participation, completion_loss, token_weights,
@@ -29,33 +28,31 @@ use crate::grpo::loss::{
 
 /// What the loss may differ by: f32 sums in another order.
 const LOSS_BOUND: f64 = 2e-6;
-/// What parameters may differ by after a step of 1e-3: a few units in the last place of values near 1.
-const PARAMETER_BOUND: f64 = 5e-7;
 
 /// Every tensor of a file as f32, whatever it was.
-type Tensors = BTreeMap<String, Vec<f32>>;
+pub(super) type Tensors = BTreeMap<String, Vec<f32>>;
 
 /// Compares what the dump has.
-pub(super) fn compare(case: &Case, device: &Device) -> Result<Vec<Finding>, CheckError> {
+pub(super) fn compare(
+    case: &Case,
+    precision: Precision,
+    device: &Device,
+) -> Result<Errors, CheckError> {
     let mut errors = Errors::default();
     if let Some(tensors) = case.tensors("grpo.safetensors")? {
-        let model = trained_model(case.directory, device)?;
+        let model = case.trained_model(precision, device)?;
         grpo(case, &model, &tensors, &mut errors)?;
     }
-    if let Some(tensors) = case.tensors("adamw.safetensors")? {
-        let model = trained_model(case.directory, device)?;
-        adamw(case, &model, &tensors, &mut errors)?;
-    }
     if let Some(tensors) = case.tensors("step.safetensors")? {
-        let model = trained_model(case.directory, device)?;
+        let model = case.trained_model(precision, device)?;
         trl_step(case, &model, &tensors, &mut errors)?;
     }
-    Ok(errors.named(case, "lora"))
+    Ok(errors)
 }
 
 impl Case<'_> {
     /// The tensors of a file of the dump; `None` if it is not there.
-    fn tensors(&self, name: &str) -> Result<Option<Tensors>, CheckError> {
+    pub(super) fn tensors(&self, name: &str) -> Result<Option<Tensors>, CheckError> {
         let path = self.directory.join(name);
         if !path.is_file() {
             return Ok(None);
@@ -80,12 +77,16 @@ impl Case<'_> {
         Ok(Some(all))
     }
 
-    fn get<'t>(&self, tensors: &'t Tensors, name: &str) -> Result<&'t [f32], CheckError> {
+    pub(super) fn get<'t>(
+        &self,
+        tensors: &'t Tensors,
+        name: &str,
+    ) -> Result<&'t [f32], CheckError> {
         let found = tensors.get(name).map(Vec::as_slice);
         found.ok_or_else(|| self.error(format!("there is no tensor {name}")))
     }
 
-    fn number(&self, path: &[&str]) -> Result<f64, CheckError> {
+    pub(super) fn number(&self, path: &[&str]) -> Result<f64, CheckError> {
         let value = path.iter().fold(&self.json, |value, key| &value[key]);
         value.as_f64().ok_or_else(|| self.error(format!("{} is not a number", path.join("."))))
     }
@@ -100,7 +101,8 @@ struct Item {
     reference: Option<Vec<f32>>,
 }
 
-/// Loss and gradients of a step whose micro-batches have these sizes.
+/// Loss and gradients of a step whose micro-batches have these sizes, and what the loss moves by at most if
+/// every log-probability is rounded once to bf16.
 fn loss_and_gradients(
     case: &Case,
     model: &Model,
@@ -108,7 +110,7 @@ fn loss_and_gradients(
     (kind, max_tokens, parts): (Kind, usize, &[usize]),
     settings: &loss::Settings,
     temperature: f32,
-) -> Result<(f64, Gradients), CheckError> {
+) -> Result<(f64, f64, Gradients), CheckError> {
     let counted: Vec<Counted> = items
         .iter()
         .map(|item| Counted { tokens: item.completion.len(), part: Participation::Full })
@@ -118,9 +120,12 @@ fn loss_and_gradients(
     items.iter().for_each(|item| batch.push(&item.prompt, &[&item.completion]));
     let mut tape = Tape::new();
     let pass = TrainingPass { temperature, ..PLAIN };
-    let y = model.log_probs(&mut tape, &batch, pass).map_err(|e| case.error(e.to_string()))?;
-    let mut log_probs = y.data().chunks_exact(2).map(|of_token| of_token[0]);
-    let (mut dy, mut loss) = (Vec::new(), 0.0);
+    let y = model.log_probs(&mut tape, &batch, pass).map_err(|e| case.failed(e))?;
+    let values = y.to_vec().map_err(|e| case.failed(e))?;
+    let log_probs: Vec<f32> = values.chunks_exact(2).map(|of_token| of_token[0]).collect();
+    let off = ROUNDING * largest(&log_probs);
+    let mut log_probs = log_probs.into_iter();
+    let (mut dy, mut loss, mut rounding) = (Vec::new(), 0.0, 0.0);
     for (item, weight) in items.iter().zip(weights) {
         let own: Vec<f32> = log_probs.by_ref().take(item.completion.len()).collect();
         let completion = Completion {
@@ -131,12 +136,13 @@ fn loss_and_gradients(
         };
         let mut derivative = vec![0.0; own.len()];
         loss += completion_loss(settings, &completion, weight, &mut derivative).loss;
+        rounding += derivative.iter().map(|d| off * f64::from(d.abs())).sum::<f64>();
         dy.extend(derivative.into_iter().flat_map(|d| [d, 0.0]));
     }
     let dy = Tensor::from_slice(model.device(), dy.len() / 2, 2, &dy);
     let mut gradients = Gradients::default();
     tape.backward(&y, dy, &mut gradients);
-    Ok((loss, gradients))
+    Ok((loss, rounding, gradients))
 }
 
 fn kind_of(case: &Case, name: &str) -> Result<Kind, CheckError> {
@@ -185,116 +191,24 @@ fn grpo(
             });
         }
         let how = (kind_of(case, kind)?, max_tokens, &[items.len()][..]);
-        let (loss, gradients) = loss_and_gradients(case, model, &items, how, &settings, 1.0)?;
+        let (loss, rounding, gradients) =
+            loss_and_gradients(case, model, &items, how, &settings, 1.0)?;
         let expected = expected["loss"].as_f64().ok_or_else(unknown)?;
-        errors.add("GRPO losses", 1, (loss - expected).abs(), LOSS_BOUND);
+        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
+        errors.add("GRPO losses", 1, (loss - expected).abs(), bound);
         for (parameter, tensor) in model.parameters() {
             // Some cases have their loss only.
             let key = format!("{name}.{}", parameter.peft_key());
             let Some(theirs) = tensors.get(&key) else { continue };
             let ours = gradients.get(tensor).expect("every factor has a gradient");
-            let ours = parameter.in_peft_order(ours).expect("the CPU does not fail");
+            let ours = parameter.in_peft_order(ours).map_err(|e| case.failed(e))?;
             relative(errors, "GRPO gradients (relative)", &ours, theirs);
         }
     }
     Ok(())
 }
 
-/// One and two steps, and one with a clipped gradient, on the dump's gradients.
-fn adamw(
-    case: &Case,
-    model: &Model,
-    tensors: &Tensors,
-    errors: &mut Errors,
-) -> Result<(), CheckError> {
-    let Some(first) = case.tensors("grads.safetensors")? else {
-        return Err(case.error("adamw.safetensors needs grads.safetensors beside it"));
-    };
-    let betas: Vec<f64> = case.json["adamw"]["betas"]
-        .as_array()
-        .map(|betas| betas.iter().filter_map(Value::as_f64).collect())
-        .filter(|betas: &Vec<f64>| betas.len() == 2)
-        .ok_or_else(|| case.error("adamw.betas are not two numbers"))?;
-    let settings = Settings {
-        beta1: betas[0],
-        beta2: betas[1],
-        epsilon: case.number(&["adamw", "eps"])?,
-        weight_decay: case.number(&["adamw", "weight_decay"])?,
-        max_norm: None,
-    };
-    let rate = case.number(&["adamw", "lr"])?;
-    let second: Tensors = tensors
-        .iter()
-        .filter_map(|(name, values)| Some((name.strip_prefix("grad2.")?.into(), values.clone())))
-        .collect();
-    let mut two = Optimized::new(model, settings);
-    for (gradients, after) in [(&first, "step1."), (&second, "step2.")] {
-        two.step(case, model, rate, gradients)?;
-        two.compare(case, tensors, after, errors)?;
-    }
-    let max_norm = Some(case.number(&["clip_max_norm"])?);
-    let mut clipped = Optimized::new(model, Settings { max_norm, ..settings });
-    clipped.step(case, model, rate, &first)?;
-    clipped.compare(case, tensors, "clip1.", errors)
-}
-
-/// Parameters beside the model's, and their optimizer.
-struct Optimized {
-    optimizer: AdamW,
-    names: Vec<String>,
-    values: Vec<Vec<f32>>,
-}
-
-impl Optimized {
-    fn new(model: &Model, settings: Settings) -> Optimized {
-        let host = |(name, factor): (engine::model::training::ParameterName, &Tensor)| {
-            let values = name.in_peft_order(factor).expect("the CPU does not fail");
-            (name.peft_key(), values)
-        };
-        let (names, values): (Vec<String>, Vec<Vec<f32>>) = model.parameters().map(host).unzip();
-        let sizes = names.iter().zip(&values).map(|(name, v)| (name.as_str(), v.len()));
-        Optimized { optimizer: AdamW::new(settings, sizes), names, values }
-    }
-
-    fn step(
-        &mut self,
-        case: &Case,
-        model: &Model,
-        rate: f64,
-        gradients: &Tensors,
-    ) -> Result<f64, CheckError> {
-        let mut parameters = Vec::new();
-        for (name, values) in self.names.iter().zip(&mut self.values) {
-            let gradient = case.get(gradients, name)?;
-            if gradient.len() != values.len() {
-                return Err(case.error(format!("the gradient of {name} has another shape")));
-            }
-            parameters.push(Parameter { name, values, gradient });
-        }
-        match self.optimizer.step(model.device().cpu(), rate, &mut parameters) {
-            Outcome::Updated { norm, .. } => Ok(norm),
-            Outcome::NotFinite { norm } => Err(case.error(format!("a gradient of norm {norm}"))),
-        }
-    }
-
-    fn compare(
-        &self,
-        case: &Case,
-        tensors: &Tensors,
-        prefix: &str,
-        errors: &mut Errors,
-    ) -> Result<(), CheckError> {
-        for (name, ours) in self.names.iter().zip(&self.values) {
-            let theirs = case.get(tensors, &format!("{prefix}{name}"))?;
-            let differences = ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).abs()));
-            let worst = differences.fold(0.0, |w: f64, d| if d <= w { w } else { d });
-            errors.add("parameters after AdamW", ours.len(), worst, PARAMETER_BOUND);
-        }
-        Ok(())
-    }
-}
-
-/// One step of TRL's trainer: loss, gradients before clipping, their norm, parameters after.
+/// One step of TRL's trainer: loss, gradients before clipping, their norm.
 fn trl_step(
     case: &Case,
     model: &Model,
@@ -304,7 +218,6 @@ fn trl_step(
     let beta = case.number(&["args", "beta"])?;
     let temperature = case.number(&["args", "temperature"])? as f32;
     let max_tokens = case.number(&["max_completion_length"])? as usize;
-    let max_norm = case.number(&["max_grad_norm"])?;
     let name = case.json["args"]["loss"].as_str().unwrap_or("");
     let epsilon = case.number(&["trl_defaults", "epsilon"])?;
     let settings = loss::Settings {
@@ -340,44 +253,42 @@ fn trl_step(
         expected += f64::from(part("loss")?[0]);
     }
     let how = (kind_of(case, name)?, max_tokens, parts.as_slice());
-    let (loss, gradients) = loss_and_gradients(case, model, &items, how, &settings, temperature)?;
-    errors.add("TRL's losses", parts.len(), (loss - expected).abs(), LOSS_BOUND);
+    let (loss, rounding, gradients) =
+        loss_and_gradients(case, model, &items, how, &settings, temperature)?;
+    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
+    errors.add("TRL's losses", parts.len(), (loss - expected).abs(), bound);
 
-    let all: Vec<(String, Vec<f32>)> = model
+    let theirs = f64::from(case.get(tensors, "grad0._norm")?[0]);
+    let error = (norm(case, model, &gradients)? / theirs - 1.0).abs();
+    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING };
+    errors.add("TRL's gradient norm (relative)", 1, error, bound);
+    for (name, tensor) in model.parameters() {
+        let gradient = gradients.get(tensor).expect("every factor has a gradient");
+        let ours = name.in_peft_order(gradient).map_err(|e| case.failed(e))?;
+        let theirs = case.get(tensors, &format!("grad0.{}", name.peft_key()))?;
+        relative(errors, "TRL's gradients (relative)", &ours, theirs);
+    }
+    Ok(())
+}
+
+/// The norm of all gradients, as a step of the optimizer finds it on their device.
+fn norm(case: &Case, model: &Model, gradients: &Gradients) -> Result<f64, CheckError> {
+    let names: Vec<String> = model.parameters().map(|(name, _)| name.peft_key()).collect();
+    let mut values: Vec<Tensor> = model
         .parameters()
-        .map(|(name, tensor)| {
-            let gradient = gradients.get(tensor).expect("every factor has a gradient");
-            let values = name.in_peft_order(gradient).expect("the CPU does not fail");
-            (name.peft_key(), values)
+        .map(|(_, factor)| Tensor::zeros(model.device(), factor.shape()[0], factor.shape()[1]))
+        .collect();
+    let lengths = names.iter().zip(&values).map(|(name, values)| (name.as_str(), values.len()));
+    let mut adamw = AdamW::new(optimizer::Settings::default(), lengths);
+    let mut factors: Vec<Factor> = values
+        .iter_mut()
+        .zip(&names)
+        .zip(model.parameters())
+        .map(|((values, name), (_, factor))| Factor {
+            name,
+            values,
+            gradient: gradients.get(factor),
         })
         .collect();
-    let norm = engine::optimizer::gradient_norm(
-        model.device().cpu(),
-        all.iter().map(|(_, gradient)| gradient.as_slice()),
-    );
-    let theirs = f64::from(case.get(tensors, "grad0._norm")?[0]);
-    errors.add("TRL's gradient norm (relative)", 1, (norm / theirs - 1.0).abs(), LOSS_BOUND);
-    let mut gradients = Tensors::new();
-    for (name, ours) in &all {
-        let theirs = case.get(tensors, &format!("grad0.{name}"))?;
-        relative(errors, "TRL's gradients (relative)", ours, theirs);
-        gradients.insert(name.clone(), theirs.to_vec());
-    }
-
-    let group = &case.json["param_groups"][0];
-    let number = |key: &str| {
-        let value = group[key].as_f64();
-        value.ok_or_else(|| case.error(format!("param_groups[0].{key} is not a number")))
-    };
-    let beta = |index: usize| group["betas"][index].as_f64().unwrap_or(f64::NAN);
-    let settings = Settings {
-        beta1: beta(0),
-        beta2: beta(1),
-        epsilon: number("eps")?,
-        weight_decay: number("weight_decay")?,
-        max_norm: Some(max_norm),
-    };
-    let mut optimized = Optimized::new(model, settings);
-    optimized.step(case, model, case.number(&["args", "lr"])?, &gradients)?;
-    optimized.compare(case, tensors, "after.", errors)
+    Ok(adamw.step_factors(0.0, &mut factors).map_err(|e| case.failed(e))?.norm())
 }

@@ -1,0 +1,193 @@
+//! Steps of AdamW against PyTorch's and TRL's: `adamw.safetensors`, and `after.` of `step.safetensors`.
+//!
+//! They start from the dump's own gradients: Adam's first steps turn the rounding of a gradient near 0 into a
+//! whole learning rate. The optimizer computes in f32 on every device, and a GPU has the CPU's bits.
+
+use engine::{
+    model::{Model, Precision},
+    optimizer::{AdamW, Factor, Outcome, Settings},
+    tensor::{Device, Tensor},
+};
+use kernels::cpu::Cpu;
+
+use super::{Bound, ByVariant, Case, CheckError, Errors, largest_difference, learning::Tensors};
+
+/// What parameters may differ by after a step of 1e-3: a few units in the last place of values near 1.
+const PARAMETER_BOUND: f64 = 5e-7;
+
+/// Compares what the dump has.
+pub(super) fn compare(case: &Case, device: &Device) -> Result<ByVariant, CheckError> {
+    let mut errors = Errors::default();
+    let host = Device::new(Cpu::new(device.cpu().threads()));
+    // Of the model, its factors alone are of interest.
+    let model = || case.model(Some("adapter"), Precision::F32, &host);
+    if let Some(tensors) = case.tensors("adamw.safetensors")? {
+        adamw(case, device, &model()?, &tensors, &mut errors)?;
+    }
+    if let Some(tensors) = case.tensors("step.safetensors")? {
+        trl_step(case, device, &model()?, &tensors, &mut errors)?;
+    }
+    Ok(vec![("lora", errors)])
+}
+
+/// One and two steps, and one with a clipped gradient, on the dump's gradients.
+fn adamw(
+    case: &Case,
+    device: &Device,
+    model: &Model,
+    tensors: &Tensors,
+    errors: &mut Errors,
+) -> Result<(), CheckError> {
+    let Some(first) = case.tensors("grads.safetensors")? else {
+        return Err(case.error("adamw.safetensors needs grads.safetensors beside it"));
+    };
+    let betas: Vec<f64> = case.json["adamw"]["betas"]
+        .as_array()
+        .map(|betas| betas.iter().filter_map(serde_json::Value::as_f64).collect())
+        .filter(|betas: &Vec<f64>| betas.len() == 2)
+        .ok_or_else(|| case.error("adamw.betas are not two numbers"))?;
+    let settings = Settings {
+        beta1: betas[0],
+        beta2: betas[1],
+        epsilon: case.number(&["adamw", "eps"])?,
+        weight_decay: case.number(&["adamw", "weight_decay"])?,
+        max_norm: None,
+    };
+    let rate = case.number(&["adamw", "lr"])?;
+    let second = under(tensors, "grad2.");
+    let mut two = Optimized::new(case, device, model, settings)?;
+    for (gradients, after) in [(&first, "step1."), (&second, "step2.")] {
+        two.step(case, rate, gradients)?;
+        two.compare(case, tensors, after, errors)?;
+    }
+    let max_norm = Some(case.number(&["clip_max_norm"])?);
+    let mut clipped = Optimized::new(case, device, model, Settings { max_norm, ..settings })?;
+    clipped.step(case, rate, &first)?;
+    clipped.compare(case, tensors, "clip1.", errors)
+}
+
+/// The parameters after a step of TRL's trainer.
+fn trl_step(
+    case: &Case,
+    device: &Device,
+    model: &Model,
+    tensors: &Tensors,
+    errors: &mut Errors,
+) -> Result<(), CheckError> {
+    let group = &case.json["param_groups"][0];
+    let number = |key: &str| {
+        let value = group[key].as_f64();
+        value.ok_or_else(|| case.error(format!("param_groups[0].{key} is not a number")))
+    };
+    let beta = |index: usize| group["betas"][index].as_f64().unwrap_or(f64::NAN);
+    let settings = Settings {
+        beta1: beta(0),
+        beta2: beta(1),
+        epsilon: number("eps")?,
+        weight_decay: number("weight_decay")?,
+        max_norm: Some(case.number(&["max_grad_norm"])?),
+    };
+    let mut optimized = Optimized::new(case, device, model, settings)?;
+    optimized.step(case, case.number(&["args", "lr"])?, &under(tensors, "grad0."))?;
+    optimized.compare(case, tensors, "after.", errors)
+}
+
+/// The tensors under `prefix`, without it.
+fn under(tensors: &Tensors, prefix: &str) -> Tensors {
+    let of = |(name, values): (&String, &Vec<f32>)| {
+        Some((name.strip_prefix(prefix)?.to_owned(), values.clone()))
+    };
+    tensors.iter().filter_map(of).collect()
+}
+
+/// A model's factors with an optimizer, on a device; and for a GPU the same on the CPU.
+struct Optimized {
+    names: Vec<String>,
+    sides: Vec<Side>,
+}
+
+struct Side {
+    device: Device,
+    optimizer: AdamW,
+    values: Vec<Tensor>,
+}
+
+impl Optimized {
+    fn new(
+        case: &Case,
+        device: &Device,
+        model: &Model,
+        settings: Settings,
+    ) -> Result<Optimized, CheckError> {
+        let (mut names, mut all) = (Vec::new(), Vec::new());
+        for (name, factor) in model.parameters() {
+            names.push(name.peft_key());
+            all.push(name.in_peft_order(factor).map_err(|e| case.failed(e))?);
+        }
+        let side = |device: &Device| {
+            let sizes = names.iter().zip(&all).map(|(name, values)| (name.as_str(), values.len()));
+            let on_device = |values: &Vec<f32>| Tensor::from_slice(device, 1, values.len(), values);
+            Side {
+                device: device.clone(),
+                optimizer: AdamW::new(settings, sizes),
+                values: all.iter().map(on_device).collect(),
+            }
+        };
+        let mut sides = vec![side(device)];
+        if device.is_cuda() {
+            sides.push(side(model.device()));
+        }
+        Ok(Optimized { names, sides })
+    }
+
+    fn step(&mut self, case: &Case, rate: f64, gradients: &Tensors) -> Result<(), CheckError> {
+        for Side { device, optimizer, values } in &mut self.sides {
+            let mut all = Vec::new();
+            for (name, values) in self.names.iter().zip(&*values) {
+                let gradient = case.get(gradients, name)?;
+                if gradient.len() != values.len() {
+                    return Err(case.error(format!("the gradient of {name} has another shape")));
+                }
+                all.push(Tensor::from_slice(device, 1, gradient.len(), gradient));
+            }
+            let named = self.names.iter().zip(values).zip(&all);
+            let mut factors: Vec<Factor> = named
+                .map(|((name, values), gradient)| Factor { name, values, gradient: Some(gradient) })
+                .collect();
+            match optimizer.step_factors(rate, &mut factors).map_err(|e| case.failed(e))? {
+                Outcome::Updated { .. } => {}
+                Outcome::NotFinite { norm } => {
+                    return Err(case.error(format!("a gradient of norm {norm}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(
+        &self,
+        case: &Case,
+        tensors: &Tensors,
+        prefix: &str,
+        errors: &mut Errors,
+    ) -> Result<(), CheckError> {
+        for (index, name) in self.names.iter().enumerate() {
+            let theirs = case.get(tensors, &format!("{prefix}{name}"))?;
+            let values = |side: &Side| side.values[index].to_vec().map_err(|e| case.failed(e));
+            let ours = values(&self.sides[0])?;
+            let error = largest_difference(&ours, theirs);
+            let bound = Bound::Fixed(PARAMETER_BOUND);
+            errors.add("parameters after AdamW", ours.len(), error, bound);
+            if let Some(cpu) = self.sides.get(1) {
+                let cpu = values(cpu)?;
+                let differing = ours.iter().zip(&cpu).filter(|(a, b)| a.to_bits() != b.to_bits());
+                errors.count(
+                    "parameter bits that differ from the CPU's",
+                    ours.len(),
+                    differing.count(),
+                );
+            }
+        }
+        Ok(())
+    }
+}
