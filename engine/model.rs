@@ -276,6 +276,21 @@ impl Model {
         self.head.weight.set_packing(packing);
     }
 
+    /// Replaces the embedding and the weights of products by copies in bf16, which is what a GPU has of them.
+    /// On a CPU, inputs are rounded for such weights only (see [`Precision::Bf16`]).
+    pub fn round_weights(&mut self) {
+        for layer in &mut self.layers {
+            for (_, linear) in layer.projections_mut() {
+                linear.weight = linear.weight.rounded();
+            }
+        }
+        self.embedding = self.embedding.rounded();
+        self.head.weight = match self.config.tie_word_embeddings {
+            true => self.embedding.clone(),
+            false => self.head.weight.rounded(),
+        };
+    }
+
     /// Whether packed weights would be used: bf16 weights that meet rounded inputs on a CPU that
     /// multiplies pairs of bf16.
     pub fn can_pack(&self) -> bool {

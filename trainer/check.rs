@@ -34,6 +34,7 @@ use engine::{
     },
     tape::Tape,
     tensor::{Device, Tensor},
+    weights::Dtype,
 };
 use kernels::cpu::{lanes, log_prob};
 use safetensors::SafeTensors;
@@ -174,7 +175,7 @@ impl<'a> Case<'a> {
         self.directory.join(format!("{variant}.safetensors"))
     }
 
-    /// The dump's model, with the adapter of this name.
+    /// The dump's model, with the adapter of this name. In bf16 its weights are too, on a CPU as on a GPU.
     fn model(
         &self,
         adapter: Option<&str>,
@@ -183,8 +184,12 @@ impl<'a> Case<'a> {
     ) -> Result<Model, CheckError> {
         let directory = self.directory.join("model");
         let adapter = adapter.map(|name| self.directory.join(name));
-        open_model(&directory, adapter.as_deref(), Some(precision), device)
-            .map_err(|error| CheckError { path: directory, what: error.to_string() })
+        let mut model = open_model(&directory, adapter.as_deref(), Some(precision), device)
+            .map_err(|error| CheckError { path: directory, what: error.to_string() })?;
+        if precision == Precision::Bf16 && model.weights_dtype() != Dtype::BF16 {
+            model.round_weights();
+        }
+        Ok(model)
     }
 
     /// The same with its adapter's factors as leaves.

@@ -240,16 +240,25 @@ impl Weight {
         }
     }
 
+    /// A copy in memory, rounded to bf16 as a GPU has it.
+    pub(crate) fn rounded(&self) -> Weight {
+        let values: Vec<bf16> = self.to_f32().into_iter().map(bf16::from_f32).collect();
+        Weight::copied(Dtype::BF16, [self.rows, self.columns], bytemuck::cast_slice(&values))
+    }
+
     /// A weight of f32 that lies in memory, for tests.
     #[cfg(test)]
     pub(crate) fn from_f32(rows: usize, columns: usize, values: &[f32]) -> Weight {
         assert_eq!(values.len(), rows * columns, "values for [{rows}, {columns}]");
-        let mut copy = vec![0u64; values.len().div_ceil(2)];
-        let bytes: &[u8] = bytemuck::cast_slice(values);
+        Weight::copied(Dtype::F32, [rows, columns], bytemuck::cast_slice(values))
+    }
+
+    fn copied(dtype: Dtype, [rows, columns]: [usize; 2], bytes: &[u8]) -> Weight {
+        let mut copy = vec![0u64; bytes.len().div_ceil(8)];
         bytemuck::cast_slice_mut::<u64, u8>(&mut copy)[..bytes.len()].copy_from_slice(bytes);
         let source = Source::Copied(Arc::new(copy), bytes.len());
         Weight {
-            dtype: Dtype::F32,
+            dtype,
             rows,
             columns,
             source,

@@ -1,6 +1,6 @@
-//! A GPU, whose products take inputs rounded to bf16, against the dumps in f32.
+//! A GPU, whose products take inputs and weights rounded to bf16, against the dumps in f32.
 //!
-//! Bounds are not tuned. Our CPU in bf16 rounds at the same places and sums in other orders, so each may be as
+//! Bounds are not tuned. Our CPU with weights in bf16 rounds at the same places and sums in other orders, so each may be as
 //! far from the dump as the other: a tensor's error may be twice the CPU's of the same tensor, and one
 //! rounding of its largest value, should the CPU's errors have cancelled. What a GPU computes in f32 has the
 //! CPU's bounds. Greedy tokens are compared up to the first that such an error could change.
