@@ -84,7 +84,7 @@ fn dumps_are_within_what_rounding_allows() {
             "log-probs, T = 0.7",
             "log-probs in training, T = 0.7",
             "entropies in training",
-            "greedy tokens that differ, of those decided",
+            "greedy tokens, logits below the largest",
             "log-prob bits that differ in training",
         ] {
             assert!(count(&findings, quantity) > 0, "{case}: {quantity}");

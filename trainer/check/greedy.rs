@@ -18,7 +18,7 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<ByVariant, CheckEr
             let written = continuations(case, &model, &expected)?;
             let mut errors = Errors::default();
             for (written, expected) in written.iter().zip(&expected) {
-                add(&mut errors, "greedy tokens that differ", written, expected);
+                add(&mut errors, written, expected);
             }
             training(case, &model, adapter.is_some(), &written, &mut errors)?;
             all.push((variant, errors));
@@ -41,9 +41,9 @@ pub(super) fn expected(case: &Case, variant: &str) -> Result<Option<Vec<Vec<u32>
 }
 
 /// Counts the tokens of `expected` that were not written.
-pub(super) fn add(errors: &mut Errors, quantity: &str, written: &Written, expected: &[u32]) {
+fn add(errors: &mut Errors, written: &Written, expected: &[u32]) {
     let differing = written.0.iter().zip(expected).filter(|(a, b)| a != b).count();
-    errors.count(quantity, expected.len(), differing);
+    errors.count("greedy tokens that differ", expected.len(), differing);
 }
 
 /// Continuations of every sequence, as long as the expected ones, all in one batch.
