@@ -40,7 +40,7 @@ use kernels::cpu::{lanes, log_prob};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use errors::{Bound, Errors, ROUNDING, largest, largest_difference};
+use errors::{Bound, Errors, LOGITS, ROUNDING, largest, largest_difference};
 use gradients::PLAIN;
 
 /// Largest difference allowed in logits, hidden states, log-probabilities and entropies: f32 against
@@ -233,23 +233,18 @@ impl<'a> Case<'a> {
                 &format!("hidden_seq{index}"),
                 &hidden,
             )?;
-            self.values(&mut errors, &dump, "logits", &format!("logits_seq{index}"), &logits)?;
+            self.values(&mut errors, &dump, LOGITS, &format!("logits_seq{index}"), &logits)?;
             for (key, temperature) in [("logp", 1.0), ("logp_T0.7", 0.7)] {
                 let (log_probs, entropies) = self.score(&logits, ids, temperature)?;
                 let key = format!("{key}_seq{index}");
                 let named = format!("log-probs, T = {temperature}");
                 self.values(&mut errors, &dump, &named, &key, &log_probs)?;
                 if temperature == 1.0 {
-                    let key = format!("entropy_seq{index}");
-                    self.values(&mut errors, &dump, "entropies", &key, &entropies)?;
+                    self.entropies(&mut errors, &dump, "entropies", index, &entropies)?;
                 }
-                self.trained(
-                    &mut errors,
-                    model,
-                    adapter,
-                    &dump,
-                    (index, key.as_str(), temperature),
-                )?;
+                let of = (index, key.as_str(), temperature);
+                let rows = [&log_probs[..], &entropies];
+                self.trained(&mut errors, model, adapter, &dump, of, rows)?;
             }
             alone.push(logits);
         }
@@ -258,6 +253,7 @@ impl<'a> Case<'a> {
     }
 
     /// Log-probabilities and entropies of a sequence as training computes them: its first token is the prompt.
+    /// They differ from the CPU's of the same logits, `rows`, as f32 may.
     fn trained(
         &self,
         errors: &mut Errors,
@@ -265,6 +261,7 @@ impl<'a> Case<'a> {
         adapter: bool,
         dump: &SafeTensors,
         (index, key, temperature): (usize, &str, f32),
+        rows: [&[f32]; 2],
     ) -> Result<(), CheckError> {
         let (prompt, completion) = self.inputs[index].split_at(1);
         if completion.is_empty() {
@@ -280,11 +277,11 @@ impl<'a> Case<'a> {
         let named = format!("log-probs in training, T = {temperature}");
         self.values(errors, dump, &named, key, &log_probs)?;
         if temperature == 1.0 {
-            let key = format!("entropy_seq{index}");
-            let theirs = self.tensor(dump, &key)?;
-            // The last row predicts nothing.
-            let theirs = theirs.get(..entropies.len()).ok_or_else(|| self.error(key))?;
-            errors.values("entropies in training", &entropies, theirs);
+            self.entropies(errors, dump, "entropies in training", index, &entropies)?;
+        }
+        for (ours, rows) in [&log_probs, &entropies].into_iter().zip(rows) {
+            let error = largest_difference(ours, &rows[..completion.len()]);
+            errors.add("training's, of the same logits", ours.len(), error, Bound::Fixed(BOUND));
         }
         Ok(())
     }
@@ -373,6 +370,27 @@ impl<'a> Case<'a> {
             return Err(self.error(format!("{key} has {theirs} values where {ours} are computed")));
         }
         errors.values(quantity, ours, &reference);
+        Ok(())
+    }
+
+    /// Compares the entropies of a sequence's first rows.
+    fn entropies(
+        &self,
+        errors: &mut Errors,
+        dump: &SafeTensors,
+        quantity: &str,
+        index: usize,
+        ours: &[f32],
+    ) -> Result<(), CheckError> {
+        let key = format!("entropy_seq{index}");
+        let theirs = self.tensor(dump, &key)?;
+        let logits = self.tensor(dump, &format!("logits_seq{index}"))?;
+        let rows = self.inputs[index].len();
+        if theirs.len() != rows || ours.len() > rows {
+            return Err(self.error(format!("{key} has {} values for {rows} tokens", theirs.len())));
+        }
+        let logits = &logits[..logits.len() / rows * ours.len()];
+        errors.entropies(quantity, ours, &theirs[..ours.len()], logits);
         Ok(())
     }
 

@@ -17,6 +17,27 @@ pub(super) enum Bound {
         /// What rounding the result, or what it is made of, to bf16 once may change.
         rounding: f64,
     },
+    /// Of what a GPU computes of logits.
+    OfLogits {
+        /// In f32.
+        f32: f64,
+        /// How far it goes when every logit is off by one, at most.
+        sensitivity: f64,
+    },
+}
+
+/// Of logits.
+pub(super) const LOGITS: &str = "logits";
+
+impl Bound {
+    /// In f32, unless it was replaced by [`Errors::bounded_by`].
+    fn value(self) -> f64 {
+        match self {
+            Bound::Fixed(bound)
+            | Bound::Rounded { f32: bound, .. }
+            | Bound::OfLogits { f32: bound, .. } => bound,
+        }
+    }
 }
 
 /// The error of one tensor.
@@ -40,6 +61,21 @@ impl Errors {
         self.add(quantity, ours.len(), largest_difference(ours, reference), bound);
     }
 
+    /// Compares entropies of rows of logits.
+    pub(super) fn entropies(
+        &mut self,
+        quantity: &str,
+        ours: &[f32],
+        reference: &[f32],
+        logits: &[f32],
+    ) {
+        let vocab = logits.len() / reference.len().max(1);
+        let rows = logits.chunks_exact(vocab.max(1));
+        let sensitivity = rows.map(entropy_sensitivity).fold(0.0, f64::max);
+        let bound = Bound::OfLogits { f32: BOUND, sensitivity };
+        self.add(quantity, ours.len(), largest_difference(ours, reference), bound);
+    }
+
     /// Counts what differs of `count` bits or tokens, none of which may.
     pub(super) fn count(&mut self, quantity: &str, count: usize, differing: usize) {
         self.add(quantity, count, differing as f64, Bound::Fixed(0.0));
@@ -51,12 +87,20 @@ impl Errors {
 
     /// The same with every bound on what is rounded to bf16 made of `other`'s largest error of the same
     /// quantity: twice that, and one rounding. The quantity's, as few values say little of how large errors are.
+    /// What is computed of logits may be off by what their bounds allow.
     pub(super) fn bounded_by(mut self, other: &Errors) -> Errors {
         for own in &mut self.0 {
             if let Bound::Rounded { rounding, .. } = own.bound {
                 let same = other.0.iter().filter(|other| other.quantity == own.quantity);
                 let largest = worst(same.map(|other| other.error));
                 own.bound = Bound::Fixed(2.0 * largest + rounding);
+            }
+        }
+        let bounds = self.0.iter().filter(|own| own.quantity == LOGITS);
+        let logits = worst(bounds.map(|own| own.bound.value()));
+        for own in &mut self.0 {
+            if let Bound::OfLogits { sensitivity, .. } = own.bound {
+                own.bound = Bound::Fixed(sensitivity * logits);
             }
         }
         self
@@ -66,9 +110,7 @@ impl Errors {
     pub(super) fn findings(self, case: &str, variant: &'static str) -> Vec<Finding> {
         let mut findings: Vec<Finding> = Vec::new();
         for Comparison { quantity, count, error, bound } in self.0 {
-            let bound = match bound {
-                Bound::Fixed(bound) | Bound::Rounded { f32: bound, .. } => bound,
-            };
+            let bound = bound.value();
             match findings.iter_mut().find(|finding| finding.quantity == quantity) {
                 Some(finding) => {
                     finding.count += count;
@@ -92,6 +134,16 @@ impl Errors {
         }
         findings
     }
+}
+
+/// How far the entropy H of a row goes, to first order, when every logit is off by one, in the worst
+/// direction: dH = −Σ p·(ln p + H)·dz, at most Σ p·|ln p + H|.
+fn entropy_sensitivity(logits: &[f32]) -> f64 {
+    let most = logits.iter().fold(f64::NEG_INFINITY, |most, z| most.max((*z).into()));
+    let sum: f64 = logits.iter().map(|z| (f64::from(*z) - most).exp()).sum();
+    let log_probs = logits.iter().map(|z| f64::from(*z) - most - sum.ln());
+    let entropy: f64 = log_probs.clone().map(|log_p| -log_p.exp() * log_p).sum();
+    log_probs.map(|log_p| log_p.exp() * (log_p + entropy).abs()).sum()
 }
 
 /// How much of what it may be an error is; above 1 it is too large.
@@ -141,6 +193,21 @@ mod tests {
         assert_eq!((x.count, x.error, x.bound, x.passes()), (4, 0.9, 0.7, false));
         assert!(bits.passes());
         assert!(!errors(&ours).findings("case", "lora")[0].passes(), "f32's bound without it");
+    }
+
+    #[test]
+    fn entropies_may_be_off_by_what_their_logits_may() {
+        // p = 1/4, 3/4; |ln p + H| = 3/4·ln 3, 1/4·ln 3.
+        let logits = [0.0, 3.0_f32.ln()];
+        assert!((entropy_sensitivity(&logits) - 0.375 * 3.0_f64.ln()).abs() < 1e-7);
+        assert!(entropy_sensitivity(&[2.0; 8]).abs() < 1e-12, "the largest entropy");
+        let rounded = Bound::Rounded { f32: 1e-5, rounding: 0.5 };
+        let mut ours = errors(&[(LOGITS, 0.1, rounded)]);
+        ours.entropies("entropies", &[0.5], &[1.0], &logits);
+        assert_eq!(ours.0[1].bound.value(), BOUND, "in f32");
+        let bounded = ours.bounded_by(&errors(&[(LOGITS, 0.25, rounded)]));
+        let bound = bounded.0[1].bound.value();
+        assert!((bound - 0.375 * 3.0_f64.ln()).abs() < 1e-7, "a logit may be off by 1: {bound}");
     }
 
     #[test]
