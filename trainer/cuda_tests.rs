@@ -92,6 +92,9 @@ fn dumps_are_within_what_rounding_allows() {
         }
         let gradients = count(&findings, "gradients (relative)");
         assert_eq!(gradients > 0, case != "qwen3-tied-bf16", "{case}");
+        for quantity in ["GRPO losses", "TRL's gradients (relative)", "parameters after AdamW"] {
+            assert_eq!(count(&findings, quantity) > 0, case == "qwen3-tied", "{case}: {quantity}");
+        }
     }
 }
 

@@ -8,10 +8,13 @@ Keys are those of adapter_model.safetensors, written KEY. Token number prompt_le
 
 grads.safetensors    KEY: gradient of loss = -sum_I advantages[I] * sum over completion tokens of log p / ntokens
 
-and for the cases in LEARNING:
+for the cases in OPTIMIZER:
 
 adamw.safetensors    stepN.KEY: factors after N = 1, 2 steps of torch.optim.AdamW on that loss, the second with the gradient
                      grad2.KEY; clip1.KEY: after one step with the gradient clipped by clip_grad_norm_(clip_max_norm)
+
+and for those in LEARNING:
+
 grpo.safetensors     old_logps, ref_logps, mask [2, C] over completion tokens, padded on the right, and advantages [2];
                      CASE.KEY: gradients of some of the losses in case.json's grpo, CASE = LOSS.betaB.on or .off policy,
                      by the formulas of TRL's GRPOTrainer
@@ -33,7 +36,8 @@ from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
 CASES = ["qwen3-tied", "qwen3-untied", "qwen3-sharded", "qwen2", "llama"]
-LEARNING = ["qwen3-untied"]
+LEARNING = ["qwen3-tied", "qwen3-untied"]
+OPTIMIZER = ["qwen3-untied"]
 PROMPT_LENS = (3, 5)
 ADVANTAGES = (1.25, -0.75)
 ADAMW = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
@@ -214,8 +218,10 @@ def write(directory):
     info |= {"prompt_lens": PROMPT_LENS, "advantages": ADVANTAGES, "ntokens": tokens}
     info |= {"loss": loss.item(), "grad_norm": norm(gradients).item()}
     files = {"grads": gradients}
+    if directory.name in OPTIMIZER:
+        files |= {"adamw": adamw(trained, tokens, info)}
     if directory.name in LEARNING:
-        files |= {"adamw": adamw(trained, tokens, info), "grpo": grpo(trained, info), "step": step(trained, info)}
+        files |= {"grpo": grpo(trained, info), "step": step(trained, info)}
     info["self_check"]["gradients_vs_float64"] = exact_error(trained, gradients, tokens)
     for name, tensors in files.items():
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, directory / f"{name}.safetensors")
