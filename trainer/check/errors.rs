@@ -16,6 +16,8 @@ pub(super) enum Bound {
         f32: f64,
         /// What rounding the result, or what it is made of, to bf16 once may change.
         rounding: f64,
+        /// Whether other tensors of the quantity say how large errors are: few values of one say little.
+        pooled: bool,
     },
     /// Of what a GPU computes of logits.
     OfLogits {
@@ -57,7 +59,7 @@ impl Errors {
     /// Compares two tensors of the same length.
     pub(super) fn values(&mut self, quantity: &str, ours: &[f32], reference: &[f32]) {
         let rounding = ROUNDING * largest(reference);
-        let bound = Bound::Rounded { f32: BOUND, rounding };
+        let bound = Bound::Rounded { f32: BOUND, rounding, pooled: true };
         self.add(quantity, ours.len(), largest_difference(ours, reference), bound);
     }
 
@@ -85,15 +87,20 @@ impl Errors {
         self.0.push(Comparison { quantity: quantity.to_owned(), count, error, bound });
     }
 
-    /// The same with every bound on what is rounded to bf16 made of `other`'s largest error of the same
-    /// quantity: twice that, and one rounding. The quantity's, as few values say little of how large errors are.
-    /// What is computed of logits may be off by what their bounds allow.
+    /// The same with every bound on what is rounded to bf16 made of `other`'s error of the same tensor, or
+    /// its largest of the quantity: twice that, and one rounding. What is computed of logits may be off by
+    /// what their bounds allow.
+    ///
+    /// # Panics
+    /// If `other` compared other tensors.
     pub(super) fn bounded_by(mut self, other: &Errors) -> Errors {
-        for own in &mut self.0 {
-            if let Bound::Rounded { rounding, .. } = own.bound {
-                let same = other.0.iter().filter(|other| other.quantity == own.quantity);
-                let largest = worst(same.map(|other| other.error));
-                own.bound = Bound::Fixed(2.0 * largest + rounding);
+        assert_eq!(self.0.len(), other.0.len(), "other comparisons");
+        for (own, same) in self.0.iter_mut().zip(&other.0) {
+            assert_eq!(own.quantity, same.quantity, "another order");
+            if let Bound::Rounded { rounding, pooled, .. } = own.bound {
+                let all = other.0.iter().filter(|other| other.quantity == own.quantity);
+                let error = if pooled { worst(all.map(|other| other.error)) } else { same.error };
+                own.bound = Bound::Fixed(2.0 * error + rounding);
             }
         }
         let bounds = self.0.iter().filter(|own| own.quantity == LOGITS);
@@ -183,14 +190,18 @@ mod tests {
 
     #[test]
     fn bounds_are_twice_the_others_error_and_one_rounding() {
-        let rounded = Bound::Rounded { f32: 1e-5, rounding: 0.5 };
-        let coarse = Bound::Rounded { f32: 1e-5, rounding: 2.0 };
+        let pooled = |rounding| Bound::Rounded { f32: 1e-5, rounding, pooled: true };
+        let (rounded, coarse) = (pooled(0.5), pooled(2.0));
+        let alone = Bound::Rounded { f32: 1e-5, rounding: 0.5, pooled: false };
         let ours = [("x", 1.9, coarse), ("bits", 0.0, Bound::Fixed(0.0)), ("x", 0.9, rounded)];
-        let other = errors(&[("x", 0.1, coarse), ("x", 0.1, rounded), ("y", 9.0, rounded)]);
-        let findings = errors(&ours).bounded_by(&other).findings("case", "lora");
-        let [x, bits] = findings.as_slice() else { panic!("{findings:?}") };
+        let ours = [&ours[..], &[("y", 1.0, alone), ("y", 8.0, alone)]].concat();
+        let others = [("x", 0.1, coarse), ("bits", 0.0, Bound::Fixed(0.0)), ("x", 0.05, rounded)];
+        let others = [&others[..], &[("y", 0.1, alone), ("y", 9.0, alone)]].concat();
+        let findings = errors(&ours).bounded_by(&errors(&others)).findings("case", "lora");
+        let [x, bits, y] = findings.as_slice() else { panic!("{findings:?}") };
         // 0.9 of 0.7 is worse than 1.9 of 2.2.
         assert_eq!((x.count, x.error, x.bound, x.passes()), (4, 0.9, 0.7, false));
+        assert_eq!((y.error, y.bound), (1.0, 0.7), "8 of 18.5 is not worse");
         assert!(bits.passes());
         assert!(!errors(&ours).findings("case", "lora")[0].passes(), "f32's bound without it");
     }
@@ -201,11 +212,12 @@ mod tests {
         let logits = [0.0, 3.0_f32.ln()];
         assert!((entropy_sensitivity(&logits) - 0.375 * 3.0_f64.ln()).abs() < 1e-7);
         assert!(entropy_sensitivity(&[2.0; 8]).abs() < 1e-12, "the largest entropy");
-        let rounded = Bound::Rounded { f32: 1e-5, rounding: 0.5 };
+        let rounded = Bound::Rounded { f32: 1e-5, rounding: 0.5, pooled: true };
         let mut ours = errors(&[(LOGITS, 0.1, rounded)]);
         ours.entropies("entropies", &[0.5], &[1.0], &logits);
         assert_eq!(ours.0[1].bound.value(), BOUND, "in f32");
-        let bounded = ours.bounded_by(&errors(&[(LOGITS, 0.25, rounded)]));
+        let others = errors(&[(LOGITS, 0.25, rounded), ("entropies", 0.0, Bound::Fixed(0.0))]);
+        let bounded = ours.bounded_by(&others);
         let bound = bounded.0[1].bound.value();
         assert!((bound - 0.375 * 3.0_f64.ln()).abs() < 1e-7, "a logit may be off by 1: {bound}");
     }

@@ -194,7 +194,7 @@ fn grpo(
         let (loss, rounding, gradients) =
             loss_and_gradients(case, model, &items, how, &settings, 1.0)?;
         let expected = expected["loss"].as_f64().ok_or_else(unknown)?;
-        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
+        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding, pooled: true };
         errors.add("GRPO losses", 1, (loss - expected).abs(), bound);
         for (parameter, tensor) in model.parameters() {
             // Some cases have their loss only.
@@ -255,12 +255,12 @@ fn trl_step(
     let how = (kind_of(case, name)?, max_tokens, parts.as_slice());
     let (loss, rounding, gradients) =
         loss_and_gradients(case, model, &items, how, &settings, temperature)?;
-    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
+    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding, pooled: true };
     errors.add("TRL's losses", parts.len(), (loss - expected).abs(), bound);
 
     let theirs = f64::from(case.get(tensors, "grad0._norm")?[0]);
     let error = (norm(case, model, &gradients)? / theirs - 1.0).abs();
-    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING };
+    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING, pooled: true };
     errors.add("TRL's gradient norm (relative)", 1, error, bound);
     for (name, tensor) in model.parameters() {
         let gradient = gradients.get(tensor).expect("every factor has a gradient");
