@@ -5,13 +5,14 @@
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::cpu::adamw::Step;
 use crate::cpu::attention::{Shape, Span, Tree};
 use crate::cpu::log_prob::{LogitsError, RowError};
 use crate::cpu::sample::Sample;
 
-pub use crate::cuda_args::{Draws, SampleRequest};
+pub use crate::cuda_args::{Draws, Queued, SampleRequest};
 pub use crate::cuda_error::Error;
 
 /// See `cuda.rs`.
@@ -126,6 +127,7 @@ absent! {
         fn rank() -> usize;
     }
     Graph {}
+    Workspace {}
     Timer {}
 }
 
@@ -235,6 +237,10 @@ functions! {
         out: &mut Bf16, kept: Option<[&mut F32; 2]>, q: &Bf16, cache: [&Bf16; 2],
         plan: &AttentionPlan,
     ) -> ();
+    fn workspace() -> Arc<Workspace>;
+    fn record(
+        name: &'static str, workspace: &Arc<Workspace>, work: impl FnOnce() -> Result<(), Error>,
+    ) -> Graph;
     fn backward_plan(trees: &[Tree], shape: Shape) -> BackwardPlan;
     fn attention_backward(
         gradients: [&mut F32; 3], dy: &F32, saved: AttentionSaved<'_>, plan: &BackwardPlan,
@@ -282,7 +288,7 @@ impl Gpu {
     }
 
     /// See `cuda.rs`.
-    pub fn record<E: From<Error>>(&self, _: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
+    pub fn queued(&self) -> Queued {
         match self.0 {}
     }
 }
