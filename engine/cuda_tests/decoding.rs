@@ -41,7 +41,17 @@ fn generate(
     most: usize,
     seen: &mut dyn FnMut(&Generator<'_>),
 ) -> Written {
-    let mut generator = Generator::new(model, &[], OPTIONS);
+    generate_with(OPTIONS, model, requests, most, seen)
+}
+
+fn generate_with(
+    options: Options,
+    model: &Model,
+    requests: &[Request],
+    most: usize,
+    seen: &mut dyn FnMut(&Generator<'_>),
+) -> Written {
+    let mut generator = Generator::new(model, &[], options);
     generator.limit_recordings(most);
     let mut written = Written::new();
     let mut waiting = requests.iter();
@@ -73,12 +83,11 @@ fn recorded_steps_have_the_bits_of_others() {
         let fixture = Fixture::new(family, head_dim, 8);
         let model = fixture.model(Precision::Bf16, &device);
         let narrow = SamplingParams { temperature: 0.7, top_k: 20, top_p: 0.9, min_p: 0.02 };
-        let greedy = SamplingParams { temperature: 0.0, ..PLAIN };
         let requests = [
             request(PAGE - 2, 3, 13, PLAIN),
             request(508, 1, 8, narrow),
             request(5, 6, 4, PLAIN),
-            request(PAGE, 1, 5, greedy),
+            request(PAGE, 1, 5, SamplingParams::GREEDY),
         ];
         let plain = generate(&model, &requests, 0, &mut |generator| {
             assert!(generator.recordings().is_empty());
@@ -97,6 +106,23 @@ fn recorded_steps_have_the_bits_of_others() {
         });
         assert_eq!(one, plain, "{family:?}, one at a time");
     }
+}
+
+/// Three sequences fill the cache; the row that pads has a page beside it.
+#[test]
+fn rows_that_pad_take_no_page_of_the_caches() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::new(Family::Qwen3, 16, 8);
+    let model = fixture.model(Precision::Bf16, &device);
+    let requests = [request(20, 3, 5, PLAIN)];
+    let pages = 3 * KvCache::page_bytes(model.config(), model.cache_dtype());
+    let options = Options { cache_bytes: pages, ..OPTIONS };
+    let mut buckets = Vec::new();
+    let tight = generate_with(options, &model, &requests, 16, &mut |generator| {
+        buckets = generator.recordings();
+    });
+    assert_eq!(buckets, [[4, 512]], "rows and tokens of a sequence");
+    assert_eq!(tight, generate(&model, &requests, 0, &mut |_| ()));
 }
 
 /// A generator borrows its model, so no recording sees factors change; its memory goes back.

@@ -114,7 +114,7 @@ impl Recordings {
             push(sequence.last_token, position, sequence.table.pages(), sequence.request());
         }
         let nobody = Draws { seed: 0, sequence: 0, stream: Stream::TOKENS };
-        let params = SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let params = SamplingParams::GREEDY;
         for position in 0..bucket.rows - running.len() {
             let request = SampleRequest { params, draws: nobody, position: 0 };
             push(0, position, padding.pages(), request);

@@ -160,12 +160,17 @@ pub(super) unsafe fn zero(gpu: &Gpu, to: u64, bytes: usize) -> Result<(), Error>
     check_raw("zeroing device memory", unsafe { sys::cuMemsetD8Async(to, 0, bytes, stream) })
 }
 
-/// Host memory the device copies from at full speed, in two halves that take turns.
+/// Host memory the device copies from at full speed, in two halves that take turns. What is copied lies side by
+/// side in a half, so that small copies do not wait for each other.
+///
+/// To be dropped when the stream has run all there was.
 pub(super) struct Staging {
     memory: *mut u8,
-    /// Recorded when a half's copy is queued.
-    busy: [Event; 2],
+    /// Recorded when a half is full.
+    full: [Event; 2],
     half: usize,
+    /// Bytes of the half that copies read.
+    used: usize,
 }
 
 // SAFETY: the memory is this value's alone.
@@ -181,7 +186,7 @@ impl Staging {
         let result = unsafe { sys::cuMemAllocHost_v2(&mut memory, 2 * Staging::HALF) };
         check_raw("allocating pinned memory", result)?;
         let event = || check("making an event", Event::new(EventFlags::DISABLE_TIMING));
-        Ok(Staging { memory: memory.cast(), busy: [event()?, event()?], half: 0 })
+        Ok(Staging { memory: memory.cast(), full: [event()?, event()?], half: 0, used: 0 })
     }
 
     /// Copies `bytes` to the device through the memory. They may change when this returns.
@@ -189,29 +194,37 @@ impl Staging {
     /// # Safety
     /// `to` has that many bytes of device memory.
     pub(super) unsafe fn copy_in(&mut self, gpu: &Gpu, to: u64, bytes: &[u8]) -> Result<(), Error> {
-        for (index, part) in bytes.chunks(Staging::HALF).enumerate() {
-            let busy = &self.busy[self.half];
-            check("waiting for a copy", busy.synchronize())?;
-            // SAFETY: the memory has two halves, and no copy from this one is under way.
-            let from = unsafe { self.memory.add(self.half * Staging::HALF) };
-            // SAFETY: as above, and a part is at most a half.
-            unsafe { ptr::copy_nonoverlapping(part.as_ptr(), from, part.len()) };
-            // SAFETY: the caller's promise; the half is not written before its event.
-            unsafe {
-                copy_in(gpu, to + (index * Staging::HALF) as u64, from.cast(), part.len())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            if self.used == Staging::HALF {
+                self.turn(gpu)?;
             }
-            check("recording an event", busy.record(&gpu.0.stream))?;
-            self.half = 1 - self.half;
+            let len = (bytes.len() - done).min(Staging::HALF - self.used);
+            let part = &bytes[done..done + len];
+            // SAFETY: a half has HALF bytes, and no copy reads those from `used` on.
+            let from = unsafe { self.memory.add(self.half * Staging::HALF + self.used) };
+            // SAFETY: as above, and the part ends with the half at the latest.
+            unsafe { ptr::copy_nonoverlapping(part.as_ptr(), from, len) };
+            // SAFETY: the caller's promise; the bytes are not written before the half's next turn.
+            unsafe { copy_in(gpu, to + done as u64, from.cast(), len)? };
+            self.used = (self.used + len).next_multiple_of(256).min(Staging::HALF);
+            done += len;
         }
+        Ok(())
+    }
+
+    /// Goes on in the other half, once what was copied from there has run.
+    fn turn(&mut self, gpu: &Gpu) -> Result<(), Error> {
+        check("recording an event", self.full[self.half].record(&gpu.0.stream))?;
+        let other = 1 - self.half;
+        check("waiting for a copy", self.full[other].synchronize())?;
+        (self.half, self.used) = (other, 0);
         Ok(())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        for busy in &self.busy {
-            let _ = busy.synchronize();
-        }
         // SAFETY: of cuMemAllocHost, and no copy is under way.
         let _ = unsafe { sys::cuMemFreeHost(self.memory.cast()) };
     }

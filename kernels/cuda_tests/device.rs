@@ -15,6 +15,11 @@ fn what_is_written_is_read_and_dropped_memory_is_used_again() {
     gpu.write(&mut buffer, 3, &data).unwrap();
     let all = gpu.download(&buffer).unwrap();
     assert_eq!((&all[..3], &all[3..]), (&[0; 3][..], &data[..]));
+    // Small ones side by side, enough that both halves have had their turn.
+    let small: Vec<_> = (0..40_000u32).map(|i| gpu.upload(&[i; 65]).unwrap()).collect();
+    for (i, buffer) in small.iter().enumerate().step_by(997) {
+        assert_eq!(gpu.download(buffer).unwrap(), [i as u32; 65]);
+    }
     let mut part = [0; 5];
     gpu.read(&buffer, 1_000_000, &mut part).unwrap();
     assert_eq!(part[0], 999_997);
