@@ -41,6 +41,8 @@ use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 
 pub use crate::cuda_args::{Draws, Queued, SampleRequest};
+pub use crate::cuda_comparison::Comparison;
+pub use crate::cuda_data_sheet::{DataSheet, data_sheet};
 pub use crate::cuda_error::Error;
 pub use attention::AttentionPlan;
 pub use attention_backward::{AttentionSaved, BackwardPlan};

@@ -13,6 +13,8 @@ use crate::cpu::log_prob::{LogitsError, RowError};
 use crate::cpu::sample::Sample;
 
 pub use crate::cuda_args::{Draws, Queued, SampleRequest};
+pub use crate::cuda_comparison::Comparison;
+pub use crate::cuda_data_sheet::{DataSheet, data_sheet};
 pub use crate::cuda_error::Error;
 
 /// See `cuda.rs`.
@@ -179,6 +181,7 @@ type U32 = Buffer<u32>;
 
 functions! {
     fn synchronize() -> ();
+    fn self_test(each: &mut dyn FnMut(Comparison)) -> ();
     fn trim() -> ();
     fn memory() -> (usize, usize);
     fn timer() -> Timer;

@@ -142,6 +142,14 @@ impl Gpu {
         result.map_err(|error| self.0.as_recorded(error))
     }
 
+    /// Symbols of the kernels that were launched since the last call, sorted. Forgets their functions, which are
+    /// asked of their modules again: so a launch does nothing for it.
+    pub(crate) fn take_launched(&self) -> Vec<&'static str> {
+        let mut symbols: Vec<_> = lock(&self.0.functions).drain().map(|(name, _)| name).collect();
+        symbols.sort_unstable();
+        symbols
+    }
+
     /// The kernel, loaded, and allowed so much shared memory.
     fn function(&self, entry: &'static Entry, shared_bytes: usize) -> Result<Function, Error> {
         /// What any kernel may have without asking.

@@ -31,6 +31,14 @@ fn what_is_written_is_read_and_dropped_memory_is_used_again() {
 }
 
 #[test]
+fn a_part_of_a_buffer_is_copied_within_it() {
+    let Some(gpu) = gpu() else { return };
+    let mut x = gpu.upload(&[1u32, 2, 3, 4, 5, 6]).unwrap();
+    gpu.copy_within(&mut x, 3, 0, 2).unwrap();
+    assert_eq!(gpu.download(&x).unwrap(), [1, 2, 3, 1, 2, 6]);
+}
+
+#[test]
 fn a_graph_repeats_what_was_recorded_on_what_its_buffers_hold_now() {
     // A stream of its own: what other tests queue is not to be recorded.
     let Some(gpu) = gpu().map(|_| Gpu::open(0).unwrap()) else { return };
