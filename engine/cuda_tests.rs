@@ -6,6 +6,8 @@
 //! up, and sum in other orders, so each may be as far from the exact result as the other: what the CPU in bf16
 //! differs from the CPU in f32 bounds what the GPU may, twice.
 
+mod memory;
+
 use half::bf16;
 use kernels::cpu::{Cpu, sample::SamplingParams};
 

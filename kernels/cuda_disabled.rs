@@ -13,9 +13,7 @@ use crate::cpu::sample::Sample;
 
 pub use crate::cuda_args::{Draws, SampleRequest};
 pub use crate::cuda_error::Error;
-
-/// See `cuda.rs`.
-pub const FEW_ROWS: usize = 128;
+pub use crate::cuda_memory::FEW_ROWS;
 
 /// See `cuda.rs`.
 pub fn padded_vocab(vocab: usize) -> usize {

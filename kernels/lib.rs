@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod cuda;
 mod cuda_args;
 mod cuda_error;
+pub mod cuda_memory;
 #[cfg(feature = "cuda")]
 pub mod ptx;
 
