@@ -179,7 +179,7 @@ pub(crate) struct GenerationArgs {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: u32,
 
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) cache_memory: Option<u64>,
 }
@@ -538,10 +538,14 @@ pub(crate) struct Info {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           requires = "train", help_heading = "Training")]
     pub(crate) threads: Option<u16>,
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
           help_heading = "Training")]
     pub(crate) cache_memory: Option<u64>,
+    /// The same for a GPU with this much memory, such as 80GB; there need be none
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
+          conflicts_with_all = ["dtype", "threads"], help_heading = "Training")]
+    pub(crate) device_memory: Option<u64>,
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,7 @@
 //! differs from the CPU in f32 bounds what the GPU may, twice.
 
 mod decoding;
+mod memory;
 
 use half::bf16;
 use kernels::cpu::{Cpu, sample::SamplingParams};

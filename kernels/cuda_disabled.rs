@@ -16,9 +16,7 @@ pub use crate::cuda_args::{Draws, Queued, SampleRequest};
 pub use crate::cuda_comparison::Comparison;
 pub use crate::cuda_data_sheet::{DataSheet, data_sheet};
 pub use crate::cuda_error::Error;
-
-/// See `cuda.rs`.
-pub const FEW_ROWS: usize = 128;
+pub use crate::cuda_memory::FEW_ROWS;
 
 /// See `cuda.rs`.
 pub fn padded_vocab(vocab: usize) -> usize {

@@ -8,6 +8,7 @@ mod cuda_args;
 mod cuda_comparison;
 mod cuda_data_sheet;
 mod cuda_error;
+pub mod cuda_memory;
 #[cfg(feature = "cuda")]
 mod cuda_self_test;
 #[cfg(feature = "cuda")]

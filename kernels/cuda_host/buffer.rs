@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 
 use super::driver::{self, Staging};
 use super::{Error, Gpu, lock};
+use crate::cuda_memory::buffer_bytes;
 
 /// What a buffer may hold: plain numbers, in the device's layout. bf16 is `u16`.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
@@ -82,17 +83,10 @@ impl Pool {
     }
 }
 
-/// Sizes are multiples of 512 bytes, and above 4 KiB of an eighth of their power of two, so that sizes
-/// which differ little share memory and at most an eighth is wasted.
-fn rounded(bytes: usize) -> usize {
-    let step = (bytes.max(1).next_power_of_two() / 16).max(512);
-    bytes.max(1).next_multiple_of(step)
-}
-
 impl Gpu {
     /// A buffer whose elements are whatever the memory held: for results that are written whole.
     pub fn uninitialized<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
-        let size = rounded(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
+        let size = buffer_bytes(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
         let (address, size, workspace) = self.take(size)?;
         Ok(Buffer { address, len, size, workspace, gpu: self.clone(), element: PhantomData })
     }
@@ -355,20 +349,5 @@ impl Drop for super::Inner {
 impl<T: Element> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} x {} on {:?}", self.len, std::any::type_name::<T>(), self.gpu)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::rounded;
-
-    #[test]
-    fn sizes_are_rounded_by_at_most_an_eighth() {
-        assert_eq!([0, 1, 512, 513, 4096].map(rounded), [512, 512, 512, 1024, 4096]);
-        for bytes in (4096..1 << 20).step_by(1111).chain([(3 << 30) + 5]) {
-            let size = rounded(bytes);
-            assert!(size >= bytes && size - bytes <= bytes / 8, "{bytes} {size}");
-            assert_eq!(rounded(size), size);
-        }
     }
 }
