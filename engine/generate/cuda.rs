@@ -132,13 +132,13 @@ impl Sequence {
 
 impl Generator<'_> {
     /// Keeps at most so many recordings; with none, kernels are launched one by one.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "cuda"))]
     pub(crate) fn limit_recordings(&mut self, most: usize) {
         self.recordings.most = most;
     }
 
     /// Rows and longest sequence of each recording, that launched last at the end.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "cuda"))]
     pub(crate) fn recordings(&self) -> Vec<[usize; 2]> {
         self.recordings.steps.iter().map(|step| [step.bucket.rows, step.bucket.longest]).collect()
     }
