@@ -222,5 +222,5 @@ fn a_gpu_is_budgeted_without_one() {
         assert!(none["advice"].as_str().unwrap().contains("smaller"), "{none}");
     }
     fails(&["info", "--device-memory", "80GB"], 2, &["--train"]);
-    fails(&["info", "--train", "--device-memory", "lots"], 2, &["not a size"]);
+    fails(&["info", "--train", "--device-memory", "lots"], 2, &["unknown unit lots"]);
 }
