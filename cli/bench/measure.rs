@@ -160,7 +160,7 @@ impl Subject {
         let mut model =
             Model::new(&self.checkpoint, config, adapter.as_ref(), self.precision, device.clone())?;
         machine::place_weights(&mut model, self.placement)?;
-        let values = model.parameters().map(|(_, factor)| factor.data().len() as u64).sum();
+        let values = model.parameters().map(|(_, factor)| factor.len() as u64).sum();
         let mut recomputed = None;
         let seconds = match case {
             Case::Prefill { prompt } => prefill(&model, prompt, run)?,
@@ -197,7 +197,8 @@ impl Subject {
     fn sizes(&self, adapter: u64) -> Sizes<'_> {
         Sizes {
             config: &self.config,
-            weight_bytes: if self.weights == Dtype::F32 { 4 } else { 2 },
+            // A GPU holds them in bf16.
+            weight_bytes: if self.weights == Dtype::F32 && self.gpu.is_none() { 4 } else { 2 },
             cache_bytes: if self.precision == Precision::F32 { 4 } else { 2 },
             adapter,
         }
@@ -368,7 +369,7 @@ fn train(
     };
     model.train_adapter();
     let names: Vec<(String, usize)> =
-        model.parameters().map(|(name, factor)| (name.peft_key(), factor.data().len())).collect();
+        model.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
     let lengths = names.iter().map(|(name, len)| (name.as_str(), *len));
     let mut optimizer = AdamW::new(optimizer::Settings::default(), lengths);
 
