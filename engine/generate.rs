@@ -24,6 +24,7 @@ use kernels::{
 };
 
 use cuda::Recordings;
+pub(crate) use cuda::recorded_rows;
 
 use crate::{
     device::{Device, DeviceError},

@@ -184,6 +184,7 @@ functions! {
     fn memory() -> (usize, usize);
     fn timer() -> Timer;
     fn uninitialized<T: Element>(len: usize) -> Buffer<T>;
+    fn lasting_zeros<T: Element>(len: usize) -> Buffer<T>;
     fn zeros<T: Element>(len: usize) -> Buffer<T>;
     fn fill_zero<T: Element>(buffer: &mut Buffer<T>) -> ();
     fn upload<T: Element>(data: &[T]) -> Buffer<T>;

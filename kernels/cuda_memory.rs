@@ -34,6 +34,11 @@ pub fn buffer_bytes(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(step)
 }
 
+/// Bytes that the pool takes for a large buffer that lasts, of so many bytes.
+pub fn lasting_bytes(bytes: usize) -> usize {
+    bytes.max(1).next_multiple_of(512)
+}
+
 /// Tokens of the vocabulary whose logits exist at a time for so many rows, but for the last part.
 pub fn logits_columns(rows: usize) -> usize {
     (LOGITS / rows.max(1) / VOCAB_BLOCK).clamp(1, BLOCKS) * VOCAB_BLOCK

@@ -24,6 +24,7 @@ use kernels::cpu::sample::SamplingParams;
 use trainer::{
     grpo::loss,
     train::{
+        memory::usable,
         peak_memory_bytes,
         update::{Group, Item, UpdateSettings, largest_batch, update},
     },
@@ -204,37 +205,40 @@ impl Subject {
         }
     }
 
-    /// As `train.gradient_checkpointing` decides it, by the memory that one update takes on the CPU; on a GPU that is
-    /// a little more than it takes there.
+    /// As `train.gradient_checkpointing` decides it, by the memory that one update takes.
     fn recomputes(&self, device: &Device, case: Case, rank: usize, choice: Recompute) -> bool {
+        match choice {
+            Recompute::On => return true,
+            Recompute::Off => return false,
+            Recompute::Auto => (),
+        }
         let ([lengths, [group, _]], reference) = match case {
             Case::Grpo { prompt, group, completion } => ([[prompt, completion], [group, 1]], true),
             _ => ([[1, case.tokens()], [1, 1]], false),
         };
-        let free = match device {
-            Device::Cpu(_) => machine::available_memory(),
-            Device::Cuda(cuda) => cuda.gpu().memory().ok().map(|(free, _)| free as u64),
+        let model = TrainedModel {
+            config: &self.config,
+            weights: self.weights,
+            precision: self.precision,
+            rank,
+            targets: &Projection::ALL,
+            threads: device.cpu().threads(),
+            isa: device.cpu().isa(),
         };
-        match (choice, free) {
-            (Recompute::On, _) | (Recompute::Auto, None) => true,
-            (Recompute::Off, _) => false,
-            (Recompute::Auto, Some(free)) => {
-                let model = TrainedModel {
-                    config: &self.config,
-                    weights: self.weights,
-                    precision: self.precision,
-                    rank,
-                    targets: &Projection::ALL,
-                    threads: device.cpu().threads(),
-                    isa: device.cpu().isa(),
-                };
-                let batch = largest_batch(lengths, group, 1, usize::MAX);
-                let pass = TrainedPass { checkpoint: false, dropout: false, reference };
+        let batch = largest_batch(lengths, group, 1, usize::MAX);
+        let pass = TrainedPass { checkpoint: false, dropout: false, reference };
+        match device {
+            Device::Cpu(_) => machine::available_memory().is_none_or(|free| {
                 let memory = model.training(&batch, pass);
                 let moments = 8 * model.adapter_parameters();
                 let own = memory.buffers + memory.scratch.bytes() + moments;
                 own + self.checkpoint.len_bytes() > free / 2
-            }
+            }),
+            // The model is there; moments are part of it.
+            Device::Cuda(cuda) => cuda.gpu().memory().map_or(true, |(free, _)| {
+                let moments = model.on_cuda(self.config.max_position_embeddings).moments;
+                moments + model.training_on_cuda(&batch, pass).peak > usable(free as u64)
+            }),
         }
     }
 }

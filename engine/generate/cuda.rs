@@ -69,11 +69,16 @@ struct Bucket {
 
 impl Bucket {
     fn of(sequences: usize, longest: usize) -> Bucket {
-        let rows = match sequences {
-            ..=STEP => sequences.next_power_of_two(),
-            _ => sequences.next_multiple_of(STEP),
-        };
+        let rows = recorded_rows(sequences);
         Bucket { rows, longest: longest.max(SHORTEST).next_power_of_two() }
+    }
+}
+
+/// Rows of a recorded step of so many sequences.
+pub(crate) fn recorded_rows(sequences: usize) -> usize {
+    match sequences {
+        ..=STEP => sequences.next_power_of_two(),
+        _ => sequences.next_multiple_of(STEP),
     }
 }
 

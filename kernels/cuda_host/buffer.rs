@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::driver::{self, Staging};
 use super::{Error, Gpu, lock};
-use crate::cuda_memory::buffer_bytes;
+use crate::cuda_memory::{buffer_bytes, lasting_bytes};
 
 /// What a buffer may hold: plain numbers, in the device's layout. bf16 is `u16`.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
@@ -86,9 +86,22 @@ impl Pool {
 impl Gpu {
     /// A buffer whose elements are whatever the memory held: for results that are written whole.
     pub fn uninitialized<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
-        let size = buffer_bytes(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
+        self.sized(len, buffer_bytes)
+    }
+
+    /// A buffer that [`buffer_bytes`] or [`lasting_bytes`] gives so many bytes.
+    fn sized<T: Element>(&self, len: usize, size: fn(usize) -> usize) -> Result<Buffer<T>, Error> {
+        let size = size(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
         let (address, size, workspace) = self.take(size)?;
         Ok(Buffer { address, len, size, workspace, gpu: self.clone(), element: PhantomData })
+    }
+
+    /// A buffer of zeros that is large and lasts: it has no more memory than it needs, which others of about its size
+    /// would share.
+    pub fn lasting_zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
+        let mut buffer = self.sized(len, lasting_bytes)?;
+        self.fill_zero(&mut buffer)?;
+        Ok(buffer)
     }
 
     /// A buffer of zeros.

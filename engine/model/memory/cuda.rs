@@ -6,10 +6,12 @@
 mod backward;
 mod forward;
 
-use kernels::cuda_memory::buffer_bytes;
+use kernels::cuda_memory::{buffer_bytes, lasting_bytes};
 
 use super::{TrainedModel, TrainedPass};
-use crate::{adapter::Projection, kv_cache::PAGE, model::training::PackedBatch};
+use crate::{
+    adapter::Projection, generate::recorded_rows, kv_cache::PAGE, model::training::PackedBatch,
+};
 use forward::CudaRun;
 
 /// Bytes of an element.
@@ -120,17 +122,21 @@ impl TrainedModel<'_> {
     }
 
     /// The peak of generation on a GPU, beside the model and keys and values: a step of `prefill_rows` rows of
-    /// prompts and `sequences` running ones, up to `length` long.
+    /// prompts and `sequences` running ones, up to `length` long, beside what recorded steps keep for themselves.
     pub fn generation_on_cuda(&self, prefill_rows: usize, sequences: usize, length: usize) -> u64 {
-        let mut run = CudaRun::new(*self);
-        run.generate(prefill_rows + sequences, sequences, length);
-        run.pool.most.get() as u64
+        let step = |rows, sequences| {
+            let mut run = CudaRun::new(*self);
+            run.generate(rows, sequences, length);
+            run.pool.most.get() as u64
+        };
+        let recorded = recorded_rows(sequences);
+        step(prefill_rows + sequences, sequences) + step(recorded, recorded)
     }
 
-    /// Bytes of keys and values in so many pages on a GPU.
+    /// Bytes of keys and values on a GPU in so many pages and the one for rows that pad recorded steps.
     pub fn cache_on_cuda(&self, pages: usize) -> u64 {
         let config = self.config;
-        let layer = buffer_bytes(pages * PAGE * config.key_value_width() * BF16);
+        let layer = lasting_bytes((pages + 1) * PAGE * config.key_value_width() * BF16);
         (2 * config.num_hidden_layers * layer) as u64
     }
 }
