@@ -56,7 +56,7 @@ pub(crate) enum Command {
     Data(Data),
     /// Merge an adapter into its base: a checkpoint for programs that know no adapters
     Merge(Merge),
-    /// Compare this engine with dumps made by PyTorch
+    /// Compare this engine with dumps made by PyTorch, and a GPU's kernels with the CPU's
     Check(Check),
     /// Show the CPU features in use, a model's size, and the memory a run needs
     Info(Info),
@@ -179,7 +179,7 @@ pub(crate) struct GenerationArgs {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: u32,
 
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) cache_memory: Option<u64>,
 }
@@ -453,11 +453,23 @@ pub(crate) struct Merge {
 #[command(after_help = "\
 A dump directory holds model/, adapter/, case.json and safetensors with what PyTorch computed:
 hidden states, logits, log-probabilities, entropies, greedy tokens. tests/golden has some, with the
-scripts that make them.")]
+scripts that make them.
+
+Examples:
+  j1 check tests/golden/*/
+  j1 check --device cuda --self        every CUDA kernel against its CPU twin, on this GPU
+
+Exit status 1 if anything is out of its bounds.")]
 pub(crate) struct Check {
     /// Directories of dumps
-    #[arg(required = true, value_name = "DIR")]
+    #[arg(required_unless_present = "self_test", value_name = "DIR")]
     pub(crate) directories: Vec<PathBuf>,
+    /// Compare every kernel of the GPU with its CPU twin
+    #[arg(long = "self")]
+    pub(crate) self_test: bool,
+    /// What is checked: cpu, cuda, cuda:N, or auto (a GPU if there is one) [default: cpu; with --self cuda]
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
+    pub(crate) device: Option<DeviceArg>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -526,10 +538,14 @@ pub(crate) struct Info {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           requires = "train", help_heading = "Training")]
     pub(crate) threads: Option<u16>,
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
           help_heading = "Training")]
     pub(crate) cache_memory: Option<u64>,
+    /// The same for a GPU with this much memory, such as 80GB; there need be none
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
+          conflicts_with_all = ["dtype", "threads"], help_heading = "Training")]
+    pub(crate) device_memory: Option<u64>,
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,

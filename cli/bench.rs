@@ -7,15 +7,19 @@ use std::{path::PathBuf, process::ExitCode, sync::atomic::Ordering};
 
 use engine::{
     config::Config,
-    model::Precision,
+    model::{Precision, suitability},
     random_checkpoint,
     tensor::Device,
     weights::{Checkpoint, Dtype},
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use kernels::cpu::{Cpu, peak::Peaks};
+use kernels::{
+    cpu::peak::Peaks,
+    cuda::{DataSheet, data_sheet},
+};
 use measure::{Case, Row, Run, Subject};
 use serde_json::{Value, json};
+use work::{Floor, Work};
 
 use crate::{
     Failure,
@@ -27,11 +31,12 @@ use crate::{
 
 pub(crate) fn run(args: &Bench) -> Result<ExitCode, Failure> {
     let cases = cases(args)?;
-    let subject = open(args, &cases)?;
+    // Before random weights are written: that there is no GPU is known at once.
+    let device = machine::device(args.runtime.device, args.runtime.dtype, args.runtime.threads)?;
+    let subject = open(args, &device, &cases)?;
     let stop = interrupt::raised();
-    let device = Device::new(machine::cpu(args.runtime.threads));
-    note("measuring what this machine can do at most");
-    let machine = Machine::measure(device.cpu(), &subject);
+    let machine = Machine::of(&device, &subject);
+    // Each case has a device of its own.
     drop(device);
 
     let bar = ProgressBar::new(cases.len() as u64 * u64::from(args.repeat + 1));
@@ -91,7 +96,7 @@ fn cases(args: &Bench) -> Result<Vec<Case>, Failure> {
 }
 
 /// Opens what is measured, and from then on answers Ctrl-C.
-fn open(args: &Bench, cases: &[Case]) -> Result<Subject, Failure> {
+fn open(args: &Bench, device: &Device, cases: &[Case]) -> Result<Subject, Failure> {
     let (directory, adapter, weights) = match (&args.model, args.shape) {
         (Some(model), _) => {
             let (directory, adapter) = resolve(model, args.runtime.adapter.as_deref())?;
@@ -120,12 +125,19 @@ fn open(args: &Bench, cases: &[Case]) -> Result<Subject, Failure> {
     }
     let weights = checkpoint.weight("model.embed_tokens.weight")?.dtype();
     let precision = precision(args.runtime.dtype).unwrap_or(match weights {
-        Dtype::F32 => Precision::F32,
+        Dtype::F32 if !device.is_cuda() => Precision::F32,
         _ => Precision::Bf16,
     });
+    let gpu = match device {
+        Device::Cpu(_) => None,
+        Device::Cuda(cuda) => {
+            suitability::check(&config, precision)?;
+            Some(cuda.gpu().ordinal())
+        }
+    };
     let threads = args.runtime.threads;
     let placement = args.runtime.weights;
-    Ok(Subject { checkpoint, config, weights, placement, precision, adapter, threads })
+    Ok(Subject { checkpoint, config, weights, placement, precision, adapter, gpu, threads })
 }
 
 fn resolve_adapter(spec: &str) -> Result<PathBuf, Failure> {
@@ -158,29 +170,82 @@ fn subject_name(args: &Bench) -> String {
     }
 }
 
-/// What the machine can do at most with what the model multiplies.
-struct Machine {
-    peaks: Peaks,
-    /// Multiplies pairs of bf16.
-    bf16: bool,
+/// What the device can do at most with what the model multiplies.
+enum Machine {
+    /// Measured.
+    Cpu {
+        peaks: Peaks,
+        /// Multiplies pairs of bf16.
+        bf16: bool,
+    },
+    /// As its data sheet has it, if its name is known.
+    Gpu { device: String, sheet: Option<DataSheet> },
 }
 
 impl Machine {
-    fn measure(cpu: &Cpu, subject: &Subject) -> Machine {
-        let peaks = Peaks::measure(cpu);
-        let bf16 = subject.precision == Precision::Bf16
-            && subject.weights == Dtype::BF16
-            && peaks.bf16_all.is_some();
-        Machine { peaks, bf16 }
+    fn of(device: &Device, subject: &Subject) -> Machine {
+        match device {
+            Device::Cpu(_) => {
+                note("measuring what this machine can do at most");
+                let peaks = Peaks::measure(device.cpu());
+                let bf16 = subject.precision == Precision::Bf16
+                    && subject.weights == Dtype::BF16
+                    && peaks.bf16_all.is_some();
+                Machine::Cpu { peaks, bf16 }
+            }
+            Device::Cuda(cuda) => {
+                Machine::Gpu { device: format!("{device:?}"), sheet: data_sheet(cuda.gpu().name()) }
+            }
+        }
     }
 
-    /// Floating-point operations per second of the type that matmuls multiply in.
-    fn flops(&self) -> f64 {
-        self.peaks.bf16_all.filter(|_| self.bf16).unwrap_or(self.peaks.f32_all)
+    /// Floating-point operations per second of the type that matmuls multiply in, and bytes per second from memory;
+    /// `None` where they are not known.
+    fn rates(&self) -> Option<[f64; 2]> {
+        match self {
+            Machine::Cpu { peaks, bf16 } => {
+                let flops = peaks.bf16_all.filter(|_| *bf16).unwrap_or(peaks.f32_all);
+                Some([flops, peaks.read()])
+            }
+            Machine::Gpu { sheet, .. } => {
+                sheet.map(|sheet| [sheet.bf16_flops, sheet.bytes_per_second])
+            }
+        }
+    }
+
+    /// The least time for `work`, where it is known.
+    fn floor(&self, work: &Work) -> Option<Floor> {
+        self.rates().map(|[flops, bytes]| work.floor(flops, bytes))
     }
 
     fn multiplies(&self) -> &'static str {
-        if self.bf16 { "bf16" } else { "f32" }
+        match self {
+            Machine::Cpu { bf16: false, .. } => "f32",
+            _ => "bf16",
+        }
+    }
+
+    /// The device and its peaks, in two lines.
+    fn describe(&self) -> String {
+        match (self, self.rates()) {
+            (Machine::Cpu { peaks, .. }, Some([flops, bytes])) => format!(
+                "{} threads, {}\nthis machine at most: {:.0} GFLOP/s in {} registers, {:.1} GB/s read from memory",
+                peaks.threads,
+                peaks.isa,
+                flops / 1e9,
+                self.multiplies(),
+                bytes / 1e9
+            ),
+            (Machine::Gpu { device, .. }, Some([flops, bytes])) => format!(
+                "{device}\nits data sheet: {:.0} TFLOP/s of bf16, {:.0} GB/s from memory; not measured",
+                flops / 1e12,
+                bytes / 1e9
+            ),
+            (Machine::Gpu { device, .. }, None) => {
+                format!("{device}\nno data sheet is known for it: no share of its peak is given")
+            }
+            (Machine::Cpu { .. }, None) => unreachable!("a CPU's peaks are measured"),
+        }
     }
 }
 
@@ -192,7 +257,6 @@ fn precision_name(subject: &Subject) -> &'static str {
 }
 
 fn text(name: &str, subject: &Subject, machine: &Machine, rows: &[Row]) -> String {
-    let Peaks { isa, threads, .. } = machine.peaks;
     let mut lines = vec![
         ["", "tok/s", "median", "spread", "memory", "least", "of peak", ""]
             .map(str::to_owned)
@@ -200,7 +264,8 @@ fn text(name: &str, subject: &Subject, machine: &Machine, rows: &[Row]) -> Strin
     ];
     for row in rows {
         let median = median(&row.seconds);
-        let floor = row.work.floor(machine.flops(), machine.peaks.read());
+        let floor = machine.floor(&row.work);
+        let known = |text: &dyn Fn(Floor) -> String| floor.map_or("-".to_owned(), text);
         let layers = match row.recomputed {
             Some(true) => ", recomputed",
             Some(false) => ", kept",
@@ -212,25 +277,46 @@ fn text(name: &str, subject: &Subject, machine: &Machine, rows: &[Row]) -> Strin
             seconds(median),
             format!("{:.1} %", 100.0 * spread(&row.seconds)),
             row.peak_memory.map_or("-".to_owned(), bytes),
-            seconds(floor.seconds),
-            format!("{:.0} %", 100.0 * floor.seconds / median),
-            floor.bound.name().to_owned(),
+            known(&|floor| seconds(floor.seconds)),
+            known(&|floor| format!("{:.0} %", 100.0 * floor.seconds / median)),
+            known(&|floor| floor.bound.name().to_owned()),
         ]);
     }
     format!(
-        "{name}: {:.1} M parameters, {}, {threads} threads, {isa}\n\
-         this machine at most: {:.0} GFLOP/s in {} registers, {:.1} GB/s read from memory\n\n{}",
+        "{name}: {:.1} M parameters, {}, {}\n\n{}",
         subject.config.parameter_count() as f64 / 1e6,
         precision_name(subject),
-        machine.flops() / 1e9,
-        machine.multiplies(),
-        machine.peaks.read() / 1e9,
+        machine.describe(),
         table(&lines)
     )
 }
 
 fn report(name: &str, args: &Bench, subject: &Subject, machine: &Machine, rows: &[Row]) -> Value {
-    let peaks = &machine.peaks;
+    let (device, threads, peak) = match machine {
+        Machine::Cpu { peaks, .. } => (
+            "cpu".to_owned(),
+            Some(peaks.threads),
+            json!({
+                "f32_flops": peaks.f32_all,
+                "bf16_flops": peaks.bf16_all,
+                "read_bytes_per_second": peaks.read(),
+                "multiplies": machine.multiplies(),
+            }),
+        ),
+        Machine::Gpu { device, sheet } => (
+            device.clone(),
+            None,
+            json!(sheet.map(|sheet| json!({
+                "bf16_flops": sheet.bf16_flops,
+                "read_bytes_per_second": sheet.bytes_per_second,
+                "multiplies": machine.multiplies(),
+            }))),
+        ),
+    };
+    let instructions = match machine {
+        Machine::Cpu { peaks, .. } => peaks.isa.name(),
+        Machine::Gpu { .. } => "cuda",
+    };
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": name,
@@ -238,22 +324,18 @@ fn report(name: &str, args: &Bench, subject: &Subject, machine: &Machine, rows: 
         "adapter": subject.adapter,
         "parameters": subject.config.parameter_count(),
         "dtype": precision_name(subject),
-        "instructions": peaks.isa.name(),
-        "threads": peaks.threads,
+        "device": device,
+        "instructions": instructions,
+        "threads": threads,
         "repeat": args.repeat,
-        "peak": {
-            "f32_flops": peaks.f32_all,
-            "bf16_flops": peaks.bf16_all,
-            "read_bytes_per_second": peaks.read(),
-            "multiplies": machine.multiplies(),
-        },
+        "peak": peak,
         "rows": rows.iter().map(|row| row_report(row, machine)).collect::<Vec<_>>(),
     })
 }
 
 fn row_report(row: &Row, machine: &Machine) -> Value {
     let median = median(&row.seconds);
-    let floor = row.work.floor(machine.flops(), machine.peaks.read());
+    let floor = machine.floor(&row.work);
     let mut value = json!({
         "name": row.case.to_string(),
         "seconds": row.seconds,
@@ -264,9 +346,9 @@ fn row_report(row: &Row, machine: &Machine) -> Value {
         "peak_memory_bytes": row.peak_memory,
         "flops": row.work.flops,
         "bytes": row.work.bytes,
-        "least_seconds": floor.seconds,
-        "bound": floor.bound.name(),
-        "of_peak": floor.seconds / median,
+        "least_seconds": floor.map(|floor| floor.seconds),
+        "bound": floor.map(|floor| floor.bound.name()),
+        "of_peak": floor.map(|floor| floor.seconds / median),
     });
     let mut set = |key: &str, number: usize| value[key] = number.into();
     match row.case {

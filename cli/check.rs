@@ -1,45 +1,71 @@
-//! `j1 check`: the engine against PyTorch's dumps.
+//! `j1 check`: the engine against PyTorch's dumps, a GPU's kernels against the CPU's.
+
+mod self_test;
 
 use std::process::ExitCode;
 
-use engine::tensor::Device;
 use serde_json::json;
 use trainer::check::{Finding, check};
 
 use crate::{
     Failure,
-    args::Check,
+    args::{Check, DeviceArg, DtypeArg},
     machine,
     output::{print, table},
 };
+use self_test::SelfTest;
 
 pub(crate) fn run(args: &Check) -> Result<ExitCode, Failure> {
-    let device = Device::new(machine::cpu(args.threads));
+    let self_test = args.self_test.then(|| SelfTest::run(args)).transpose()?;
     let mut findings = Vec::new();
-    for directory in &args.directories {
-        findings.extend(check(directory, &device)?);
+    if !args.directories.is_empty() {
+        let wanted = args.device.unwrap_or(DeviceArg::Cpu);
+        let device = machine::device(wanted, DtypeArg::Auto, args.threads)?;
+        for directory in &args.directories {
+            findings.extend(check(directory, &device)?);
+        }
     }
-    let passed = findings.iter().all(Finding::passes);
+    let passed =
+        findings.iter().all(Finding::passes) && self_test.as_ref().is_none_or(SelfTest::passes);
     if args.json {
         let rows: Vec<_> = findings.iter().map(to_json).collect();
-        print(&format!("{:#}\n", json!({ "passed": passed, "findings": rows })))?;
+        let mut report = json!({ "passed": passed, "findings": rows });
+        if let Some(self_test) = &self_test {
+            report["self"] = self_test.json();
+        }
+        print(&format!("{report:#}\n"))?;
     } else {
-        let heading = ["case", "adapter", "quantity", "values", "largest error", "bound", ""];
-        let mut rows = vec![heading.map(String::from).to_vec()];
-        rows.extend(findings.iter().map(to_row));
-        print(&table(&rows))?;
-        let failed = findings.iter().filter(|finding| !finding.passes()).count();
-        match failed {
-            0 => print(&format!("all {} within their bounds\n", findings.len()))?,
-            _ => print(&format!("{failed} of {} out of bounds\n", findings.len()))?,
+        if let Some(self_test) = &self_test {
+            print(&self_test.text())?;
+        }
+        if !args.directories.is_empty() {
+            print(&text(&findings))?;
         }
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The table of dumps, and a last line.
+fn text(findings: &[Finding]) -> String {
+    let heading = ["case", "adapter", "quantity", "values", "largest error", "bound", ""];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    rows.extend(findings.iter().map(to_row));
+    let failed = findings.iter().filter(|finding| !finding.passes()).count();
+    let all = findings.len();
+    table(&rows)
+        + &match failed {
+            0 => format!("all {all} within their bounds\n"),
+            _ => format!("{failed} of {all} out of bounds\n"),
+        }
+}
+
+/// An error or a bound.
+fn number(x: f64) -> String {
+    if x == 0.0 { "0".to_string() } else { format!("{x:.1e}") }
+}
+
 fn to_row(finding: &Finding) -> Vec<String> {
     let Finding { case, variant, quantity, count, error, bound } = finding;
-    let number = |x: f64| if x == 0.0 { "0".to_string() } else { format!("{x:.1e}") };
     let verdict = if finding.passes() { "ok" } else { "FAILED" };
     let adapter = if *variant == "lora" { "on" } else { "off" };
     vec![

@@ -149,7 +149,7 @@ fn judge(
     let options = engine::generate::Options {
         max_batch: 64,
         prefill_rows: 512,
-        cache_bytes: machine::default_cache_bytes(&device).min(1 << 30) as usize,
+        cache_bytes: machine::cache_bytes(&device, None)?.min(1 << 30) as usize,
     };
     let sampler =
         Sampler { language_model: &language_model, template: &template, settings, pairs, options };

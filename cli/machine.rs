@@ -7,6 +7,7 @@ use trainer::settings::Weights;
 use crate::{
     Failure,
     args::{DeviceArg, DtypeArg, WeightsArg},
+    output::bytes,
 };
 
 /// The device that is asked for; the CPU has `threads` threads, or as many as there are cores.
@@ -88,14 +89,32 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<We
     })
 }
 
-/// Memory for keys and values where the user names none: a quarter of what is free, of a GPU half.
-pub(crate) fn default_cache_bytes(device: &Device) -> u64 {
-    match device {
-        Device::Cpu(_) => quarter_of_memory(),
-        Device::Cuda(cuda) => {
-            cuda.gpu().memory().map_or(UNKNOWN / 4, |(free, _)| (free as u64 / 2).max(64 << 20))
-        }
+/// Memory for keys and values: what the user names, or a quarter of what is free, of a GPU half. A GPU's is taken at
+/// once, so it must be there.
+pub(crate) fn cache_bytes(device: &Device, named: Option<u64>) -> Result<u64, Failure> {
+    let Device::Cuda(cuda) = device else { return Ok(named.unwrap_or_else(quarter_of_memory)) };
+    let (free, total) = cuda.gpu().memory()?;
+    gpu_cache_bytes(named, free as u64, total as u64)
+}
+
+fn gpu_cache_bytes(named: Option<u64>, free: u64, total: u64) -> Result<u64, Failure> {
+    match named {
+        Some(named) if named > free => Err(format!(
+            "--cache-memory asks for {}, and of the GPU's {} there are {} free; lower it, or leave it out for half \
+             of what is free",
+            bytes(named),
+            bytes(total),
+            bytes(free)
+        )
+        .into()),
+        Some(named) => Ok(named),
+        None => Ok(half_of_gpu(free)),
     }
+}
+
+/// Half of a GPU's memory that is free; the other half is for activations.
+pub(crate) fn half_of_gpu(free: u64) -> u64 {
+    (free / 2).max(64 << 20)
 }
 
 /// What a machine has whose system does not say.
@@ -111,4 +130,20 @@ pub(crate) fn quarter_of_memory() -> u64 {
 pub(crate) fn reset_peak_memory() -> bool {
     // proc(5): 5 resets the peak resident set size to the current one.
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gpu_cache_bytes;
+
+    #[test]
+    fn keys_and_values_have_half_of_a_gpu_or_what_is_named_and_there() {
+        let (free, total) = (60 << 30, 80 << 30);
+        assert_eq!(gpu_cache_bytes(None, free, total).unwrap(), 30 << 30);
+        assert_eq!(gpu_cache_bytes(Some(50 << 30), free, total).unwrap(), 50 << 30);
+        let error = gpu_cache_bytes(Some(70 << 30), free, total).unwrap_err().to_string();
+        for part in ["--cache-memory", "70.00 GiB", "80.00 GiB", "60.00 GiB", "lower it"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
 }

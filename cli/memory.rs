@@ -1,5 +1,7 @@
 //! The memory of a training run: `j1 info --train`, and what `train.gradient_checkpointing = "auto"` means.
 
+mod cuda;
+
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -10,6 +12,7 @@ use engine::{
         Model, Precision,
         memory::{PassMemory, TrainedModel},
     },
+    tensor::Device,
     weights::{Checkpoint, Dtype},
 };
 use kernels::cpu::Isa;
@@ -95,6 +98,10 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
         }
         (None, None) => Subject::open(&settings.model.path)?,
     };
+    if let Some(memory) = args.device_memory {
+        let budget = cuda::Budget::new(&settings, &subject.config, memory, args.cache_memory);
+        return Ok((budget.rows(&subject.name, &settings), budget.report(&subject.name)));
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let precision = precision(args.dtype).unwrap_or(match subject.weights {
         Dtype::F32 => Precision::F32,
@@ -193,9 +200,12 @@ pub(crate) fn resolve_checkpointing(
     directory: &Path,
     prompt: usize,
     cache: u64,
-) {
+) -> Result<(), Failure> {
     if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
-        return;
+        return Ok(());
+    }
+    if let Device::Cuda(device) = model.device() {
+        return cuda::resolve_checkpointing(settings, model.config(), device, prompt, cache);
     }
     let (config, weights, cpu) = (model.config(), model.weights_dtype(), model.device().cpu());
     let memory = predict(
@@ -221,6 +231,16 @@ pub(crate) fn resolve_checkpointing(
         }
         None => (GradientCheckpointing::On, "may not fit: free memory is unknown".to_owned()),
     };
+    announce(settings, choice, &why, [kept, recomputed]);
+    Ok(())
+}
+
+fn announce(
+    settings: &mut Settings,
+    choice: GradientCheckpointing,
+    why: &str,
+    [kept, recomputed]: [u64; 2],
+) {
     settings.train.gradient_checkpointing = choice;
     note(&format!(
         "gradient checkpointing {}: a peak of {} without it {why} ({} with it)",

@@ -40,8 +40,7 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
 
     let group_size = settings.rollout.group_size;
     let prompts = settings.rollout.prompts_per_step;
-    let cache_bytes =
-        args.cache_memory.unwrap_or_else(|| machine::default_cache_bytes(&device)) as usize;
+    let cache_bytes = machine::cache_bytes(&device, args.cache_memory)? as usize;
     let options = sampling_options(&language_model.model, &settings, cache_bytes);
     let sampler = Sampler {
         language_model: &language_model,

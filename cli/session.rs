@@ -84,25 +84,22 @@ impl Session {
             options: Options {
                 max_batch: self.generation.batch as usize,
                 prefill_rows: 512,
-                cache_bytes: self.cache_bytes(limit) as usize,
+                cache_bytes: self.cache_bytes(limit)? as usize,
             },
         })
     }
 
     /// Memory for keys and values. A GPU's is taken at once: no more of it than `length` tokens of all
     /// sequences need.
-    fn cache_bytes(&self, length: usize) -> u64 {
+    fn cache_bytes(&self, length: usize) -> Result<u64, Failure> {
         let model = &self.language_model.model;
-        let bytes = self
-            .generation
-            .cache_memory
-            .unwrap_or_else(|| machine::default_cache_bytes(model.device()));
+        let bytes = machine::cache_bytes(model.device(), self.generation.cache_memory)?;
         if !model.device().is_cuda() {
-            return bytes;
+            return Ok(bytes);
         }
         let page = KvCache::page_bytes(model.config(), model.cache_dtype()) as u64;
         let pages = u64::from(self.generation.batch) * KvCache::pages_for(length) as u64;
-        bytes.min(pages * page)
+        Ok(bytes.min(pages * page))
     }
 
     /// Everything that decides what judgements say, for run.json. Threads, batch and memory do not.

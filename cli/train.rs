@@ -216,8 +216,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
     let run_directory = open_run(args, &settings, out, &fingerprints)?;
 
     let stop = interrupt::flag();
-    let cache_bytes =
-        args.cache_memory.unwrap_or_else(|| machine::default_cache_bytes(&device)) as usize;
+    let cache_bytes = machine::cache_bytes(&device, args.cache_memory)? as usize;
     let view = View::new();
     let fitting = fitting_pairs(&language_model, &template, &settings, pairs, &view)?;
     let (pairs, longest) = match fitting {
@@ -230,7 +229,7 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
     }
 
     let (model, cache) = (&language_model.model, cache_bytes as u64);
-    memory::resolve_checkpointing(&mut settings, model, &directory, longest, cache);
+    memory::resolve_checkpointing(&mut settings, model, &directory, longest, cache)?;
     let mut trainer = Trainer::new(language_model, template, settings, pairs, cache_bytes);
     if let Some(checkpoint) = &checkpoint {
         note(&format!("continuing from {}", checkpoint.display()));

@@ -6,6 +6,9 @@
 //! up, and sum in other orders, so each may be as far from the exact result as the other: what the CPU in bf16
 //! differs from the CPU in f32 bounds what the GPU may, twice.
 
+mod decoding;
+mod memory;
+
 use half::bf16;
 use kernels::cpu::{Cpu, sample::SamplingParams};
 
@@ -65,16 +68,20 @@ struct Fixture {
 
 impl Fixture {
     fn new(family: Family, head_dim: usize, rank: usize) -> Fixture {
+        Fixture::of_layers(2, family, head_dim, rank)
+    }
+
+    fn of_layers(layers: usize, family: Family, head_dim: usize, rank: usize) -> Fixture {
         let config = Config {
             family,
-            num_hidden_layers: 2,
+            num_hidden_layers: layers,
             num_attention_heads: 4,
             num_key_value_heads: 2,
             head_dim,
             // Not a multiple of 8: the GPU pads it.
             vocab_size: 203,
             tie_word_embeddings: family != Family::Llama,
-            max_position_embeddings: 256,
+            max_position_embeddings: 640,
             eos_token_ids: vec![202],
             bos_token_id: None,
             ..Config::qwen3(72, 136)

@@ -195,6 +195,11 @@ impl<T> OnDevice<T> {
         Ok(self.0.get_or_init(|| value))
     }
 
+    /// The value, if it was made.
+    pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
+        self.0.get_mut()
+    }
+
     /// Forgets it.
     pub(crate) fn clear(&mut self) {
         self.0.take();
@@ -231,6 +236,12 @@ impl<T: Element> Resident<T> {
     /// The copy on the device.
     pub(crate) fn on(&self, gpu: &Gpu) -> Result<&Buffer<T>, DeviceError> {
         self.copy.get_or_make(|| gpu.upload(&self.host))
+    }
+
+    /// Replaces the numbers by as many others, in place on the device too: a recording reads them there.
+    pub(crate) fn rewrite(&mut self, gpu: &Gpu, numbers: &[T]) -> Result<(), DeviceError> {
+        self.host.copy_from_slice(numbers);
+        self.copy.get_mut().map_or(Ok(()), |copy| gpu.write(copy, 0, &self.host))
     }
 
     /// The numbers, to be changed; the device gets them again.

@@ -8,6 +8,8 @@
 //! None of it can be seen in the results: a token depends on its own sequence, its request's seed
 //! and its sample's number only, never on what else ran in the batch.
 
+mod cuda;
+
 use std::{collections::VecDeque, sync::Mutex};
 
 use kernels::{
@@ -18,14 +20,16 @@ use kernels::{
         profile,
         sample::{self, Sample, SamplingParams, Scratch},
     },
-    cuda::{Draws, SampleRequest},
+    cuda::Draws,
 };
 
+use cuda::Recordings;
+pub(crate) use cuda::recorded_rows;
+
 use crate::{
-    device::{CudaDevice, Device, DeviceError},
+    device::{Device, DeviceError},
     kv_cache::{KvCache, PageTable},
     model::{Batch, Model},
-    ops::gather,
     tensor::Tensor,
 };
 
@@ -220,6 +224,8 @@ pub struct Generator<'m> {
     options: Options,
     cache: KvCache,
     cache_bytes: usize,
+    /// Pages that sequences may have.
+    pages: usize,
     page_bytes: usize,
     stop_tokens: Vec<u32>,
     queue: VecDeque<Job>,
@@ -232,6 +238,8 @@ pub struct Generator<'m> {
     step: Step,
     /// One for each thread.
     scratch: Vec<Mutex<Scratch>>,
+    /// Decoding steps of a GPU.
+    recordings: Recordings,
 }
 
 /// What a step works with, kept so that a warm step allocates nothing.
@@ -249,11 +257,15 @@ impl<'m> Generator<'m> {
         assert!(options.max_batch > 0 && options.prefill_rows > 0, "{options:?}");
         let dtype = model.cache_dtype();
         let page_bytes = KvCache::page_bytes(model.config(), dtype);
-        let pages = (options.cache_bytes / page_bytes).clamp(1, u32::MAX as usize);
+        let pages = (options.cache_bytes / page_bytes).clamp(1, u32::MAX as usize - 1);
+        let spare = usize::from(model.device().is_cuda());
+        let mut cache = KvCache::new(model.device(), model.config(), dtype, pages + spare);
         Generator {
             model,
-            cache: KvCache::new(model.device(), model.config(), dtype, pages),
+            recordings: Recordings::new(&mut cache, spare),
+            cache,
             cache_bytes: pages * page_bytes,
+            pages,
             page_bytes,
             stop_tokens: stop_tokens.to_vec(),
             queue: VecDeque::new(),
@@ -288,7 +300,7 @@ impl<'m> Generator<'m> {
             return Err(Error::TooLong { prompt, max_new_tokens: new, limit });
         }
         let needed_pages = KvCache::pages_for(tokens);
-        if needed_pages > self.cache.pages() {
+        if needed_pages > self.pages {
             return Err(Error::CacheTooSmall {
                 tokens,
                 needed_bytes: needed_pages * self.page_bytes,
@@ -301,7 +313,7 @@ impl<'m> Generator<'m> {
         // As many samples as can ever run together make one job.
         let each = needed_pages - prompt / PAGE;
         let shared = needed_pages - each;
-        let fitting = ((self.cache.pages() - shared) / each).clamp(1, self.options.max_batch);
+        let fitting = ((self.pages - shared) / each).clamp(1, self.options.max_batch);
         let total = request.samples.len();
         for first_sample in (0..total).step_by(fitting) {
             let samples = fitting.min(total - first_sample);
@@ -351,23 +363,34 @@ impl<'m> Generator<'m> {
         let _span = profile::phase(name, [decoded, prompts]);
         let mut result = Ok(());
         if step.batch.rows() > 0 {
-            let logits = self.model.forward(&step.batch, &mut self.cache);
             self.stats.steps += 1;
-            self.plan_draws(&mut step);
-            let drawn = match self.model.device() {
-                Device::Cpu(_) => {
-                    self.draw(&logits, &mut step.draws);
-                    Ok(())
-                }
-                Device::Cuda(cuda) => self.draw_on_cuda(cuda, &logits, &mut step.draws),
-            };
-            result = match drawn {
+            result = match self.forward_and_draw(&mut step, prompts) {
                 Ok(()) => self.apply_draws(&step.draws, on),
                 Err(error) => Err(Error::Device(error)),
             };
         }
         self.step = step;
         result
+    }
+
+    fn forward_and_draw(&mut self, step: &mut Step, prompts: usize) -> Result<(), DeviceError> {
+        let model = self.model;
+        if let Device::Cuda(cuda) = model.device()
+            && prompts == 0
+            && self.recordings.are_wanted()
+        {
+            self.plan_draws(step);
+            return self.decode_recorded(cuda, &mut step.draws);
+        }
+        let logits = model.forward(&step.batch, &mut self.cache);
+        self.plan_draws(step);
+        match model.device() {
+            Device::Cpu(_) => {
+                self.draw(&logits, &mut step.draws);
+                Ok(())
+            }
+            Device::Cuda(cuda) => self.draw_on_cuda(cuda, &logits, &mut step.draws),
+        }
     }
 
     /// Fills the batch with prompt rows: the prompt under way, then new ones while there is room.
@@ -462,41 +485,6 @@ impl<'m> Generator<'m> {
             let result = sample::draw(level, &mut scratch, logits, &sequence.sampling, uniform);
             draws.lock().expect("no panic under the lock")[index].result = Some(result);
         });
-    }
-
-    /// The same on the device of the logits; only what was drawn comes to the host.
-    fn draw_on_cuda(
-        &self,
-        cuda: &CudaDevice,
-        logits: &Tensor,
-        draws: &mut [Draw],
-    ) -> Result<(), DeviceError> {
-        let _span = profile::phase("draw tokens", [draws.len()]);
-        let requests: Vec<SampleRequest> = draws
-            .iter()
-            .map(|draw| {
-                let sequence = &self.running[draw.sequence];
-                let position = sequence.generated as u32;
-                SampleRequest { params: sequence.sampling, draws: sequence.draws, position }
-            })
-            .collect();
-        // Samples of one prompt draw from one row.
-        let rows: Vec<u32> = draws.iter().map(|draw| draw.logits_row as u32).collect();
-        let in_order = rows.len() == logits.shape()[0] && rows.iter().copied().eq(0..);
-        let logits = match in_order {
-            true => logits.clone(),
-            false => gather::forward(logits, &rows.into()),
-        };
-        let samples = cuda.finish(|gpu| {
-            let mut out = gpu.uninitialized(4 * draws.len())?;
-            let requests = gpu.sample_requests(&requests)?;
-            gpu.sample(&mut out, logits.f32(), &requests, self.model.config().vocab_size)?;
-            gpu.samples(&out)
-        })?;
-        for (draw, sample) in draws.iter_mut().zip(samples) {
-            draw.result = Some(sample);
-        }
-        Ok(())
     }
 
     /// Reports the tokens drawn; sequences that end leave.

@@ -59,7 +59,8 @@ impl Layer {
     fn new(device: &Device, dtype: CacheDtype, len: usize) -> Layer {
         if let Device::Cuda(cuda) = device {
             assert_eq!(dtype, CacheDtype::Bf16, "a GPU's keys and values");
-            let both = |gpu: &kernels::cuda::Gpu| Ok([gpu.zeros(len)?, gpu.zeros(len)?]);
+            let both =
+                |gpu: &kernels::cuda::Gpu| Ok([gpu.lasting_zeros(len)?, gpu.lasting_zeros(len)?]);
             return Layer::Cuda(cuda.run(both));
         }
         fn arena<T: bytemuck::Pod>(len: usize) -> Arena<T> {

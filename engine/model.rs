@@ -25,7 +25,7 @@ use kernels::{
         matmul::Panels,
         profile,
     },
-    cuda::AttentionPlan,
+    cuda::{AttentionPlan, Gpu},
 };
 
 use crate::{
@@ -163,6 +163,23 @@ impl Batch {
     /// Asks for the logits of every row pushed so far.
     pub fn want_all_logits(&mut self) {
         *self.logits_rows.change() = (0..self.tokens.len() as u32).collect();
+    }
+
+    /// Makes it, which lies on a GPU, the batch `from` in place: of as many rows, each a sequence's, which asks for
+    /// its logits, with page tables as long.
+    pub(crate) fn rewrite(&mut self, gpu: &Gpu, from: &Batch) -> Result<(), DeviceError> {
+        self.tokens.rewrite(gpu, &from.tokens)?;
+        self.positions.rewrite(gpu, &from.positions)?;
+        self.slots.rewrite(gpu, &from.slots)?;
+        self.spans.clone_from(&from.spans);
+        self.tables.clone_from(&from.tables);
+        let plan = self.plan.get_mut().expect("a batch that lies on a GPU");
+        gpu.rewrite_plan(plan, &self.spans, &self.tables)
+    }
+
+    /// Whether every row's logits are asked for, in order.
+    fn wants_all_logits(&self) -> bool {
+        self.logits_rows.iter().copied().eq(0..self.rows() as u32)
     }
 
     /// Rows in it.
@@ -337,9 +354,29 @@ impl Model {
     /// (`[rows asked for, vocab_size]`) of the rows that [`Batch`] asked for, in order.
     pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Tensor {
         let _span = profile::phase("forward", [batch.rows()]);
-        let x = self.decoder(batch, cache, &mut |_, _| ());
-        let x = gather::forward(&x, &batch.logits_rows);
+        let mut x = self.decoder(batch, cache, &mut |_, _| ());
+        if !batch.wants_all_logits() {
+            x = gather::forward(&x, &batch.logits_rows);
+        }
         self.logits(&self.final_norm(&mut Tape::off(), &x))
+    }
+
+    /// Takes to the device what a pass over the batch reads of it, where the batch can then be [rewritten](Batch::rewrite)
+    /// for sequences of up to `longest` tokens. The pass asks for all logits.
+    pub(crate) fn upload_batch(
+        &self,
+        gpu: &Gpu,
+        batch: &Batch,
+        cache: &KvCache,
+        longest: usize,
+    ) -> Result<(), DeviceError> {
+        let Batch { tokens, positions, spans, tables, slots, plan, .. } = batch;
+        for numbers in [tokens, positions, slots] {
+            numbers.on(gpu)?;
+        }
+        let shape = self.attention_shape();
+        plan.get_or_make(|| gpu.attention_plan(spans, tables, cache.pages(), shape, longest))?;
+        Ok(())
     }
 
     /// As [`Model::forward`] for all rows, but returns `[rows, vocab_size]` logits and shows

@@ -16,6 +16,8 @@ mod attention_backward;
 mod buffer;
 #[path = "cuda_host/driver.rs"]
 mod driver;
+#[path = "cuda_host/graph.rs"]
+mod graph;
 #[path = "cuda_host/launch.rs"]
 mod launch;
 #[path = "cuda_host/log_prob.rs"]
@@ -29,20 +31,24 @@ mod rows;
 #[path = "cuda_host/sample.rs"]
 mod sample;
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use cust::context::Context;
 use cust::device::{Device, DeviceAttribute};
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 
-pub use crate::cuda_args::{Draws, SampleRequest};
+pub use crate::cuda_args::{Draws, Queued, SampleRequest};
+pub use crate::cuda_comparison::Comparison;
+pub use crate::cuda_data_sheet::{DataSheet, data_sheet};
 pub use crate::cuda_error::Error;
 pub use attention::AttentionPlan;
 pub use attention_backward::{AttentionSaved, BackwardPlan};
 pub use buffer::{Buffer, Element};
-pub use driver::{Graph, Timer};
+pub use driver::Timer;
+pub use graph::{Graph, Workspace};
 pub use log_prob::{Distributions, Head, padded_vocab};
 pub use matmul::{FEW_ROWS, Factor, Pair};
 pub use rows::{Output, RopeTable};
@@ -64,6 +70,9 @@ struct Inner {
     staging: Mutex<Option<driver::Staging>>,
     /// The kernel that was queued last: where work failed, it or one before it did.
     last: Mutex<&'static str>,
+    queued: Mutex<Queued>,
+    /// Held while something is queued, and alone while something is recorded: one stream is both.
+    recording: RwLock<()>,
     // Dropped in this order, the context last.
     modules: Mutex<HashMap<&'static str, Module>>,
     stream: Stream,
@@ -104,6 +113,8 @@ impl Gpu {
             pool: Mutex::default(),
             staging: Mutex::default(),
             last: Mutex::new("nothing"),
+            queued: Mutex::default(),
+            recording: RwLock::new(()),
             modules: Mutex::default(),
             stream,
             context,
@@ -125,17 +136,63 @@ impl Gpu {
         self.0.multiprocessors
     }
 
+    /// What the host has queued so far.
+    pub fn queued(&self) -> Queued {
+        *lock(&self.0.queued)
+    }
+
     /// Waits for all that is queued. Where a kernel failed, this says so.
     pub fn synchronize(&self) -> Result<(), Error> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
+        self.0.refuse_recording("waiting")?;
         self.0.finish("waiting")
     }
 }
 
+thread_local! {
+    /// What this thread records: on which device, and what it is called.
+    static RECORDED: Cell<Option<(*const Inner, &'static str)>> = const { Cell::new(None) };
+}
+
+/// Held from before something is queued until it is: what one thread queues gets into no recording of another.
+#[must_use]
+struct Entered<'a>(#[allow(dead_code)] Option<RwLockReadGuard<'a, ()>>); // held, not read
+
 impl Inner {
-    /// Makes the context that of the calling thread.
-    fn enter(&self) -> Result<(), Error> {
-        driver::enter(&self.context)
+    /// Makes the context that of the calling thread, and waits for the end of another thread's recording.
+    fn enter(&self) -> Result<Entered<'_>, Error> {
+        driver::enter(&self.context)?;
+        let others = || self.recording.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(Entered(self.recorded().is_none().then(others)))
+    }
+
+    /// What this thread records here.
+    fn recorded(&self) -> Option<&'static str> {
+        RECORDED.get().filter(|(inner, _)| std::ptr::eq(*inner, self)).map(|(_, name)| name)
+    }
+
+    /// Fails within a recording of this thread.
+    fn refuse_recording(&self, doing: &str) -> Result<(), Error> {
+        let Some(name) = self.recorded() else { return Ok(()) };
+        let result = "the host takes no part in a recording".into();
+        Err(Error::Driver { what: format!("{doing} while recording {name}"), result })
+    }
+
+    /// What failed, with the recording it is of.
+    fn as_recorded(&self, error: Error) -> Error {
+        match (self.recorded(), error) {
+            (Some(name), Error::Driver { what, result }) => {
+                Error::Driver { what: format!("{what} while recording {name}"), result }
+            }
+            (_, error) => error,
+        }
+    }
+
+    /// Counts what is queued, unless it is recorded.
+    fn count(&self, add: impl FnOnce(&mut Queued)) {
+        if self.recorded().is_none() {
+            add(&mut lock(&self.queued));
+        }
     }
 
     /// Waits for the stream; `doing` is said of an error.

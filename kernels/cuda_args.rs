@@ -36,6 +36,17 @@ pub(crate) fn angles(inv_freq: &[f32], positions: usize) -> Vec<f32> {
     table
 }
 
+/// What a host has queued on a device, by kind. What is recorded counts when it is launched: as one graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queued {
+    /// Launches of kernels.
+    pub kernels: u64,
+    /// Copies from, to and on the device, and fills.
+    pub copies: u64,
+    /// Launches of graphs.
+    pub graphs: u64,
+}
+
 /// How to draw a row's token; see [`crate::cpu::sample`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleRequest {

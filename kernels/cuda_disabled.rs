@@ -5,17 +5,18 @@
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::cpu::adamw::Step;
 use crate::cpu::attention::{Shape, Span, Tree};
 use crate::cpu::log_prob::{LogitsError, RowError};
 use crate::cpu::sample::Sample;
 
-pub use crate::cuda_args::{Draws, SampleRequest};
+pub use crate::cuda_args::{Draws, Queued, SampleRequest};
+pub use crate::cuda_comparison::Comparison;
+pub use crate::cuda_data_sheet::{DataSheet, data_sheet};
 pub use crate::cuda_error::Error;
-
-/// See `cuda.rs`.
-pub const FEW_ROWS: usize = 128;
+pub use crate::cuda_memory::FEW_ROWS;
 
 /// See `cuda.rs`.
 pub fn padded_vocab(vocab: usize) -> usize {
@@ -126,6 +127,7 @@ absent! {
         fn rank() -> usize;
     }
     Graph {}
+    Workspace {}
     Timer {}
 }
 
@@ -177,10 +179,12 @@ type U32 = Buffer<u32>;
 
 functions! {
     fn synchronize() -> ();
+    fn self_test(each: &mut dyn FnMut(Comparison)) -> ();
     fn trim() -> ();
     fn memory() -> (usize, usize);
     fn timer() -> Timer;
     fn uninitialized<T: Element>(len: usize) -> Buffer<T>;
+    fn lasting_zeros<T: Element>(len: usize) -> Buffer<T>;
     fn zeros<T: Element>(len: usize) -> Buffer<T>;
     fn fill_zero<T: Element>(buffer: &mut Buffer<T>) -> ();
     fn upload<T: Element>(data: &[T]) -> Buffer<T>;
@@ -235,6 +239,10 @@ functions! {
         out: &mut Bf16, kept: Option<[&mut F32; 2]>, q: &Bf16, cache: [&Bf16; 2],
         plan: &AttentionPlan,
     ) -> ();
+    fn workspace() -> Arc<Workspace>;
+    fn record(
+        name: &'static str, workspace: &Arc<Workspace>, work: impl FnOnce() -> Result<(), Error>,
+    ) -> Graph;
     fn backward_plan(trees: &[Tree], shape: Shape) -> BackwardPlan;
     fn attention_backward(
         gradients: [&mut F32; 3], dy: &F32, saved: AttentionSaved<'_>, plan: &BackwardPlan,
@@ -282,7 +290,7 @@ impl Gpu {
     }
 
     /// See `cuda.rs`.
-    pub fn record<E: From<Error>>(&self, _: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
+    pub fn queued(&self) -> Queued {
         match self.0 {}
     }
 }

@@ -34,8 +34,9 @@ pub enum Error {
     },
     /// The device's memory is full.
     #[error(
-        "the GPU has no room for {} MiB more: {} of {} MiB are free; lower the batch (fewer rollouts or \
-         shorter completions at a time) or the memory for keys and values",
+        "the GPU has no room for {} MiB more: {} of {} MiB are free; lower --cache-memory or --batch; in training set \
+         train.gradient_checkpointing to on, or lower train.micro_batch_tokens, rollout.prompts_per_step, \
+         rollout.group_size or rollout.max_completion_tokens (`j1 info --train --device-memory` says what they need)",
         wanted.div_ceil(1 << 20), free >> 20, total >> 20
     )]
     OutOfMemory {

@@ -5,7 +5,12 @@ pub mod cpu;
 #[cfg_attr(not(feature = "cuda"), path = "cuda_disabled.rs")]
 pub mod cuda;
 mod cuda_args;
+mod cuda_comparison;
+mod cuda_data_sheet;
 mod cuda_error;
+pub mod cuda_memory;
+#[cfg(feature = "cuda")]
+mod cuda_self_test;
 #[cfg(feature = "cuda")]
 pub mod ptx;
 

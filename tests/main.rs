@@ -4,6 +4,7 @@ mod allocations;
 mod bench;
 mod cli;
 mod data;
+mod device;
 #[cfg(unix)]
 mod disk;
 mod generation;

@@ -186,3 +186,41 @@ fn shapes_need_no_checkpoint() {
     fails(&["info", "--shape", "qwen3-0.6b"], 2, &["--train"]);
     fails(&["info", "--train", "--set", "lora.rnk=3"], 1, &["lora.r"]);
 }
+
+#[test]
+fn a_gpu_is_budgeted_without_one() {
+    let info = |more: &[&str]| stdout(&j1(&[&["info", "--train"], more].concat()));
+    for (preset, shape) in [("j1-nano", "qwen3-0.6b"), ("j1-micro", "qwen3-1.7b")] {
+        let flags = ["--preset", preset, "--shape", shape, "--device-memory"];
+        let text = info(&[&flags[..], &["80GB"]].concat());
+        for word in ["74.51 GiB", "recomputed / kept", "fits, a tenth left free", "yes / yes"] {
+            assert!(text.contains(word), "{preset}: {word}: {text}");
+        }
+        assert!(!text.contains("does not fit"), "{text}");
+        let report = |memory: &str, more: &[&str]| -> Value {
+            let all = [&flags[..], &[memory, "--json"], more].concat();
+            serde_json::from_str::<Value>(&info(&all)).unwrap()["training"].take()
+        };
+        let whole = report("80GB", &[]);
+        assert_eq!(whole["device_memory_bytes"], 80_000_000_000u64);
+        assert_eq!((&whole["kept"]["fits"], &whole["advice"]), (&json!(true), &Value::Null));
+        assert_eq!(whole["gradient_checkpointing"], "off");
+        let size = |key: &str| whole[key].as_u64().unwrap();
+        let parts = size("weights_bytes") + size("adapter_bytes") + size("optimizer_bytes");
+        let phases = (size("generation_bytes") + size("cache_bytes"))
+            .max(whole["kept"]["activation_bytes"].as_u64().unwrap());
+        assert_eq!(whole["kept"]["total_bytes"], parts + phases);
+        // The sums of the parts that the page promises.
+        assert!(whole["kept"]["attention_backward_bytes"].as_u64().unwrap() < 700_000_000);
+
+        let small = report("6GiB", &["--set", "data.max_prompt_tokens=30000"]);
+        assert_eq!(small["recomputed"]["fits"], false);
+        assert_eq!(small["gradient_checkpointing"], "on");
+        let advice = small["advice"].as_str().unwrap();
+        assert!(advice.contains("data.max_prompt_tokens"), "{advice}");
+        let none = report("1GiB", &[]);
+        assert!(none["advice"].as_str().unwrap().contains("smaller"), "{none}");
+    }
+    fails(&["info", "--device-memory", "80GB"], 2, &["--train"]);
+    fails(&["info", "--train", "--device-memory", "lots"], 2, &["unknown unit lots"]);
+}

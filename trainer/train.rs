@@ -59,6 +59,13 @@ fn running_sequences(settings: &Settings) -> usize {
     (rollout.prompts_per_step * rollout.group_size).clamp(rollout.group_size, 256)
 }
 
+/// Pages that a step's rollouts can use. Of a tiny model's pages, all memory would hold millions, and listing them
+/// takes longer than its steps.
+fn cache_pages(settings: &Settings) -> usize {
+    let tokens = settings.data.max_prompt_tokens + settings.rollout.max_completion_tokens;
+    running_sequences(settings).saturating_mul(KvCache::pages_for(tokens))
+}
+
 /// A policy under training.
 pub struct Trainer {
     language_model: LanguageModel,
@@ -401,11 +408,8 @@ pub fn sampling_options(
     cache_bytes: usize,
 ) -> generate::Options {
     let max_batch = running_sequences(settings);
-    // What a step can use: of a tiny model's pages, all memory would hold millions, and listing them takes
-    // longer than its steps.
-    let tokens = settings.data.max_prompt_tokens + settings.rollout.max_completion_tokens;
     let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
-    let most = max_batch.saturating_mul(KvCache::pages_for(tokens)).saturating_mul(page_bytes);
+    let most = cache_pages(settings).saturating_mul(page_bytes);
     let cache_bytes = cache_bytes.min(most);
     generate::Options { max_batch, prefill_rows: PREFILL_ROWS, cache_bytes }
 }

@@ -9,6 +9,7 @@ use super::{RuntimeArgs, ShapeArg};
 #[command(group(ArgGroup::new("subject").required(true).args(["model", "shape"])), after_help = "\
 Examples:
   j1 bench --shape qwen3-0.6b                            prefill and decoding, nothing is downloaded
+  j1 bench --device cuda --shape qwen3-0.6b              the same on a GPU
   j1 bench --model ./qwen3 --adapter ./j1-nano --prompt 2048 --batch 1,16 --gen 32
   j1 bench --shape qwen3-0.6b --train 1024 --group 8     the same, and a LoRA step, and a GRPO update
   j1 bench --shape qwen3-1.7b --train 1024 --only lora --repeat 3 --json > lora.json
@@ -20,11 +21,12 @@ What is measured, each once to warm up and then --repeat times:
   grpo      the same on a prompt of --train tokens and --group completions of --completion tokens, which
             share it; and the reference's forward pass, for the KL term
 
-Rates are medians. `spread` is (slowest - fastest) / median. `memory` is the most that the process had
-resident, the mapped weights with it. `of peak` says how much of the time the machine would need at
-least: the work's own multiply-adds at the rate that its registers reach, or the bytes that must be read
-once at the rate that its memory gives, whichever takes longer; both rates are measured first, and
-nothing that is computed twice counts as work.
+Rates are medians, taken when the device is done. `spread` is (slowest - fastest) / median. `memory` is
+the most that the process had resident, the mapped weights with it; on a GPU, the most that buffers took
+there. `of peak` says how much of the time the machine would need at least: the work's own multiply-adds
+at the rate that its registers reach, or the bytes that must be read once at the rate that its memory
+gives, whichever takes longer; both rates are measured first, and nothing that is computed twice counts
+as work. A GPU's rates are those of its data sheet, by its name (A100, H100, H200), else left out.
 
 Other programs on the same cores show in the spread. Ctrl-C ends after the pass under way and prints the
 rows that are whole.")]

@@ -89,7 +89,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Run")]
     pub(crate) threads: Option<u16>,
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Run")]
     pub(crate) cache_memory: Option<u64>,
 }
@@ -143,7 +143,7 @@ pub(crate) struct Rollout {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Output")]
     pub(crate) threads: Option<u16>,
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free]
+    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Output")]
     pub(crate) cache_memory: Option<u64>,
 }

@@ -24,6 +24,7 @@ use kernels::cpu::sample::SamplingParams;
 use trainer::{
     grpo::loss,
     train::{
+        memory::usable,
         peak_memory_bytes,
         update::{Group, Item, UpdateSettings, largest_batch, update},
     },
@@ -118,6 +119,8 @@ pub(super) struct Subject {
     pub(super) precision: Precision,
     /// Directory of an adapter.
     pub(super) adapter: Option<PathBuf>,
+    /// A GPU by its number; `None` for the CPU.
+    pub(super) gpu: Option<usize>,
     pub(super) threads: Option<u16>,
 }
 
@@ -136,7 +139,7 @@ pub(super) struct Row {
     /// Of every pass but the first.
     pub(super) seconds: Vec<f64>,
     pub(super) work: Work,
-    /// `None` where the system does not tell.
+    /// Of the process, or of the GPU's buffers. `None` where the system does not tell.
     pub(super) peak_memory: Option<u64>,
     /// Whether layers were recomputed; `None` without a backward pass.
     pub(super) recomputed: Option<bool>,
@@ -146,6 +149,7 @@ impl Subject {
     /// `None` if `stop` was raised before all passes were made.
     pub(super) fn measure(&self, case: Case, run: &Run) -> Result<Option<Row>, Failure> {
         let alone = machine::reset_peak_memory();
+        let device = self.device()?;
         let adapter = match case.kind() {
             BenchWork::Prefill | BenchWork::Decode => self.adapter()?,
             BenchWork::Lora | BenchWork::Grpo => Some(match self.adapter()? {
@@ -153,24 +157,37 @@ impl Subject {
                 None => Adapter::initialize(&self.config, &new_adapter(), 0)?,
             }),
         };
-        let (config, device) = (self.config.clone(), Device::new(machine::cpu(self.threads)));
+        let config = self.config.clone();
         let mut model =
-            Model::new(&self.checkpoint, config, adapter.as_ref(), self.precision, device)?;
+            Model::new(&self.checkpoint, config, adapter.as_ref(), self.precision, device.clone())?;
         machine::place_weights(&mut model, self.placement)?;
-        let values = model.parameters().map(|(_, factor)| factor.data().len() as u64).sum();
+        let values = model.parameters().map(|(_, factor)| factor.len() as u64).sum();
         let mut recomputed = None;
         let seconds = match case {
             Case::Prefill { prompt } => prefill(&model, prompt, run)?,
             Case::Decode { batch, depth, tokens } => decode(&model, [batch, depth, tokens], run)?,
             Case::Lora { .. } | Case::Grpo { .. } => {
                 let rank = adapter.map_or(0, |adapter| adapter.rank);
-                let recompute = recomputed.insert(self.recomputes(case, rank, run.recompute));
+                let recompute =
+                    recomputed.insert(self.recomputes(&device, case, rank, run.recompute));
                 train(&mut model, case, *recompute, run)?
             }
         };
         let work = case.work(&self.sizes(values));
-        let peak_memory = peak_memory_bytes().filter(|_| alone);
+        let peak_memory = match &device {
+            Device::Cpu(_) => peak_memory_bytes().filter(|_| alone),
+            Device::Cuda(cuda) => Some(cuda.gpu().memory_in_use().1 as u64),
+        };
         Ok(seconds.map(|seconds| Row { case, seconds, work, peak_memory, recomputed }))
+    }
+
+    /// A new one, with no memory taken yet.
+    fn device(&self) -> Result<Device, Failure> {
+        let cpu = machine::cpu(self.threads);
+        Ok(match self.gpu {
+            None => Device::new(cpu),
+            Some(ordinal) => Device::cuda(ordinal, cpu)?,
+        })
     }
 
     fn adapter(&self) -> Result<Option<Adapter>, Failure> {
@@ -181,39 +198,47 @@ impl Subject {
     fn sizes(&self, adapter: u64) -> Sizes<'_> {
         Sizes {
             config: &self.config,
-            weight_bytes: if self.weights == Dtype::F32 { 4 } else { 2 },
+            // A GPU holds them in bf16.
+            weight_bytes: if self.weights == Dtype::F32 && self.gpu.is_none() { 4 } else { 2 },
             cache_bytes: if self.precision == Precision::F32 { 4 } else { 2 },
             adapter,
         }
     }
 
-    /// As `train.gradient_checkpointing` decides it, by the memory of one update.
-    fn recomputes(&self, case: Case, rank: usize, choice: Recompute) -> bool {
+    /// As `train.gradient_checkpointing` decides it, by the memory that one update takes.
+    fn recomputes(&self, device: &Device, case: Case, rank: usize, choice: Recompute) -> bool {
+        match choice {
+            Recompute::On => return true,
+            Recompute::Off => return false,
+            Recompute::Auto => (),
+        }
         let ([lengths, [group, _]], reference) = match case {
             Case::Grpo { prompt, group, completion } => ([[prompt, completion], [group, 1]], true),
             _ => ([[1, case.tokens()], [1, 1]], false),
         };
-        match (choice, machine::available_memory()) {
-            (Recompute::On, _) | (Recompute::Auto, None) => true,
-            (Recompute::Off, _) => false,
-            (Recompute::Auto, Some(free)) => {
-                let device = Device::new(machine::cpu(self.threads));
-                let model = TrainedModel {
-                    config: &self.config,
-                    weights: self.weights,
-                    precision: self.precision,
-                    rank,
-                    targets: &Projection::ALL,
-                    threads: device.cpu().threads(),
-                    isa: device.cpu().isa(),
-                };
-                let batch = largest_batch(lengths, group, 1, usize::MAX);
-                let pass = TrainedPass { checkpoint: false, dropout: false, reference };
+        let model = TrainedModel {
+            config: &self.config,
+            weights: self.weights,
+            precision: self.precision,
+            rank,
+            targets: &Projection::ALL,
+            threads: device.cpu().threads(),
+            isa: device.cpu().isa(),
+        };
+        let batch = largest_batch(lengths, group, 1, usize::MAX);
+        let pass = TrainedPass { checkpoint: false, dropout: false, reference };
+        match device {
+            Device::Cpu(_) => machine::available_memory().is_none_or(|free| {
                 let memory = model.training(&batch, pass);
                 let moments = 8 * model.adapter_parameters();
                 let own = memory.buffers + memory.scratch.bytes() + moments;
                 own + self.checkpoint.len_bytes() > free / 2
-            }
+            }),
+            // The model is there; moments are part of it.
+            Device::Cuda(cuda) => cuda.gpu().memory().map_or(true, |(free, _)| {
+                let moments = model.on_cuda(self.config.max_position_embeddings).moments;
+                moments + model.training_on_cuda(&batch, pass).peak > usable(free as u64)
+            }),
         }
     }
 }
@@ -248,6 +273,15 @@ fn time(
     Ok(Some(seconds))
 }
 
+/// Until a GPU has done what it was given; what it failed of is the error.
+fn wait(model: &Model) -> Result<(), Failure> {
+    if let Device::Cuda(cuda) = model.device() {
+        cuda.status()?;
+        cuda.gpu().synchronize()?;
+    }
+    Ok(())
+}
+
 fn prefill(model: &Model, prompt: usize, run: &Run) -> Result<Option<Vec<f64>>, Failure> {
     let mut generator = generator(model, 1, prompt + 1);
     time(run, &mut |number| {
@@ -258,6 +292,7 @@ fn prefill(model: &Model, prompt: usize, run: &Run) -> Result<Option<Vec<f64>>, 
         while !generator.is_idle() {
             generator.step(&mut |_| ())?;
         }
+        wait(model)?;
         Ok(started.elapsed().as_secs_f64())
     })
 }
@@ -291,6 +326,7 @@ fn decode(
         for _ in 0..tokens_each {
             generator.step(&mut |_| ())?;
         }
+        wait(model)?;
         let seconds = started.elapsed().as_secs_f64();
         let made = generator.stats().generated_tokens - before;
         assert_eq!(made, (batch * tokens_each) as u64, "every sequence decodes in every step");
@@ -337,7 +373,7 @@ fn train(
     };
     model.train_adapter();
     let names: Vec<(String, usize)> =
-        model.parameters().map(|(name, factor)| (name.peft_key(), factor.data().len())).collect();
+        model.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
     let lengths = names.iter().map(|(name, len)| (name.as_str(), *len));
     let mut optimizer = AdamW::new(optimizer::Settings::default(), lengths);
 
@@ -364,6 +400,7 @@ fn train(
     time(run, &mut |number| {
         let (started, first) = (Instant::now(), u64::from(number));
         update(model, &mut optimizer, &groups, &settings, first, &|_| 1e-5, &mut |_, _| ())?;
+        wait(model)?;
         Ok(started.elapsed().as_secs_f64())
     })
 }

@@ -12,6 +12,7 @@
 //!
 //! The optimizer's moments are two f32 a parameter ([`TrainedModel::adapter_parameters`]).
 
+mod cuda;
 mod dry_run;
 
 use kernels::cpu::Isa;
@@ -23,6 +24,7 @@ use crate::{
     ops::log_prob::{block_columns, block_rows},
     weights::Dtype,
 };
+pub use cuda::{CudaModel, CudaPass};
 use dry_run::DryRun;
 
 /// A model and its adapter, as far as memory depends on them.

@@ -34,6 +34,8 @@ mod isa;
 mod pool;
 #[cfg(test)]
 pub(crate) mod twin;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod values;
 mod vector;
 
 pub use context::{Cpu, Matrix, Rounding};

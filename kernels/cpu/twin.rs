@@ -1,27 +1,13 @@
-//! What tests of kernels share: values, and the comparison with a naive twin.
+//! What tests of kernels share: the comparison with a naive twin, contexts.
 
-use super::{Cpu, Isa};
-
-/// `len` values in [-1, 1), the same for the same seed.
-pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+pub(crate) use super::values::values;
+use super::{Cpu, Isa, values::largest_error};
 
 /// Asserts that `got` is at most twice as far from `exact` as the `naive` f32 result is, plus
 /// `floor`, in the largest error over all elements.
 pub(crate) fn assert_close(got: &[f32], naive: &[f32], exact: &[f64], floor: f64, case: &str) {
-    assert_eq!((got.len(), naive.len()), (exact.len(), exact.len()), "{case}");
-    let error = |of: &[f32]| {
-        let errors = of.iter().zip(exact).map(|(x, exact)| (f64::from(*x) - exact).abs());
-        errors.fold(0.0, |largest, e| if e <= largest { largest } else { e }) // NaN counts
-    };
-    let (error, bound) = (error(got), 2.0 * error(naive) + floor);
+    let bound = 2.0 * largest_error(naive, exact) + floor;
+    let error = largest_error(got, exact);
     assert!(error <= bound, "{case}: error {error:e} above {bound:e}");
 }
 

@@ -20,6 +20,8 @@ pub struct AttentionPlan {
     /// Partitions that runs of few rows get at least; more do not change a bit.
     partitions: usize,
     lists: Lists<Buffer<u32>>,
+    /// What they hold.
+    numbers: Lists<Vec<u32>>,
     /// Rows that q must have.
     rows: usize,
 }
@@ -158,14 +160,15 @@ impl Gpu {
     ) -> Result<AttentionPlan, Error> {
         check(shape);
         let partitions = longest.div_ceil(PARTITION);
-        let lists = Lists::new(spans, tables, pages, shape, partitions);
-        let [many, parts, runs, tables] = lists.each().map(|list| self.upload(list));
+        let numbers = Lists::new(spans, tables, pages, shape, partitions);
+        let [many, parts, runs, tables] = numbers.each().map(|list| self.upload(list));
         let lists = Lists { many: many?, parts: parts?, runs: runs?, tables: tables? };
         let rows = spans.last().map_or(0, |span| span.first_row + span.rows);
-        Ok(AttentionPlan { shape, pages, partitions, lists, rows })
+        Ok(AttentionPlan { shape, pages, partitions, lists, numbers, rows })
     }
 
-    /// Makes a plan that of other sequences, in place: as many, of as many rows, with tables as long.
+    /// Makes a plan that of other sequences, in place: as many, of as many rows, with tables as long. Lists that
+    /// stay the same are not copied.
     ///
     /// # Panics
     /// If they do not fit.
@@ -176,12 +179,16 @@ impl Gpu {
         tables: &[u32],
     ) -> Result<(), Error> {
         let AttentionPlan { shape, pages, partitions, .. } = *plan;
-        let lists = Lists::new(spans, tables, pages, shape, partitions);
+        let numbers = Lists::new(spans, tables, pages, shape, partitions);
         let Lists { many, parts, runs, tables } = &mut plan.lists;
-        for (to, from) in [many, parts, runs, tables].into_iter().zip(lists.each()) {
-            assert_eq!(to.len(), from.len(), "a plan for other sequences than it was made for");
-            self.write(to, 0, from)?;
+        let all = [many, parts, runs, tables].into_iter().zip(plan.numbers.each());
+        for ((to, held), list) in all.zip(numbers.each()) {
+            assert_eq!(to.len(), list.len(), "a plan for other sequences than it was made for");
+            if held != list {
+                self.write(to, 0, list)?;
+            }
         }
+        plan.numbers = numbers;
         plan.rows = spans.last().map_or(0, |span| span.first_row + span.rows);
         Ok(())
     }

@@ -7,15 +7,10 @@ use super::attention::{by_width, check, pick};
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu};
 use crate::cpu::attention::{Shape, Tree};
+use crate::cuda_memory::{DS_BYTES, KEYS, VECTORS, tiles_of_keys};
 
-/// Keys of a block of threads, query vectors of a tile of ds, tiles of a block of query vectors: as in
-/// attention_backward.cu.
-const KEYS: usize = 64;
-const VECTORS: usize = 32;
+/// Tiles of a block of query vectors, as in attention_backward.cu.
 const TILES: usize = 4;
-
-/// Bytes of ds that exist at a time, unless 64 keys need more: those of one sequence of 5,600 tokens and 16 heads.
-const DS_BYTES: usize = 512 << 20;
 
 /// Queries, keys and values of a training batch as its gradients need them, and what forward gave.
 #[derive(Clone, Copy, Debug)]
@@ -83,14 +78,14 @@ impl Lists {
                 let end = if index == 0 { tree.rows() } else { rows.end };
                 let first_block = table.len();
                 for first in rows.clone().step_by(KEYS) {
-                    let seen = first * group / VECTORS..(end * group).div_ceil(VECTORS);
-                    if tiles > 0 && tiles + seen.len() > most_tiles {
+                    let seen = tiles_of_keys(first, end, group);
+                    if tiles > 0 && tiles + seen > most_tiles {
                         cuts.push(table.len());
                         chunk_tiles.push(std::mem::take(&mut tiles));
                     }
                     let count = KEYS.min(rows.end - first);
                     table.push([first_row + first, count, first_row, first_row + end, tiles]);
-                    tiles += seen.len();
+                    tiles += seen;
                 }
                 begin = rows.end;
                 of_tree.push(Segment { rows, blocks: first_block..table.len() });

@@ -1,13 +1,15 @@
 //! Device memory: buffers of one element type, taken from a pool and given back to it when dropped.
 //!
 //! All work is on one stream, so memory that is given back may be handed out at once: what is queued for the new
-//! owner runs after what was queued for the old one.
+//! owner runs after what was queued for the old one. What a recording takes comes from a workspace
+//! instead (graph.rs), and goes back there: the recording will write to it again.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::driver::{self, Staging};
 use super::{Error, Gpu, lock};
+use crate::cuda_memory::{buffer_bytes, lasting_bytes};
 
 /// What a buffer may hold: plain numbers, in the device's layout. bf16 is `u16`.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
@@ -21,37 +23,85 @@ impl Element for u64 {}
 pub struct Buffer<T: Element> {
     address: u64,
     len: usize,
-    /// Bytes it was taken with.
+    /// Bytes it has, and the workspace that it goes back to.
     size: usize,
+    workspace: Option<u64>,
     gpu: Gpu,
     element: PhantomData<T>,
 }
 
-/// Memory that waits to be used again, by size.
+/// Addresses by size.
+type Free = BTreeMap<usize, Vec<u64>>;
+
+/// Memory that waits to be used again.
 #[derive(Default)]
 pub(super) struct Pool {
-    free: BTreeMap<usize, Vec<u64>>,
+    free: Free,
     /// Bytes from the driver, and how many of them wait.
     reserved: usize,
     waiting: usize,
     most: usize,
-    /// Graphs that live. They use addresses of the pool.
-    pub(super) graphs: usize,
+    /// What no buffer holds of each workspace that lives. It counts as in use.
+    workspaces: BTreeMap<u64, Free>,
+    next_workspace: u64,
+    /// Where memory is taken from while something is recorded.
+    pub(super) recording: Option<u64>,
 }
 
-/// Sizes are multiples of 512 bytes, and above 4 KiB of an eighth of their power of two, so that sizes
-/// which differ little share memory and at most an eighth is wasted.
-fn rounded(bytes: usize) -> usize {
-    let step = (bytes.max(1).next_power_of_two() / 16).max(512);
-    bytes.max(1).next_multiple_of(step)
+impl Pool {
+    pub(super) fn open_workspace(&mut self) -> u64 {
+        self.next_workspace += 1;
+        self.workspaces.insert(self.next_workspace, Free::default());
+        self.next_workspace
+    }
+
+    /// From now on its memory is as any other.
+    pub(super) fn close_workspace(&mut self, id: u64) {
+        for (size, addresses) in self.workspaces.remove(&id).unwrap_or_default() {
+            self.waiting += size * addresses.len();
+            self.free.entry(size).or_default().extend(addresses);
+        }
+    }
+
+    /// Memory of the workspace that is recorded in, of at most twice the size, and its size.
+    fn take_recorded(&mut self, size: usize) -> Option<(u64, usize)> {
+        let free = self.workspaces.get_mut(&self.recording?)?;
+        let fitting = free.range_mut(size..=2 * size).find(|(_, addresses)| !addresses.is_empty());
+        let (size, addresses) = fitting?;
+        addresses.pop().map(|address| (address, *size))
+    }
+
+    fn give_back(&mut self, address: u64, size: usize, workspace: Option<u64>) {
+        let free = match workspace.and_then(|id| self.workspaces.get_mut(&id)) {
+            Some(free) => free,
+            None => {
+                self.waiting += size;
+                &mut self.free
+            }
+        };
+        free.entry(size).or_default().push(address);
+    }
 }
 
 impl Gpu {
     /// A buffer whose elements are whatever the memory held: for results that are written whole.
     pub fn uninitialized<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
-        let size = rounded(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
-        let address = self.take(size)?;
-        Ok(Buffer { address, len, size, gpu: self.clone(), element: PhantomData })
+        self.sized(len, buffer_bytes)
+    }
+
+    /// A buffer that [`buffer_bytes`] or [`lasting_bytes`] gives so many bytes.
+    fn sized<T: Element>(&self, len: usize, size: fn(usize) -> usize) -> Result<Buffer<T>, Error> {
+        let size = size(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
+        let (address, size, workspace) = self.take(size)?;
+        Ok(Buffer { address, len, size, workspace, gpu: self.clone(), element: PhantomData })
+    }
+
+    /// A buffer of zeros that is large and lasts: it has no more memory than it needs, which others of about its size
+    /// would share.
+    pub fn lasting_zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
+        let mut buffer = self.sized(len, lasting_bytes)?;
+        self.fill_zero(&mut buffer)?;
+        Ok(buffer)
     }
 
     /// A buffer of zeros.
@@ -67,7 +117,7 @@ impl Gpu {
         if buffer.len == 0 {
             return Ok(());
         }
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         // SAFETY: the buffer has that many bytes.
         unsafe { driver::zero(self, buffer.address, buffer.len * size_of::<T>()) }
     }
@@ -80,7 +130,7 @@ impl Gpu {
     }
 
     /// Copies `data` to `buffer`, from element `first` on, through pinned memory. `data` may change when this
-    /// returns.
+    /// returns. Refused within a recording.
     pub fn write<T: Element>(
         &self,
         buffer: &mut Buffer<T>,
@@ -90,7 +140,8 @@ impl Gpu {
         buffer.check_owner(self);
         let room = buffer.len.saturating_sub(first);
         assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
+        self.0.refuse_recording("copying to the device")?;
         let mut staging = lock(&self.0.staging);
         let staging = match &mut *staging {
             Some(staging) => staging,
@@ -118,7 +169,8 @@ impl Gpu {
         buffer.check_owner(self);
         let room = buffer.len.saturating_sub(first);
         assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
+        self.0.refuse_recording("copying to the host")?;
         if data.is_empty() {
             return self.0.finish("reading");
         }
@@ -150,7 +202,7 @@ impl Gpu {
         if len == 0 {
             return Ok(());
         }
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let place = |address: u64, first: usize| address + (first * size_of::<T>()) as u64;
         let (to, from) = (place(to.address, to_first), place(from.address, from_first));
         // SAFETY: both have the elements by the asserts above; two buffers do not overlap.
@@ -177,7 +229,7 @@ impl Gpu {
         if len == 0 {
             return Ok(());
         }
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let place = |first: usize| buffer.address + (first * size_of::<T>()) as u64;
         // SAFETY: both places lie in the buffer and do not overlap, by the asserts above.
         unsafe {
@@ -185,17 +237,20 @@ impl Gpu {
         }
     }
 
-    /// Gives what waits to be used again back to the driver, unless a graph may use it.
+    /// Gives what waits to be used again back to the driver.
     pub fn trim(&self) -> Result<(), Error> {
         self.synchronize()?;
-        let mut pool = lock(&self.0.pool);
-        if pool.graphs == 0 {
-            self.empty(&mut pool);
-        }
+        self.empty(&mut lock(&self.0.pool));
         Ok(())
     }
 
-    /// Bytes of buffers that live, and the most there were at once.
+    /// Trims where more waits than the driver has left: nothing can be given back within a recording.
+    pub(super) fn make_room(&self) -> Result<(), Error> {
+        let (free, _) = self.memory()?;
+        if free < 2 * lock(&self.0.pool).waiting { self.trim() } else { Ok(()) }
+    }
+
+    /// Bytes of buffers and workspaces that live, and the most there were at once.
     pub fn memory_in_use(&self) -> (usize, usize) {
         let pool = lock(&self.0.pool);
         (pool.reserved - pool.waiting, pool.most)
@@ -203,7 +258,7 @@ impl Gpu {
 
     /// Bytes that are free, what waits to be used again counted, and bytes of the device.
     pub fn memory(&self) -> Result<(usize, usize), Error> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let asked = cust::memory::mem_get_info();
         let (free, total) = driver::check("asking for free memory", asked)?;
         Ok((free + lock(&self.0.pool).waiting, total))
@@ -220,9 +275,14 @@ impl Gpu {
         }
     }
 
-    fn take(&self, size: usize) -> Result<u64, Error> {
-        self.0.enter()?;
+    /// Memory of at least `size` bytes: where it is, how large, and of which workspace.
+    fn take(&self, size: usize) -> Result<(u64, usize, Option<u64>), Error> {
+        let _entered = self.0.enter()?;
         let mut pool = lock(&self.0.pool);
+        let workspace = pool.recording;
+        if let Some((address, size)) = pool.take_recorded(size) {
+            return Ok((address, size, workspace));
+        }
         let waiting = pool.free.get_mut(&size).and_then(Vec::pop);
         let address = match waiting {
             Some(address) => {
@@ -231,7 +291,7 @@ impl Gpu {
             }
             None => {
                 let mut address = driver::allocate(size)?;
-                if address.is_none() && pool.graphs == 0 {
+                if address.is_none() && workspace.is_none() {
                     // What waits in other sizes may make room.
                     self.0.finish("making room")?;
                     self.empty(&mut pool);
@@ -246,7 +306,7 @@ impl Gpu {
             }
         };
         pool.most = pool.most.max(pool.reserved - pool.waiting);
-        Ok(address)
+        Ok((address, size, workspace))
     }
 }
 
@@ -283,15 +343,13 @@ impl<T: Element> Buffer<T> {
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let mut pool = lock(&self.gpu.0.pool);
-        pool.waiting += self.size;
-        pool.free.entry(self.size).or_default().push(self.address);
+        lock(&self.gpu.0.pool).give_back(self.address, self.size, self.workspace);
     }
 }
 
 impl Drop for super::Inner {
     fn drop(&mut self) {
-        let _ = self.enter();
+        let _entered = self.enter();
         let _ = self.stream.synchronize();
         for address in std::mem::take(&mut lock(&self.pool).free).into_values().flatten() {
             // SAFETY: no buffer is left (each holds this value), and the stream has run all there was.
@@ -304,20 +362,5 @@ impl Drop for super::Inner {
 impl<T: Element> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} x {} on {:?}", self.len, std::any::type_name::<T>(), self.gpu)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::rounded;
-
-    #[test]
-    fn sizes_are_rounded_by_at_most_an_eighth() {
-        assert_eq!([0, 1, 512, 513, 4096].map(rounded), [512, 512, 512, 1024, 4096]);
-        for bytes in (4096..1 << 20).step_by(1111).chain([(3 << 30) + 5]) {
-            let size = rounded(bytes);
-            assert!(size >= bytes && size - bytes <= bytes / 8, "{bytes} {size}");
-            assert_eq!(rounded(size), size);
-        }
     }
 }

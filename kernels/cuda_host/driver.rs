@@ -10,7 +10,7 @@ use cust::error::CudaError;
 use cust::event::{Event, EventFlags};
 use cust::sys::{self, CUresult};
 
-use super::{Error, Gpu, lock};
+use super::{Error, Gpu};
 
 /// cust's Display of an error asks the driver; its Debug is the error's name.
 pub(super) fn describe(error: CudaError) -> String {
@@ -120,6 +120,7 @@ pub(super) unsafe fn copy_in(
     bytes: usize,
 ) -> Result<(), Error> {
     let stream = gpu.0.stream.as_inner();
+    gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     check_raw("copying to the device", unsafe {
         sys::cuMemcpyHtoDAsync_v2(to, from, bytes, stream)
@@ -135,6 +136,7 @@ pub(super) unsafe fn copy_out(
     bytes: usize,
 ) -> Result<(), Error> {
     let stream = gpu.0.stream.as_inner();
+    gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     check_raw("copying to the host", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes, stream) })
 }
@@ -143,6 +145,7 @@ pub(super) unsafe fn copy_out(
 /// Both have `bytes` bytes of device memory and do not overlap.
 pub(super) unsafe fn copy_within(gpu: &Gpu, to: u64, from: u64, bytes: usize) -> Result<(), Error> {
     let stream = gpu.0.stream.as_inner();
+    gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) };
     check_raw("copying on the device", result)
@@ -152,16 +155,22 @@ pub(super) unsafe fn copy_within(gpu: &Gpu, to: u64, from: u64, bytes: usize) ->
 /// `to` has `bytes` bytes of device memory.
 pub(super) unsafe fn zero(gpu: &Gpu, to: u64, bytes: usize) -> Result<(), Error> {
     let stream = gpu.0.stream.as_inner();
+    gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     check_raw("zeroing device memory", unsafe { sys::cuMemsetD8Async(to, 0, bytes, stream) })
 }
 
-/// Host memory the device copies from at full speed, in two halves that take turns.
+/// Host memory the device copies from at full speed, in two halves that take turns. What is copied lies side by
+/// side in a half, so that small copies do not wait for each other.
+///
+/// To be dropped when the stream has run all there was.
 pub(super) struct Staging {
     memory: *mut u8,
-    /// Recorded when a half's copy is queued.
-    busy: [Event; 2],
+    /// Recorded when a half is full.
+    full: [Event; 2],
     half: usize,
+    /// Bytes of the half that copies read.
+    used: usize,
 }
 
 // SAFETY: the memory is this value's alone.
@@ -177,7 +186,7 @@ impl Staging {
         let result = unsafe { sys::cuMemAllocHost_v2(&mut memory, 2 * Staging::HALF) };
         check_raw("allocating pinned memory", result)?;
         let event = || check("making an event", Event::new(EventFlags::DISABLE_TIMING));
-        Ok(Staging { memory: memory.cast(), busy: [event()?, event()?], half: 0 })
+        Ok(Staging { memory: memory.cast(), full: [event()?, event()?], half: 0, used: 0 })
     }
 
     /// Copies `bytes` to the device through the memory. They may change when this returns.
@@ -185,115 +194,119 @@ impl Staging {
     /// # Safety
     /// `to` has that many bytes of device memory.
     pub(super) unsafe fn copy_in(&mut self, gpu: &Gpu, to: u64, bytes: &[u8]) -> Result<(), Error> {
-        for (index, part) in bytes.chunks(Staging::HALF).enumerate() {
-            let busy = &self.busy[self.half];
-            check("waiting for a copy", busy.synchronize())?;
-            // SAFETY: the memory has two halves, and no copy from this one is under way.
-            let from = unsafe { self.memory.add(self.half * Staging::HALF) };
-            // SAFETY: as above, and a part is at most a half.
-            unsafe { ptr::copy_nonoverlapping(part.as_ptr(), from, part.len()) };
-            // SAFETY: the caller's promise; the half is not written before its event.
-            unsafe {
-                copy_in(gpu, to + (index * Staging::HALF) as u64, from.cast(), part.len())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            if self.used == Staging::HALF {
+                self.turn(gpu)?;
             }
-            check("recording an event", busy.record(&gpu.0.stream))?;
-            self.half = 1 - self.half;
+            let len = (bytes.len() - done).min(Staging::HALF - self.used);
+            let part = &bytes[done..done + len];
+            // SAFETY: a half has HALF bytes, and no copy reads those from `used` on.
+            let from = unsafe { self.memory.add(self.half * Staging::HALF + self.used) };
+            // SAFETY: as above, and the part ends with the half at the latest.
+            unsafe { ptr::copy_nonoverlapping(part.as_ptr(), from, len) };
+            // SAFETY: the caller's promise; the bytes are not written before the half's next turn.
+            unsafe { copy_in(gpu, to + done as u64, from.cast(), len)? };
+            self.used = (self.used + len).next_multiple_of(256).min(Staging::HALF);
+            done += len;
         }
+        Ok(())
+    }
+
+    /// Goes on in the other half, once what was copied from there has run.
+    fn turn(&mut self, gpu: &Gpu) -> Result<(), Error> {
+        check("recording an event", self.full[self.half].record(&gpu.0.stream))?;
+        let other = 1 - self.half;
+        check("waiting for a copy", self.full[other].synchronize())?;
+        (self.half, self.used) = (other, 0);
         Ok(())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        for busy in &self.busy {
-            let _ = busy.synchronize();
-        }
         // SAFETY: of cuMemAllocHost, and no copy is under way.
         let _ = unsafe { sys::cuMemFreeHost(self.memory.cast()) };
     }
 }
 
-/// Work that was recorded once and is launched as a whole: a decoding step then costs one launch.
-///
-/// It runs on the addresses it was recorded with: what it reads and writes must be kept. While a graph lives
-/// the pool gives no memory back to the driver, so that buffers which were taken and dropped within the
-/// recording stay valid as scratch.
-pub struct Graph {
-    executable: sys::CUgraphExec,
-    gpu: Gpu,
-}
+/// A stream that records what is queued on it. Ends when dropped.
+pub(super) struct Capture(sys::CUstream);
 
-// SAFETY: a CUgraphExec is a handle that any one thread at a time may use; launching borrows it mutably.
-unsafe impl Send for Graph {}
-
-impl std::fmt::Debug for Graph {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "a graph on {:?}", self.gpu)
-    }
-}
-
-impl Gpu {
-    /// Records what `work` queues instead of running it. `work` must not wait for results, and no other thread may
-    /// use this Gpu meanwhile.
-    pub fn record<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
-        self.0.enter()?;
-        let stream = self.0.stream.as_inner();
+impl Capture {
+    /// # Safety
+    /// The stream outlives the value.
+    pub(super) unsafe fn begin(gpu: &Gpu, what: &str) -> Result<Capture, Error> {
+        let stream = gpu.0.stream.as_inner();
         // Relaxed: the pool may have to allocate meanwhile.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream lives as long as self.
-        check_raw("recording", unsafe { sys::cuStreamBeginCapture_v2(stream, mode) })?;
-        lock(&self.0.pool).graphs += 1;
-        let outcome = work();
+        // SAFETY: the caller's promise.
+        check_raw(what, unsafe { sys::cuStreamBeginCapture_v2(stream, mode) })?;
+        Ok(Capture(stream))
+    }
+
+    /// What was recorded, ready to be launched.
+    pub(super) fn end(self, what: &str) -> Result<Executable, Error> {
         let mut graph = ptr::null_mut();
-        // SAFETY: the stream is recording; writes a handle to a place that lives.
-        let ended = unsafe { sys::cuStreamEndCapture(stream, &mut graph) };
-        let instantiated = outcome.and_then(|()| {
-            check_raw("recording", ended)?;
-            let mut executable = ptr::null_mut();
-            // SAFETY: the graph was just made.
-            let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
-            check_raw("making a graph", result)?;
-            Ok(Graph { executable, gpu: self.clone() })
+        // SAFETY: the stream lives and records; writes a handle to a place that lives.
+        let ended = unsafe { sys::cuStreamEndCapture(self.0, &mut graph) };
+        std::mem::forget(self);
+        let mut executable = ptr::null_mut();
+        let outcome = check_raw(what, ended).and_then(|()| {
+            // SAFETY: the graph was just made; writes a handle to a place that lives.
+            check_raw(what, unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) })
         });
         if !graph.is_null() {
             // SAFETY: an executable graph does not need it.
             let _ = unsafe { sys::cuGraphDestroy(graph) };
         }
-        if instantiated.is_err() {
-            lock(&self.0.pool).graphs -= 1;
-        }
-        instantiated
+        outcome.map(|()| Executable(executable))
     }
+}
 
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let mut graph = ptr::null_mut();
+        // SAFETY: as in `end`.
+        unsafe {
+            let _ = sys::cuStreamEndCapture(self.0, &mut graph);
+            if !graph.is_null() {
+                let _ = sys::cuGraphDestroy(graph);
+            }
+        }
+    }
+}
+
+/// A recording as the driver keeps it.
+pub(super) struct Executable(sys::CUgraphExec);
+
+// SAFETY: a CUgraphExec is a handle that any one thread at a time may use; launching borrows it mutably.
+unsafe impl Send for Executable {}
+// SAFETY: nothing is done with a shared reference to it.
+unsafe impl Sync for Executable {}
+
+impl Executable {
+    pub(super) fn launch(&mut self, gpu: &Gpu, what: &str) -> Result<(), Error> {
+        // SAFETY: both handles live.
+        check_raw(what, unsafe { sys::cuGraphLaunch(self.0, gpu.0.stream.as_inner()) })
+    }
+}
+
+impl Drop for Executable {
+    fn drop(&mut self) {
+        // SAFETY: nobody has the handle any more. The driver lets a launch that is under way end.
+        let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
+    }
+}
+
+impl Gpu {
     /// Starts to measure time on the device.
     pub fn timer(&self) -> Result<Timer, Error> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let event = || check("making an event", Event::new(EventFlags::DEFAULT));
         let (start, end) = (event()?, event()?);
         check("recording an event", start.record(&self.0.stream))?;
         Ok(Timer { start, end, gpu: self.clone() })
-    }
-}
-
-impl Graph {
-    /// Queues what was recorded.
-    pub fn launch(&mut self) -> Result<(), Error> {
-        let inner = &self.gpu.0;
-        inner.enter()?;
-        *lock(&inner.last) = "a graph";
-        // SAFETY: both live as long as self.
-        check_raw("a graph", unsafe {
-            sys::cuGraphLaunch(self.executable, inner.stream.as_inner())
-        })
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let _ = self.gpu.synchronize();
-        // SAFETY: its last launch has run.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
-        lock(&self.gpu.0.pool).graphs -= 1;
     }
 }
 
@@ -308,7 +321,7 @@ pub struct Timer {
 impl Timer {
     /// Waits for what is queued and returns the seconds since the start.
     pub fn stop(self) -> Result<f64, Error> {
-        self.gpu.0.enter()?;
+        let _entered = self.gpu.0.enter()?;
         check("recording an event", self.end.record(&self.gpu.0.stream))?;
         self.gpu.0.finish("timing")?;
         let time_ms = check("reading a timer", self.end.elapsed_time_f32(&self.start))?;

@@ -127,7 +127,7 @@ impl Gpu {
         let limit = |index: usize| if index == 0 { i32::MAX as usize } else { u16::MAX as usize };
         let fits = blocks.iter().enumerate().all(|(index, blocks)| *blocks <= limit(index));
         assert!(fits, "{} on a grid of {blocks:?}", entry.symbol);
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let function = self.function(entry, shared_bytes)?;
         let stream = self.0.stream.as_inner();
         *lock(&self.0.last) = entry.symbol;
@@ -135,9 +135,19 @@ impl Gpu {
         let blocks = blocks.map(|blocks| blocks as u32);
         // SAFETY: number and types are the table's by the asserts above, and the table's are the kernel's
         // (ptx.rs); of the addresses the caller says so.
-        unsafe {
+        let result = unsafe {
             function.launch(entry.symbol, blocks, threads as u32, shared_bytes, stream, params)
-        }
+        };
+        self.0.count(|queued| queued.kernels += 1);
+        result.map_err(|error| self.0.as_recorded(error))
+    }
+
+    /// Symbols of the kernels that were launched since the last call, sorted. Forgets their functions, which are
+    /// asked of their modules again: so a launch does nothing for it.
+    pub(crate) fn take_launched(&self) -> Vec<&'static str> {
+        let mut symbols: Vec<_> = lock(&self.0.functions).drain().map(|(name, _)| name).collect();
+        symbols.sort_unstable();
+        symbols
     }
 
     /// The kernel, loaded, and allowed so much shared memory.

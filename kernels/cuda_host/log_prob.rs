@@ -2,13 +2,9 @@
 
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, Pair};
-use crate::cpu::log_prob::{LogitsError, RowError, VOCAB_BLOCK, inverse_of};
+use crate::cpu::log_prob::{LogitsError, RowError, inverse_of};
+use crate::cuda_memory::logits_columns;
 use crate::ptx;
-
-/// Logits that exist at a time: 32 MB, which stay in an A100's second-level cache between the kernels.
-const LOGITS: usize = 8 << 20;
-/// Blocks of the vocabulary in a part, at most: those one pass of the kernel takes.
-const BLOCKS: usize = 16;
 
 /// The LM head: weights `[padded_vocab(vocab), k]`, bf16; what lies behind vocab is finite, zeros best. k is a
 /// multiple of 8.
@@ -127,9 +123,9 @@ impl Gpu {
     ) -> Result<(), Error> {
         let Head { weight, vocab, k } = head;
         expect(self, "the head", weight, &[padded_vocab(vocab), k]);
-        let blocks = (LOGITS / rows.max(1) / VOCAB_BLOCK).clamp(1, BLOCKS);
-        for first in (0..vocab).step_by(blocks * VOCAB_BLOCK) {
-            let width = (vocab - first).min(blocks * VOCAB_BLOCK);
+        let most = logits_columns(rows);
+        for first in (0..vocab).step_by(most) {
+            let width = (vocab - first).min(most);
             let stride = padded_vocab(width);
             let mut logits = self.uninitialized::<f32>(rows * stride)?;
             let pair = Pair { x, w: weight, first_row: first, k };

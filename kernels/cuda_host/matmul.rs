@@ -2,16 +2,10 @@
 
 use super::launch::{Arg, Grid, args, expect};
 use super::{Buffer, Error, Gpu};
+use crate::cuda_memory::{CHUNK, PART, gradient_sums, low_rank_slices};
 use crate::ptx::{self, Entry};
 
-/// Up to this many rows a product streams the weights once (in a block of 64 rows each): decoding.
-pub const FEW_ROWS: usize = 128;
-
-/// Rows of x in a chunk of [`Gpu::matmul_gradient`]: eight times the blocks for a batch of 4,096 rows.
-const CHUNK: usize = 512;
-
-/// Elements of k in a part of [`Gpu::low_rank`]'s sums, as in matmul.cu.
-const PART: usize = 256;
+pub use crate::cuda_memory::FEW_ROWS;
 
 /// Products that are added in one pass, at most.
 const MOST_PAIRS: usize = 3;
@@ -199,8 +193,8 @@ impl Gpu {
         } else {
             (&ptx::MATMUL_NT_NARROW, 128, 128)
         };
-        let (blocks, all) = (m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32), n.div_ceil(PART));
-        let slices = if few || blocks * all <= self.multiprocessors() { all } else { 1 };
+        let blocks = m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32);
+        let slices = low_rank_slices([m, rank, n], self.multiprocessors());
         let slice = if slices == 1 { n } else { PART };
         let sums = self.uninitialized::<f32>(slices * m * 2 * rank)?;
         // The last two thirds of the rows: high and low.
@@ -237,7 +231,7 @@ impl Gpu {
             return if accumulate { Ok(()) } else { self.fill_zero(dw) };
         }
         let chunks = m.div_ceil(CHUNK);
-        let sums = self.uninitialized::<f32>(chunks * 2 * rank * n)?;
+        let sums = self.uninitialized::<f32>(gradient_sums(m, rank, n))?;
         let across = (2 * rank).div_ceil(32) * n.div_ceil(128);
         let shared_bytes = 4 * (128 + 32) * 64;
         let grid = Grid { blocks: [across, 1, chunks], threads: 128, shared_bytes };

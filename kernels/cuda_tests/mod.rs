@@ -1,4 +1,4 @@
-//! Every CUDA kernel against its CPU twin, on awkward shapes.
+//! Every CUDA kernel against its CPU twin, on awkward shapes: the checks of `cuda_self_test`, a test each.
 //!
 //! They run on the emulator with all of its checks on, or on the driver that `CUDA_DRIVER_LIB` names:
 //! `CUDA_DRIVER_LIB=libcuda.so.1` is a real GPU's. Where that cannot be opened they say so and pass.
@@ -6,19 +6,17 @@
 //! That these tests and the checks would notice: `seed_faults.py` puts one bug at a time into a copy of a kernel and
 //! asks what reports it; `faults.csv` has the bugs and the answers.
 
-mod attention;
 mod device;
-mod log_prob;
-mod matmul;
-mod rows;
 mod sass;
+mod self_test;
 mod wavefronts;
 
 use std::sync::OnceLock;
 
-pub(crate) use crate::cpu::twin::{assert_close, assert_same_bits, values};
-use crate::cuda::{Error, Gpu};
-use half::bf16;
+pub(crate) use crate::cpu::values::values;
+use crate::cuda::{Comparison, Error, Gpu};
+pub(crate) use crate::cuda_self_test::rounded;
+use crate::cuda_self_test::{Check, Comparisons, for_each_check};
 
 /// The device all tests share; `None`, with a message, where there is no driver.
 pub(crate) fn gpu() -> Option<Gpu> {
@@ -38,12 +36,30 @@ pub(crate) fn gpu() -> Option<Gpu> {
     GPU.get_or_init(open).clone()
 }
 
-/// Bits of `x` rounded to bf16.
-pub(crate) fn rounded(x: &[f32]) -> Vec<u16> {
-    x.iter().map(|x| bf16::from_f32(*x).to_bits()).collect()
+/// Panics with the first comparison that is out of bounds.
+pub(crate) fn must_pass(Comparison { check, case, error, bound, .. }: Comparison) {
+    // NaN must not pass.
+    assert!(error <= bound, "{check}: {case}: error {error:e} above {bound:e}");
 }
 
-/// The values of bf16 bits.
-pub(crate) fn widened(x: &[u16]) -> Vec<f32> {
-    x.iter().map(|x| bf16::from_bits(*x).to_f32()).collect()
+/// Runs one check.
+fn passes(name: &'static str, check: Check) {
+    let Some(gpu) = gpu() else { return };
+    if let Err(error) = check(&mut Comparisons::new(&gpu, name, &mut must_pass)) {
+        panic!("{name}: {error}");
+    }
 }
+
+macro_rules! tests {
+    ($($file:ident { $($check:ident)* })*) => { $(
+        mod $file {
+            $(
+                #[test]
+                fn $check() {
+                    super::passes(stringify!($check), crate::cuda_self_test::$file::$check);
+                }
+            )*
+        }
+    )* };
+}
+for_each_check!(tests);

@@ -1,10 +1,11 @@
 //! Tiles pass through shared memory without bank conflicts. A swizzle that is lost on both sides gives right
 //! results, slowly: only the counts show it.
 
-use super::attention::{Case, SHAPES};
-use super::{gpu, rounded, values};
+use super::{gpu, must_pass, rounded, values};
 use crate::cpu::attention::Tree;
 use crate::cuda::{AttentionSaved, Gpu, Pair};
+use crate::cuda_self_test::Comparisons;
+use crate::cuda_self_test::attention::{Case, SHAPES};
 use emulator::Category;
 
 /// Asserts that the kernels whose names begin so took as few passes through the banks as accesses of their widths
@@ -49,7 +50,8 @@ fn products_have_no_bank_conflicts() {
 fn attention_has_no_bank_conflicts() {
     let Some(gpu) = gpu() else { return };
     for shape in SHAPES {
-        Case::new(&gpu, &[(70, 40), (130, 2)], shape).run(&gpu, shape, 0);
+        let case = Case::new(&gpu, &[(70, 40), (130, 2)], shape).unwrap();
+        case.run(&mut Comparisons::new(&gpu, "bank conflicts", &mut must_pass), shape, 0).unwrap();
         let trees = [Tree { first_row: 0, prompt: 37, branches: vec![5, 40] }];
         let plan = gpu.backward_plan(&trees, shape).unwrap();
         let rows = 37 + 5 + 40;

@@ -9,6 +9,8 @@
 //! for a step in which every prompt and completion has the length that settings allow. Buffers are
 //! trimmed between the two phases; scratch memory stays.
 
+mod cuda;
+
 use engine::{
     kv_cache::{KvCache, PAGE},
     model::memory::{PassMemory, TrainedModel, TrainedPass},
@@ -16,6 +18,7 @@ use engine::{
 
 use super::{PREFILL_ROWS, running_sequences, update::largest_batch};
 use crate::settings::Settings;
+pub use cuda::{CudaMemory, usable};
 
 /// What a run needs, in bytes.
 #[derive(Clone, Copy, Debug)]

@@ -138,3 +138,30 @@ fn parameters_and_scratch_by_hand() {
         trained.training(&batch(&[(1000, &[500])]), TrainedPass { checkpoint: false, ..pass });
     assert!(with.buffers < without.buffers, "{with:?} {without:?}");
 }
+
+/// What the counts are is held to a GPU's pool in cuda_tests/memory.rs.
+#[test]
+fn a_gpu_keeps_activations_or_computes_them_again() {
+    let config = Config::qwen3(1024, 3072);
+    let trained = TrainedModel {
+        config: &config,
+        weights: Dtype::BF16,
+        precision: Precision::Bf16,
+        rank: 16,
+        targets: &Projection::ALL,
+        threads: 1,
+        isa: Isa::Portable,
+    };
+    let batch = batch(&[(2048, &[2048])]);
+    let pass = TrainedPass { checkpoint: false, dropout: false, reference: true };
+    let kept = trained.training_on_cuda(&batch, pass);
+    let recomputed = trained.training_on_cuda(&batch, TrainedPass { checkpoint: true, ..pass });
+    assert!(kept.peak > 4 * recomputed.peak, "{kept:?} {recomputed:?}");
+    assert_eq!(kept.attention, recomputed.attention);
+    assert!(kept.attention > 100 << 20 && kept.attention < 600 << 20, "{kept:?}");
+    // 151,936 rows of 1,024 and 440 M others in bf16; norms and tables.
+    let model = trained.on_cuda(config.max_position_embeddings);
+    let parameters = 2 * config.parameter_count();
+    assert!((parameters..parameters + (64 << 20)).contains(&model.weights), "{model:?}");
+    assert!(model.moments >= 8 * trained.adapter_parameters(), "{model:?}");
+}

@@ -1,20 +1,27 @@
 //! Attention and its gradients.
 
-use super::{assert_close, assert_same_bits, gpu, rounded, values, widened};
+use super::{Comparisons, all, rounded, uploaded, values, widened};
 use crate::cpu::attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree};
 use crate::cpu::{Cpu, Isa};
-use crate::cuda::{AttentionSaved, Buffer, Gpu};
+use crate::cuda::{AttentionSaved, Buffer, Error, Gpu};
 use half::bf16;
 
-pub(super) const SHAPES: [Shape; 2] =
+pub(crate) const SHAPES: [Shape; 2] =
     [Shape { heads: 4, kv_heads: 2, head_dim: 64 }, Shape { heads: 2, kv_heads: 1, head_dim: 128 }];
 
 /// Heads that do not divide a block's vectors, and small ones.
 const MORE_SHAPES: [Shape; 2] =
     [Shape { heads: 3, kv_heads: 1, head_dim: 16 }, Shape { heads: 5, kv_heads: 5, head_dim: 32 }];
 
+/// What attention gave, in bf16 and in f32, and ln Σ e^s.
+pub(crate) struct Attended {
+    out: Vec<u16>,
+    exact: Vec<f32>,
+    log_sums: Vec<f32>,
+}
+
 /// Sequences whose pages lie in some order of the cache, with their keys and values appended.
-pub(super) struct Case {
+pub(crate) struct Case {
     spans: Vec<Span>,
     tables: Vec<u32>,
     pages: usize,
@@ -25,7 +32,11 @@ pub(super) struct Case {
 
 impl Case {
     /// Sequences of `(keys, queries)`: the last `queries` positions ask.
-    pub(super) fn new(gpu: &Gpu, sequences: &[(usize, usize)], shape: Shape) -> Case {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        sequences: &[(usize, usize)],
+        shape: Shape,
+    ) -> Result<Case, Error> {
         let Shape { heads, kv_heads, head_dim } = shape;
         let (mut spans, mut tables, mut slots, mut rows) = (vec![], vec![], vec![], 0);
         let pages: usize = sequences.iter().map(|(keys, _)| keys.div_ceil(PAGE)).sum();
@@ -51,43 +62,51 @@ impl Case {
             rows += queries;
         }
         let width = kv_heads * head_dim;
-        let [k, v] = [2, 3].map(|seed| gpu.upload(&values(seed, slots.len() * width)).unwrap());
+        let [k, v] = all([2, 3].map(|seed| gpu.upload(&values(seed, slots.len() * width))))?;
         // Whatever lies behind a sequence's end must not count: NaN would show.
         let nan = vec![0x7fc0u16; pages * PAGE * width];
-        let [mut keys, mut cached] = [(); 2].map(|()| gpu.upload(&nan).unwrap());
-        let slots = gpu.upload(&slots).unwrap();
-        gpu.attention_append([&mut keys, &mut cached], [&k, &v], &slots, shape).unwrap();
+        let [mut keys, mut cached] = uploaded(gpu, [&nan, &nan])?;
+        let slots = gpu.upload(&slots)?;
+        gpu.attention_append([&mut keys, &mut cached], [&k, &v], &slots, shape)?;
         let q = values(1, rows * heads * head_dim).iter().map(|q| q * 3.0).collect();
-        Case { spans, tables, pages, q, keys, values: cached }
+        Ok(Case { spans, tables, pages, q, keys, values: cached })
     }
 
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
-        gpu: &Gpu,
+        on: &mut Comparisons<'_>,
         shape: Shape,
         longest: usize,
-    ) -> (Vec<u16>, Vec<f32>, Vec<f32>) {
-        let q = gpu.upload(&rounded(&self.q)).unwrap();
+    ) -> Result<Attended, Error> {
+        let gpu = on.gpu;
+        let q = gpu.upload(&rounded(&self.q))?;
         let rows = self.q.len() / (shape.heads * shape.head_dim);
-        let mut out = gpu.zeros::<u16>(self.q.len()).unwrap();
-        let mut exact = gpu.zeros::<f32>(self.q.len()).unwrap();
-        let mut log_sums = gpu.zeros::<f32>(rows * shape.heads).unwrap();
-        let plan =
-            gpu.attention_plan(&self.spans, &self.tables, self.pages, shape, longest).unwrap();
+        let mut out = gpu.zeros::<u16>(self.q.len())?;
+        let mut exact = gpu.zeros::<f32>(self.q.len())?;
+        let mut log_sums = gpu.zeros::<f32>(rows * shape.heads)?;
+        let plan = gpu.attention_plan(&self.spans, &self.tables, self.pages, shape, longest)?;
         let cache = [&self.keys, &self.values];
-        gpu.attention(&mut out, Some([&mut exact, &mut log_sums]), &q, cache, &plan).unwrap();
-        let out = gpu.download(&out).unwrap();
-        let mut bare = gpu.zeros::<u16>(self.q.len()).unwrap();
-        gpu.attention(&mut bare, None, &q, cache, &plan).unwrap();
-        assert_eq!(gpu.download(&bare).unwrap(), out, "the same if nothing is kept");
-        (out, gpu.download(&exact).unwrap(), gpu.download(&log_sums).unwrap())
+        gpu.attention(&mut out, Some([&mut exact, &mut log_sums]), &q, cache, &plan)?;
+        let out = gpu.download(&out)?;
+        let mut bare = gpu.zeros::<u16>(self.q.len())?;
+        gpu.attention(&mut bare, None, &q, cache, &plan)?;
+        on.same_rounded(&gpu.download(&bare)?, &out, "the same if nothing is kept");
+        Ok(Attended { out, exact: gpu.download(&exact)?, log_sums: gpu.download(&log_sums)? })
     }
 }
 
+/// See [`naive`].
+struct Naive {
+    naive: Vec<f32>,
+    exact: Vec<f64>,
+    log_sums: Vec<f64>,
+}
+
 /// Attention of every row: naively in f32 with probabilities rounded to bf16, and in f64; and ln Σ e^s.
-fn naive(gpu: &Gpu, case: &Case, shape: Shape) -> (Vec<f32>, Vec<f64>, Vec<f64>) {
+fn naive(gpu: &Gpu, case: &Case, shape: Shape) -> Result<Naive, Error> {
     let Shape { heads, kv_heads, head_dim } = shape;
-    let [keys, cached] = [&case.keys, &case.values].map(|x| widened(&gpu.download(x).unwrap()));
+    let [keys, cached] = all([&case.keys, &case.values].map(|x| gpu.download(x)))?;
+    let [keys, cached] = [keys, cached].map(|x| widened(&x));
     let q = widened(&rounded(&case.q));
     let mut naive = vec![0.0; q.len()];
     let mut exact = vec![0.0; q.len()];
@@ -125,20 +144,21 @@ fn naive(gpu: &Gpu, case: &Case, shape: Shape) -> (Vec<f32>, Vec<f64>, Vec<f64>)
             }
         }
     }
-    (naive, exact, log_sums)
+    Ok(Naive { naive, exact, log_sums })
 }
 
-#[test]
-fn keys_and_values_go_to_their_slots_and_nowhere_else() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn keys_and_values_go_to_their_slots_and_nowhere_else(
+    on: &mut Comparisons<'_>,
+) -> Result<(), Error> {
+    let gpu = on.gpu;
     for shape @ Shape { kv_heads, head_dim, .. } in SHAPES {
         let (pages, slots) = (3, [5u32, 2 * PAGE as u32, PAGE as u32 - 1, 3 * PAGE as u32 - 3]);
         let [k, v] = [2, 3].map(|seed| values(seed, slots.len() * kv_heads * head_dim));
         let mut want = [(); 2].map(|()| vec![0x7fc0u16; pages * kv_heads * PAGE * head_dim]);
-        let [mut keys, mut cached] = want.each_ref().map(|cache| gpu.upload(cache).unwrap());
-        let [dk, dv] = [&k, &v].map(|x| gpu.upload(x).unwrap());
+        let [mut keys, mut cached] = all(want.each_ref().map(|cache| gpu.upload(cache)))?;
+        let [dk, dv] = all([&k, &v].map(|x| gpu.upload(x)))?;
         let both = [&mut keys, &mut cached];
-        gpu.attention_append(both, [&dk, &dv], &gpu.upload(&slots).unwrap(), shape).unwrap();
+        gpu.attention_append(both, [&dk, &dv], &gpu.upload(&slots)?, shape)?;
         for (want, from) in want.iter_mut().zip([&k, &v]) {
             for (row, slot) in slots.iter().map(|slot| *slot as usize).enumerate() {
                 for head in 0..kv_heads {
@@ -148,35 +168,38 @@ fn keys_and_values_go_to_their_slots_and_nowhere_else() {
                 }
             }
         }
-        assert_eq!([&keys, &cached].map(|cache| gpu.download(cache).unwrap()), want, "{shape:?}");
+        for (got, want) in [&keys, &cached].into_iter().zip(&want) {
+            on.same_rounded(&gpu.download(got)?, want, &format!("{shape:?}"));
+        }
     }
+    Ok(())
 }
 
-#[test]
-fn forward_is_as_good_as_the_naive_twin() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn forward_is_as_good_as_the_naive_twin(on: &mut Comparisons<'_>) -> Result<(), Error> {
+    let gpu = on.gpu;
     for shape in SHAPES.into_iter().chain(MORE_SHAPES) {
         // The last three: a block of keys that lacks one, a warp whose last row sees one key of a block, three partitions.
         let sequences = [(1, 1), (5, 5), (70, 40), (33, 0), (64, 33), (130, 2), (560, 50)];
         let sequences = [&sequences[..], &[(127, 40), (89, 40), (1100, 20)]].concat();
-        let case = Case::new(&gpu, &sequences, shape);
-        let (out, got, log_sums) = case.run(&gpu, shape, 0);
-        let (naive, exact, want) = naive(&gpu, &case, shape);
-        assert_close(&got, &naive, &exact, 1e-6, &format!("{shape:?}"));
-        assert_eq!(out, rounded(&got));
-        for (got, want) in log_sums.iter().zip(&want) {
-            assert!((f64::from(*got) - want).abs() < 1e-5, "{got} for {want}");
-        }
+        let case = Case::new(gpu, &sequences, shape)?;
+        let Attended { out, exact: got, log_sums } = case.run(on, shape, 0)?;
+        let Naive { naive, exact, log_sums: want } = naive(gpu, &case, shape)?;
+        on.close(&got, &naive, &exact, 1e-6, &format!("{shape:?}"));
+        on.same_rounded(&out, &rounded(&got), "rounding comes last");
+        let errors = log_sums.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs());
+        on.within(errors.map(|error| (error, 1e-5)), "log-sums");
     }
+    Ok(())
 }
 
-#[test]
-fn a_row_has_the_same_bits_in_decoding_as_in_a_prefill() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn a_row_has_the_same_bits_in_decoding_as_in_a_prefill(
+    on: &mut Comparisons<'_>,
+) -> Result<(), Error> {
+    let gpu = on.gpu;
     for shape in SHAPES.into_iter().chain(MORE_SHAPES) {
         let len = 1060;
-        let whole = Case::new(&gpu, &[(len, 40)], shape);
-        let (out, got, log_sums) = whole.run(&gpu, shape, 0);
+        let whole = Case::new(gpu, &[(len, 40)], shape)?;
+        let Attended { out, exact: got, log_sums } = whole.run(on, shape, 0)?;
         let width = shape.heads * shape.head_dim;
         // Alone, by two, by more than half a warp has, and by chunks that begin elsewhere; with room for more
         // partitions too.
@@ -190,17 +213,18 @@ fn a_row_has_the_same_bits_in_decoding_as_in_a_prefill() {
                 tables: whole.tables.clone(),
                 pages: whole.pages,
                 q,
-                keys: gpu.upload(&gpu.download(&whole.keys).unwrap()).unwrap(),
-                values: gpu.upload(&gpu.download(&whole.values).unwrap()).unwrap(),
+                keys: gpu.upload(&gpu.download(&whole.keys)?)?,
+                values: gpu.upload(&gpu.download(&whole.values)?)?,
             };
-            let (part_out, part_got, part_sums) = part.run(&gpu, shape, longest);
+            let part = part.run(on, shape, longest)?;
             let case = format!("{queries} rows of {shape:?}");
-            assert_same_bits(&part_got, &got[11 * width..(11 + queries) * width], &case);
-            assert_eq!(part_out, out[11 * width..(11 + queries) * width], "{case}");
+            on.same_bits(&part.exact, &got[11 * width..(11 + queries) * width], &case);
+            on.same_rounded(&part.out, &out[11 * width..(11 + queries) * width], &case);
             let heads = shape.heads;
-            assert_same_bits(&part_sums, &log_sums[11 * heads..(11 + queries) * heads], &case);
+            on.same_bits(&part.log_sums, &log_sums[11 * heads..(11 + queries) * heads], &case);
         }
     }
+    Ok(())
 }
 
 /// Gradients in f64, of rounded inputs: dq, dk, dv.
@@ -255,9 +279,8 @@ fn exact_gradients(
 /// The naive bf16 twin is the CPU's kernel, on the set of instructions that rounds p and ds where this CPU has it;
 /// else its f32 kernel's error is far smaller, and the floor is that of rounding p, ds and dy: 2⁻⁸ of the largest
 /// gradient.
-#[test]
-fn gradients_are_as_good_as_the_twins() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn gradients_are_as_good_as_the_twins(on: &mut Comparisons<'_>) -> Result<(), Error> {
+    let gpu = on.gpu;
     let cpu = Cpu::with_isa(1, Isa::detect());
     for shape in SHAPES.into_iter().chain(MORE_SHAPES) {
         let Shape { heads, kv_heads, head_dim } = shape;
@@ -323,26 +346,31 @@ fn gradients_are_as_good_as_the_twins() {
             shape,
         );
 
-        let [qr, kr, vr] = [&qr, &kr, &vr].map(|x| gpu.upload(x).unwrap());
-        let [y, log_sums, dy] = [&y, &log_sums, &dy].map(|x| gpu.upload(x).unwrap());
+        let [qr, kr, vr] = all([&qr, &kr, &vr].map(|x| gpu.upload(x)))?;
+        let [y, log_sums, dy] = all([&y, &log_sums, &dy].map(|x| gpu.upload(x)))?;
         let mut first: Option<[Vec<f32>; 3]> = None;
         // All ds at a time, again, and a few tiles or blocks of keys at a time.
         for ds_bytes in [1 << 30, 1 << 30, (8 * kv_heads) << 12, 0] {
-            let plan = gpu.backward_plan_within(&trees, shape, ds_bytes).unwrap();
-            let [mut dq, mut dk, mut dv] = [&q, &k, &k].map(|x| gpu.zeros(x.len()).unwrap());
+            let plan = gpu.backward_plan_within(&trees, shape, ds_bytes)?;
+            let [mut dq, mut dk, mut dv] = all([&q, &k, &k].map(|x| gpu.zeros(x.len())))?;
             let saved = AttentionSaved { q: &qr, k: &kr, v: &vr, y: &y, log_sums: &log_sums };
-            gpu.attention_backward([&mut dq, &mut dk, &mut dv], &dy, saved, &plan).unwrap();
-            let got = [dq, dk, dv].map(|x| gpu.download(&x).unwrap());
+            gpu.attention_backward([&mut dq, &mut dk, &mut dv], &dy, saved, &plan)?;
+            let got = all([dq, dk, dv].map(|x| gpu.download(&x)))?;
             for ((got, naive), (exact, name)) in
                 got.iter().zip(&naive).zip(exact.iter().zip(["dq", "dk", "dv"]))
             {
                 let largest = exact.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
-                assert_close(got, naive, exact, 2f64.powi(-8) * largest, name);
+                on.close(got, naive, exact, 2f64.powi(-8) * largest, name);
             }
             match &first {
-                Some(bits) => assert_eq!(&got, bits, "the same bits every time"),
+                Some(bits) => {
+                    for (got, bits) in got.iter().zip(bits) {
+                        on.same_bits(got, bits, "the same bits every time");
+                    }
+                }
                 None => first = Some(got),
             }
         }
     }
+    Ok(())
 }

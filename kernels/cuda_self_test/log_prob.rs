@@ -1,47 +1,52 @@
 //! Log-probabilities, their gradients, and drawing tokens: the CPU's bits for the same logits.
 
-use super::{assert_close, assert_same_bits, gpu, rounded, values, widened};
+use super::{Comparisons, rounded, values, widened};
 use crate::cpu::lanes::{self, Level};
 use crate::cpu::log_prob::{self, Distribution, LogitsError, VOCAB_BLOCK};
 use crate::cpu::philox::{Philox, Stream};
-use crate::cpu::sample::{self, SamplingParams, Scratch};
-use crate::cuda::{Draws, Head, Pair, SampleRequest, padded_vocab};
+use crate::cpu::sample::{self, Sample, SamplingParams, Scratch};
+use crate::cuda::{Draws, Error, Head, Pair, SampleRequest, padded_vocab};
 
-#[test]
-fn log_prob_has_the_bits_of_the_twin_on_the_same_logits() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn log_prob_has_the_bits_of_the_twin_on_the_same_logits(
+    on: &mut Comparisons<'_>,
+) -> Result<(), Error> {
+    let gpu = on.gpu;
     for (rows, k, vocab) in
         [(1, 8, 16), (3, 24, VOCAB_BLOCK + 43), (9, 8, 631), (131, 8, 17 * VOCAB_BLOCK + 8)]
     {
-        let x = gpu.upload(&rounded(&values(1, rows * k))).unwrap();
+        let x = gpu.upload(&rounded(&values(1, rows * k)))?;
         let stride = padded_vocab(vocab);
         let w: Vec<f32> = values(2, stride * k).iter().map(|w| 4.0 * w).collect();
-        let weight = gpu.upload(&rounded(&w)).unwrap();
+        let weight = gpu.upload(&rounded(&w))?;
         let host_tokens: Vec<u32> = (0..rows).map(|row| (row * 997 % vocab) as u32).collect();
-        let tokens = gpu.upload(&host_tokens).unwrap();
+        let tokens = gpu.upload(&host_tokens)?;
         let head = Head { weight: &weight, vocab, k };
-        let mut logits = gpu.zeros(rows * stride).unwrap();
+        let mut logits = gpu.zeros(rows * stride)?;
         let pair = Pair { x: &x, w: &weight, first_row: 0, k };
-        gpu.matmul(&mut logits, &[pair], [rows, stride], false).unwrap();
-        let logits = tokens_only(&gpu.download(&logits).unwrap(), vocab);
+        gpu.matmul(&mut logits, &[pair], [rows, stride], false)?;
+        let logits = tokens_only(&gpu.download(&logits)?, vocab);
 
         let temperature = 0.9;
-        let mut out = gpu.zeros(rows * 2).unwrap();
-        let distributions = gpu.log_prob(&mut out, &x, head, &tokens, temperature).unwrap();
-        assert_eq!(gpu.check_distributions(&distributions).unwrap(), Ok(()));
+        let mut out = gpu.zeros(rows * 2)?;
+        let distributions = gpu.log_prob(&mut out, &x, head, &tokens, temperature)?;
+        let found = gpu.check_distributions(&distributions)?;
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
         let (level, tokens_) = (Level::detect(), &host_tokens);
-        log_prob::forward(level, &mut log_probs, &mut entropies, &logits, tokens_, temperature)
-            .unwrap();
+        let twin =
+            log_prob::forward(level, &mut log_probs, &mut entropies, &logits, tokens_, temperature);
+        on.same(&[found, twin], &[Ok(()); 2], "logits are finite");
+        if twin.is_err() {
+            continue;
+        }
         let want: Vec<f32> = log_probs.iter().zip(&entropies).flat_map(|(l, h)| [*l, *h]).collect();
-        assert_same_bits(&gpu.download(&out).unwrap(), &want, &format!("[{rows}, {k}, {vocab}]"));
+        on.same_bits(&gpu.download(&out)?, &want, &format!("[{rows}, {k}, {vocab}]"));
 
         // Backward: dz has the bits of the formula, so dx is a product of that dz.
         let gradients = values(5, rows * 2);
         let mut dz = logits.clone();
         for row in 0..rows {
             let logits = &logits[row * vocab..(row + 1) * vocab];
-            let distribution = log_prob::row(level, logits, temperature).unwrap();
+            let distribution = log_prob::row(level, logits, temperature).expect("finite logits");
             let dz = &mut dz[row * vocab..(row + 1) * vocab];
             let of_row = [gradients[2 * row], gradients[2 * row + 1]];
             gradient(dz, &distribution, of_row, host_tokens[row] as usize);
@@ -57,11 +62,12 @@ fn log_prob_has_the_bits_of_the_twin_on_the_same_logits() {
                 }
             }
         }
-        let gradients = gpu.upload(&gradients).unwrap();
-        let mut dx = gpu.zeros(rows * k).unwrap();
-        gpu.log_prob_backward(&mut dx, &gradients, &x, head, &tokens, &distributions).unwrap();
-        assert_close(&gpu.download(&dx).unwrap(), &naive, &exact, 1e-6, "dx");
+        let gradients = gpu.upload(&gradients)?;
+        let mut dx = gpu.zeros(rows * k)?;
+        gpu.log_prob_backward(&mut dx, &gradients, &x, head, &tokens, &distributions)?;
+        on.close(&gpu.download(&dx)?, &naive, &exact, 1e-6, "dx");
     }
+    Ok(())
 }
 
 /// Turns a row's logits into dz = (g·(onehot(token) − p) − h·p·(log p + H)) / T, with g the gradient of the
@@ -100,9 +106,8 @@ fn row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
     row.collect()
 }
 
-#[test]
-fn tokens_are_those_of_the_twin() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn tokens_are_those_of_the_twin(on: &mut Comparisons<'_>) -> Result<(), Error> {
+    let gpu = on.gpu;
     let of = |temperature: f32, top_k: u32, top_p: f32, min_p: f32| SamplingParams {
         temperature,
         top_k,
@@ -137,29 +142,31 @@ fn tokens_are_those_of_the_twin() {
                 position: 3 + r as u32,
             })
             .collect();
-        let mut out = gpu.zeros(rows * 4).unwrap();
-        let on_gpu = gpu.sample_requests(&requests).unwrap();
-        let padded = gpu.upload(&padded(&logits, vocab)).unwrap();
-        gpu.sample(&mut out, &padded, &on_gpu, vocab).unwrap();
+        let mut out = gpu.zeros(rows * 4)?;
+        let on_gpu = gpu.sample_requests(&requests)?;
+        let padded = gpu.upload(&padded(&logits, vocab))?;
+        gpu.sample(&mut out, &padded, &on_gpu, vocab)?;
         let mut scratch = Scratch::new(vocab);
-        for (r, got) in gpu.samples(&out).unwrap().into_iter().enumerate() {
+        let [mut got, mut want] = [(); 2].map(|()| Vec::with_capacity(rows));
+        for (r, drawn) in gpu.samples(&out)?.into_iter().enumerate() {
             let SampleRequest { params, draws, position } = requests[r];
             let draws = Philox::new(draws.seed, draws.sequence, draws.stream);
             let logits = &logits[r * vocab..(r + 1) * vocab];
             let uniform = draws.uniform_f64(position);
-            let want =
-                sample::draw(Level::detect(), &mut scratch, logits, &params, uniform).unwrap();
-            let got = got.unwrap();
-            assert_eq!(got.token, want.token, "vocab {vocab}, {params:?}");
-            assert_eq!(got.log_prob.to_bits(), want.log_prob.to_bits(), "log-probability");
-            assert_eq!(got.entropy.to_bits(), want.entropy.to_bits(), "entropy");
+            let level = Level::detect();
+            let bits = |sample: Sample| {
+                (sample.token, sample.log_prob.to_bits(), sample.entropy.to_bits())
+            };
+            got.push(drawn.map(bits));
+            want.push(sample::draw(level, &mut scratch, logits, &params, uniform).map(bits));
         }
+        on.same(&got, &want, &format!("{rows} rows of {vocab}"));
     }
+    Ok(())
 }
 
-#[test]
-fn rows_without_a_distribution_are_named() {
-    let Some(gpu) = gpu() else { return };
+pub(crate) fn rows_without_a_distribution_are_named(on: &mut Comparisons<'_>) -> Result<(), Error> {
+    let gpu = on.gpu;
     let vocab = 2100;
     let mut logits = vec![1.0f32; 4 * vocab];
     logits[vocab + 2099] = f32::NAN;
@@ -167,16 +174,17 @@ fn rows_without_a_distribution_are_named() {
     logits[3 * vocab..].fill(f32::NEG_INFINITY);
     let draws = Draws { seed: 1, sequence: 2, stream: Stream::TOKENS };
     let request = SampleRequest { params: SamplingParams::default(), draws, position: 0 };
-    let requests = gpu.sample_requests(&[request; 4]).unwrap();
-    let mut out = gpu.zeros(16).unwrap();
-    let padded = gpu.upload(&padded(&logits, vocab)).unwrap();
-    gpu.sample(&mut out, &padded, &requests, vocab).unwrap();
-    let errors: Vec<_> = gpu.samples(&out).unwrap().into_iter().map(Result::err).collect();
+    let requests = gpu.sample_requests(&[request; 4])?;
+    let mut out = gpu.zeros(16)?;
+    let padded = gpu.upload(&padded(&logits, vocab))?;
+    gpu.sample(&mut out, &padded, &requests, vocab)?;
+    let errors: Vec<_> = gpu.samples(&out)?.into_iter().map(Result::err).collect();
     let want = [
         None,
         Some(LogitsError::NotANumber),
         Some(LogitsError::PositiveInfinity),
         Some(LogitsError::AllNegativeInfinity),
     ];
-    assert_eq!(errors, want);
+    on.same(&errors, &want, "not a number, infinite, all impossible");
+    Ok(())
 }

@@ -1,0 +1,211 @@
+//! Recorded decoding steps against the same steps launched kernel by kernel.
+
+use std::collections::BTreeMap;
+
+use kernels::{
+    cpu::{Cpu, attention::PAGE, sample::SamplingParams},
+    cuda::Queued,
+};
+
+use super::*;
+use crate::generate::{Event, RequestId};
+
+/// A device of its own, so that what is counted is the test's.
+fn device() -> Option<Device> {
+    gpu().map(|_| Device::cuda(0, Cpu::new(1)).unwrap())
+}
+
+const OPTIONS: Options = Options { max_batch: 16, prefill_rows: 1024, cache_bytes: 4 << 20 };
+
+/// A prompt of `prompt` tokens, of which so many samples of at most `new` tokens are drawn.
+fn request(prompt: usize, samples: u64, new: usize, sampling: SamplingParams) -> Request {
+    Request {
+        prompt: (0..prompt as u32).map(|i| (i * 7 + prompt as u32) % 203).collect(),
+        samples: (0..samples).map(|sample| 100 * prompt as u64 + sample).collect(),
+        seed: 5,
+        max_new_tokens: new,
+        sampling,
+    }
+}
+
+const PLAIN: SamplingParams = SamplingParams { temperature: 0.9, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+/// Tokens and bits of log-probabilities by request and sample.
+type Written = BTreeMap<(RequestId, usize), Vec<(u32, u32)>>;
+
+/// Runs the requests, the i-th submitted before step `3·i`; at most `most` recordings. Shows `seen` the
+/// generator after every step.
+fn generate(
+    model: &Model,
+    requests: &[Request],
+    most: usize,
+    seen: &mut dyn FnMut(&Generator<'_>),
+) -> Written {
+    generate_with(OPTIONS, model, requests, most, seen)
+}
+
+fn generate_with(
+    options: Options,
+    model: &Model,
+    requests: &[Request],
+    most: usize,
+    seen: &mut dyn FnMut(&Generator<'_>),
+) -> Written {
+    let mut generator = Generator::new(model, &[], options);
+    generator.limit_recordings(most);
+    let mut written = Written::new();
+    let mut waiting = requests.iter();
+    for step in 0.. {
+        if step % 3 == 0
+            && let Some(request) = waiting.next()
+        {
+            generator.submit(request.clone()).unwrap();
+        }
+        if generator.is_idle() {
+            break;
+        }
+        let mut on = |event: Event| {
+            let of = written.entry((event.request, event.sample)).or_default();
+            of.push((event.token, event.log_prob.to_bits()));
+        };
+        generator.step(&mut on).unwrap();
+        seen(&generator);
+    }
+    assert_eq!(waiting.len(), 0, "requests that were never submitted");
+    written
+}
+
+/// Sequences join and leave, cross a page and the shortest bucket's end, and are drawn in every way.
+#[test]
+fn recorded_steps_have_the_bits_of_others() {
+    let Some(device) = device() else { return };
+    for (family, head_dim) in [(Family::Qwen3, 16), (Family::Qwen2, 64)] {
+        let fixture = Fixture::new(family, head_dim, 8);
+        let model = fixture.model(Precision::Bf16, &device);
+        let narrow = SamplingParams { temperature: 0.7, top_k: 20, top_p: 0.9, min_p: 0.02 };
+        let requests = [
+            request(PAGE - 2, 3, 13, PLAIN),
+            request(508, 1, 8, narrow),
+            request(5, 6, 4, PLAIN),
+            request(PAGE, 1, 5, SamplingParams::GREEDY),
+        ];
+        let plain = generate(&model, &requests, 0, &mut |generator| {
+            assert!(generator.recordings().is_empty());
+        });
+        let mut buckets = Vec::new();
+        let recorded = generate(&model, &requests, 16, &mut |generator| {
+            buckets = generator.recordings();
+        });
+        assert_eq!(recorded, plain, "{family:?}");
+        buckets.sort();
+        let want = [[1, 512], [4, 512], [8, 1024], [16, 512], [16, 1024]];
+        assert_eq!(buckets, want, "rows and tokens of a sequence");
+        // With room for one, each is made again and again.
+        let one = generate(&model, &requests, 1, &mut |generator| {
+            assert!(generator.recordings().len() <= 1);
+        });
+        assert_eq!(one, plain, "{family:?}, one at a time");
+    }
+}
+
+/// Three sequences fill the cache; the row that pads has a page beside it.
+#[test]
+fn rows_that_pad_take_no_page_of_the_caches() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::new(Family::Qwen3, 16, 8);
+    let model = fixture.model(Precision::Bf16, &device);
+    let requests = [request(20, 3, 5, PLAIN)];
+    let pages = 3 * KvCache::page_bytes(model.config(), model.cache_dtype());
+    let options = Options { cache_bytes: pages, ..OPTIONS };
+    let mut buckets = Vec::new();
+    let tight = generate_with(options, &model, &requests, 16, &mut |generator| {
+        buckets = generator.recordings();
+    });
+    assert_eq!(buckets, [[4, 512]], "rows and tokens of a sequence");
+    assert_eq!(tight, generate(&model, &requests, 0, &mut |_| ()));
+}
+
+/// A generator borrows its model, so no recording sees factors change; its memory goes back.
+#[test]
+fn after_a_step_of_the_optimizer_recordings_have_the_new_weights() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::new(Family::Qwen3, 16, 8);
+    let mut model = fixture.model(Precision::Bf16, &device);
+    let requests = [request(20, 3, 5, PLAIN)];
+    let recorded = |model: &Model| {
+        let mut most = 0;
+        let written = generate(model, &requests, 16, &mut |generator| {
+            most = most.max(generator.recordings().len());
+        });
+        assert!(most > 0, "nothing was recorded");
+        written
+    };
+    let before = recorded(&model);
+    let in_use = device.allocated_bytes();
+    assert_eq!(recorded(&model), before);
+    assert_eq!(device.allocated_bytes(), in_use, "what recordings held");
+
+    let (_, gradients) = learned(&model, PASS);
+    let gradients: Vec<Tensor> = model
+        .parameters()
+        .zip(&gradients)
+        .map(|((_, factor), values)| {
+            let [rows, columns] = factor.shape();
+            Tensor::from_slice(&device, rows, columns, values)
+        })
+        .collect();
+    let lengths: Vec<(String, usize)> =
+        model.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
+    let mut adamw =
+        AdamW::new(Settings::default(), lengths.iter().map(|(name, len)| (&name[..], *len)));
+    let mut parameters = model.parameters_mut();
+    let mut factors: Vec<Factor<'_>> = parameters
+        .iter_mut()
+        .zip(&gradients)
+        .zip(&lengths)
+        .map(|(((_, values), gradient), (name, _))| Factor {
+            name,
+            values,
+            gradient: Some(gradient),
+        })
+        .collect();
+    let outcome = adamw.step_factors(1e-2, &mut factors).unwrap();
+    assert!(matches!(outcome, Outcome::Updated { .. }), "{outcome:?}");
+
+    let after = recorded(&model);
+    assert_ne!(after, before);
+    assert_eq!(after, generate(&model, &requests, 0, &mut |_| ()));
+}
+
+/// What the host queues in the last of some decoding steps of four sequences, one of which pads.
+fn queued_of_a_step(model: &Model, most: usize) -> Queued {
+    let Device::Cuda(cuda) = model.device() else { panic!("a model on a CPU") };
+    let (mut at, mut last) = (Queued::default(), Queued::default());
+    generate(model, &[request(5, 3, 4, PLAIN)], most, &mut |_| {
+        let now = cuda.gpu().queued();
+        last = Queued {
+            kernels: now.kernels - at.kernels,
+            copies: now.copies - at.copies,
+            graphs: now.graphs - at.graphs,
+        };
+        at = now;
+    });
+    last
+}
+
+/// Of Qwen3-0.6B's depth and head_dim; the other widths change no count.
+#[test]
+fn a_decoding_step_is_one_launch_and_a_few_copies() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::of_layers(28, Family::Qwen3, 128, 8);
+    let adapted = fixture.model(Precision::Bf16, &device);
+    let checkpoint = Checkpoint::open(fixture.directory.path()).unwrap();
+    let base =
+        Model::new(&checkpoint, fixture.config.clone(), None, Precision::Bf16, device).unwrap();
+    for (model, kernels) in [(&base, 28 * 14 + 4), (&adapted, 28 * 28 + 4)] {
+        let apart = queued_of_a_step(model, 0);
+        assert_eq!(apart, Queued { kernels, copies: 8, graphs: 0 });
+        // Tokens, positions, slots, attention's items, requests; and what was drawn.
+        assert_eq!(queued_of_a_step(model, 16), Queued { kernels: 0, copies: 6, graphs: 1 });
+    }
+}

@@ -1,0 +1,19 @@
+//! What comparisons of kernels share, in tests and in the GPU's self-test: values, and how far results are off.
+
+/// `len` values in [-1, 1), the same for the same seed.
+pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// The largest error of `x` over all elements, NaN if there is one.
+pub(crate) fn largest_error(x: &[f32], exact: &[f64]) -> f64 {
+    assert_eq!(x.len(), exact.len(), "as many values as there should be");
+    let errors = x.iter().zip(exact).map(|(x, exact)| (f64::from(*x) - exact).abs());
+    errors.fold(0.0, |largest, error| if error <= largest { largest } else { error })
+}
