@@ -1,5 +1,5 @@
-//! Every kernel of kernels/cpu and kernels/cuda on the shapes of Qwen3-0.6B and Qwen3-1.7B, beside what the machine
-//! can do at most.
+//! Every kernel of kernels/cpu, and its twin of kernels/cuda, on the shapes of Qwen3-0.6B and Qwen3-1.7B, beside what
+//! the machine can do at most.
 //!
 //! ```sh
 //! cargo bench --bench kernels                              # all
@@ -15,10 +15,11 @@
 //!
 //! Ids of `cuda/` have the shapes of `cpu/`. Differences: weights have one form there, so none is `-packed`, and a GPU
 //! knows no `-1t`; log-probabilities come with the LM head before them, hence their `-k`; philox is drawn within other
-//! kernels. They are timed by events around many launches, which shows the launch where a kernel is shorter,
-//! and their peaks are the data sheet's; of a GPU that has none here no share is stated. Without a GPU a line on stderr
-//! says so, and the ids of the CPU run. An emulated GPU (`CUDA_DRIVER_LIB`) checks results (`-- --test cuda/rms_norm`);
-//! where ids are to be timed it counts as none.
+//! kernels; what is fused only there (SwiGLU behind a product, QK-norm with the rotation) has no id. They are timed by
+//! events around many launches, which shows the launch where a kernel is shorter, and their peaks are the data sheet's:
+//! of a GPU that has none here no share is stated. Without a GPU a line on stderr says so, and the ids of the CPU run.
+//! An emulated GPU (`CUDA_DRIVER_LIB`) checks results (`-- --test cuda/rms_norm`); where ids are to be timed it counts
+//! as none.
 
 use std::{cell::OnceCell, collections::HashSet, time::Duration, time::Instant};
 
