@@ -24,37 +24,62 @@ pub(crate) struct Work {
     pub(crate) bytes: f64,
 }
 
-impl Work {
-    /// The least seconds it can take on this machine: for multiplying, and for memory.
-    fn least(self, peaks: &Peaks) -> [f64; 2] {
-        let multiplier = if self.bf16 { peaks.bf16_all } else { None };
-        [self.flops / multiplier.unwrap_or(peaks.f32_all), self.bytes / peaks.read()]
-    }
+/// What a device can do at most.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    /// Its name in that of a record.
+    pub(crate) device: String,
+    /// Floating-point operations per second of products of f32, and of bf16.
+    pub(crate) f32: f64,
+    /// See `f32`.
+    pub(crate) bf16: f64,
+    /// Bytes per second from memory.
+    pub(crate) read: f64,
+    /// Unit for operations, and how many per second it is.
+    pub(crate) unit: (&'static str, f64),
+    /// Whether these are this device's: no share is stated of another's.
+    pub(crate) known: bool,
+}
 
+impl Work {
     /// Rate, unit and share of the peak that bounds it, where it took `seconds`. Above 1 where the data lay in a
     /// cache, which is faster than the memory of the peak.
-    pub(crate) fn rate(self, peaks: &Peaks, seconds: f64) -> (f64, &'static str, f64) {
-        match self.least(peaks) {
-            [multiply, memory] if multiply > memory => {
-                (self.flops / seconds / 1e9, "GFLOP/s", multiply / seconds)
-            }
-            [_, memory] => (self.bytes / seconds / 1e9, "GB/s", memory / seconds),
+    fn rate(self, limits: &Limits, seconds: f64) -> (f64, &'static str, f64) {
+        // The least seconds it can take: for multiplying, and for memory.
+        let multiply = self.flops / if self.bf16 { limits.bf16 } else { limits.f32 };
+        let memory = self.bytes / limits.read;
+        let (unit, scale) = limits.unit;
+        match multiply > memory {
+            true => (self.flops / seconds / scale, unit, multiply / seconds),
+            false => (self.bytes / seconds / 1e9, "GB/s", memory / seconds),
         }
     }
 }
 
-/// The results of a bench binary.
+/// The results of a bench binary on one device.
 #[derive(Debug)]
 pub(crate) struct Report {
-    peaks: Peaks,
+    limits: Limits,
     rows: Vec<Row>,
 }
 
 impl Report {
+    /// Nothing yet.
+    pub(crate) fn within(limits: Limits) -> Report {
+        Report { limits, rows: Vec::new() }
+    }
+
     /// Measures the peaks.
     pub(crate) fn new(cpu: &Cpu) -> Report {
         let peaks = Peaks::measure(cpu);
-        let mut report = Report { peaks, rows: Vec::new() };
+        let mut report = Report::within(Limits {
+            device: device(&peaks),
+            f32: peaks.f32_all,
+            bf16: peaks.bf16_all.unwrap_or(peaks.f32_all),
+            read: peaks.read(),
+            unit: ("GFLOP/s", 1e9),
+            known: true,
+        });
         let Peaks { isa, threads, .. } = peaks;
         let mut add = |what: &str, rate: f64, unit: &str| {
             let id = format!("cpu/peak/{what}");
@@ -87,9 +112,10 @@ impl Report {
         peak_bytes: Option<u64>,
     ) {
         let seconds = median_ns / 1e9;
-        let (rate, unit, share) = work.rate(&self.peaks, seconds);
+        let (rate, unit, share) = work.rate(&self.limits, seconds);
         let (rate, unit) = counted.map_or((rate, unit), |(n, unit)| (n as f64 / seconds, unit));
-        let (median_ns, share, unit) = (Some(median_ns), Some(share), unit.to_owned());
+        let share = self.limits.known.then_some(share);
+        let (median_ns, unit) = (Some(median_ns), unit.to_owned());
         self.rows.push(Row { id, median_ns, rate, unit, share, peak_bytes });
     }
 
@@ -99,7 +125,7 @@ impl Report {
         let Some(directory) = std::env::var_os("J1_BENCH_RECORD") else { return };
         // Cargo starts benches in the package's root, from wherever it was called.
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-        let path = directory.join(format!("{}-{}.csv", date(), device(&self.peaks)));
+        let path = directory.join(format!("{}-{}.csv", date(), self.limits.device));
         let written = fs::create_dir_all(&directory).and_then(|()| merge(&path, &self.rows));
         match written {
             Ok(()) => println!("recorded in {}", path.display()),
@@ -113,13 +139,18 @@ fn device(peaks: &Peaks) -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));
     let name = line.and_then(|line| line.split_once(':')).map_or(std::env::consts::ARCH, |it| it.1);
+    let lowered = Isa::available().last() != Some(&peaks.isa);
+    let isa = if lowered { format!("-{}", peaks.isa) } else { String::new() };
+    format!("cpu-{}-{}t{isa}", words(name), peaks.threads)
+}
+
+/// The words of a device's name, as file names have them: `amd-epyc`.
+pub(crate) fn words(name: &str) -> String {
     let name = name.to_lowercase().replace("(r)", "").replace("(tm)", "");
     let name = name.split('@').next().unwrap_or_default();
     let words = name.split(|c: char| !c.is_ascii_alphanumeric());
     let words: Vec<&str> = words.filter(|word| !["", "cpu", "processor"].contains(word)).collect();
-    let lowered = Isa::available().last() != Some(&peaks.isa);
-    let isa = if lowered { format!("-{}", peaks.isa) } else { String::new() };
-    format!("cpu-{}-{}t{isa}", words.join("-"), peaks.threads)
+    words.join("-")
 }
 
 /// Today's date in UTC, as 2026-11-24.

@@ -12,7 +12,7 @@ pub(crate) struct Row {
     pub(crate) median_ns: Option<f64>,
     /// What was done in a second.
     pub(crate) rate: f64,
-    /// Of the rate: `GB/s`, `GFLOP/s`, `tokens/s`.
+    /// Of the rate: `GB/s`, `GFLOP/s`, `TFLOP/s`, `tokens/s`.
     pub(crate) unit: String,
     /// The least time the machine's peaks allow, over the time taken.
     pub(crate) share: Option<f64>,

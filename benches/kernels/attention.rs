@@ -1,13 +1,17 @@
 //! Attention from a paged cache: prefill, decoding, writing the cache, and the backward pass.
 
-use half::bf16;
-use kernels::cpu::{
-    Cpu, Isa,
-    attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree},
+use half::{bf16, slice::HalfBitsSliceExt as _};
+use kernels::{
+    cpu::{
+        Cpu, Isa,
+        attention::{self, Cache, CacheMut, PAGE, Saved, Shape, Span, Tree},
+    },
+    cuda::{AttentionPlan, AttentionSaved, Buffer, Error},
 };
 
 use super::{
-    HEAD_DIM, HEADS, KV_HEADS, LAYERS, Run, Suite, Work,
+    HEAD_DIM, HEADS, KV_HEADS, Run, Suite, Work, copies,
+    cuda::Cuda,
     naive::{Exact, sampled, values},
 };
 
@@ -17,9 +21,6 @@ const KV_WIDTH: usize = KV_HEADS * HEAD_DIM;
 
 /// What a product of bf16 may be off, relative to the sum of its terms' magnitudes.
 const UNIT: f64 = 1.0 / 256.0;
-
-/// Bytes of keys and values that no cache keeps from one use to the next.
-const STREAMED: usize = 256 << 20;
 
 pub(crate) fn bench(suite: &mut Suite) {
     for (batch, context) in [(1, 1024), (4, 1024), (16, 1024), (16, 256), (1, 4096)] {
@@ -60,30 +61,22 @@ struct Layer {
     values: Vec<bf16>,
 }
 
-impl Layer {
-    fn new(pages: usize) -> Layer {
-        let zeros = vec![bf16::ZERO; pages * PAGE * KV_WIDTH];
-        Layer { keys: zeros.clone(), values: zeros }
-    }
-}
-
 struct Batch {
     q: Vec<f32>,
     tables: Vec<u32>,
     spans: Vec<Span>,
 }
 
-/// `sequences` of `context` tokens, of which the last `rows` are queries, in a cache of their own.
+/// `sequences` of `context` tokens, of which the last `rows` are queries.
 struct Sequences {
     k: Vec<f32>,
     v: Vec<f32>,
     slots: Vec<u32>,
-    layer: Layer,
     batch: Batch,
 }
 
 impl Sequences {
-    fn new(cpu: &Cpu, sequences: usize, context: usize, rows: usize) -> Sequences {
+    fn new(sequences: usize, context: usize, rows: usize) -> Sequences {
         let pages = context.div_ceil(PAGE);
         let slot = |token: usize| (token / context * pages * PAGE + token % context) as u32;
         let span = |sequence: usize| Span {
@@ -92,19 +85,41 @@ impl Sequences {
             first_position: context - rows,
             table: sequence * pages..(sequence + 1) * pages,
         };
-        let mut made = Sequences {
+        Sequences {
             k: values(1, sequences * context * KV_WIDTH),
             v: values(2, sequences * context * KV_WIDTH),
             slots: (0..sequences * context).map(slot).collect(),
-            layer: Layer::new(sequences * pages),
             batch: Batch {
                 q: values(3, sequences * rows * WIDTH),
                 tables: (0..(sequences * pages) as u32).collect(),
                 spans: (0..sequences).map(span).collect(),
             },
-        };
-        write(cpu, &mut made.layer, &made.k, &made.v, &made.slots);
-        made
+        }
+    }
+
+    /// Elements of keys in a cache of them alone.
+    fn elements(&self) -> usize {
+        self.batch.tables.len() * PAGE * KV_WIDTH
+    }
+
+    fn layer(&self, cpu: &Cpu) -> Layer {
+        let zeros = vec![bf16::ZERO; self.elements()];
+        let mut layer = Layer { keys: zeros.clone(), values: zeros };
+        write(cpu, &mut layer, &self.k, &self.v, &self.slots);
+        layer
+    }
+
+    fn layer_on_gpu(&self, gpu: Cuda) -> Result<[Buffer<u16>; 2], Error> {
+        let [mut keys, mut values] = [gpu.zeros(self.elements())?, gpu.zeros(self.elements())?];
+        let [k, v] = [gpu.upload(&self.k)?, gpu.upload(&self.v)?];
+        let slots = gpu.upload(&self.slots)?;
+        gpu.attention_append([&mut keys, &mut values], [&k, &v], &slots, SHAPE)?;
+        Ok([keys, values])
+    }
+
+    fn plan(&self, gpu: Cuda) -> Result<AttentionPlan, Error> {
+        let Batch { tables, spans, .. } = &self.batch;
+        gpu.attention_plan(spans, tables, tables.len(), SHAPE, 0)
     }
 
     /// Compares some outputs, of queries that are the last `rows` of `context` tokens.
@@ -145,70 +160,111 @@ fn log_sum(scores: &[f64]) -> f64 {
     max + scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln()
 }
 
-/// Queries times keys they see: two products of width head_dim each, and what is read and written.
-fn work(pairs: usize, keys: usize, rows: usize) -> Work {
+/// Queries times keys they see: two products of width head_dim each, and what is read and written, queries and
+/// results in so many bytes.
+fn work(pairs: usize, keys: usize, rows: usize, row_bytes: usize) -> Work {
     Work {
         flops: 4.0 * (pairs * WIDTH) as f64,
         bf16: true,
-        bytes: (4 * keys * KV_WIDTH + 8 * rows * WIDTH) as f64,
+        bytes: (4 * keys * KV_WIDTH + 2 * row_bytes * rows * WIDTH) as f64,
     }
 }
 
 fn decode(suite: &mut Suite, batch: usize, context: usize) {
     let id = format!("decode-b{batch}-c{context}");
-    let work = work(batch * context, batch * context, batch);
-    suite.bench("attention", id.clone(), work, move |cpu| -> Run<'_> {
-        let made = Sequences::new(cpu, batch, context, 1);
+    let work = |row_bytes: usize| work(batch * context, batch * context, batch, row_bytes);
+    suite.bench("attention", id.clone(), work(4), |cpu| -> Run<'_> {
+        let made = Sequences::new(batch, context, 1);
+        let layer = made.layer(cpu);
         let mut out = vec![f32::NAN; batch * WIDTH];
-        attend(cpu, &mut out, None, &made.layer, &made.batch);
+        attend(cpu, &mut out, None, &layer, &made.batch);
         made.check(&out, context, 1, &id);
-        let bytes = 2 * size_of_val(made.layer.keys.as_slice());
-        let layers = vec![made.layer.clone(); STREAMED.div_ceil(bytes).clamp(1, LAYERS)];
+        let count = copies(2 * size_of_val(layer.keys.as_slice()));
+        let layers = vec![layer; count];
         let mut layer = 0;
         Box::new(move || {
             layer = (layer + 1) % layers.len();
             attend(cpu, &mut out, None, &layers[layer], &made.batch);
         })
     });
+    suite.bench_cuda("attention", id.clone(), work(2), |gpu| {
+        let made = Sequences::new(batch, context, 1);
+        let count = gpu.copies(2 * made.elements() * size_of::<u16>());
+        let layers: Vec<_> =
+            (0..count).map(|_| made.layer_on_gpu(gpu)).collect::<Result<_, _>>()?;
+        let (plan, q) = (made.plan(gpu)?, gpu.rounded(&made.batch.q)?);
+        let mut out = gpu.uninitialized(batch * WIDTH)?;
+        gpu.attention(&mut out, None, &q, layers[0].each_ref(), &plan)?;
+        made.check(&gpu.widened(&out)?, context, 1, &id);
+        let mut layer = 0;
+        Ok(Box::new(move || {
+            layer = (layer + 1) % layers.len();
+            gpu.attention(&mut out, None, &q, layers[layer].each_ref(), &plan)
+        }))
+    });
 }
 
 fn prefill(suite: &mut Suite, rows: usize) {
     let id = format!("prefill-t{rows}");
-    let work = work(rows * (rows + 1) / 2, rows, rows);
-    suite.bench("attention", id.clone(), work, move |cpu| -> Run<'_> {
-        let made = Sequences::new(cpu, 1, rows, rows);
+    let work = |row_bytes: usize| work(rows * (rows + 1) / 2, rows, rows, row_bytes);
+    suite.bench("attention", id.clone(), work(4), |cpu| -> Run<'_> {
+        let made = Sequences::new(1, rows, rows);
+        let layer = made.layer(cpu);
         let mut out = vec![f32::NAN; rows * WIDTH];
-        attend(cpu, &mut out, None, &made.layer, &made.batch);
+        attend(cpu, &mut out, None, &layer, &made.batch);
         made.check(&out, rows, rows, &id);
-        Box::new(move || attend(cpu, &mut out, None, &made.layer, &made.batch))
+        Box::new(move || attend(cpu, &mut out, None, &layer, &made.batch))
+    });
+    suite.bench_cuda("attention", id.clone(), work(2), |gpu| {
+        let made = Sequences::new(1, rows, rows);
+        let (layer, plan) = (made.layer_on_gpu(gpu)?, made.plan(gpu)?);
+        let q = gpu.rounded(&made.batch.q)?;
+        let mut out = gpu.uninitialized(rows * WIDTH)?;
+        gpu.attention(&mut out, None, &q, layer.each_ref(), &plan)?;
+        made.check(&gpu.widened(&out)?, rows, rows, &id);
+        Ok(Box::new(move || gpu.attention(&mut out, None, &q, layer.each_ref(), &plan)))
     });
 }
 
 fn append(suite: &mut Suite, rows: usize) {
     let id = format!("append-t{rows}");
     let work = Work { bytes: 12.0 * (rows * KV_WIDTH) as f64, ..Work::default() };
-    suite.bench("attention", id.clone(), work, move |cpu| -> Run<'_> {
-        let mut made = Sequences::new(cpu, 1, rows, rows);
+    let check = |made: &Sequences, [keys, values]: [&[bf16]; 2], paired: bool| {
         for index in sampled(rows * KV_WIDTH) {
             let (token, head, lane) =
                 (index / KV_WIDTH, index % KV_WIDTH / HEAD_DIM, index % HEAD_DIM);
             let slot = token % PAGE;
-            // Pairs along the head, and pairs of slots, where products take pairs of bf16.
-            let [key, value] = match cpu.isa() {
-                Isa::Avx512Bf16 => [
+            // Pairs along the head, and pairs of slots, where a CPU's products take pairs of bf16.
+            let [key, value] = match paired {
+                true => [
                     (lane / 2 * PAGE + slot) * 2 + lane % 2,
                     (slot / 2 * HEAD_DIM + lane) * 2 + slot % 2,
                 ],
-                _ => [slot * HEAD_DIM + lane; 2],
+                false => [slot * HEAD_DIM + lane; 2],
             };
             let page = (token / PAGE * KV_HEADS + head) * PAGE * HEAD_DIM;
-            let (keys, values) = (&made.layer.keys, &made.layer.values);
             for (at, cache, from) in [(key, keys, &made.k), (value, values, &made.v)] {
                 let got = cache[page + at].to_f32();
                 Exact::of(rounded(from[index])).check_within(got, 0.0, &id, index);
             }
         }
-        Box::new(move || write(cpu, &mut made.layer, &made.k, &made.v, &made.slots))
+    };
+    suite.bench("attention", id.clone(), work, |cpu| -> Run<'_> {
+        let made = Sequences::new(1, rows, rows);
+        let mut layer = made.layer(cpu);
+        check(&made, [&layer.keys, &layer.values], cpu.isa() == Isa::Avx512Bf16);
+        Box::new(move || write(cpu, &mut layer, &made.k, &made.v, &made.slots))
+    });
+    suite.bench_cuda("attention", id.clone(), work, |gpu| {
+        let made = Sequences::new(1, rows, rows);
+        let [mut keys, mut values] = made.layer_on_gpu(gpu)?;
+        let [got_keys, got_values] = [gpu.download(&keys)?, gpu.download(&values)?];
+        check(&made, [got_keys.reinterpret_cast(), got_values.reinterpret_cast()], false);
+        let [k, v] = [gpu.upload(&made.k)?, gpu.upload(&made.v)?];
+        let slots = gpu.upload(&made.slots)?;
+        Ok(Box::new(move || {
+            gpu.attention_append([&mut keys, &mut values], [&k, &v], &slots, SHAPE)
+        }))
     });
 }
 
@@ -236,18 +292,48 @@ fn backward(suite: &mut Suite, tree: Tree) {
         bf16: suite.cpu.isa() == Isa::Avx512Bf16,
         bytes: 4.0 * (rows * (4 * WIDTH + 4 * KV_WIDTH)) as f64,
     };
-    suite.bench("attention", id.clone(), work, move |cpu| -> Run<'_> {
+    // q, k and v are bf16 there.
+    let bytes = work.bytes - 2.0 * (rows * (WIDTH + 2 * KV_WIDTH)) as f64;
+    let work_on_gpu = Work { bf16: true, bytes, ..work };
+    let inputs = || {
         let (q, dy) = (values(3, rows * WIDTH), values(4, rows * WIDTH));
         let (k, v) = (values(1, rows * KV_WIDTH), values(2, rows * KV_WIDTH));
         let (y, log_sums) = forward_of(&tree, &q, &k, &v);
-        let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: true };
+        (dy, [q, k, v, y, log_sums])
+    };
+    fn saved([q, k, v, y, log_sums]: &[Vec<f32>; 5]) -> Saved<'_> {
+        Saved { q, k, v, y, log_sums, rounded: true }
+    }
+    suite.bench("attention", id.clone(), work, |cpu| -> Run<'_> {
+        let (dy, kept) = inputs();
         let mut gradients = [WIDTH, KV_WIDTH, KV_WIDTH].map(|width| vec![f32::NAN; rows * width]);
-        attend_back(cpu, &mut gradients, &dy, saved, &tree);
-        check_backward(&tree, &gradients, &dy, saved, &id);
-        Box::new(move || {
-            let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: true };
-            attend_back(cpu, &mut gradients, &dy, saved, &tree);
-        })
+        attend_back(cpu, &mut gradients, &dy, saved(&kept), &tree);
+        check_backward(&tree, &gradients, &dy, saved(&kept), &id);
+        let tree = tree.clone();
+        Box::new(move || attend_back(cpu, &mut gradients, &dy, saved(&kept), &tree))
+    });
+    suite.bench_cuda("attention", id.clone(), work_on_gpu, |gpu| {
+        let (dy, kept) = inputs();
+        let [q, k, v, y, log_sums] = &kept;
+        let (q, k, v) = (gpu.rounded(q)?, gpu.rounded(k)?, gpu.rounded(v)?);
+        let (y, log_sums) = (gpu.upload(y)?, gpu.upload(log_sums)?);
+        let plan = gpu.backward_plan(std::slice::from_ref(&tree), SHAPE)?;
+        let dy_there = gpu.upload(&dy)?;
+        let mut dq = gpu.uninitialized(rows * WIDTH)?;
+        let (mut dk, mut dv) =
+            (gpu.uninitialized(rows * KV_WIDTH)?, gpu.uninitialized(rows * KV_WIDTH)?);
+        let mut run = move |gradients: Option<&mut [Vec<f32>; 3]>| {
+            let saved = AttentionSaved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums };
+            gpu.attention_backward([&mut dq, &mut dk, &mut dv], &dy_there, saved, &plan)?;
+            if let Some(gradients) = gradients {
+                *gradients = [gpu.download(&dq)?, gpu.download(&dk)?, gpu.download(&dv)?];
+            }
+            Ok(())
+        };
+        let mut gradients = [const { Vec::new() }; 3];
+        run(Some(&mut gradients))?;
+        check_backward(&tree, &gradients, &dy, saved(&kept), &id);
+        Ok(Box::new(move || run(None)))
     });
 }
 

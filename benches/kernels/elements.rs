@@ -1,11 +1,15 @@
 //! Kernels that pass once over their operands: norms, rotations, activations, sums, dropout, the optimizer.
 
-use kernels::cpu::{
-    Matrix, adamw, add, dropout, embedding, norm,
-    philox::{Philox, Stream},
-    rms_norm,
-    rope::{self, RopeTable},
-    swiglu,
+use half::{bf16, slice::HalfFloatSliceExt as _};
+use kernels::{
+    cpu::{
+        Matrix, adamw, add, dropout, embedding, norm,
+        philox::{Philox, Stream},
+        rms_norm,
+        rope::{self, RopeTable},
+        swiglu,
+    },
+    cuda::Draws,
 };
 
 use super::{
@@ -60,26 +64,38 @@ fn widened(x: &[f32]) -> impl Iterator<Item = f64> {
 
 fn rms_norm_forward(suite: &mut Suite, rows: usize, n: usize) {
     let id = format!("r{rows}-n{n}");
-    suite.bench("rms_norm", id.clone(), passes(2 * rows * n), move |cpu| -> Run<'_> {
-        let (x, w) = (values(1, rows * n), values(2, n));
-        let mut y = vec![f32::NAN; rows * n];
-        rms_norm::forward(cpu, &mut y, &x, &w, EPS);
+    let inputs = move || (values(1, rows * n), values(2, n));
+    let check = move |y: &[f32], id: &str| {
+        let (x, w) = inputs();
         for index in sampled(rows * n) {
             let row = &x[index / n * n..][..n];
             let mean = widened(row).map(|x| x * x).sum::<f64>() / n as f64;
             let exact = f64::from(x[index]) * f64::from(w[index % n]);
-            Exact::of(exact / (mean + f64::from(EPS)).sqrt()).check(y[index], &id, index);
+            Exact::of(exact / (mean + f64::from(EPS)).sqrt()).check(y[index], id, index);
         }
+    };
+    suite.bench("rms_norm", id.clone(), passes(2 * rows * n), |cpu| -> Run<'_> {
+        let (x, w) = inputs();
+        let mut y = vec![f32::NAN; rows * n];
+        rms_norm::forward(cpu, &mut y, &x, &w, EPS);
+        check(&y, &id);
         Box::new(move || rms_norm::forward(cpu, &mut y, &x, &w, EPS))
+    });
+    suite.bench_cuda("rms_norm", id.clone(), passes(2 * rows * n), |gpu| {
+        let (x, w) = inputs();
+        let (x, w) = (gpu.upload(&x)?, gpu.upload(&w)?);
+        let mut y = gpu.uninitialized::<f32>(rows * n)?;
+        gpu.rms_norm(&mut y, &x, &w, EPS)?;
+        check(&gpu.download(&y)?, &id);
+        Ok(Box::new(move || gpu.rms_norm(&mut y, &x, &w, EPS)))
     });
 }
 
 fn rms_norm_backward(suite: &mut Suite, rows: usize, n: usize) {
     let id = format!("backward-r{rows}-n{n}");
-    suite.bench("rms_norm", id.clone(), passes(3 * rows * n), move |cpu| -> Run<'_> {
-        let (x, w, dy) = (values(1, rows * n), values(2, n), values(3, rows * n));
-        let mut dx = vec![f32::NAN; rows * n];
-        rms_norm::backward(cpu, &mut dx, &dy, &x, &w, EPS);
+    let inputs = move || (values(1, rows * n), values(2, n), values(3, rows * n));
+    let check = move |dx: &[f32], id: &str| {
+        let (x, w, dy) = inputs();
         for index in sampled(rows * n) {
             let row = index / n * n..index / n * n + n;
             let mean = widened(&x[row.clone()]).map(|x| x * x).sum::<f64>() / n as f64;
@@ -88,9 +104,23 @@ fn rms_norm_backward(suite: &mut Suite, rows: usize, n: usize) {
             let scale = f64::from(x[index]) * r.powi(3) / n as f64;
             let own = r * f64::from(w[index % n]) * f64::from(dy[index]);
             let terms = weighted.map(|((dy, w), x)| -scale * dy * w * x);
-            Exact::sum(std::iter::once(own).chain(terms)).check(dx[index], &id, index);
+            Exact::sum(std::iter::once(own).chain(terms)).check(dx[index], id, index);
         }
+    };
+    suite.bench("rms_norm", id.clone(), passes(3 * rows * n), |cpu| -> Run<'_> {
+        let (x, w, dy) = inputs();
+        let mut dx = vec![f32::NAN; rows * n];
+        rms_norm::backward(cpu, &mut dx, &dy, &x, &w, EPS);
+        check(&dx, &id);
         Box::new(move || rms_norm::backward(cpu, &mut dx, &dy, &x, &w, EPS))
+    });
+    suite.bench_cuda("rms_norm", id.clone(), passes(3 * rows * n), |gpu| {
+        let (x, w, dy) = inputs();
+        let (x, w, dy) = (gpu.upload(&x)?, gpu.upload(&w)?, gpu.upload(&dy)?);
+        let mut dx = gpu.uninitialized(rows * n)?;
+        gpu.rms_norm_backward(&mut dx, &dy, &x, &w, EPS, false)?;
+        check(&gpu.download(&dx)?, &id);
+        Ok(Box::new(move || gpu.rms_norm_backward(&mut dx, &dy, &x, &w, EPS, false)))
     });
 }
 
@@ -100,76 +130,121 @@ fn sigmoid(x: f64) -> f64 {
 
 fn swiglu_forward(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
-    suite.bench("swiglu", id.clone(), passes(3 * len), move |cpu| -> Run<'_> {
-        let (gate, up) = (values(1, len), values(2, len));
-        let mut y = vec![f32::NAN; len];
-        swiglu::forward(cpu, &mut y, swiglu::Inputs::F32([&gate, &up]));
+    let inputs = move || (values(1, len), values(2, len));
+    let check = move |y: &[f32], id: &str| {
+        let (gate, up) = inputs();
         for index in sampled(len) {
             let [g, u] = [&gate, &up].map(|x| f64::from(x[index]));
-            Exact::of(g * sigmoid(g) * u).check(y[index], &id, index);
+            Exact::of(g * sigmoid(g) * u).check(y[index], id, index);
         }
+    };
+    suite.bench("swiglu", id.clone(), passes(3 * len), |cpu| -> Run<'_> {
+        let (gate, up) = inputs();
+        let mut y = vec![f32::NAN; len];
+        swiglu::forward(cpu, &mut y, swiglu::Inputs::F32([&gate, &up]));
+        check(&y, &id);
         Box::new(move || swiglu::forward(cpu, &mut y, swiglu::Inputs::F32([&gate, &up])))
+    });
+    suite.bench_cuda("swiglu", id.clone(), passes(3 * len), |gpu| {
+        let (gate, up) = inputs();
+        let (gate, up) = (gpu.upload(&gate)?, gpu.upload(&up)?);
+        let mut y = gpu.uninitialized::<f32>(len)?;
+        gpu.swiglu(&mut y, &gate, &up)?;
+        check(&gpu.download(&y)?, &id);
+        Ok(Box::new(move || gpu.swiglu(&mut y, &gate, &up)))
     });
 }
 
 fn swiglu_backward(suite: &mut Suite, len: usize) {
     let id = format!("backward-n{len}");
-    suite.bench("swiglu", id.clone(), passes(5 * len), move |cpu| -> Run<'_> {
-        let (gate, up, dy) = (values(1, len), values(2, len), values(3, len));
-        let mut gradients = [(); 2].map(|()| vec![f32::NAN; len]);
-        let [dgate, dup] = &mut gradients;
-        swiglu::backward(cpu, [dgate, dup], &dy, swiglu::Inputs::F32([&gate, &up]));
+    let inputs = move || (values(1, len), values(2, len), values(3, len));
+    let check = move |dgate: &[f32], dup: &[f32], id: &str| {
+        let (gate, up, dy) = inputs();
         for index in sampled(len) {
             let [g, u, dy] = [&gate, &up, &dy].map(|x| f64::from(x[index]));
             let s = sigmoid(g);
-            Exact::of(dy * u * s * (1.0 + g * (1.0 - s))).check(dgate[index], &id, index);
-            Exact::of(dy * g * s).check(dup[index], &id, index);
+            Exact::of(dy * u * s * (1.0 + g * (1.0 - s))).check(dgate[index], id, index);
+            Exact::of(dy * g * s).check(dup[index], id, index);
         }
+    };
+    suite.bench("swiglu", id.clone(), passes(5 * len), |cpu| -> Run<'_> {
+        let (gate, up, dy) = inputs();
+        let mut gradients = [(); 2].map(|()| vec![f32::NAN; len]);
+        let [dgate, dup] = &mut gradients;
+        swiglu::backward(cpu, [dgate, dup], &dy, swiglu::Inputs::F32([&gate, &up]));
+        check(dgate, dup, &id);
         Box::new(move || {
             let [dgate, dup] = &mut gradients;
             swiglu::backward(cpu, [dgate, dup], &dy, swiglu::Inputs::F32([&gate, &up]));
         })
+    });
+    suite.bench_cuda("swiglu", id.clone(), passes(5 * len), |gpu| {
+        let (gate, up, dy) = inputs();
+        let (gate, up, dy) = (gpu.upload(&gate)?, gpu.upload(&up)?, gpu.upload(&dy)?);
+        let (mut dgate, mut dup) = (gpu.uninitialized::<f32>(len)?, gpu.uninitialized(len)?);
+        gpu.swiglu_backward([&mut dgate, &mut dup], &dy, &gate, &up)?;
+        check(&gpu.download(&dgate)?, &gpu.download(&dup)?, &id);
+        Ok(Box::new(move || gpu.swiglu_backward([&mut dgate, &mut dup], &dy, &gate, &up)))
     });
 }
 
 fn embed(suite: &mut Suite, rows: usize, n: usize) {
     let id = format!("r{rows}-n{n}-bf16");
     let work = Work { bytes: (rows * n * 6) as f64, ..Work::default() };
-    suite.bench("embedding", id.clone(), work, move |cpu| -> Run<'_> {
-        let table = halves(1, VOCAB * n);
-        let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % VOCAB) as u32).collect();
+    let ids = move || -> Vec<u32> { (0..rows).map(|i| (i * 7919 % VOCAB) as u32).collect() };
+    let check = move |y: &[f32], table: &[bf16], id: &str| {
+        for index in sampled(rows * n) {
+            let exact = table[ids()[index / n] as usize * n + index % n];
+            Exact::of(exact.to_f64()).check_within(y[index], 0.0, id, index);
+        }
+    };
+    suite.bench("embedding", id.clone(), work, |cpu| -> Run<'_> {
+        let (table, ids) = (halves(1, VOCAB * n), ids());
         let mut y = vec![f32::NAN; rows * n];
         embedding::forward(cpu, &mut y, &ids, Matrix::Bf16(&table), n);
-        for index in sampled(rows * n) {
-            let exact = table[ids[index / n] as usize * n + index % n];
-            Exact::of(exact.to_f64()).check_within(y[index], 0.0, &id, index);
-        }
+        check(&y, &table, &id);
         Box::new(move || embedding::forward(cpu, &mut y, &ids, Matrix::Bf16(&table), n))
+    });
+    suite.bench_cuda("embedding", id.clone(), work, |gpu| {
+        let (table, ids) = (halves(1, VOCAB * n), gpu.upload(&ids())?);
+        let there = gpu.upload::<u16>(table.reinterpret_cast())?;
+        let mut y = gpu.uninitialized(rows * n)?;
+        gpu.embedding(&mut y, &ids, &there, n)?;
+        check(&gpu.download(&y)?, &table, &id);
+        Ok(Box::new(move || gpu.embedding(&mut y, &ids, &there, n)))
     });
 }
 
 fn sum(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
-    suite.bench("add", id.clone(), passes(3 * len), move |cpu| -> Run<'_> {
-        let (mut y, x) = (values(1, len), values(2, len));
-        let old = y.clone();
-        add::accumulate(cpu, &mut y, &x);
+    let inputs = move || (values(1, len), values(2, len));
+    let check = move |y: &[f32], id: &str| {
+        let (old, x) = inputs();
         for index in sampled(len) {
             let terms = [&old, &x].map(|x| f64::from(x[index]));
-            Exact::sum(terms.into_iter()).check(y[index], &id, index);
+            Exact::sum(terms.into_iter()).check(y[index], id, index);
         }
+    };
+    suite.bench("add", id.clone(), passes(3 * len), |cpu| -> Run<'_> {
+        let (mut y, x) = inputs();
+        add::accumulate(cpu, &mut y, &x);
+        check(&y, &id);
         Box::new(move || add::accumulate(cpu, &mut y, &x))
+    });
+    suite.bench_cuda("add", id.clone(), passes(3 * len), |gpu| {
+        let (y, x) = inputs();
+        let (mut y, x) = (gpu.upload(&y)?, gpu.upload(&x)?);
+        gpu.add(&mut y, &x)?;
+        check(&gpu.download(&y)?, &id);
+        Ok(Box::new(move || gpu.add(&mut y, &x)))
     });
 }
 
 fn drop_out(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
-    suite.bench("dropout", id.clone(), passes(2 * len), move |cpu| -> Run<'_> {
-        let draws = Philox::new(1, 2, Stream::DROPOUT);
-        let mask = dropout::Mask { draws, probability: 0.1 };
+    let draws = Draws { seed: 1, sequence: 2, stream: Stream::DROPOUT };
+    let check = move |y: &[f32], id: &str| {
         let x = values(1, len);
-        let mut y = vec![f32::NAN; len];
-        dropout::forward(cpu, &mut y, &x, mask);
         let dropped = y.iter().filter(|y| **y == 0.0).count() as f64;
         let expected = 0.1 * len as f64;
         // Four deviations of a binomial variable.
@@ -178,21 +253,47 @@ fn drop_out(suite: &mut Suite, len: usize) {
             "{id}: {dropped} are 0"
         );
         for index in (0..len).filter(|&index| y[index] != 0.0).take(16) {
-            Exact::of(f64::from(x[index]) / 0.9).check(y[index], &id, index);
+            Exact::of(f64::from(x[index]) / 0.9).check(y[index], id, index);
         }
+    };
+    suite.bench("dropout", id.clone(), passes(2 * len), |cpu| -> Run<'_> {
+        let draws = Philox::new(draws.seed, draws.sequence, draws.stream);
+        let mask = dropout::Mask { draws, probability: 0.1 };
+        let x = values(1, len);
+        let mut y = vec![f32::NAN; len];
+        dropout::forward(cpu, &mut y, &x, mask);
+        check(&y, &id);
         Box::new(move || dropout::forward(cpu, &mut y, &x, mask))
+    });
+    suite.bench_cuda("dropout", id.clone(), passes(2 * len), |gpu| {
+        let x = gpu.upload(&values(1, len))?;
+        let mut y = gpu.uninitialized::<f32>(len)?;
+        gpu.dropout(&mut y, &x, draws, 0.1)?;
+        check(&gpu.download(&y)?, &id);
+        Ok(Box::new(move || gpu.dropout(&mut y, &x, draws, 0.1)))
     });
 }
 
 fn square(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
-    suite.bench("norm", id.clone(), passes(len), move |cpu| -> Run<'_> {
+    let check = move |sum: f64, x: &[f32], id: &str| {
+        let exact: f64 = widened(x).map(|x| x * x).sum();
+        Exact::of(exact).check(sum as f32, id, 0);
+    };
+    suite.bench("norm", id.clone(), passes(len), |cpu| -> Run<'_> {
         let x = values(1, len);
-        let exact: f64 = widened(&x).map(|x| x * x).sum();
-        Exact::of(exact).check(norm::sum_of_squares(cpu, &x) as f32, &id, 0);
+        check(norm::sum_of_squares(cpu, &x), &x, &id);
         Box::new(move || {
             std::hint::black_box(norm::sum_of_squares(cpu, &x));
         })
+    });
+    suite.bench_cuda("norm", id.clone(), passes(len), |gpu| {
+        let x = values(1, len);
+        let there = gpu.upload(&x)?;
+        let mut sum = gpu.uninitialized(1)?;
+        gpu.sum_of_squares(&mut sum, 0, &there)?;
+        check(gpu.download(&sum)?[0], &x, &id);
+        Ok(Box::new(move || gpu.sum_of_squares(&mut sum, 0, &there)))
     });
 }
 
@@ -208,35 +309,44 @@ fn step(suite: &mut Suite, len: usize) {
         epsilon: 1e-8,
         step_size: 1e-5,
     };
-    suite.bench("adamw", id.clone(), passes(7 * len), move |cpu| -> Run<'_> {
-        let (mut w, dw) = (values(1, len), values(2, len));
-        let old = w.clone();
-        let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
-        adamw::step(cpu, &mut w, &mut m, &mut v, &dw, &settings);
+    let inputs = move || (values(1, len), values(2, len));
+    let check = move |[w, m, v]: [&[f32]; 3], id: &str| {
+        let (old, dw) = inputs();
         for index in sampled(len) {
             let [w_old, g] = [&old, &dw].map(|x| f64::from(x[index]));
             let (first, second) = (0.1 * g, 0.001 * g * g);
             let exact = w_old * 0.999 - 1e-5 * first / (second.sqrt() / 0.5 + 1e-8);
-            Exact::of(exact).check(w[index], &id, index);
-            Exact::of(first).check(m[index], &id, index);
-            Exact::of(second).check(v[index], &id, index);
+            Exact::of(exact).check(w[index], id, index);
+            Exact::of(first).check(m[index], id, index);
+            Exact::of(second).check(v[index], id, index);
         }
+    };
+    suite.bench("adamw", id.clone(), passes(7 * len), |cpu| -> Run<'_> {
+        let (mut w, dw) = inputs();
+        let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
+        adamw::step(cpu, &mut w, &mut m, &mut v, &dw, &settings);
+        check([&w, &m, &v], &id);
         Box::new(move || adamw::step(cpu, &mut w, &mut m, &mut v, &dw, &settings))
+    });
+    suite.bench_cuda("adamw", id.clone(), passes(7 * len), |gpu| {
+        let (w, dw) = inputs();
+        let (mut w, dw) = (gpu.upload(&w)?, gpu.upload(&dw)?);
+        let (mut m, mut v) = (gpu.zeros(len)?, gpu.zeros(len)?);
+        gpu.adamw(&mut w, &mut m, &mut v, &dw, &settings)?;
+        check([&gpu.download(&w)?, &gpu.download(&m)?, &gpu.download(&v)?], &id);
+        Ok(Box::new(move || gpu.adamw(&mut w, &mut m, &mut v, &dw, &settings)))
     });
 }
 
 fn rotate(suite: &mut Suite, rows: usize, backward: bool) {
     let id = format!("{}r{rows}-h{HEADS}-d{HEAD_DIM}", if backward { "backward-" } else { "" });
-    suite.bench("rope", id.clone(), passes(2 * rows * HEADS * HEAD_DIM), move |cpu| -> Run<'_> {
-        let half = HEAD_DIM / 2;
-        let frequency = |i: usize| 1e6f64.powf(-(i as f64) / half as f64) as f32;
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let table = RopeTable::new(&frequencies, 4096);
-        let positions: Vec<u32> = (0..rows as u32).map(|row| row + 100).collect();
-        let kernel = if backward { rope::backward } else { rope::forward };
-        let mut x = values(1, rows * HEADS * HEAD_DIM);
-        let old = x.clone();
-        kernel(cpu, &mut x, &positions, &table, HEADS);
+    let half = HEAD_DIM / 2;
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| 1e6f64.powf(-(i as f64) / half as f64) as f32).collect();
+    let positions: Vec<u32> = (0..rows as u32).map(|row| row + 100).collect();
+    let inputs = move || values(1, rows * HEADS * HEAD_DIM);
+    let check = |x: &[f32], id: &str| {
+        let old = inputs();
         for index in sampled(x.len()) {
             let (row, i) = (index / (HEADS * HEAD_DIM), index % HEAD_DIM);
             // PyTorch has the angle in f32, and so have we.
@@ -249,9 +359,25 @@ fn rotate(suite: &mut Suite, rows: usize, backward: bool) {
             let terms = [f64::from(own) * angle.cos(), f64::from(other) * sine];
             // Cosine, sine and products are rounded as well.
             let unit = 4.0 * f64::from(f32::EPSILON);
-            Exact::sum(terms.into_iter()).check_within(x[index], unit, &id, index);
+            Exact::sum(terms.into_iter()).check_within(x[index], unit, id, index);
         }
+    };
+    let work = passes(2 * rows * HEADS * HEAD_DIM);
+    suite.bench("rope", id.clone(), work, |cpu| -> Run<'_> {
+        let table = RopeTable::new(&frequencies, 4096);
+        let positions = positions.clone();
+        let kernel = if backward { rope::backward } else { rope::forward };
+        let mut x = inputs();
+        kernel(cpu, &mut x, &positions, &table, HEADS);
+        check(&x, &id);
         Box::new(move || kernel(cpu, &mut x, &positions, &table, HEADS))
+    });
+    suite.bench_cuda("rope", id.clone(), work, |gpu| {
+        let table = gpu.rope_table(&frequencies, 4096)?;
+        let (positions, mut x) = (gpu.upload(&positions)?, gpu.upload(&inputs())?);
+        gpu.rope(&mut x, &positions, &table, backward)?;
+        check(&gpu.download(&x)?, &id);
+        Ok(Box::new(move || gpu.rope(&mut x, &positions, &table, backward)))
     });
 }
 

@@ -1,19 +1,19 @@
 //! Matrix products: the projections, the LM head, LoRA's factors and their gradients.
 
 use half::bf16;
-use kernels::cpu::{
-    Cpu, Matrix, Rounding,
-    matmul::{self, Panels},
-    product::{self, Left},
+use kernels::{
+    cpu::{
+        Cpu, Matrix, Rounding,
+        matmul::{self, Panels},
+        product::{self, Left},
+    },
+    cuda::{Buffer, Pair},
 };
 
 use super::{
-    HEAD_DIM, HEADS, KV_HEADS, LAYERS, MODELS, RANK, Run, Suite, VOCAB, Widths, Work,
+    HEAD_DIM, HEADS, KV_HEADS, MODELS, RANK, Run, Suite, VOCAB, Widths, Work, copies,
     naive::{Exact, halves, sampled, values},
 };
-
-/// Bytes of weights that no cache keeps from one use to the next.
-const STREAMED: usize = 256 << 20;
 
 pub(crate) fn bench(suite: &mut Suite) {
     for Widths { hidden, inner } in MODELS {
@@ -70,22 +70,35 @@ fn work([m, n, k]: [usize; 3], weight_bytes: usize) -> Work {
     }
 }
 
-/// As many copies of `weights` as layers have, or as leave every cache: a pass meets each but once.
-fn layers<T: Clone>(weights: Vec<T>) -> Vec<Vec<T>> {
-    let bytes = size_of_val(weights.as_slice());
-    let copies = STREAMED.div_ceil(bytes).clamp(1, LAYERS);
-    vec![weights; copies]
+/// The same on a GPU, where x is bf16 too.
+fn work_on_gpu([m, n, k]: [usize; 3]) -> Work {
+    let (flops, bytes) = (2 * m * n * k, 2 * k * (m + n) + 4 * m * n);
+    Work { flops: flops as f64, bf16: true, bytes: bytes as f64 }
 }
 
-/// With weights where they lie, and packed.
+/// See [`copies`].
+fn layers<T: Clone>(weights: Vec<T>) -> Vec<Vec<T>> {
+    let count = copies(size_of_val(weights.as_slice()));
+    vec![weights; count]
+}
+
+/// With weights where they lie, and packed; those of a GPU have one form.
 fn forward(suite: &mut Suite, shape: [usize; 3]) {
     let [m, n, k] = shape;
+    let check = move |y: &[f32], w: &[bf16], id: &str| {
+        let x = values(1, m * k);
+        for index in sampled(m * n) {
+            let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
+            let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * w.to_f64());
+            Exact::sum(terms).check(y[index], id, index);
+        }
+    };
     for packed in [false, true] {
         if packed && !Panels::suit(suite.cpu) {
             continue;
         }
         let id = format!("m{m}-n{n}-k{k}-bf16{}", if packed { "-packed" } else { "" });
-        suite.bench("matmul", id.clone(), work(shape, 2), move |cpu| -> Run<'_> {
+        suite.bench("matmul", id.clone(), work(shape, 2), |cpu| -> Run<'_> {
             let (x, weights) = (values(1, m * k), layers(halves(2, n * k)));
             let pack =
                 |w: &Vec<bf16>| Panels::pack(cpu, w, [n, k], &|_| ()).expect("memory for panels");
@@ -107,45 +120,75 @@ fn forward(suite: &mut Suite, shape: [usize; 3]) {
                 multiply(cpu, y, &x, w, shape);
             };
             run(&mut y);
-            let x = values(1, m * k);
-            for index in sampled(m * n) {
-                let (x, w) = (&x[index / n * k..][..k], &first[index % n * k..][..k]);
-                let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * w.to_f64());
-                Exact::sum(terms).check(y[index], &id, index);
-            }
+            check(&y, &first, &id);
             Box::new(move || {
                 run(&mut y);
             })
         });
     }
+    let id = format!("m{m}-n{n}-k{k}-bf16");
+    suite.bench_cuda("matmul", id.clone(), work_on_gpu(shape), |gpu| {
+        let (x, w) = (gpu.rounded(&values(1, m * k))?, halves(2, n * k));
+        let weights = gpu.layers(&w)?;
+        let mut y = gpu.uninitialized(m * n)?;
+        let multiply = move |y: &mut Buffer<f32>, w: &Buffer<u16>| {
+            gpu.matmul(y, &[Pair { x: &x, w, first_row: 0, k }], [m, n], false)
+        };
+        multiply(&mut y, &weights[0])?;
+        check(&gpu.download(&y)?, &w, &id);
+        let mut layer = 0;
+        Ok(Box::new(move || {
+            layer = (layer + 1) % weights.len();
+            multiply(&mut y, &weights[layer])
+        }))
+    });
 }
 
 fn backward(suite: &mut Suite, shape: [usize; 3]) {
     let [m, n, k] = shape;
     let id = format!("backward-m{m}-n{n}-k{k}-bf16");
-    suite.bench("matmul", id.clone(), work(shape, 2), move |cpu| -> Run<'_> {
+    let check = move |dx: &[f32], w: &[bf16], id: &str| {
+        let dy = values(1, m * n);
+        for index in sampled(m * k) {
+            let (dy, w) = (&dy[index / k * n..][..n], &w[index % k..]);
+            let terms = dy.iter().zip(w.iter().step_by(k));
+            let exact = Exact::sum(terms.map(|(dy, w)| rounded(*dy) * w.to_f64()));
+            exact.check(dx[index], id, index);
+        }
+    };
+    suite.bench("matmul", id.clone(), work(shape, 2), |cpu| -> Run<'_> {
         let (dy, weights) = (values(1, m * n), layers(halves(2, n * k)));
         let mut dx = vec![f32::NAN; m * k];
         multiply_back(cpu, &mut dx, &dy, &weights[0], shape);
-        for index in sampled(m * k) {
-            let (dy, w) = (&dy[index / k * n..][..n], &weights[0][index % k..]);
-            let terms = dy.iter().zip(w.iter().step_by(k));
-            let exact = Exact::sum(terms.map(|(dy, w)| rounded(*dy) * w.to_f64()));
-            exact.check(dx[index], &id, index);
-        }
+        check(&dx, &weights[0], &id);
         let mut layer = 0;
         Box::new(move || {
             layer = (layer + 1) % weights.len();
             multiply_back(cpu, &mut dx, &dy, &weights[layer], shape);
         })
     });
+    suite.bench_cuda("matmul", id.clone(), work_on_gpu([m, k, n]), |gpu| {
+        let (dy, w) = (gpu.rounded(&values(1, m * n))?, halves(2, n * k));
+        let weights = gpu.layers(&w)?;
+        let mut dx = gpu.uninitialized(m * k)?;
+        let multiply = move |dx: &mut Buffer<f32>, w: &Buffer<u16>| {
+            gpu.matmul_backward(dx, &[Pair { x: &dy, w, first_row: 0, k: n }], [m, k], false)
+        };
+        multiply(&mut dx, &weights[0])?;
+        check(&gpu.download(&dx)?, &w, &id);
+        let mut layer = 0;
+        Ok(Box::new(move || {
+            layer = (layer + 1) % weights.len();
+            multiply(&mut dx, &weights[layer])
+        }))
+    });
 }
 
-/// x·Aᵀ, in f32 as adapters are trained.
+/// x·Aᵀ, in f32 as adapters are trained; on a GPU x is bf16, and A and the result in bf16 parts.
 fn lora(suite: &mut Suite, shape: [usize; 3]) {
     let [m, n, k] = shape;
     let id = format!("m{m}-n{n}-k{k}-f32");
-    suite.bench("matmul", id.clone(), work(shape, 4), move |cpu| -> Run<'_> {
+    suite.bench("matmul", id.clone(), work(shape, 4), |cpu| -> Run<'_> {
         let (x, w) = (values(1, m * k), values(2, n * k));
         let mut y = vec![f32::NAN; m * n];
         multiply_f32(cpu, &mut y, &x, &w, shape);
@@ -156,13 +199,38 @@ fn lora(suite: &mut Suite, shape: [usize; 3]) {
         }
         Box::new(move || multiply_f32(cpu, &mut y, &x, &w, shape))
     });
+    suite.bench_cuda("matmul", id.clone(), low_rank_work(shape), |gpu| {
+        let (x, w) = (values(1, m * k), values(2, n * k));
+        let (there, factor) = (gpu.rounded(&x)?, gpu.factor(&gpu.upload(&w)?, [n, k])?);
+        let low = joined(&gpu.widened(&gpu.low_rank(&there, &factor, m, 1.0)?)?, n);
+        // Parts leave out 2⁻¹⁸ of what they are of; sums are of two products each.
+        let unit = k as f64 * f64::from(f32::EPSILON) + 2f64.powi(-17);
+        for index in sampled(m * n) {
+            let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
+            let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * f64::from(*w));
+            Exact::sum(terms).check_within(low[index], unit, &id, index);
+        }
+        Ok(Box::new(move || gpu.low_rank(&there, &factor, m, 1.0).map(drop)))
+    });
 }
 
-/// dA += dlowᵀ·x.
+/// What a product with a factor `[n, k]` in parts needs at least: 2·2 bytes for an element of it.
+fn low_rank_work([m, n, k]: [usize; 3]) -> Work {
+    let bytes = 2 * m * k + 4 * n * (k + m);
+    Work { flops: 2.0 * (m * n * k) as f64, bf16: true, bytes: bytes as f64 }
+}
+
+/// Rows of rank values from their parts: high, low, high.
+fn joined(parts: &[f32], rank: usize) -> Vec<f32> {
+    let row = |row: &[f32]| (0..rank).map(|r| row[r] + row[rank + r]).collect::<Vec<_>>();
+    parts.chunks(3 * rank).flat_map(row).collect()
+}
+
+/// dA += dlowᵀ·x; on a GPU x is bf16, and dlow in bf16 parts.
 fn gradient(suite: &mut Suite, shape: [usize; 3]) {
     let [m, n, k] = shape;
     let id = format!("m{m}-n{n}-k{k}-f32");
-    suite.bench("product", id.clone(), work(shape, 4), move |cpu| -> Run<'_> {
+    suite.bench("product", id.clone(), work(shape, 4), |cpu| -> Run<'_> {
         let (a, b) = (values(1, k * m), values(2, k * n));
         let mut y = vec![0.0; m * n];
         product::accumulate(cpu, &mut y, &a, Left::Columns, &b, shape);
@@ -172,5 +240,24 @@ fn gradient(suite: &mut Suite, shape: [usize; 3]) {
             Exact::sum(terms).check(y[index], &id, index);
         }
         Box::new(move || product::accumulate(cpu, &mut y, &a, Left::Columns, &b, shape))
+    });
+    let work = Work { bytes: (2 * k * n + 4 * m * (k + 2 * n)) as f64, ..low_rank_work(shape) };
+    suite.bench_cuda("product", id.clone(), work, |gpu| {
+        // Parts come of a product with a factor; this one is of 8 columns.
+        let factor = gpu.factor(&gpu.upload(&values(3, m * 8))?, [m, 8])?;
+        let low = gpu.low_rank(&gpu.rounded(&values(1, k * 8))?, &factor, k, 1.0)?;
+        let (b, a) = (values(2, k * n), joined(&gpu.widened(&low)?, m));
+        let there = gpu.rounded(&b)?;
+        let mut y = gpu.zeros(m * n)?;
+        gpu.matmul_gradient(&mut y, &low, &there, [k, m, n], true)?;
+        let got = gpu.download(&y)?;
+        // High and low parts are two sums.
+        let unit = k as f64 * f64::from(f32::EPSILON);
+        for index in sampled(m * n) {
+            let (a, b) = (a[index / n..].iter().step_by(m), b[index % n..].iter().step_by(n));
+            let terms = a.zip(b).map(|(a, b)| f64::from(*a) * rounded(*b));
+            Exact::sum(terms).check_within(got[index], unit, &id, index);
+        }
+        Ok(Box::new(move || gpu.matmul_gradient(&mut y, &low, &there, [k, m, n], true)))
     });
 }

@@ -1,13 +1,19 @@
 //! Kernels over rows of logits: log-probabilities, their gradients, sampling.
 
-use kernels::cpu::{
-    log_prob::{self, Slope, Sums},
-    sample::{self, SamplingParams, Scratch},
+use half::{bf16, slice::HalfFloatSliceExt as _};
+use kernels::{
+    cpu::{
+        log_prob::{self, Slope, Sums},
+        philox::Stream,
+        sample::{self, Sample, SamplingParams, Scratch},
+    },
+    cuda::{Draws, Error, Head, SampleRequest},
 };
 
 use super::{
-    Run, Suite, VOCAB, Work,
-    naive::{Exact, sampled, values},
+    MODELS, Run, Suite, VOCAB, Widths, Work,
+    cuda::{self, Cuda},
+    naive::{Exact, halves, sampled, values},
 };
 
 /// Rows that the fused LM head takes at a time.
@@ -19,6 +25,9 @@ pub(crate) fn bench(suite: &mut Suite) {
     forward(suite);
     join(suite);
     backward(suite);
+    for Widths { hidden, .. } in MODELS {
+        with_head(suite, hidden);
+    }
     let all = SamplingParams { temperature: 0.9, ..SamplingParams::default() };
     draw(suite, "greedy", SamplingParams::GREEDY);
     draw(suite, "all", all);
@@ -32,12 +41,16 @@ fn logits(seed: u64, rows: usize) -> Vec<f32> {
 }
 
 /// Log-sum of a row's exponentials, and its entropy, in f64.
-fn naive(logits: &[f32], temperature: f32) -> [f64; 2] {
-    let scaled = || logits.iter().map(|z| f64::from(*z) / f64::from(temperature));
+fn naive(logits: &[f64], temperature: f32) -> [f64; 2] {
+    let scaled = || logits.iter().map(|z| z / f64::from(temperature));
     let max = scaled().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scaled().map(|z| (z - max).exp()).sum();
     let weighted: f64 = scaled().map(|z| (z - max) * (z - max).exp()).sum();
     [max + sum.ln(), sum.ln() - weighted / sum]
+}
+
+fn wide(logits: &[f32]) -> Vec<f64> {
+    logits.iter().map(|z| f64::from(*z)).collect()
 }
 
 fn reads(rows: usize) -> Work {
@@ -53,7 +66,7 @@ fn forward(suite: &mut Suite) {
         let level = cpu.level();
         let [one, other] = [std::slice::from_mut(log_prob), std::slice::from_mut(entropy)];
         log_prob::forward(level, one, other, &logits, &[5], TEMPERATURE).expect("finite logits");
-        let [log_sum, entropy] = naive(&logits, TEMPERATURE);
+        let [log_sum, entropy] = naive(&wide(&logits), TEMPERATURE);
         let exact = f64::from(logits[5]) / f64::from(TEMPERATURE) - log_sum;
         Exact::of(exact).check(out[0], &id, 0);
         Exact::of(entropy).check(out[1], &id, 1);
@@ -74,7 +87,7 @@ fn join(suite: &mut Suite) {
         let mut sums = start.clone();
         log_prob::join_rows(cpu, &mut sums, &logits);
         for row in [0, ROWS - 1] {
-            let [log_sum, entropy] = naive(&logits[row * VOCAB..][..VOCAB], TEMPERATURE);
+            let [log_sum, entropy] = naive(&wide(&logits[row * VOCAB..][..VOCAB]), TEMPERATURE);
             let distribution = sums[row].finish().expect("finite logits");
             Exact::of(log_sum).check(distribution.log_sum_exp(), &id, row);
             Exact::of(entropy).check(distribution.entropy(), &id, row);
@@ -112,25 +125,141 @@ fn backward(suite: &mut Suite) {
     });
 }
 
+/// Operands of log-probabilities behind the LM head, which a GPU computes as one: rows and weights of so many columns.
+struct Headed<'c> {
+    gpu: Cuda<'c>,
+    k: usize,
+    x: Vec<f32>,
+    weight: Vec<bf16>,
+}
+
+impl<'c> Headed<'c> {
+    fn new(gpu: Cuda<'c>, k: usize) -> Headed<'c> {
+        Headed { gpu, k, x: values(1, ROWS * k), weight: halves(2, VOCAB * k) }
+    }
+
+    /// Tokens whose log-probabilities are wanted.
+    fn tokens() -> Vec<u32> {
+        (0..ROWS as u32).map(|row| 97 * row).collect()
+    }
+
+    /// A row's logits, and what those of f32 may be off: as [`Exact::check`] says, of the largest.
+    fn logits(&self, row: usize) -> (Vec<f64>, f64) {
+        let x: Vec<f64> =
+            self.x[row * self.k..][..self.k].iter().map(|x| bf16::from_f32(*x).to_f64()).collect();
+        let mut largest = 0.0f64;
+        let logit = |w: &[bf16]| {
+            let terms = || x.iter().zip(w).map(|(x, w)| x * w.to_f64());
+            largest = largest.max(terms().map(f64::abs).sum());
+            terms().sum()
+        };
+        let logits = self.weight.chunks(self.k).map(logit).collect();
+        (logits, self.k as f64 * f64::from(f32::EPSILON) / 2.0 * largest)
+    }
+
+    /// The forward pass and, if asked for, the backward pass behind it, ready to run; checked.
+    fn run(self, backward: bool, id: &str) -> Result<cuda::Run<'c>, Error> {
+        let (gpu, k) = (self.gpu, self.k);
+        let weight = gpu.upload::<u16>(self.weight.reinterpret_cast())?;
+        let (x, tokens) = (gpu.rounded(&self.x)?, gpu.upload(&Self::tokens())?);
+        let gradients = gpu.upload(&[1.0, 0.0].repeat(ROWS))?;
+        let (mut out, mut dx) = (gpu.uninitialized(2 * ROWS)?, gpu.uninitialized(ROWS * k)?);
+        let head = Head { weight: &weight, vocab: VOCAB, k };
+        let distributions = gpu.log_prob(&mut out, &x, head, &tokens, TEMPERATURE)?;
+        if backward {
+            gpu.log_prob_backward(&mut dx, &gradients, &x, head, &tokens, &distributions)?;
+            self.check_backward(&gpu.download(&dx)?, id);
+        } else {
+            self.check_forward(&gpu.download(&out)?, id);
+        }
+        Ok(Box::new(move || {
+            let head = Head { weight: &weight, vocab: VOCAB, k };
+            match backward {
+                true => {
+                    gpu.log_prob_backward(&mut dx, &gradients, &x, head, &tokens, &distributions)
+                }
+                false => gpu.log_prob(&mut out, &x, head, &tokens, TEMPERATURE).map(drop),
+            }
+        }))
+    }
+
+    fn check_forward(&self, out: &[f32], id: &str) {
+        for row in [0, ROWS - 1] {
+            let (logits, off) = self.logits(row);
+            let [log_sum, _] = naive(&logits, TEMPERATURE);
+            let scaled = logits[Self::tokens()[row] as usize] / f64::from(TEMPERATURE);
+            let terms = Exact::sum([scaled, -log_sum].into_iter());
+            // Of the token's logit and of the others; and the results' own rounding.
+            let off = 2.0 * off / f64::from(TEMPERATURE);
+            let unit = off / (scaled.abs() + log_sum.abs()) + f64::from(f32::EPSILON);
+            terms.check_within(out[2 * row], unit, id, row);
+        }
+    }
+
+    fn check_backward(&self, dx: &[f32], id: &str) {
+        for row in [0, ROWS - 1] {
+            let (logits, off) = self.logits(row);
+            let [log_sum, _] = naive(&logits, TEMPERATURE);
+            // dz = (onehot - p) / T, rounded to bf16; p is off as much as the logits are.
+            let dz = |token: usize| {
+                let own = f64::from(u8::from(token == Self::tokens()[row] as usize));
+                let p = (logits[token] / f64::from(TEMPERATURE) - log_sum).exp();
+                (own - p) / f64::from(TEMPERATURE)
+            };
+            let sums = VOCAB as f64 * f64::from(f32::EPSILON) / 2.0;
+            let unit = 2.0 * off / f64::from(TEMPERATURE) + 2f64.powi(-9) + sums;
+            for column in sampled(self.k) {
+                let w = self.weight[column..].iter().step_by(self.k).enumerate();
+                let exact = Exact::sum(w.map(|(token, w)| dz(token) * w.to_f64()));
+                exact.check_within(dx[row * self.k + column], unit, id, row * self.k + column);
+            }
+        }
+    }
+}
+
+fn with_head(suite: &mut Suite, k: usize) {
+    for (prefix, backward, products) in [("", false, 1.0), ("backward-", true, 2.0)] {
+        let id = format!("{prefix}r{ROWS}-v{VOCAB}-k{k}");
+        // The backward pass computes the logits again.
+        let flops = products * 2.0 * (ROWS * VOCAB * k) as f64;
+        let work = Work { flops, bf16: true, bytes: products * 2.0 * (VOCAB * k) as f64 };
+        suite
+            .bench_cuda("log_prob", id.clone(), work, |gpu| Headed::new(gpu, k).run(backward, &id));
+    }
+}
+
 fn draw(suite: &mut Suite, name: &str, params: SamplingParams) {
-    let id = format!("{name}-v{VOCAB}-1t");
-    suite.bench("sample", id.clone(), reads(1), move |cpu| -> Run<'_> {
-        let logits = logits(1, 1);
-        let mut scratch = Scratch::new(VOCAB);
+    let id = format!("{name}-v{VOCAB}");
+    let check = move |drawn: Sample, logits: &[f32], id: &str| {
         let temperature = if params.temperature == 0.0 { 1.0 } else { params.temperature };
-        let [log_sum, _] = naive(&logits, temperature);
+        let [log_sum, _] = naive(&wide(logits), temperature);
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let drawn = sample::draw(cpu.level(), &mut scratch, &logits, &params, 0.7);
-        let drawn = drawn.expect("finite logits");
         let logit = logits[drawn.token as usize];
         let log_prob = f64::from(logit) / f64::from(temperature) - log_sum;
-        Exact::of(log_prob).check(drawn.log_prob, &id, 0);
+        Exact::of(log_prob).check(drawn.log_prob, id, 0);
         assert!(params.temperature > 0.0 || logit == largest, "{id}: {logit}, not {largest}");
+    };
+    suite.bench("sample", format!("{id}-1t"), reads(1), |cpu| -> Run<'_> {
+        let logits = logits(1, 1);
+        let mut scratch = Scratch::new(VOCAB);
+        let drawn = sample::draw(cpu.level(), &mut scratch, &logits, &params, 0.7);
+        check(drawn.expect("finite logits"), &logits, &id);
         let mut uniforms = (0..).map(|i| f64::from(i * 37 % 101) / 101.0);
         Box::new(move || {
             let uniform = uniforms.next().expect("without end");
             let drawn = sample::draw(cpu.level(), &mut scratch, &logits, &params, uniform);
             assert!(drawn.is_ok(), "finite logits");
         })
+    });
+    suite.bench_cuda("sample", id.clone(), reads(1), |gpu| {
+        let logits = logits(1, 1);
+        let draws = Draws { seed: 1, sequence: 2, stream: Stream::TOKENS };
+        let requests = gpu.sample_requests(&[SampleRequest { params, draws, position: 0 }])?;
+        let there = gpu.upload(&logits)?;
+        let mut out = gpu.uninitialized(4)?;
+        gpu.sample(&mut out, &there, &requests, VOCAB)?;
+        let [drawn] = gpu.samples(&out)?[..] else { unreachable!("one row") };
+        check(drawn.expect("finite logits"), &logits, &id);
+        Ok(Box::new(move || gpu.sample(&mut out, &there, &requests, VOCAB)))
     });
 }
