@@ -95,6 +95,6 @@ pub(super) fn backward(
 pub(super) fn relative(errors: &mut Errors, quantity: &str, ours: &[f32], theirs: &[f32]) {
     let error = largest_difference(ours, theirs);
     let error = if error == 0.0 { 0.0 } else { error / largest(theirs) };
-    let bound = Bound::Rounded { f32: RELATIVE_BOUND, rounding: ROUNDING, pooled: false };
+    let bound = Bound::Rounded { f32: RELATIVE_BOUND, rounding: ROUNDING };
     errors.add(quantity, ours.len(), error, bound);
 }

@@ -14,6 +14,7 @@ use engine::{
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
 };
+use kernels::cpu::Cpu;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -39,13 +40,26 @@ pub(super) fn compare(
     device: &Device,
 ) -> Result<Errors, CheckError> {
     let mut errors = Errors::default();
-    if let Some(tensors) = case.tensors("grpo.safetensors")? {
-        let model = case.trained_model(precision, device)?;
-        grpo(case, &model, &tensors, &mut errors)?;
+    let tensors = [case.tensors("grpo.safetensors")?, case.tensors("step.safetensors")?];
+    if tensors.iter().all(Option::is_none) {
+        return Ok(errors);
     }
-    if let Some(tensors) = case.tensors("step.safetensors")? {
-        let model = case.trained_model(precision, device)?;
-        trl_step(case, &model, &tensors, &mut errors)?;
+    let models = Models {
+        own: case.trained_model(precision, device)?,
+        exact: match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => {
+                let host = Device::new(Cpu::new(device.cpu().threads()));
+                Some(case.trained_model(Precision::F32, &host)?)
+            }
+        },
+    };
+    let [of_grpo, of_step] = tensors;
+    if let Some(tensors) = of_grpo {
+        grpo(case, &models, &tensors, &mut errors)?;
+    }
+    if let Some(tensors) = of_step {
+        trl_step(case, &models, &tensors, &mut errors)?;
     }
     Ok(errors)
 }
@@ -92,6 +106,14 @@ impl Case<'_> {
     }
 }
 
+/// The model that is compared.
+struct Models {
+    own: Model,
+    /// The same in f32, whose log-probabilities say how the loss changes with each. Clipping makes that jump, so a
+    /// model that rounds to bf16 may stand on the other side of a jump, however small its errors are.
+    exact: Option<Model>,
+}
+
 /// One completion of a dump.
 struct Item {
     prompt: Vec<u32>,
@@ -105,7 +127,7 @@ struct Item {
 /// every log-probability is rounded once to bf16.
 fn loss_and_gradients(
     case: &Case,
-    model: &Model,
+    models: &Models,
     items: &[Item],
     (kind, max_tokens, parts): (Kind, usize, &[usize]),
     settings: &loss::Settings,
@@ -118,31 +140,49 @@ fn loss_and_gradients(
     let weights = token_weights(kind, max_tokens, parts, &counted);
     let mut batch = PackedBatch::default();
     items.iter().for_each(|item| batch.push(&item.prompt, &[&item.completion]));
-    let mut tape = Tape::new();
     let pass = TrainingPass { temperature, ..PLAIN };
-    let y = model.log_probs(&mut tape, &batch, pass).map_err(|e| case.failed(e))?;
-    let values = y.to_vec().map_err(|e| case.failed(e))?;
-    let log_probs: Vec<f32> = values.chunks_exact(2).map(|of_token| of_token[0]).collect();
-    let off = ROUNDING * largest(&log_probs);
-    let mut log_probs = log_probs.into_iter();
-    let (mut dy, mut loss, mut rounding) = (Vec::new(), 0.0, 0.0);
+    let log_probs = |y: &Tensor| -> Result<Vec<f32>, CheckError> {
+        let values = y.to_vec().map_err(|e| case.failed(e))?;
+        Ok(values.chunks_exact(2).map(|of_token| of_token[0]).collect())
+    };
+    let mut tape = Tape::new();
+    let y = models.own.log_probs(&mut tape, &batch, pass).map_err(|e| case.failed(e))?;
+    let own = log_probs(&y)?;
+    let (loss, mut derivative) = loss_of(items, &weights, settings, &own);
+    let off = ROUNDING * largest(&own);
+    let rounding = derivative.iter().map(|d| off * f64::from(d.abs())).sum();
+    if let Some(exact) = &models.exact {
+        let y = exact.log_probs(&mut Tape::off(), &batch, pass).map_err(|e| case.failed(e))?;
+        (_, derivative) = loss_of(items, &weights, settings, &log_probs(&y)?);
+    }
+    let dy: Vec<f32> = derivative.into_iter().flat_map(|d| [d, 0.0]).collect();
+    let dy = Tensor::from_slice(models.own.device(), dy.len() / 2, 2, &dy);
+    let mut gradients = Gradients::default();
+    tape.backward(&y, dy, &mut gradients);
+    Ok((loss, rounding, gradients))
+}
+
+/// The loss at these log-probabilities, and its derivative with respect to each.
+fn loss_of(
+    items: &[Item],
+    weights: &[f64],
+    settings: &loss::Settings,
+    log_probs: &[f32],
+) -> (f64, Vec<f32>) {
+    let (mut loss, mut derivative) = (0.0, vec![0.0; log_probs.len()]);
+    let mut first = 0;
     for (item, weight) in items.iter().zip(weights) {
-        let own: Vec<f32> = log_probs.by_ref().take(item.completion.len()).collect();
+        let own = first..first + item.completion.len();
+        first = own.end;
         let completion = Completion {
-            log_probs: &own,
+            log_probs: &log_probs[own.clone()],
             old: item.old.as_deref(),
             reference: item.reference.as_deref(),
             advantage: item.advantage,
         };
-        let mut derivative = vec![0.0; own.len()];
-        loss += completion_loss(settings, &completion, weight, &mut derivative).loss;
-        rounding += derivative.iter().map(|d| off * f64::from(d.abs())).sum::<f64>();
-        dy.extend(derivative.into_iter().flat_map(|d| [d, 0.0]));
+        loss += completion_loss(settings, &completion, *weight, &mut derivative[own]).loss;
     }
-    let dy = Tensor::from_slice(model.device(), dy.len() / 2, 2, &dy);
-    let mut gradients = Gradients::default();
-    tape.backward(&y, dy, &mut gradients);
-    Ok((loss, rounding, gradients))
+    (loss, derivative)
 }
 
 fn kind_of(case: &Case, name: &str) -> Result<Kind, CheckError> {
@@ -153,7 +193,7 @@ fn kind_of(case: &Case, name: &str) -> Result<Kind, CheckError> {
 /// All cases of `grpo.safetensors`, named `<loss>.beta<beta>.<on|off>`.
 fn grpo(
     case: &Case,
-    model: &Model,
+    models: &Models,
     tensors: &Tensors,
     errors: &mut Errors,
 ) -> Result<(), CheckError> {
@@ -192,11 +232,11 @@ fn grpo(
         }
         let how = (kind_of(case, kind)?, max_tokens, &[items.len()][..]);
         let (loss, rounding, gradients) =
-            loss_and_gradients(case, model, &items, how, &settings, 1.0)?;
+            loss_and_gradients(case, models, &items, how, &settings, 1.0)?;
         let expected = expected["loss"].as_f64().ok_or_else(unknown)?;
-        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding, pooled: true };
+        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
         errors.add("GRPO losses", 1, (loss - expected).abs(), bound);
-        for (parameter, tensor) in model.parameters() {
+        for (parameter, tensor) in models.own.parameters() {
             // Some cases have their loss only.
             let key = format!("{name}.{}", parameter.peft_key());
             let Some(theirs) = tensors.get(&key) else { continue };
@@ -211,7 +251,7 @@ fn grpo(
 /// One step of TRL's trainer: loss, gradients before clipping, their norm.
 fn trl_step(
     case: &Case,
-    model: &Model,
+    models: &Models,
     tensors: &Tensors,
     errors: &mut Errors,
 ) -> Result<(), CheckError> {
@@ -254,15 +294,15 @@ fn trl_step(
     }
     let how = (kind_of(case, name)?, max_tokens, parts.as_slice());
     let (loss, rounding, gradients) =
-        loss_and_gradients(case, model, &items, how, &settings, temperature)?;
-    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding, pooled: true };
+        loss_and_gradients(case, models, &items, how, &settings, temperature)?;
+    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
     errors.add("TRL's losses", parts.len(), (loss - expected).abs(), bound);
 
     let theirs = f64::from(case.get(tensors, "grad0._norm")?[0]);
-    let error = (norm(case, model, &gradients)? / theirs - 1.0).abs();
-    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING, pooled: true };
+    let error = (norm(case, &models.own, &gradients)? / theirs - 1.0).abs();
+    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING };
     errors.add("TRL's gradient norm (relative)", 1, error, bound);
-    for (name, tensor) in model.parameters() {
+    for (name, tensor) in models.own.parameters() {
         let gradient = gradients.get(tensor).expect("every factor has a gradient");
         let ours = name.in_peft_order(gradient).map_err(|e| case.failed(e))?;
         let theirs = case.get(tensors, &format!("grad0.{}", name.peft_key()))?;

@@ -2,8 +2,8 @@
 //!
 //! Bounds are not tuned. Our CPU with weights in bf16 rounds at the same places and sums in other orders, so
 //! each may be as far from the dump as the other: an error may be twice the CPU's largest of the same quantity
-//! (of a gradient, of the same tensor: one whose clipping rounding changed may be far off), and one rounding of
-//! the tensor's largest value, should the CPU's errors have cancelled. An entropy may be off by what such errors
+//! and one rounding of the tensor's largest value, should the CPU's errors have cancelled. Gradients of losses with
+//! clipping, which make jumps, are those of the slopes that the model has in f32. An entropy may be off by what such errors
 //! of its logits can change. A greedy token's logit may be below the largest by two such errors: rounding may
 //! change a token that leads by less. What a GPU computes in f32 has the CPU's bounds.
 
