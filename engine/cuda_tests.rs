@@ -86,6 +86,10 @@ impl Fixture {
             bos_token_id: None,
             ..Config::qwen3(72, 136)
         };
+        Fixture::of(config, rank)
+    }
+
+    fn of(config: Config, rank: usize) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         random_checkpoint::write(directory.path(), &config, 7).unwrap();
         let settings = AdapterSettings {

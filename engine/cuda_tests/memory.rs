@@ -1,10 +1,10 @@
 //! The memory of a pass on a GPU, as the pool counted it, against its prediction.
 
-use kernels::cpu::Cpu;
+use kernels::cpu::{Cpu, sample::SamplingParams};
 
 use super::{Fixture, Gradients, PASS, gpu, numbers};
 use crate::{
-    adapter::{Adapter, AdapterSettings, Projection},
+    adapter::Projection,
     config::{Config, Family},
     device::Device,
     generate::{Generator, Options, Request},
@@ -16,12 +16,9 @@ use crate::{
     },
     ops::linear::Dropout,
     optimizer::{AdamW, Factor, Settings},
-    random_checkpoint,
     tape::Tape,
     tensor::Tensor,
-    weights::Checkpoint,
 };
-use kernels::cpu::sample::SamplingParams;
 
 /// Of few rows of weights, so that activations are most of the memory.
 fn fixture(family: Family, head_dim: usize, layers: usize, rank: usize) -> Fixture {
@@ -38,28 +35,12 @@ fn fixture(family: Family, head_dim: usize, layers: usize, rank: usize) -> Fixtu
         bos_token_id: None,
         ..Config::qwen3(64, 192)
     };
-    let directory = tempfile::tempdir().unwrap();
-    random_checkpoint::write(directory.path(), &config, 7).unwrap();
-    let settings = AdapterSettings {
-        rank,
-        alpha: 16.0,
-        rank_stabilized: false,
-        dropout: 0.0,
-        targets: Projection::ALL.to_vec(),
-    };
-    let adapter = Adapter::initialize(&config, &settings, 0).unwrap();
-    Fixture { directory, config, adapter }
+    Fixture::of(config, rank)
 }
 
 /// The model on a device of its own, whose pool has counted nothing else.
 fn open(fixture: &Fixture) -> Model {
-    let device = Device::cuda(0, Cpu::new(1)).unwrap();
-    let checkpoint = Checkpoint::open(fixture.directory.path()).unwrap();
-    let (config, adapter) = (fixture.config.clone(), Some(&fixture.adapter));
-    let mut model = Model::new(&checkpoint, config, adapter, Precision::Bf16, device).unwrap();
-    model.upload().unwrap();
-    model.train_adapter();
-    model
+    fixture.model(Precision::Bf16, &Device::cuda(0, Cpu::new(1)).unwrap())
 }
 
 /// Bytes that live, and the most there were.
