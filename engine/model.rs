@@ -439,7 +439,10 @@ impl Model {
         let [mut q, mut k, v] = linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass);
         drop(h);
         let [q_norm, k_norm] = match &layer.qk_norm {
-            Some(both) => both.each_ref().map(|w| Some(HeadNorm { w, eps })),
+            Some(both) => {
+                let rounding = pass.rounding;
+                both.each_ref().map(|w| Some(HeadNorm { w, eps, rounding }))
+            }
             None => [None; 2],
         };
         q = rope(tape, q, q_norm, &self.rotations, positions);

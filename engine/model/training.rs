@@ -211,3 +211,68 @@ impl Model {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        adapter::AdapterSettings, config::Config, golden::case, model::Precision, tape::Gradients,
+        tensor::Device, weights::Checkpoint,
+    };
+    use kernels::cpu::Cpu;
+
+    /// What a layer keeps in bf16 is rounded as its products' inputs are: 2⁻⁹ of each value.
+    #[test]
+    fn gradients_of_what_is_kept_in_bf16_are_near_those_in_f32() {
+        let directory = case("qwen3-tied-bf16").join("model");
+        let checkpoint = Checkpoint::open(&directory).unwrap();
+        let config = Config::load(&directory).unwrap();
+        let settings = AdapterSettings {
+            rank: 4,
+            alpha: 8.0,
+            rank_stabilized: false,
+            dropout: 0.0,
+            targets: Projection::ALL.to_vec(),
+        };
+        let mut batch = PackedBatch::default();
+        let completion: Vec<u32> = (0..60).map(|token| (token * 37 + 11) % 300).collect();
+        batch.push(&[5, 17, 200, 3], &[&completion]);
+        let adapter = Adapter::initialize(&config, &settings, 0).unwrap();
+        let gradients = |precision| {
+            let device = Device::new(Cpu::new(2));
+            let config = config.clone();
+            let mut model =
+                Model::new(&checkpoint, config, Some(&adapter), precision, device).unwrap();
+            // A new adapter's B is zero, and with it A's gradient.
+            for (index, (name, factor)) in model.parameters_mut().into_iter().enumerate() {
+                let a = crate::check_gradient::values(index as u64, factor.shape());
+                if !name.is_a {
+                    factor.data_mut().iter_mut().zip(a.data()).for_each(|(b, x)| *b = x / 64.0);
+                }
+            }
+            model.train_adapter();
+            let options =
+                TrainingPass { temperature: 1.0, adapter: true, dropout: None, checkpoint: false };
+            let mut tape = Tape::new();
+            let y = model.log_probs(&mut tape, &batch, options).unwrap();
+            let dy: Vec<f32> =
+                y.data().iter().enumerate().map(|(i, _)| f32::from(u8::from(i % 2 == 0))).collect();
+            let dy = Tensor::from_slice(model.device(), y.shape()[0], 2, &dy);
+            let mut gradients = Gradients::default();
+            tape.backward(&y, dy, &mut gradients);
+            let of = |(name, factor): (ParameterName, &Tensor)| {
+                (name, gradients.get(factor).unwrap().data().to_vec())
+            };
+            model.parameters().map(of).collect::<Vec<_>>()
+        };
+        let norm = |x: &mut dyn Iterator<Item = f32>| {
+            x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+        };
+        let all = gradients(Precision::F32).into_iter().zip(gradients(Precision::Bf16));
+        for ((name, want), (_, got)) in all {
+            let error = norm(&mut got.iter().zip(&want).map(|(got, want)| got - want));
+            let relative = error / norm(&mut want.iter().copied());
+            assert!(relative < 0.02, "{}: {relative}", name.peft_key());
+        }
+    }
+}

@@ -15,7 +15,10 @@ mod cuda;
 
 use half::bf16;
 use kernels::{
-    cpu::attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree},
+    cpu::{
+        Rounding,
+        attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree},
+    },
     cuda::{AttentionPlan, BackwardPlan},
 };
 
@@ -24,7 +27,7 @@ use crate::{
     device::{OnDevice, Resident},
     kv_cache::{CacheDtype, KvCache},
     tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Narrow, Tensor},
+    tensor::{Id, Tensor},
 };
 
 /// Where the rows of a step stand.
@@ -202,18 +205,19 @@ pub(crate) fn packed_attention<'m>(
 
     if let Some(log_sums) = log_sums {
         let rounded = dtype == CacheDtype::Bf16;
+        let rounding = if rounded { Rounding::Bf16 } else { Rounding::F32 };
         // The node's own handle on y is taken before y becomes a value of the tape.
         let ids = [&q, &k, &v].map(|x| x.requires_grad().then_some(x.id()));
         let qkv = [&q, &k, &v].map(|x| match tape.save(x) {
             // The backward pass reads them rounded, as the forward pass did.
-            Saved::Held(x) if rounded => {
-                let narrow = Narrow::of(&x);
-                Saved::recomputed(move || narrow.widened())
-            }
-            saved => saved,
+            Saved::Held(x) => Saved::rounded(&x, rounding),
+            again => again,
         });
-        let node = Attention { qkv, ids, y: y.clone(), log_sums, layout, rounded, shape };
+        // As the product that reads it rounds it; its low-rank update's backward pass reads the same.
+        let kept = Saved::rounded(&y, rounding);
+        let node = Attention { qkv, ids, y: kept.clone(), log_sums, layout, rounded, shape };
         tape.push(&mut y, node);
+        tape.shares(&y, &kept);
     }
     y
 }
@@ -222,7 +226,7 @@ struct Attention<'m> {
     qkv: [Saved<'m>; 3],
     /// Of those whose gradient is wanted.
     ids: [Option<Id>; 3],
-    y: Tensor,
+    y: Saved<'m>,
     /// `[rows, heads]`.
     log_sums: Tensor,
     layout: &'m Layout,
@@ -234,6 +238,7 @@ impl Backward for Attention<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
         let Attention { qkv, ids, y, log_sums, layout, rounded, shape } = *self;
         let [q, k, v] = qkv.each_ref().map(Saved::get);
+        let y = y.get();
         let like = |x: &Tensor| Tensor::uninitialized(x.device(), x.shape()[0], x.shape()[1]);
         let [mut dq, mut dk, mut dv] = [q, k, v].map(like);
         let saved = attention::Saved {
@@ -257,7 +262,10 @@ impl Backward for Attention<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::{check_gradient, values};
+    use crate::{
+        check_gradient::{check_gradient, values},
+        tensor::Narrow,
+    };
 
     fn layout(sequences: &[(usize, &[usize])]) -> Layout {
         let mut layout = Layout::default();
@@ -281,6 +289,41 @@ mod tests {
         check_gradient([rows, 10], |tape, v| {
             packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
         });
+    }
+
+    /// With another v, y is another one: its rounding alone is 2⁻⁹ of each value, which moves
+    /// D = dy·y by as much of |dy|·|y|.
+    #[test]
+    fn what_is_kept_in_bf16_gives_the_gradient_at_the_rounded_values() {
+        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 16 };
+        let layout = layout(&[(3, &[2, 0, 4]), (PAGE + 1, &[1, 2])]);
+        let rows = layout.rows;
+        let run = |dtype| {
+            let qkv = [(1, 64), (2, 32), (3, 32)].map(|(seed, n)| {
+                let mut x = Narrow::of(&values(seed, [rows, n])).widened();
+                x.set_requires_grad(true);
+                x
+            });
+            let mut tape = Tape::new();
+            let y = packed_attention(&mut tape, qkv.clone(), &layout, dtype, shape);
+            let kept = tape.save(&y);
+            let mut gradients = Gradients::default();
+            tape.backward(&y, values(4, [rows, 64]), &mut gradients);
+            let all = qkv.each_ref().map(|x| gradients.get(x).unwrap().data().to_vec());
+            (y.data().to_vec(), kept.get().data().to_vec(), all)
+        };
+        let (y, kept, got) = run(CacheDtype::Bf16);
+        let rounded: Vec<f32> = y.iter().map(|y| bf16::from_f32(*y).to_f32()).collect();
+        assert_eq!(kept, rounded);
+        assert_ne!(kept, y);
+        let (y, kept, want) = run(CacheDtype::F32);
+        assert_eq!(kept, y);
+        for (got, want) in got.iter().zip(&want) {
+            let largest = want.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() <= largest / 128.0, "{got} {want} of {largest}");
+            }
+        }
     }
 
     #[test]

@@ -9,35 +9,36 @@
 //! `w` is frozen, so there is no `dw`. r is computed again in the backward pass, and so is y for
 //! the ops that read it there.
 
-use kernels::cpu;
+use kernels::cpu::{self, Rounding};
 
 use crate::{
     device::{Device, Resident},
-    tape::{Backward, Gradients, Tape},
-    tensor::Tensor,
+    tape::{Backward, Gradients, Saved, Tape},
+    tensor::{Id, Tensor},
 };
 
 /// Normalizes each row of `x` (`[rows, n]`). On a GPU the result is rounded to bf16: products read it.
 pub fn rms_norm<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m Resident<f32>, eps: f32) -> Tensor {
     assert_eq!(w.len(), x.shape()[1], "rms_norm: x is {:?}", x.shape());
-    normalized(tape, x, w, eps)
+    normalized(tape, x, w, eps, Rounding::F32)
 }
 
 /// Normalizes each part of a row that is as long as `w`: with w of a row's length all of it, with one of
-/// head_dim each head (Qwen3's norm of queries and keys).
+/// head_dim each head (Qwen3's norm of queries and keys). With [`Rounding::Bf16`] x is kept rounded.
 pub(super) fn normalized<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
     w: &'m Resident<f32>,
     eps: f32,
+    rounding: Rounding,
 ) -> Tensor {
     let [_, columns] = x.shape();
     assert_eq!(columns % w.len(), 0, "rms_norm: x is {:?}, w [{}]", x.shape(), w.len());
     let mut y = forward(x, w, eps);
     if tape.records(x.requires_grad()) {
-        tape.push(&mut y, RmsNorm { x: x.clone(), w, eps });
-        let x = x.clone();
-        tape.recomputes(&y, move || forward(&x, w, eps));
+        let (id, x) = (x.id(), Saved::rounded(x, rounding));
+        tape.push(&mut y, RmsNorm { id, x: x.clone(), w, eps });
+        tape.recomputes(&y, move || forward(x.get(), w, eps));
     }
     y
 }
@@ -62,16 +63,18 @@ fn forward(x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
 }
 
 struct RmsNorm<'m> {
-    x: Tensor,
+    /// Of x.
+    id: Id,
+    x: Saved<'m>,
     w: &'m Resident<f32>,
     eps: f32,
 }
 
 impl Backward for RmsNorm<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let RmsNorm { x, w, eps } = *self;
-        let dx = backward(&dy, &x, w, eps);
-        gradients.add(x.id(), dx);
+        let RmsNorm { id, x, w, eps } = *self;
+        let dx = backward(&dy, x.get(), w, eps);
+        gradients.add(id, dx);
     }
 }
 
@@ -108,6 +111,6 @@ mod tests {
             check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6));
         }
         let w = Resident::from(w[..16].to_vec());
-        check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6));
+        check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6, Rounding::F32));
     }
 }

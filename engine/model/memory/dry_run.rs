@@ -5,13 +5,13 @@
 
 mod buffers;
 mod saved;
+mod scratch;
 
 use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 
 use kernels::cpu::{
-    Isa, Rounding,
-    attention::{Shape, backward_elements, score_elements},
-    matmul,
+    Rounding,
+    attention::{Shape, backward_elements},
 };
 
 use super::{PassMemory, Scratch, TrainedModel, TrainedPass};
@@ -24,6 +24,7 @@ use crate::{
 };
 use buffers::{Memory, Slot};
 use saved::{Inputs, Recipe, Saved};
+use scratch::grow;
 
 type Id = usize;
 
@@ -37,10 +38,10 @@ pub(super) struct Value {
 }
 
 enum Node {
-    RmsNorm { x: Value },
+    RmsNorm { id: Id, x: Saved },
     Linear { residual: Option<Id>, x: Option<Id>, shape: [usize; 2], update: Option<Update> },
     Rope { x: Id },
-    Attention { qkv: [Saved; 3], ids: [Option<Id>; 3], _y: Value, _log_sums: Value },
+    Attention { qkv: [Saved; 3], ids: [Option<Id>; 3], y: Saved, _log_sums: Value },
     Swiglu { _kept: Rc<[Value; 2]>, shape: [usize; 2], ids: [Option<Id>; 2] },
     Checkpoint { x: Value },
     Gather { x: Id },
@@ -207,7 +208,7 @@ impl<'a> DryRun<'a> {
     }
 
     fn recomputes(&mut self, y: &Value, holds: Inputs) {
-        let recipe = Recipe { shape: y.shape, _holds: holds, value: OnceCell::new() };
+        let recipe = Recipe { shape: y.shape, holds, value: OnceCell::new() };
         self.tape.as_mut().expect("it records").recipes.insert(y.id, Rc::new(recipe));
     }
 
@@ -223,9 +224,26 @@ impl<'a> DryRun<'a> {
         match saved {
             Saved::Held(x) => x.clone(),
             Saved::Recomputed(recipe) => {
+                if recipe.value.get().is_none()
+                    && let Some(x) = recipe.holds.reads()
+                {
+                    self.get(x);
+                }
                 let [rows, columns] = recipe.shape;
                 recipe.value.get_or_init(|| self.value(rows, columns)).clone()
             }
+        }
+    }
+
+    /// `x`, in bf16 where products round to it.
+    fn rounded(&mut self, x: &Value, rounding: Rounding) -> Saved {
+        match rounding {
+            Rounding::Bf16 => {
+                let holds = Inputs::Narrow { _x: self.narrow(x) };
+                let (shape, value) = (x.shape, OnceCell::new());
+                Saved::Recomputed(Rc::new(Recipe { shape, holds, value }))
+            }
+            Rounding::F32 | Rounding::F64Sums => Saved::Held(x.clone()),
         }
     }
 
@@ -252,8 +270,8 @@ impl<'a> DryRun<'a> {
         let [mut q, mut k, v] = self.linear_all(&h, qkv, pass);
         drop(h);
         if self.model.config.family.has_qk_norm() {
-            q = self.rms_norm(&q);
-            k = self.rms_norm(&k);
+            q = self.normalized(&q, self.rounding());
+            k = self.normalized(&k, self.rounding());
         }
         q = self.rope(q);
         k = self.rope(k);
@@ -280,10 +298,15 @@ impl<'a> DryRun<'a> {
     }
 
     fn rms_norm(&mut self, x: &Value) -> Value {
+        self.normalized(x, Rounding::F32)
+    }
+
+    fn normalized(&mut self, x: &Value, rounding: Rounding) -> Value {
         let mut y = self.like(x);
         if self.records(x.requires_grad) {
-            self.push(&mut y, Node::RmsNorm { x: x.clone() });
-            self.recomputes(&y, Inputs::RmsNorm { _x: x.clone() });
+            let (id, x) = (x.id, self.rounded(x, rounding));
+            self.push(&mut y, Node::RmsNorm { id, x: x.clone() });
+            self.recomputes(&y, Inputs::RmsNorm { x });
         }
         y
     }
@@ -294,7 +317,7 @@ impl<'a> DryRun<'a> {
         if self.records(requires_grad) {
             self.push(&mut y, Node::Rope { x: id });
             if let Some(recipe) = recipe {
-                self.recomputes(&y, Inputs::Rope { _of: recipe });
+                self.recomputes(&y, Inputs::Rope { of: recipe });
             }
         }
         y
@@ -390,15 +413,15 @@ impl<'a> DryRun<'a> {
         if let Some(log_sums) = log_sums {
             let ids = [&q, &k, &v].map(|x| x.requires_grad.then_some(x.id));
             let qkv = [&q, &k, &v].map(|x| match self.save(x) {
-                Saved::Held(x) if self.cache_dtype() == CacheDtype::Bf16 => {
-                    let (shape, value) = (x.shape, OnceCell::new());
-                    let _holds = Inputs::Narrow { _x: self.narrow(&x) };
-                    Saved::Recomputed(Rc::new(Recipe { shape, _holds, value }))
-                }
-                saved => saved,
+                Saved::Held(x) => self.rounded(&x, self.rounding()),
+                again => again,
             });
-            let node = Node::Attention { qkv, ids, _y: y.clone(), _log_sums: log_sums };
+            let kept = self.rounded(&y, self.rounding());
+            let node = Node::Attention { qkv, ids, y: kept.clone(), _log_sums: log_sums };
             self.push(&mut y, node);
+            if let (Saved::Recomputed(recipe), Some(tape)) = (kept, &mut self.tape) {
+                tape.recipes.insert(y.id, recipe);
+            }
         }
         drop(pages);
         y
@@ -441,9 +464,10 @@ impl<'a> DryRun<'a> {
         for (id, node) in nodes.into_iter().rev() {
             let Some(dy) = self.gradients.remove(&id) else { continue };
             match node {
-                Node::RmsNorm { x } => {
-                    let dx = self.like(&x);
-                    self.add(x.id, dx);
+                Node::RmsNorm { id, x } => {
+                    let like = self.get(&x);
+                    let dx = self.like(&like);
+                    self.add(id, dx);
                 }
                 Node::Linear { residual, x, shape, update } => {
                     self.linear_backward(dy, residual, x, shape, update, pass);
@@ -452,8 +476,9 @@ impl<'a> DryRun<'a> {
                     let dx = self.owned(dy);
                     self.add(x, dx);
                 }
-                Node::Attention { qkv, ids, _y, _log_sums } => {
+                Node::Attention { qkv, ids, y, _log_sums } => {
                     let values = qkv.each_ref().map(|x| self.get(x));
+                    self.get(&y);
                     let gradients = values.each_ref().map(|x| self.like(x));
                     let (shape, threads) = (self.attention_shape(), self.model.threads);
                     let rounded = self.cache_dtype() == CacheDtype::Bf16;
@@ -532,47 +557,6 @@ impl<'a> DryRun<'a> {
         self.add(x, dx);
     }
 
-    /// Whether products of weights like these take pairs of bf16.
-    fn takes_pairs(&self, dtype: Dtype, rounding: Rounding) -> bool {
-        self.model.isa == Isa::Avx512Bf16 && dtype == Dtype::BF16 && rounding == Rounding::Bf16
-    }
-
-    fn matmul(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
-        let elements = m * (k.next_multiple_of(32) + 32);
-        if self.takes_pairs(dtype, rounding) {
-            let threads = self.model.threads;
-            grow(&mut self.scratch.rounded_bf16, 2 * elements);
-            grow(&mut self.scratch.panels, matmul::panel_bytes(threads));
-            grow(&mut self.scratch.rounded_f32, 4 * matmul::partial_elements(m, threads));
-        } else if matmul::takes_tiles(self.model.isa, [m, n], rounding) {
-            self.tiles(m, k);
-        } else if dtype == Dtype::BF16 && rounding == Rounding::Bf16 {
-            grow(&mut self.scratch.rounded_f32, 4 * elements);
-        }
-    }
-
-    fn tiles(&mut self, m: usize, k: usize) {
-        let TrainedModel { isa, threads, .. } = self.model;
-        grow(&mut self.scratch.panels, matmul::tile_panel_bytes(isa, threads));
-        grow(&mut self.scratch.rounded_f32, 4 * matmul::tile_elements(isa, m, k));
-    }
-
-    fn matmul_backward(&mut self, [m, n]: [usize; 2], k: usize, dtype: Dtype, rounding: Rounding) {
-        match dtype {
-            _ if self.takes_pairs(dtype, rounding) => self.matmul([m, k], n, dtype, rounding),
-            _ if rounding != Rounding::F64Sums => self.tiles(m, n),
-            Dtype::F32 => grow(&mut self.scratch.transposed_f32, 4 * n * k),
-            _ => grow(&mut self.scratch.transposed_16bit, 2 * n * k),
-        }
-    }
-
-    fn scores(&mut self, longest: usize) {
-        let (shape, threads) = (self.attention_shape(), self.model.threads);
-        let bf16 = self.cache_dtype() == CacheDtype::Bf16;
-        let bytes = if bf16 { 4 } else { 8 };
-        grow(&mut self.scratch.scores, bytes * score_elements(shape, longest, bf16, threads));
-    }
-
     fn attention_shape(&self) -> Shape {
         let config = self.model.config;
         Shape {
@@ -589,8 +573,4 @@ impl<'a> DryRun<'a> {
     fn cache_dtype(&self) -> CacheDtype {
         self.model.precision.cache_dtype()
     }
-}
-
-fn grow(part: &mut u64, bytes: usize) {
-    *part = (bytes as u64).max(*part);
 }
