@@ -291,10 +291,9 @@ mod tests {
         });
     }
 
-    /// With another v, y is another one: its rounding alone is 2⁻⁹ of each value, which moves
-    /// D = dy·y by as much of |dy|·|y|.
+    /// Rounding y moves each of its values by at most 2⁻⁹, and D = dy·y by as much of |dy|·|y|.
     #[test]
-    fn what_is_kept_in_bf16_gives_the_gradient_at_the_rounded_values() {
+    fn what_is_kept_in_bf16_gives_gradients_near_those_in_f32() {
         let shape = Shape { heads: 4, kv_heads: 2, head_dim: 16 };
         let layout = layout(&[(3, &[2, 0, 4]), (PAGE + 1, &[1, 2])]);
         let rows = layout.rows;
