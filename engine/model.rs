@@ -435,14 +435,11 @@ impl Model {
         attend: &mut dyn FnMut(&mut Tape<'m>, [Tensor; 3]) -> Tensor,
     ) -> Tensor {
         let eps = self.config.rms_norm_eps as f32;
-        let h = rms_norm(tape, &x, &layer.attention_norm, eps);
+        let h = rms_norm(tape, &x, &layer.attention_norm, eps, pass.rounding);
         let [mut q, mut k, v] = linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass);
         drop(h);
         let [q_norm, k_norm] = match &layer.qk_norm {
-            Some(both) => {
-                let rounding = pass.rounding;
-                both.each_ref().map(|w| Some(HeadNorm { w, eps, rounding }))
-            }
+            Some(both) => both.each_ref().map(|w| Some(HeadNorm { w, eps })),
             None => [None; 2],
         };
         q = rope(tape, q, q_norm, &self.rotations, positions);
@@ -451,12 +448,12 @@ impl Model {
         let x = linear_add(tape, x, &y, &layer.o, pass);
         drop(y);
 
-        let h = rms_norm(tape, &x, &layer.mlp_norm, eps);
+        let h = rms_norm(tape, &x, &layer.mlp_norm, eps, pass.rounding);
         mlp(tape, x, h, &layer.mlp, pass)
     }
 
     fn final_norm<'m>(&'m self, tape: &mut Tape<'m>, x: &Tensor) -> Tensor {
-        rms_norm(tape, x, &self.norm, self.config.rms_norm_eps as f32)
+        rms_norm(tape, x, &self.norm, self.config.rms_norm_eps as f32, self.rounding())
     }
 
     fn logits(&self, x: &Tensor) -> Tensor {

@@ -7,8 +7,8 @@
 //!
 //! What an elementwise op or a norm computed is not held but computed again from its input, which
 //! that op's node holds anyway ([`Saved`]): of a layer of Qwen3-0.6B half the memory, for a
-//! hundredth of the time. Where products round what they read to bf16, so is what is held, but for the
-//! residual stream and what is of a low rank: the gradients are those at the rounded values.
+//! hundredth of the time. Where products round what they read to bf16, so is what is held, but for
+//! queries and keys and what is of a low rank: the gradients are those at the rounded values.
 
 use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 

@@ -17,10 +17,21 @@ use crate::{
     tensor::{Id, Tensor},
 };
 
-/// Normalizes each row of `x` (`[rows, n]`). On a GPU the result is rounded to bf16: products read it.
-pub fn rms_norm<'m>(tape: &mut Tape<'m>, x: &Tensor, w: &'m Resident<f32>, eps: f32) -> Tensor {
+/// Normalizes each row of `x` (`[rows, n]`) for products that round as `rounding` says: where they do to
+/// bf16, x is kept so for the backward pass on a CPU. On a GPU the result is rounded to bf16.
+pub fn rms_norm<'m>(
+    tape: &mut Tape<'m>,
+    x: &Tensor,
+    w: &'m Resident<f32>,
+    eps: f32,
+    rounding: Rounding,
+) -> Tensor {
     assert_eq!(w.len(), x.shape()[1], "rms_norm: x is {:?}", x.shape());
-    normalized(tape, x, w, eps, Rounding::F32)
+    let kept = match x.device() {
+        Device::Cpu(_) => rounding,
+        Device::Cuda(_) => Rounding::F32,
+    };
+    normalized(tape, x, w, eps, kept)
 }
 
 /// Normalizes each part of a row that is as long as `w`: with w of a row's length all of it, with one of
@@ -101,16 +112,39 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::check_gradient;
+    use crate::{
+        check_gradient::{check_gradient, values},
+        tensor::Narrow,
+    };
 
     #[test]
     fn gradient() {
         let w: Vec<f32> = (0..128).map(|i| 1.0 - 0.3 * (i % 7) as f32).collect();
         for (rows, n) in [(1, 1), (2, 3), (5, 33), (3, 128)] {
             let w = Resident::from(w[..n].to_vec());
-            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6));
+            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6, Rounding::F32));
         }
         let w = Resident::from(w[..16].to_vec());
         check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6, Rounding::F32));
+    }
+
+    #[test]
+    fn what_is_kept_in_bf16_gives_the_gradient_at_the_rounded_values() {
+        let w = Resident::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
+        let run = |mut x: Tensor, rounding| {
+            x.set_requires_grad(true);
+            let mut tape = Tape::new();
+            let y = rms_norm(&mut tape, &x, &w, 1e-6, rounding);
+            let again = tape.save(&y);
+            let mut gradients = Gradients::default();
+            tape.backward(&y, values(3, [3, 6]), &mut gradients);
+            let dx = gradients.get(&x).unwrap().data().to_vec();
+            (y.data().to_vec(), [dx, again.get().data().to_vec()].concat())
+        };
+        let x = values(1, [3, 6]);
+        let rounded = Narrow::of(&x).widened();
+        let (y, kept) = run(x.clone(), Rounding::Bf16);
+        assert_eq!(y, run(x, Rounding::F32).0, "the forward pass rounds nothing");
+        assert_eq!(kept, run(rounded, Rounding::F32).1);
     }
 }

@@ -270,8 +270,8 @@ impl<'a> DryRun<'a> {
         let [mut q, mut k, v] = self.linear_all(&h, qkv, pass);
         drop(h);
         if self.model.config.family.has_qk_norm() {
-            q = self.normalized(&q, self.rounding());
-            k = self.normalized(&k, self.rounding());
+            q = self.normalized(&q, Rounding::F32);
+            k = self.normalized(&k, Rounding::F32);
         }
         q = self.rope(q);
         k = self.rope(k);
@@ -298,7 +298,7 @@ impl<'a> DryRun<'a> {
     }
 
     fn rms_norm(&mut self, x: &Value) -> Value {
-        self.normalized(x, Rounding::F32)
+        self.normalized(x, self.rounding())
     }
 
     fn normalized(&mut self, x: &Value, rounding: Rounding) -> Value {
