@@ -192,7 +192,7 @@ impl Sums<'_> {
                     }
                     for j in 0..N {
                         let values = _mm512_loadu_si512(v.add(16 * j).cast());
-                        _mm_prefetch::<_MM_HINT_T0>(next.add(16 * j).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(next.add(16 * j).cast());
                         for i in 0..M {
                             sums[i][j] = _mm512_dpbf16_ps(
                                 sums[i][j],

@@ -30,6 +30,12 @@ pub(crate) fn pack_rows(
     assert!(to.len() >= count * PANEL_ROWS, "room for a panel");
     for half in [0, 16] {
         let rows = n.saturating_sub(first + half).min(16);
+        // The next sixteen rows are asked for, one after the other: sixteen streams at a time would be
+        // too many for the memory, and are too short for the hardware to see.
+        let mut ahead = w.as_ptr().wrapping_add((first + half + 16) * k + 2 * start);
+        let lines = (count / 16).max(1);
+        let to_next_row = k as isize - 32 * lines as isize;
+        let mut ahead_lines = lines;
         for i in (0..count).step_by(16) {
             let columns = (k - 2 * (start + i)).min(32);
             let from = w.as_ptr().wrapping_add((first + half) * k + 2 * (start + i));
@@ -38,14 +44,18 @@ pub(crate) fn pack_rows(
             // SAFETY: rows first + half .. + rows are below n, elements 2 (start + i) .. + columns
             // below k; of the result's rows those below `count` are stored.
             unsafe {
-                // The whole block in registers: loops of unknown length would keep it in memory. The next
-                // sixteen rows are asked for: their streams are too short for the hardware to see.
+                // The whole block in registers: loops of unknown length would keep it in memory.
                 if rows == 16 && columns == 32 && pairs == 16 {
                     let mut block = [_mm512_setzero_si512(); 16];
                     for row in 0..16 {
                         block[row] = _mm512_loadu_si512(from.add(row * k).cast());
-                        let next = from.wrapping_add((16 + row) * k);
-                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                        ahead = ahead.wrapping_add(32);
+                        ahead_lines -= 1;
+                        if ahead_lines == 0 {
+                            ahead = ahead.wrapping_offset(to_next_row);
+                            ahead_lines = lines;
+                        }
                     }
                     let block = transposed(block);
                     for pair in 0..16 {

@@ -338,7 +338,8 @@ fn panel(
 }
 
 /// Writes x·panel, of m rows and 32 columns over some pairs, to y, or adds it. x and y come with the
-/// elements from row to row, what is to be fetched meanwhile with the bytes of it for each pair.
+/// elements from row to row, what is to be fetched into L2 meanwhile with the bytes of it for each pair
+/// (into L1 it waits for the few misses that L1 can have at a time: benches/LOG.md, 2026-11-25).
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and BF16; the operands exist.
@@ -373,7 +374,7 @@ pub(crate) unsafe fn multiply(
                 first: true,
                 output: Some(output),
             };
-            tile_of::<true>(rows, tile);
+            tile_of::<false>(rows, tile);
         }
         row += rows;
     }
