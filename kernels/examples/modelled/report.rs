@@ -129,8 +129,8 @@ impl Claim {
         }
     }
 
-    /// Kernels by rows move at most 1.05 of the fewest bytes, and are bound by memory.
-    pub(crate) fn fewest_bytes(figures: &[Figure]) -> Claim {
+    /// Kernels that memory bounds move at most 1.05 of the fewest bytes.
+    pub(crate) fn fewest_bytes(what: &str, figures: &[Figure]) -> Claim {
         let mut worst: Vec<&Figure> = figures.iter().collect();
         worst.sort_by(|a, b| b.unique_ratio().total_cmp(&a.unique_ratio()));
         let holds = worst[0].unique_ratio() <= 1.05;
@@ -141,6 +141,14 @@ impl Claim {
             worst[0].unique_ratio(),
             name(worst[0]),
         );
+        let over_tensor =
+            |figure: &Figure| figure.of(Resource::Memory) / figure.of(Resource::Tensor);
+        let products = figures.iter().filter(|figure| figure.products > 0);
+        let least = products.map(over_tensor).fold(f64::INFINITY, f64::min);
+        if least.is_finite() {
+            write!(text, "; these bytes take at least {least:.1} times as long as the products")
+                .expect("a String grows");
+        }
         let mut others: Vec<String> = figures
             .iter()
             .filter(|figure| figure.modelled.bound != Resource::Memory)
@@ -149,16 +157,13 @@ impl Claim {
                 format!("{} ({:?}, {over:.1}x memory's time)", name(figure), figure.modelled.bound)
             })
             .collect();
+        others.sort();
         others.dedup();
         if !others.is_empty() {
             write!(text, ". Not bound by memory in the model: {}", others.join(", "))
                 .expect("a String grows");
         }
-        Claim {
-            what: "Memory-bound kernels move at most 1.05x the fewest bytes".to_owned(),
-            holds,
-            figures: text,
-        }
+        Claim { what: format!("{what} move at most 1.05x the fewest bytes"), holds, figures: text }
     }
 
     /// A decoding step requests each weight, key and value once.
