@@ -337,25 +337,23 @@ fn factor(suite: &mut Suite, [m, n, k]: [usize; 3]) {
         for index in sampled(m * k) {
             let (l, w) = (&l[index / k * n..][..n], w[index % k..].iter().step_by(k));
             let terms = l.iter().zip(w).map(|(l, w)| f64::from(*l) * f64::from(*w));
-            Exact::sum(terms).check_within(y[index], parts_off(n), &id, index);
+            // Low times low is at most 2⁻¹⁶ of a product, what the factor's parts leave out 2⁻¹⁷.
+            let unit = n as f64 * f64::from(f32::EPSILON) + 2f64.powi(-15);
+            Exact::sum(terms).check_within(y[index], unit, &id, index);
         }
         Ok(Box::new(move || gpu.factor(&there, [n, k]).map(drop)))
     });
 }
 
-/// What a sum of so many products of bf16 parts may be off: parts leave out 2⁻¹⁸ of what they are of; sums are of two
-/// products each.
-fn parts_off(terms: usize) -> f64 {
-    terms as f64 * f64::from(f32::EPSILON) + 2f64.powi(-17)
-}
-
 /// Compares some of x·Aᵀ, where x was rounded to bf16 and A `[n, k]` was split.
 fn check_low_rank(low: &[f32], w: &[f32], [m, n, k]: [usize; 3], id: &str) {
     let x = values(1, m * k);
+    // Parts leave out 2⁻¹⁸ of what they are of; sums are of two products each.
+    let unit = k as f64 * f64::from(f32::EPSILON) + 2f64.powi(-17);
     for index in sampled(m * n) {
         let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
         let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * f64::from(*w));
-        Exact::sum(terms).check_within(low[index], parts_off(k), id, index);
+        Exact::sum(terms).check_within(low[index], unit, id, index);
     }
 }
 
