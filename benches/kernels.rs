@@ -15,9 +15,16 @@
 //!
 //! Ids of `cuda/` have the shapes of `cpu/`. Differences: weights have one form there, so none is `-packed`, and a GPU
 //! knows no `-1t`; log-probabilities come with the LM head before them, hence their `-k`; philox is drawn within other
-//! kernels; what is fused only there (SwiGLU behind a product, QK-norm with the rotation) has no id. They are timed by
-//! events around many launches, which shows the launch where a kernel is shorter, and their peaks are the data sheet's:
-//! of a GPU that has none here no share is stated. Without a GPU a line on stderr says so, and the ids of the CPU run.
+//! kernels; `matmul/factor`, LoRA's factors in bf16 parts, is only there. What is one kernel there and two or more on a
+//! CPU has one id: SwiGLU behind a product (`matmul/swiglu`, `matmul/backward-swiglu`; results are bf16 only there),
+//! QK-norm with the rotation (`rope/norm`), rows that are rounded as they are written (`-bf16` where no weights are).
+//!
+//! No id have the sum of slices (within `product`), heads of other widths than Qwen3's, and tiles that a GPU does not
+//! take for these shapes.
+//!
+//! Ids of `cuda/` are timed by events around many launches, which shows the launch where a kernel is shorter, and their
+//! peaks are the data sheet's: of a GPU that has none here no share is stated. Without a GPU a line on stderr says so,
+//! and the ids of the CPU run.
 //! An emulated GPU (`CUDA_DRIVER_LIB`) checks results (`-- --test cuda/rms_norm`); where ids are to be timed it counts
 //! as none.
 
@@ -41,6 +48,10 @@ mod measure;
 #[path = "kernels/naive.rs"]
 mod naive;
 mod record;
+#[path = "kernels/rope.rs"]
+mod rope;
+#[path = "kernels/rounded.rs"]
+mod rounded;
 #[path = "kernels/vocabulary.rs"]
 mod vocabulary;
 
@@ -218,6 +229,8 @@ fn main() {
     matmul::bench(&mut suite);
     attention::bench(&mut suite);
     elements::bench(&mut suite);
+    rounded::bench(&mut suite);
+    rope::bench(&mut suite);
     vocabulary::bench(&mut suite);
     suite.criterion.final_summary();
     for report in suite.reports.into_iter().filter_map(OnceCell::into_inner) {

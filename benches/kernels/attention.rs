@@ -12,15 +12,12 @@ use kernels::{
 use super::{
     HEAD_DIM, HEADS, KV_HEADS, Run, Suite, Work, copies,
     cuda::Cuda,
-    naive::{Exact, sampled, values},
+    naive::{BF16, Exact, rounded, sampled, values},
 };
 
 const SHAPE: Shape = Shape { heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
 const WIDTH: usize = HEADS * HEAD_DIM;
 const KV_WIDTH: usize = KV_HEADS * HEAD_DIM;
-
-/// What a product of bf16 may be off, relative to the sum of its terms' magnitudes.
-const UNIT: f64 = 1.0 / 256.0;
 
 pub(crate) fn bench(suite: &mut Suite) {
     for (batch, context) in [(1, 1024), (4, 1024), (16, 1024), (16, 256), (1, 4096)] {
@@ -137,17 +134,13 @@ impl Sequences {
                 let v = vector(&self.v, first + j, kv_head, KV_HEADS);
                 (s - log_sum).exp() * rounded(v[lane])
             });
-            Exact::sum(terms).check_within(out[index], UNIT, id, index);
+            Exact::sum(terms).check_within(out[index], BF16, id, index);
         }
     }
 }
 
 fn vector(of: &[f32], row: usize, head: usize, heads: usize) -> &[f32] {
     &of[(row * heads + head) * HEAD_DIM..][..HEAD_DIM]
-}
-
-fn rounded(x: f32) -> f64 {
-    bf16::from_f32(x).to_f64()
 }
 
 fn score(q: &[f32], k: &[f32]) -> f64 {
@@ -383,7 +376,7 @@ fn check_backward(tree: &Tree, gradients: &[Vec<f32>; 3], dy: &[f32], saved: Sav
         let kv_head = head / (HEADS / KV_HEADS);
         let key = |key: usize| rounded(vector(k, key, kv_head, KV_HEADS)[lane]);
         let exact = Exact::sum(keys.flat_map(|j| at(row, head, j).1.map(|ds| ds * key(j))));
-        exact.check_within(gradients[0][index], UNIT, id, index);
+        exact.check_within(gradients[0][index], BF16, id, index);
     }
     for index in sampled(gradients[1].len()) {
         let (key, kv_head, lane) =
@@ -397,7 +390,7 @@ fn check_backward(tree: &Tree, gradients: &[Vec<f32>; 3], dy: &[f32], saved: Sav
             dk.extend(ds.map(|ds| ds * rounded(vector(q, row, head, HEADS)[lane])));
             dv.push(p * f64::from(vector(dy, row, head, HEADS)[lane]));
         }
-        Exact::sum(dk.into_iter()).check_within(gradients[1][index], UNIT, id, index);
-        Exact::sum(dv.into_iter()).check_within(gradients[2][index], UNIT, id, index);
+        Exact::sum(dk.into_iter()).check_within(gradients[1][index], BF16, id, index);
+        Exact::sum(dv.into_iter()).check_within(gradients[2][index], BF16, id, index);
     }
 }

@@ -1,13 +1,13 @@
-//! Kernels that pass once over their operands: norms, rotations, activations, sums, dropout, the optimizer.
+//! Kernels that pass once over their operands: norms, activations, rows, sums, dropout, the optimizer.
 
 use half::{bf16, slice::HalfFloatSliceExt as _};
 use kernels::{
     cpu::{
-        Matrix, adamw, add, dropout, embedding, norm,
+        Matrix, adamw, add, dropout, embedding,
+        gather::{self, Places},
+        norm,
         philox::{Philox, Stream},
-        rms_norm,
-        rope::{self, RopeTable},
-        swiglu,
+        rms_norm, swiglu,
     },
     cuda::Draws,
 };
@@ -18,9 +18,9 @@ use super::{
 };
 
 /// Rows of a decoding step, and of a training batch.
-const ROWS: [usize; 2] = [1, 512];
+pub(crate) const ROWS: [usize; 2] = [1, 512];
 
-const EPS: f32 = 1e-6;
+pub(crate) const EPS: f32 = 1e-6;
 
 pub(crate) fn bench(suite: &mut Suite) {
     for widths in MODELS {
@@ -32,6 +32,8 @@ pub(crate) fn bench(suite: &mut Suite) {
         }
         rms_norm_backward(suite, 512, hidden);
         swiglu_backward(suite, 512 * inner);
+        take(suite, 512, hidden);
+        take_back(suite, 512, hidden);
         sum(suite, 512 * hidden);
         drop_out(suite, 512 * hidden);
         let len = adapter_len(widths);
@@ -40,10 +42,8 @@ pub(crate) fn bench(suite: &mut Suite) {
     }
     for rows in ROWS {
         rms_norm_forward(suite, rows * HEADS, HEAD_DIM);
-        rotate(suite, rows, false);
     }
     rms_norm_backward(suite, 512 * HEADS, HEAD_DIM);
-    rotate(suite, 512, true);
     draw_words(suite, 1 << 16);
 }
 
@@ -54,12 +54,19 @@ fn adapter_len(Widths { hidden, inner }: Widths) -> usize {
 }
 
 /// `count` f32 values read or written.
-fn passes(count: usize) -> Work {
+pub(crate) fn passes(count: usize) -> Work {
     Work { bytes: 4.0 * count as f64, ..Work::default() }
 }
 
 fn widened(x: &[f32]) -> impl Iterator<Item = f64> {
     x.iter().map(|x| f64::from(*x))
+}
+
+/// An element of the norm of x's rows, which are as long as w.
+pub(crate) fn normed(x: &[f32], w: &[f32], index: usize) -> f64 {
+    let n = w.len();
+    let mean = widened(&x[index / n * n..][..n]).map(|x| x * x).sum::<f64>() / n as f64;
+    f64::from(x[index]) * f64::from(w[index % n]) / (mean + f64::from(EPS)).sqrt()
 }
 
 fn rms_norm_forward(suite: &mut Suite, rows: usize, n: usize) {
@@ -68,10 +75,7 @@ fn rms_norm_forward(suite: &mut Suite, rows: usize, n: usize) {
     let check = move |y: &[f32], id: &str| {
         let (x, w) = inputs();
         for index in sampled(rows * n) {
-            let row = &x[index / n * n..][..n];
-            let mean = widened(row).map(|x| x * x).sum::<f64>() / n as f64;
-            let exact = f64::from(x[index]) * f64::from(w[index % n]);
-            Exact::of(exact / (mean + f64::from(EPS)).sqrt()).check(y[index], id, index);
+            Exact::of(normed(&x, &w, index)).check(y[index], id, index);
         }
     };
     suite.bench("rms_norm", id.clone(), passes(2 * rows * n), |cpu| -> Run<'_> {
@@ -128,6 +132,17 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// silu(gate)·up.
+pub(crate) fn gated(gate: f64, up: f64) -> f64 {
+    gate * sigmoid(gate) * up
+}
+
+/// Its derivatives by gate and by up.
+pub(crate) fn slopes(gate: f64, up: f64) -> [f64; 2] {
+    let s = sigmoid(gate);
+    [up * s * (1.0 + gate * (1.0 - s)), gate * s]
+}
+
 fn swiglu_forward(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
     let inputs = move || (values(1, len), values(2, len));
@@ -135,7 +150,7 @@ fn swiglu_forward(suite: &mut Suite, len: usize) {
         let (gate, up) = inputs();
         for index in sampled(len) {
             let [g, u] = [&gate, &up].map(|x| f64::from(x[index]));
-            Exact::of(g * sigmoid(g) * u).check(y[index], id, index);
+            Exact::of(gated(g, u)).check(y[index], id, index);
         }
     };
     suite.bench("swiglu", id.clone(), passes(3 * len), |cpu| -> Run<'_> {
@@ -162,9 +177,9 @@ fn swiglu_backward(suite: &mut Suite, len: usize) {
         let (gate, up, dy) = inputs();
         for index in sampled(len) {
             let [g, u, dy] = [&gate, &up, &dy].map(|x| f64::from(x[index]));
-            let s = sigmoid(g);
-            Exact::of(dy * u * s * (1.0 + g * (1.0 - s))).check(dgate[index], id, index);
-            Exact::of(dy * g * s).check(dup[index], id, index);
+            let [to_gate, to_up] = slopes(g, u);
+            Exact::of(dy * to_gate).check(dgate[index], id, index);
+            Exact::of(dy * to_up).check(dup[index], id, index);
         }
     };
     suite.bench("swiglu", id.clone(), passes(5 * len), |cpu| -> Run<'_> {
@@ -212,6 +227,71 @@ fn embed(suite: &mut Suite, rows: usize, n: usize) {
         gpu.embedding(&mut y, &ids, &there, n)?;
         check(&gpu.download(&y)?, &table, &id);
         Ok(Box::new(move || gpu.embedding(&mut y, &ids, &there, n)))
+    });
+}
+
+/// The rows that a gather takes of twice as many: a quarter of them, each two times.
+fn taken(rows: usize) -> Vec<u32> {
+    (0..rows).map(|i| (i / 2 * 7919 % (2 * rows)) as u32).collect()
+}
+
+fn take(suite: &mut Suite, rows: usize, n: usize) {
+    let id = format!("r{rows}-n{n}");
+    let inputs = move || (values(1, 2 * rows * n), taken(rows));
+    let check = move |y: &[f32], id: &str| {
+        let (x, from) = inputs();
+        for index in sampled(rows * n) {
+            let exact = f64::from(x[from[index / n] as usize * n + index % n]);
+            Exact::of(exact).check_within(y[index], 0.0, id, index);
+        }
+    };
+    let work = passes((rows / 2 + rows) * n);
+    suite.bench("gather", id.clone(), work, |cpu| -> Run<'_> {
+        let (x, from) = inputs();
+        let mut y = vec![f32::NAN; rows * n];
+        gather::forward(cpu, &mut y, &x, &from, n);
+        check(&y, &id);
+        Box::new(move || gather::forward(cpu, &mut y, &x, &from, n))
+    });
+    suite.bench_cuda("gather", id.clone(), work, |gpu| {
+        let (x, from) = inputs();
+        let (x, from) = (gpu.upload(&x)?, gpu.upload(&from)?);
+        let mut y = gpu.uninitialized(rows * n)?;
+        gpu.gather(&mut y, &x, &from, n)?;
+        check(&gpu.download(&y)?, &id);
+        Ok(Box::new(move || gpu.gather(&mut y, &x, &from, n)))
+    });
+}
+
+fn take_back(suite: &mut Suite, rows: usize, n: usize) {
+    let id = format!("backward-r{rows}-n{n}");
+    let len = 2 * rows * n;
+    let inputs = move || (values(1, rows * n), Places::new(&taken(rows), 2 * rows));
+    let check = move |dx: &[f32], id: &str| {
+        let (dy, from) = (values(1, rows * n), taken(rows));
+        // Some of any row, and some of a row that was taken.
+        for index in sampled(len).chain(sampled(n).map(|i| from[rows / 2] as usize * n + i)) {
+            let sources = (0..rows).filter(|&i| from[i] as usize == index / n);
+            let exact = Exact::sum(sources.map(|i| f64::from(dy[i * n + index % n])));
+            exact.check(dx[index], id, index);
+        }
+    };
+    let work = passes(rows * n + len);
+    suite.bench("gather", id.clone(), work, |cpu| -> Run<'_> {
+        let (dy, places) = inputs();
+        let mut dx = vec![f32::NAN; len];
+        gather::backward(cpu, &mut dx, &dy, &places, n);
+        check(&dx, &id);
+        Box::new(move || gather::backward(cpu, &mut dx, &dy, &places, n))
+    });
+    suite.bench_cuda("gather", id.clone(), work, |gpu| {
+        let (dy, places) = inputs();
+        let dy = gpu.upload(&dy)?;
+        let lists = [gpu.upload(&places.starts)?, gpu.upload(&places.sources)?];
+        let mut dx = gpu.uninitialized(len)?;
+        gpu.gather_backward(&mut dx, &dy, lists.each_ref(), n)?;
+        check(&gpu.download(&dx)?, &id);
+        Ok(Box::new(move || gpu.gather_backward(&mut dx, &dy, lists.each_ref(), n)))
     });
 }
 
@@ -335,49 +415,6 @@ fn step(suite: &mut Suite, len: usize) {
         gpu.adamw(&mut w, &mut m, &mut v, &dw, &settings)?;
         check([&gpu.download(&w)?, &gpu.download(&m)?, &gpu.download(&v)?], &id);
         Ok(Box::new(move || gpu.adamw(&mut w, &mut m, &mut v, &dw, &settings)))
-    });
-}
-
-fn rotate(suite: &mut Suite, rows: usize, backward: bool) {
-    let id = format!("{}r{rows}-h{HEADS}-d{HEAD_DIM}", if backward { "backward-" } else { "" });
-    let half = HEAD_DIM / 2;
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| 1e6f64.powf(-(i as f64) / half as f64) as f32).collect();
-    let positions: Vec<u32> = (0..rows as u32).map(|row| row + 100).collect();
-    let inputs = move || values(1, rows * HEADS * HEAD_DIM);
-    let check = |x: &[f32], id: &str| {
-        let old = inputs();
-        for index in sampled(x.len()) {
-            let (row, i) = (index / (HEADS * HEAD_DIM), index % HEAD_DIM);
-            // PyTorch has the angle in f32, and so have we.
-            let angle = f64::from(positions[row] as f32 * frequencies[i % half]);
-            let sine = if backward { -angle.sin() } else { angle.sin() };
-            let [own, other] = match i < half {
-                true => [old[index], -old[index + half]],
-                false => [old[index], old[index - half]],
-            };
-            let terms = [f64::from(own) * angle.cos(), f64::from(other) * sine];
-            // Cosine, sine and products are rounded as well.
-            let unit = 4.0 * f64::from(f32::EPSILON);
-            Exact::sum(terms.into_iter()).check_within(x[index], unit, id, index);
-        }
-    };
-    let work = passes(2 * rows * HEADS * HEAD_DIM);
-    suite.bench("rope", id.clone(), work, |cpu| -> Run<'_> {
-        let table = RopeTable::new(&frequencies, 4096);
-        let positions = positions.clone();
-        let kernel = if backward { rope::backward } else { rope::forward };
-        let mut x = inputs();
-        kernel(cpu, &mut x, &positions, &table, HEADS);
-        check(&x, &id);
-        Box::new(move || kernel(cpu, &mut x, &positions, &table, HEADS))
-    });
-    suite.bench_cuda("rope", id.clone(), work, |gpu| {
-        let table = gpu.rope_table(&frequencies, 4096)?;
-        let (positions, mut x) = (gpu.upload(&positions)?, gpu.upload(&inputs())?);
-        gpu.rope(&mut x, &positions, &table, backward)?;
-        check(&gpu.download(&x)?, &id);
-        Ok(Box::new(move || gpu.rope(&mut x, &positions, &table, backward)))
     });
 }
 

@@ -6,13 +6,15 @@ use kernels::{
         Cpu, Matrix, Rounding,
         matmul::{self, Panels},
         product::{self, Left},
+        swiglu,
     },
-    cuda::{Buffer, Pair},
+    cuda::{Buffer, Factor, Pair},
 };
 
 use super::{
     HEAD_DIM, HEADS, KV_HEADS, MODELS, RANK, Run, Suite, VOCAB, Widths, Work, copies,
-    naive::{Exact, halves, sampled, values},
+    elements::{gated, slopes},
+    naive::{BF16, Exact, halves, rounded, sampled, values},
 };
 
 pub(crate) fn bench(suite: &mut Suite) {
@@ -39,7 +41,14 @@ pub(crate) fn bench(suite: &mut Suite) {
         for [n, k] in [[inner, hidden], [hidden, inner]] {
             backward(suite, [512, n, k]);
         }
-        lora(suite, [512, RANK, hidden]);
+        for m in [1, 16, 128, 512] {
+            swiglu_forward(suite, [m, inner, hidden]);
+        }
+        swiglu_backward(suite, [512, hidden, inner]);
+        for m in [16, 512] {
+            lora(suite, [m, RANK, hidden]);
+        }
+        factor(suite, [512, RANK, hidden]);
         gradient(suite, [RANK, hidden, 512]);
     }
 }
@@ -56,10 +65,6 @@ fn multiply_back(cpu: &Cpu, dx: &mut [f32], dy: &[f32], w: &[bf16], shape: [usiz
 
 fn multiply_f32(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[f32], shape: [usize; 3]) {
     matmul::forward(cpu, y, x, Matrix::F32(w), shape, Rounding::F32, false);
-}
-
-fn rounded(x: f32) -> f64 {
-    bf16::from_f32(x).to_f64()
 }
 
 fn work([m, n, k]: [usize; 3], weight_bytes: usize) -> Work {
@@ -184,6 +189,174 @@ fn backward(suite: &mut Suite, shape: [usize; 3]) {
     });
 }
 
+/// Gate and up, which lie one behind the other in w `[2n, k]`, and silu(gate)·up. On a GPU one kernel, which rounds the
+/// result to bf16, and writes gate and up only where a backward pass is to come: of a training batch.
+fn swiglu_forward(suite: &mut Suite, [m, n, k]: [usize; 3]) {
+    let id = format!("swiglu-m{m}-n{n}-k{k}-bf16");
+    let kept = m == 512;
+    let check = move |y: &[f32], w: &[bf16], unit: f64, id: &str| {
+        let x = values(1, m * k);
+        for index in sampled(m * n) {
+            let [gate, up] = [0, n].map(|first| {
+                let (x, w) = (&x[index / n * k..][..k], &w[(first + index % n) * k..][..k]);
+                Exact::sum(x.iter().zip(w).map(|(x, w)| rounded(*x) * w.to_f64()))
+            });
+            let y_exact = Exact::of(gated(gate.value, up.value));
+            // Gate and up are off, too; of silu the slope is at most 1.1.
+            let off = 1.1 * gate.off() * (up.value.abs() + up.off()) + gate.value.abs() * up.off();
+            let off = y_exact.off() + off + unit * y_exact.value.abs();
+            y_exact.check_off(y[index], off, id, index);
+        }
+    };
+    let written = m * n * if kept { 3 } else { 1 };
+    let work = work([m, 2 * n, k], 2);
+    let on_cpu = Work { bytes: (4 * (n * k + m * k + written)) as f64, ..work };
+    let on_gpu = Work { bytes: (4 * n * k + 2 * m * k + 4 * written - 2 * m * n) as f64, ..work };
+    suite.bench("matmul", id.clone(), on_cpu, |cpu| -> Run<'_> {
+        let (x, weights) = (values(1, m * k), layers(halves(2, 2 * n * k)));
+        let [mut gate, mut up, mut y] = [(); 3].map(|()| vec![f32::NAN; m * n]);
+        let mut run = move |y: &mut [f32], w: &[bf16]| {
+            let (first, last) = w.split_at(n * k);
+            let product = |y, w| matmul::Product {
+                y,
+                w: Matrix::Bf16(w),
+                n,
+                accumulate: false,
+                low_rank: None,
+            };
+            let products = &mut [product(&mut gate, first), product(&mut up, last)];
+            matmul::forward_all(cpu, products, &x, [m, k], Rounding::Bf16);
+            swiglu::forward(cpu, y, swiglu::Inputs::F32([&gate, &up]));
+        };
+        run(&mut y, &weights[0]);
+        check(&y, &weights[0], 0.0, &id);
+        let mut layer = 0;
+        Box::new(move || {
+            layer = (layer + 1) % weights.len();
+            run(&mut y, &weights[layer]);
+        })
+    });
+    suite.bench_cuda("matmul", id.clone(), on_gpu, |gpu| {
+        let (x, w) = (gpu.rounded(&values(1, m * k))?, halves(2, 2 * n * k));
+        let weights = gpu.layers(&w)?;
+        let mut y = gpu.uninitialized(m * n)?;
+        let mut gate_up = match kept {
+            true => Some([gpu.uninitialized(m * n)?, gpu.uninitialized(m * n)?]),
+            false => None,
+        };
+        let mut run = move |y: &mut Buffer<u16>, w: &Buffer<u16>| {
+            let kept = gate_up.as_mut().map(|[gate, up]| [gate, up]);
+            gpu.matmul_swiglu(y, kept, &[Pair { x: &x, w, first_row: 0, k }], [m, n])
+        };
+        run(&mut y, &weights[0])?;
+        check(&gpu.widened(&y)?, &w, BF16, &id);
+        let mut layer = 0;
+        Ok(Box::new(move || {
+            layer = (layer + 1) % weights.len();
+            run(&mut y, &weights[layer])
+        }))
+    });
+}
+
+/// Back through the product with w `[n, k]` that follows, and through SwiGLU: the gradients of gate and up, both
+/// `[m, k]`. On a GPU one kernel, which rounds them to bf16.
+fn swiglu_backward(suite: &mut Suite, shape: [usize; 3]) {
+    let [m, n, k] = shape;
+    let id = format!("backward-swiglu-m{m}-n{n}-k{k}-bf16");
+    let inputs = move || (values(1, m * n), values(3, m * k), values(4, m * k));
+    let check = move |gradients: [&[f32]; 2], w: &[bf16], unit: f64, id: &str| {
+        let (dy, gate, up) = inputs();
+        for index in sampled(m * k) {
+            let (dy, w) = (&dy[index / k * n..][..n], &w[index % k..]);
+            let terms = dy.iter().zip(w.iter().step_by(k));
+            let product = Exact::sum(terms.map(|(dy, w)| rounded(*dy) * w.to_f64()));
+            let slopes = slopes(gate[index].into(), up[index].into());
+            for (got, slope) in gradients.iter().zip(slopes) {
+                let exact = Exact::of(product.value * slope);
+                // The product is off, too, and its error is rounded with it.
+                let off = slope.abs() * product.off() * (1.0 + unit);
+                let off = exact.off() + off + unit * exact.value.abs();
+                exact.check_off(got[index], off, id, index);
+            }
+        }
+    };
+    let work = work(shape, 2);
+    let on_cpu = Work { bytes: (2 * n * k + 4 * m * n + 16 * m * k) as f64, ..work };
+    let on_gpu = Work { bytes: (2 * n * k + 2 * m * n + 12 * m * k) as f64, ..work };
+    suite.bench("matmul", id.clone(), on_cpu, |cpu| -> Run<'_> {
+        let ((dy, gate, up), weights) = (inputs(), layers(halves(2, n * k)));
+        let [mut product, dgate, dup] = [(); 3].map(|()| vec![f32::NAN; m * k]);
+        let mut gradients = [dgate, dup];
+        let mut run = move |[dgate, dup]: &mut [Vec<f32>; 2], w: &[bf16]| {
+            multiply_back(cpu, &mut product, &dy, w, shape);
+            swiglu::backward(cpu, [dgate, dup], &product, swiglu::Inputs::F32([&gate, &up]));
+        };
+        run(&mut gradients, &weights[0]);
+        check(gradients.each_ref().map(Vec::as_slice), &weights[0], 0.0, &id);
+        let mut layer = 0;
+        Box::new(move || {
+            layer = (layer + 1) % weights.len();
+            run(&mut gradients, &weights[layer]);
+        })
+    });
+    suite.bench_cuda("matmul", id.clone(), on_gpu, |gpu| {
+        let ((dy, gate, up), w) = (inputs(), halves(2, n * k));
+        let (dy, gate, up) = (gpu.rounded(&dy)?, gpu.upload(&gate)?, gpu.upload(&up)?);
+        let weights = gpu.layers(&w)?;
+        let mut gradients = [gpu.uninitialized(m * k)?, gpu.uninitialized(m * k)?];
+        let run = move |[dgate, dup]: &mut [Buffer<u16>; 2], w: &Buffer<u16>| {
+            let pairs = [Pair { x: &dy, w, first_row: 0, k: n }];
+            gpu.matmul_swiglu_backward([dgate, dup], [&gate, &up], &pairs, [m, k])
+        };
+        run(&mut gradients, &weights[0])?;
+        let [dgate, dup] = [gpu.widened(&gradients[0])?, gpu.widened(&gradients[1])?];
+        check([&dgate, &dup], &w, BF16, &id);
+        let mut layer = 0;
+        Ok(Box::new(move || {
+            layer = (layer + 1) % weights.len();
+            run(&mut gradients, &weights[layer])
+        }))
+    });
+}
+
+/// A factor `[n, k]` split into bf16 parts, for products on a GPU only; checked by x·Fᵀ, and that by F.
+fn factor(suite: &mut Suite, [m, n, k]: [usize; 3]) {
+    let id = format!("factor-r{n}-n{k}-f32");
+    // Three parts of 2 bytes, in two orders.
+    let work = Work { bytes: 16.0 * (n * k) as f64, ..Work::default() };
+    suite.bench_cuda("matmul", id.clone(), work, |gpu| {
+        let w = values(2, n * k);
+        let there = gpu.upload(&w)?;
+        let factor: Factor = gpu.factor(&there, [n, k])?;
+        let low = gpu.low_rank(&gpu.rounded(&values(1, m * k))?, &factor, m, 1.0)?;
+        let l = joined(&gpu.widened(&low)?, n);
+        check_low_rank(&l, &w, [m, n, k], &id);
+        let mut y = gpu.uninitialized(m * k)?;
+        gpu.matmul(&mut y, &[factor.forward(&low)], [m, k], false)?;
+        let y = gpu.download(&y)?;
+        for index in sampled(m * k) {
+            let (l, w) = (&l[index / k * n..][..n], w[index % k..].iter().step_by(k));
+            let terms = l.iter().zip(w).map(|(l, w)| f64::from(*l) * f64::from(*w));
+            // Low times low is at most 2⁻¹⁶ of a product, what the factor's parts leave out 2⁻¹⁷.
+            let unit = n as f64 * f64::from(f32::EPSILON) + 2f64.powi(-15);
+            Exact::sum(terms).check_within(y[index], unit, &id, index);
+        }
+        Ok(Box::new(move || gpu.factor(&there, [n, k]).map(drop)))
+    });
+}
+
+/// Compares some of x·Aᵀ, where x was rounded to bf16 and A `[n, k]` was split.
+fn check_low_rank(low: &[f32], w: &[f32], [m, n, k]: [usize; 3], id: &str) {
+    let x = values(1, m * k);
+    // Parts leave out 2⁻¹⁸ of what they are of; sums are of two products each.
+    let unit = k as f64 * f64::from(f32::EPSILON) + 2f64.powi(-17);
+    for index in sampled(m * n) {
+        let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
+        let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * f64::from(*w));
+        Exact::sum(terms).check_within(low[index], unit, id, index);
+    }
+}
+
 /// x·Aᵀ, in f32 as adapters are trained; on a GPU x is bf16, and A and the result in bf16 parts.
 fn lora(suite: &mut Suite, shape: [usize; 3]) {
     let [m, n, k] = shape;
@@ -203,13 +376,7 @@ fn lora(suite: &mut Suite, shape: [usize; 3]) {
         let (x, w) = (values(1, m * k), values(2, n * k));
         let (there, factor) = (gpu.rounded(&x)?, gpu.factor(&gpu.upload(&w)?, [n, k])?);
         let low = joined(&gpu.widened(&gpu.low_rank(&there, &factor, m, 1.0)?)?, n);
-        // Parts leave out 2⁻¹⁸ of what they are of; sums are of two products each.
-        let unit = k as f64 * f64::from(f32::EPSILON) + 2f64.powi(-17);
-        for index in sampled(m * n) {
-            let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
-            let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * f64::from(*w));
-            Exact::sum(terms).check_within(low[index], unit, &id, index);
-        }
+        check_low_rank(&low, &w, shape, &id);
         Ok(Box::new(move || gpu.low_rank(&there, &factor, m, 1.0).map(drop)))
     });
 }

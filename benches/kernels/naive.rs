@@ -17,6 +17,13 @@ pub(crate) fn halves(seed: u64, len: usize) -> Vec<bf16> {
     values(seed, len).into_iter().map(bf16::from_f32).collect()
 }
 
+/// What rounding to bf16 may be off: half a unit in the last of 8 bits.
+pub(crate) const BF16: f64 = 1.0 / 256.0;
+
+pub(crate) fn rounded(x: f32) -> f64 {
+    bf16::from_f32(x).to_f64()
+}
+
 /// Up to 16 indices below `len`, the first and the last among them.
 pub(crate) fn sampled(len: usize) -> impl Iterator<Item = usize> {
     let count = len.min(16);
@@ -46,16 +53,25 @@ impl Exact {
         Exact { value, magnitude: value.abs(), terms: 16 }
     }
 
-    /// Panics unless `got` is within what n additions of f32, in any order, can be off: n half units in the last
-    /// place of the sum of magnitudes (Higham 2002, section 4.2).
+    /// What n additions of f32, in any order, can be off: n half units in the last place of the sum of magnitudes
+    /// (Higham 2002, section 4.2).
+    pub(crate) fn off(self) -> f64 {
+        self.terms as f64 * f64::from(f32::EPSILON) / 2.0 * self.magnitude
+    }
+
+    /// Panics unless `got` is as near as [`Exact::off`] says.
     pub(crate) fn check(self, got: f32, case: &str, index: usize) {
-        let unit = f64::from(f32::EPSILON) / 2.0;
-        self.check_within(got, self.terms as f64 * unit, case, index);
+        self.check_off(got, self.off(), case, index);
     }
 
     /// The same with a bound relative to the sum of magnitudes.
     pub(crate) fn check_within(self, got: f32, unit: f64, case: &str, index: usize) {
-        let bound = unit * self.magnitude + f64::from(f32::MIN_POSITIVE);
+        self.check_off(got, unit * self.magnitude, case, index);
+    }
+
+    /// The same with a bound.
+    pub(crate) fn check_off(self, got: f32, off: f64, case: &str, index: usize) {
+        let bound = off + f64::from(f32::MIN_POSITIVE);
         let error = (f64::from(got) - self.value).abs();
         assert!(
             error <= bound,
