@@ -19,8 +19,8 @@
 //! CPU has one id: SwiGLU behind a product (`matmul/swiglu`, `matmul/backward-swiglu`; results are bf16 only there),
 //! QK-norm with the rotation (`rope/norm`), rows that are rounded as they are written (`-bf16` where no weights are).
 //!
-//! No id have the sum of slices (within `product`), heads of other widths than Qwen3's, and tiles that a GPU does not
-//! take for these shapes.
+//! Without an id: the sum of slices (within `product`), heads of other widths than Qwen3's, and tiles that a GPU does
+//! not take for these shapes.
 //!
 //! Ids of `cuda/` are timed by events around many launches, which shows the launch where a kernel is shorter, and their
 //! peaks are the data sheet's: of a GPU that has none here no share is stated. Without a GPU a line on stderr says so,
