@@ -137,14 +137,14 @@ impl<'m> Saved<'m> {
         Saved::Recomputed(Recipe::new(again))
     }
 
-    /// `x`, in bf16 where products round to it.
+    /// `x`, on a CPU in bf16 where products round to it; on a GPU as it is.
     pub(crate) fn rounded(x: &Tensor, rounding: Rounding) -> Saved<'m> {
-        match rounding {
-            Rounding::Bf16 => {
+        match (x.device(), rounding) {
+            (Device::Cpu(_), Rounding::Bf16) => {
                 let narrow = Narrow::of(x);
                 Saved::recomputed(move || narrow.widened())
             }
-            Rounding::F32 | Rounding::F64Sums => Saved::Held(x.clone()),
+            _ => Saved::Held(x.clone()),
         }
     }
 

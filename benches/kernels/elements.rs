@@ -320,9 +320,16 @@ fn sum(suite: &mut Suite, len: usize) {
     });
 }
 
+pub(crate) const DRAWS: Draws = Draws { seed: 1, sequence: 2, stream: Stream::DROPOUT };
+pub(crate) const PROBABILITY: f32 = 0.1;
+
+pub(crate) fn mask() -> dropout::Mask {
+    let draws = Philox::new(DRAWS.seed, DRAWS.sequence, DRAWS.stream);
+    dropout::Mask { draws, probability: PROBABILITY }
+}
+
 fn drop_out(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
-    let draws = Draws { seed: 1, sequence: 2, stream: Stream::DROPOUT };
     let check = move |y: &[f32], id: &str| {
         let x = values(1, len);
         let dropped = y.iter().filter(|y| **y == 0.0).count() as f64;
@@ -337,20 +344,18 @@ fn drop_out(suite: &mut Suite, len: usize) {
         }
     };
     suite.bench("dropout", id.clone(), passes(2 * len), |cpu| -> Run<'_> {
-        let draws = Philox::new(draws.seed, draws.sequence, draws.stream);
-        let mask = dropout::Mask { draws, probability: 0.1 };
         let x = values(1, len);
         let mut y = vec![f32::NAN; len];
-        dropout::forward(cpu, &mut y, &x, mask);
+        dropout::forward(cpu, &mut y, &x, mask());
         check(&y, &id);
-        Box::new(move || dropout::forward(cpu, &mut y, &x, mask))
+        Box::new(move || dropout::forward(cpu, &mut y, &x, mask()))
     });
     suite.bench_cuda("dropout", id.clone(), passes(2 * len), |gpu| {
         let x = gpu.upload(&values(1, len))?;
         let mut y = gpu.uninitialized::<f32>(len)?;
-        gpu.dropout(&mut y, &x, draws, 0.1)?;
+        gpu.dropout(&mut y, &x, DRAWS, PROBABILITY)?;
         check(&gpu.download(&y)?, &id);
-        Ok(Box::new(move || gpu.dropout(&mut y, &x, draws, 0.1)))
+        Ok(Box::new(move || gpu.dropout(&mut y, &x, DRAWS, PROBABILITY)))
     });
 }
 

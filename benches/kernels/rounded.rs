@@ -3,18 +3,14 @@
 
 use half::{bf16, slice::HalfFloatSliceExt as _};
 use kernels::{
-    cpu::{
-        Cpu, dropout,
-        philox::{Philox, Stream},
-        rms_norm, round, swiglu,
-    },
-    cuda::{Buffer, Draws, Error},
+    cpu::{Cpu, dropout, rms_norm, round, swiglu},
+    cuda::{Buffer, Error},
 };
 
 use super::{
     HEAD_DIM, HEADS, MODELS, Run, Suite, Widths, Work,
     cuda::Cuda,
-    elements::{EPS, ROWS, gated, normed, slopes},
+    elements::{DRAWS, EPS, PROBABILITY, ROWS, gated, mask, normed, slopes},
     naive::{BF16, Exact, halves, rounded, sampled, values},
 };
 
@@ -162,14 +158,6 @@ fn activation_backward(suite: &mut Suite, len: usize) {
             })
         },
     );
-}
-
-const DRAWS: Draws = Draws { seed: 1, sequence: 2, stream: Stream::DROPOUT };
-const PROBABILITY: f32 = 0.1;
-
-fn mask() -> dropout::Mask {
-    let draws = Philox::new(DRAWS.seed, DRAWS.sequence, DRAWS.stream);
-    dropout::Mask { draws, probability: PROBABILITY }
 }
 
 /// An element of x behind the mask.

@@ -27,15 +27,11 @@ pub fn rms_norm<'m>(
     rounding: Rounding,
 ) -> Tensor {
     assert_eq!(w.len(), x.shape()[1], "rms_norm: x is {:?}", x.shape());
-    let kept = match x.device() {
-        Device::Cpu(_) => rounding,
-        Device::Cuda(_) => Rounding::F32,
-    };
-    normalized(tape, x, w, eps, kept)
+    normalized(tape, x, w, eps, rounding)
 }
 
 /// Normalizes each part of a row that is as long as `w`: with w of a row's length all of it, with one of
-/// head_dim each head (Qwen3's norm of queries and keys). With [`Rounding::Bf16`] x is kept rounded.
+/// head_dim each head (Qwen3's norm of queries and keys). `rounding` as for [`rms_norm`].
 pub(super) fn normalized<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
