@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
-use trainer::{prompt::OrderPlan, settings::Weights, verdict::MatchRule};
+use trainer::{data::Columns, prompt::OrderPlan, settings::Weights, verdict::MatchRule};
 pub(crate) use values::DeviceArg;
 use values::{parse_device, parse_share, parse_size};
 
@@ -238,7 +238,8 @@ Examples:
   j1 judge --model ./qwen3 --adapter ./j1-nano --data pairs.jsonl --order both --json > out.jsonl
 
 FILE has a line a pair: {\"prompt\": \"...\" or [messages], \"a\": \"...\", \"b\": \"...\"}; chosen and
-rejected are taken for a and b.")]
+rejected are taken for a and b. It may be .jsonl, .json, .csv (these also as .gz) or .parquet, - for
+standard input, a directory or a quoted pattern of shards.")]
 pub(crate) struct Judge {
     /// Checkpoint: a directory, or a Hugging Face id such as Qwen/Qwen3-0.6B or owner/name@revision
     #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
@@ -246,20 +247,25 @@ pub(crate) struct Judge {
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
-    /// What was asked: text, or @FILE to read it from a file
+    /// What was asked: text, @FILE to read it from a file, or @- from standard input; @@ at its beginning
+    /// stands for @
     #[arg(long, value_name = "TEXT", requires_all = ["a", "b"], conflicts_with = "data",
           required_unless_present = "data", help_heading = "Input")]
     pub(crate) prompt: Option<String>,
-    /// Reply A: text, or @FILE
+    /// Reply A: text, @FILE or @-
     #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
     pub(crate) a: Option<String>,
-    /// Reply B: text, or @FILE
+    /// Reply B: text, @FILE or @-
     #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
     pub(crate) b: Option<String>,
-    /// Pairs to judge: a .jsonl, .csv or .parquet file, a Hugging Face id (owner/name:file), or the
-    /// known name rewardbench
+    /// Pairs to judge: a file (.jsonl, .json, .csv, .parquet), - for standard input, a directory or
+    /// pattern of shards, a Hugging Face id (owner/name:file), or the known name rewardbench
     #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
     pub(crate) data: Option<String>,
+    /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
+    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    #[arg(long, value_name = "FIELD=COLUMN,..", requires = "data", help_heading = "Input")]
+    pub(crate) columns: Option<Columns>,
     /// Pairs at most, the first of the file
     #[arg(long, value_name = "N", requires = "data", help_heading = "Input",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -316,8 +322,9 @@ pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
-    /// Pairs: a .jsonl, .csv or .parquet file with prompt, chosen, rejected and perhaps subset, a
-    /// Hugging Face id (owner/name:file), or the known name rewardbench
+    /// Pairs: a file (.jsonl, .json, .csv, .parquet) with prompt, chosen, rejected and perhaps subset, -
+    /// for standard input, a directory or pattern of shards, a Hugging Face id (owner/name:file), or the
+    /// known name rewardbench
     #[arg(
         long,
         value_name = "FILE|ID|NAME",
@@ -325,6 +332,10 @@ pub(crate) struct Eval {
         help_heading = "Input"
     )]
     pub(crate) data: Option<String>,
+    /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
+    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    #[arg(long, value_name = "FIELD=COLUMN,..", requires = "data", help_heading = "Input")]
+    pub(crate) columns: Option<Columns>,
     /// Score judgements that are already written (outputs.jsonl, or a results.csv), without a model
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data", "out", "limit"],
           help_heading = "Input")]
@@ -385,12 +396,17 @@ Examples:
 
 DIR gets train.jsonl, held_out.jsonl (a line a pair: id, source, prompt, chosen, rejected) and
 prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on
-depends on its prompt and the seed alone. The files appear whole or not at all.")]
+depends on its prompt and the seed alone. The files appear whole or not at all; prepare.json says so
+while they are replaced, and train refuses files that it does not describe.")]
 pub(crate) struct Prepare {
-    /// Pairs: .parquet (Skywork's nested messages, too), .csv or .jsonl, or a known name: skywork,
-    /// rewardbench
+    /// Pairs: .parquet (Skywork's nested messages, too), .csv, .jsonl or .json, - for standard input, a
+    /// directory or pattern of shards, or a known name: skywork, rewardbench
     #[arg(value_name = "FILE|NAME")]
     pub(crate) input: String,
+    /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
+    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    #[arg(long, value_name = "FIELD=COLUMN,..")]
+    pub(crate) columns: Option<Columns>,
     /// Where the files go
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -417,9 +433,14 @@ pub(crate) struct Prepare {
 /// Arguments of `j1 data inspect`.
 #[derive(Args, Debug)]
 pub(crate) struct Inspect {
-    /// Pairs: .parquet, .csv or .jsonl, or a known name: skywork, rewardbench
+    /// Pairs: .parquet, .csv, .jsonl or .json, - for standard input, a directory or pattern of shards, or
+    /// a known name: skywork, rewardbench
     #[arg(value_name = "FILE|NAME")]
     pub(crate) input: String,
+    /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
+    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    #[arg(long, value_name = "FIELD=COLUMN,..")]
+    pub(crate) columns: Option<Columns>,
     /// Pairs to show
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) rows: usize,

@@ -16,7 +16,7 @@ use crate::{
     args::{DataCommand, Inspect, Prepare},
     interrupt,
     output::{note, print, table},
-    session::data_file,
+    session::data_source,
 };
 
 /// Characters of a text that `inspect` shows.
@@ -38,14 +38,15 @@ pub(crate) fn run(command: &DataCommand) -> Result<ExitCode, Failure> {
 }
 
 fn run_prepare(args: &Prepare) -> Result<(), Failure> {
-    let input = data_file(&args.input)?;
-    let exclude = args.exclude.iter().map(|spec| data_file(spec)).collect::<Result<_, _>>()?;
+    let input = data_source(&args.input)?;
+    let exclude = args.exclude.iter().map(|spec| data_source(spec)).collect::<Result<_, _>>()?;
     let options = Options {
         held_out: args.held_out,
         seed: args.seed,
         max_chars: args.max_chars,
         exclude,
         keep_overlap: args.keep_overlap,
+        columns: args.columns.clone().unwrap_or_default(),
     };
     let mut bar = Bar::start();
     let report =
@@ -99,14 +100,16 @@ fn dropped(
 }
 
 fn run_inspect(args: &Inspect) -> Result<(), Failure> {
-    let path = data_file(&args.input)?;
+    let source = data_source(&args.input)?;
+    let columns = args.columns.clone().unwrap_or_default();
     let mut bar = Bar::start();
-    let seen = inspect(&path, args.rows, interrupt::flag(), &mut |state| bar.show(state));
+    let seen =
+        inspect(&source, &columns, args.rows, interrupt::flag(), &mut |state| bar.show(state));
     bar.finish();
     let seen = seen?;
     match args.json {
         true => print(&format!("{:#}\n", seen.to_json()))?,
-        false => print(&inspected(&path, &seen))?,
+        false => print(&inspected(source.path(), &seen))?,
     }
     Ok(())
 }
@@ -130,10 +133,15 @@ fn inspected(path: &Path, seen: &Inspection) -> String {
         rows.push(row(&[name, &mean, &p50, &p90, &p99, &lengths.max.to_string()]));
     }
     text += &format!("\n{}", table(&rows));
+    let which = if seen.labeled { "the chosen reply" } else { "reply a" };
     text += &format!(
-        "in characters; the chosen reply is the longer one in {:.1} % of the pairs\n",
+        "in characters; {which} is the longer one in {:.1} % of the pairs\n",
         100.0 * seen.chosen_longer
     );
+    if !seen.labeled {
+        text += "no label says which reply is better: j1 judge reads this, eval and train need chosen and \
+                 rejected\n";
+    }
 
     let all: usize = seen.sources.values().sum();
     let mut sources: Vec<_> = seen.sources.iter().collect();
@@ -152,8 +160,9 @@ fn inspected(path: &Path, seen: &Inspection) -> String {
         for turn in example["prompt"].as_array().into_iter().flatten() {
             text += &field(turn["role"].as_str().unwrap_or(""), &turn["content"]);
         }
-        text += &field("chosen", &example["chosen"]);
-        text += &field("rejected", &example["rejected"]);
+        let [first, second] = if seen.labeled { ["chosen", "rejected"] } else { ["a", "b"] };
+        text += &field(first, &example["chosen"]);
+        text += &field(second, &example["rejected"]);
     }
     text
 }

@@ -11,7 +11,7 @@ use std::{
 
 use engine::language_model::LanguageModel;
 use trainer::{
-    data::{self, Pair},
+    data::{self, Pair, Source},
     prepare::{self, prepare},
     prompt::Template,
     results::{Record, write_whole},
@@ -64,14 +64,9 @@ pub(crate) fn run(args: &Demo) -> Result<ExitCode, Failure> {
     note(&format!("1. The judge, pairs, template and configuration are in {}", out.display()));
 
     let data = out.join("data");
-    let options = prepare::Options {
-        held_out: HELD_OUT,
-        seed: 0,
-        max_chars: None,
-        exclude: Vec::new(),
-        keep_overlap: false,
-    };
-    prepare(&out.join("pairs.jsonl"), &data, &options, interrupt::raised(), &mut |_| ())?;
+    let options = prepare::Options { held_out: HELD_OUT, seed: 0, ..prepare::Options::default() };
+    let pairs = Source::open(&out.join("pairs.jsonl"))?;
+    prepare(&pairs, &data, &options, interrupt::raised(), &mut |_| ())?;
     let held_out = data::read(&data.join("held_out.jsonl"))?;
     note(&format!("2. Prepared the pairs; {} are held out", held_out.len()));
 

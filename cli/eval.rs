@@ -11,7 +11,7 @@ use engine::generate::Stats;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use trainer::{
-    data::{self, Pair},
+    data::{self, Pair, Wanted},
     judge::{End, Event, Sink, Task},
     prompt::OrderPlan,
     rescore::rescore,
@@ -24,7 +24,7 @@ use crate::{
     args::Eval,
     interrupt,
     output::{note, print},
-    session::{Session, data_file},
+    session::{Session, data_source},
 };
 
 pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
@@ -62,7 +62,9 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let out: &PathBuf = args.out.as_ref().expect(required);
     let spec = args.data.as_deref().expect(required);
 
-    let mut pairs = data::read(&data_file(spec)?)?;
+    let columns = args.columns.clone().unwrap_or_default();
+    let wanted = Wanted { columns, ..Wanted::default() };
+    let mut pairs = data::read_with(&data_source(spec)?, None, &wanted)?;
     let (data_fingerprint, rows) = (data::fingerprint(&pairs), pairs.len());
     if let Some(limit) = args.limit {
         pairs = data::sample(pairs, limit as usize, args.generation.seed);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, path::Path, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use trainer::{
-    data::{self, Message, Pair, Replies},
+    data::{self, Message, Pair, Replies, Wanted},
     judge::{End, Event, Sink, Task},
     prompt::{Order, OrderPlan},
     results::{Finish, Record},
@@ -17,7 +17,7 @@ use crate::{
     args::{Judge, JudgeOrder},
     interrupt,
     output::print,
-    session::{Session, data_file},
+    session::{Session, data_source},
 };
 
 pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
@@ -44,13 +44,29 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
 fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
     if let Some(spec) = &args.data {
         let limit = args.limit.map(|limit| limit as usize);
-        return Ok(data::read_with(&data_file(spec)?, limit, Replies::Any)?);
+        let columns = args.columns.clone().unwrap_or_default();
+        let wanted = Wanted { replies: Replies::Any, columns };
+        return Ok(data::read_with(&data_source(spec)?, limit, &wanted)?);
+    }
+    let given = [&args.prompt, &args.a, &args.b];
+    if given.iter().filter(|value| value.as_deref() == Some("@-")).count() > 1 {
+        return Err(
+            "standard input can be read once: give @- for one of --prompt, --a and --b".into()
+        );
     }
     let text = |flag: &str, value: &Option<String>| -> Result<String, Failure> {
         let value = value.as_deref().expect("clap requires prompt, a and b together");
         match value.strip_prefix('@') {
+            Some(text) if text.starts_with('@') => Ok(text.to_string()),
+            Some("-") => io::read_to_string(io::stdin()).map_err(|error| {
+                format!("cannot read standard input, which {flag} names with @-: {error}").into()
+            }),
             Some(path) => std::fs::read_to_string(Path::new(path)).map_err(|error| {
-                format!("cannot read {path}, which {flag} names with @: {error}").into()
+                format!(
+                    "cannot read {path}, which {flag} names with @: {error}; for a text that begins with @, \
+                     write @@"
+                )
+                .into()
             }),
             None => Ok(value.to_string()),
         }

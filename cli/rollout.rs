@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::atomic::Ordering};
 use engine::language_model::LanguageModel;
 use indicatif::{ProgressBar, ProgressStyle};
 use trainer::{
-    data,
+    data::{self, Wanted},
     results::write_whole,
     settings::Settings,
     train::{
@@ -20,13 +20,15 @@ use crate::{
     args::{Rollout, SettingsArgs},
     interrupt, machine,
     output::note,
-    session::{data_file, precision, resolve},
+    session::{data_source, precision, resolve},
     train::{base_settings, check_positions, template},
 };
 
 pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let settings = settings(args)?;
-    let mut pairs = data::read(&data_file(&args.data)?)?;
+    let columns = args.columns.clone().unwrap_or_default();
+    let wanted = Wanted { columns, ..Wanted::default() };
+    let mut pairs = data::read_with(&data_source(&args.data)?, None, &wanted)?;
     pairs.truncate(args.limit.unwrap_or(usize::MAX));
     let (directory, adapter) = resolve(&args.model, args.adapter.as_deref())?;
     let device = machine::device(args.device, args.dtype, args.threads)?;

@@ -18,7 +18,13 @@ use engine::{
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kernels::cpu::sample::SamplingParams;
 use serde_json::{Value, json};
-use trainer::{data, fingerprint, judge::Judge, prompt::Template, settings::Weights};
+use trainer::{
+    data::{self, Source},
+    fingerprint,
+    judge::Judge,
+    prompt::Template,
+    settings::Weights,
+};
 
 use crate::{
     Failure,
@@ -166,8 +172,16 @@ fn sampling(flags: &GenerationArgs, recommended: &GenerationConfig) -> SamplingP
     }
 }
 
-/// The file of preference pairs that `spec` names: a known name, a path, or a Hugging Face id.
-pub(crate) fn data_file(spec: &str) -> Result<PathBuf, Failure> {
+/// The preference pairs that `spec` names: a known name, a path, a pattern, `-`, or a Hugging Face id.
+pub(crate) fn data_source(spec: &str) -> Result<Source, Failure> {
+    Ok(Source::open(&data_path(spec)?)?)
+}
+
+fn data_path(spec: &str) -> Result<PathBuf, Failure> {
+    let is_pattern = spec.contains(['*', '?', '[']);
+    if spec == "-" || (is_pattern && !spec.contains(':') && !Path::new(spec).exists()) {
+        return Ok(PathBuf::from(spec));
+    }
     let hub = Hub::from_env();
     let mut downloads = Downloads::default();
     let mut progress = |event: hub::Event<'_>| downloads.show(event);

@@ -15,7 +15,8 @@ use engine::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use trainer::{
-    data::{self, Pair},
+    data::{self, Pair, Wanted},
+    prepare,
     prompt::Template,
     scores::Scores,
     settings::{LoraSettings, OverLong, Preset, Settings, SettingsError, Weights},
@@ -32,7 +33,7 @@ use crate::{
     args::{PresetArg, SettingsArgs, Train, WeightsArg},
     interrupt, machine, memory,
     output::{note, print},
-    session::{data_file, directory_fingerprint, precision, resolve},
+    session::{data_source, directory_fingerprint, precision, resolve},
 };
 
 pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
@@ -135,9 +136,23 @@ fn resumed_settings(args: &Train, out: &Path) -> Result<Settings, Failure> {
     Ok(settings)
 }
 
+/// Refuses training and held-out pairs of two different splits; own files may share prompts, but not unseen.
+fn check_together(train: &[Pair], held_out: &[Pair], paths: [&Path; 2]) -> Result<(), Failure> {
+    let checked = prepare::check_together(paths, train, held_out)?;
+    let shared = prepare::shared_prompts(train, held_out);
+    if shared > 0 && !checked {
+        note(&format!(
+            "warning: the prompts of {shared} of {} held-out pairs are in the training data too: on these, \
+             accuracy measures memory (j1 data prepare splits by prompt)",
+            held_out.len()
+        ));
+    }
+    Ok(())
+}
+
 /// A file of pairs, with the fingerprint of its content.
 fn read_pairs(spec: &str) -> Result<(Vec<Pair>, String), Failure> {
-    let pairs = data::read(&data_file(spec)?)?;
+    let pairs = data::read_with(&data_source(spec)?, None, &Wanted::default())?;
     let fingerprint = data::fingerprint(&pairs);
     Ok((pairs, fingerprint))
 }
@@ -158,6 +173,10 @@ fn train(args: &Train, settings: &Settings, out: &Path) -> Result<Ended, Failure
         "" => None,
         spec => Some(read_pairs(spec)?),
     };
+    if let Some((held_out, _)) = &held_out {
+        let (train, evaluated) = (&settings.data.train, &settings.data.held_out);
+        check_together(&pairs, held_out, [train, evaluated].map(Path::new))?;
+    }
     let template = template(settings)?;
 
     let start = Some(start.as_str()).filter(|start| !start.is_empty());

@@ -2,12 +2,26 @@
 
 use std::{
     fs,
+    io::Write,
     path::Path,
     process::{Command, Output, Stdio},
 };
 
 fn j1(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_j1")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// With something on standard input.
+fn j1_reading(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -99,4 +113,128 @@ fn ctrl_c_leaves_nothing() {
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("nothing was written"), "{stderr}");
     assert!(!out.exists());
+}
+
+/// Sound pairs with prompts of their own.
+fn pairs(count: usize) -> String {
+    let line = |n: usize| {
+        format!("{{\"prompt\":\"What is {n}?\",\"chosen\":\"{n}\",\"rejected\":\"no\"}}\n")
+    };
+    (0..count).map(line).collect()
+}
+
+#[test]
+fn pairs_come_from_standard_input_shards_and_columns_of_any_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out").display().to_string();
+    let json =
+        |output: Output| -> serde_json::Value { serde_json::from_str(&stdout(&output)).unwrap() };
+    let seen = json(j1_reading(&["data", "inspect", "-", "--json"], pairs(7).as_bytes()));
+    assert_eq!(seen["rows"], 7);
+    let prepared =
+        j1_reading(&["data", "prepare", "-", "--out", &out, "--json"], pairs(7).as_bytes());
+    assert_eq!(json(prepared)["input"]["file"], "-");
+
+    let shards = scratch.path().join("shards");
+    fs::create_dir(&shards).unwrap();
+    let question =
+        pairs(3).replace("prompt", "q").replace("chosen", "good").replace("rejected", "bad");
+    fs::write(shards.join("0.jsonl"), &question).unwrap();
+    fs::write(shards.join("1.jsonl"), &question).unwrap();
+    let columns = ["--columns", "prompt=q,chosen=good,rejected=bad", "--json"];
+    for source in [shards.display().to_string(), shards.join("?.jsonl").display().to_string()] {
+        let seen = json(j1(&[&["data", "inspect", &source][..], &columns].concat()));
+        assert_eq!((&seen["rows"], &seen["columns"]["q"]["read"]), (&6.into(), &true.into()));
+    }
+    let wrong = j1(&["data", "inspect", &shards.display().to_string(), "--columns", "prompt=x"]);
+    let stderr = String::from_utf8_lossy(&wrong.stderr);
+    assert!(stderr.contains("no column x, which --columns names for prompt"), "{stderr}");
+
+    let unlabeled = "{\"prompt\":\"p\",\"a\":\"12\",\"b\":\"2\"}\n";
+    let seen = json(j1_reading(&["data", "inspect", "-", "--json"], unlabeled.as_bytes()));
+    assert_eq!((&seen["labeled"], &seen["lengths"]["a"]["max"]), (&false.into(), &2.into()));
+}
+
+#[test]
+fn a_killed_prepare_never_leaves_two_splits_that_are_taken_for_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    fs::write(path("pairs.jsonl"), pairs(3_000)).unwrap();
+    let (input, out) = (path("pairs.jsonl").display().to_string(), path("out"));
+    let out_text = out.display().to_string();
+    let prepare = |seed: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_j1"));
+        command.args(["data", "prepare", &input, "--out", &out_text, "--seed", &seed.to_string()]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    assert!(prepare(0).status().unwrap().success());
+    let [train, held_out] = ["train.jsonl", "held_out.jsonl"].map(|name| out.join(name));
+    let mut killed = 0;
+    for round in 1..=30 {
+        let mut child = prepare(round).spawn().unwrap();
+        // Where the files are staged the rest follows at once: kills spread over the moments after.
+        let begun = std::time::Instant::now();
+        let staged = || {
+            fs::read_dir(&out)
+                .unwrap()
+                .any(|entry| entry.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
+        };
+        while !staged() && child.try_wait().unwrap().is_none() && begun.elapsed().as_secs() < 20 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_micros(round as u64 * 700));
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        let of_train = trainer::data::read(&train).unwrap();
+        let of_held_out = trainer::data::read(&held_out).unwrap();
+        match trainer::prepare::check_together([&train, &held_out], &of_train, &of_held_out) {
+            Ok(known) => {
+                assert!(known);
+                assert_eq!(trainer::prepare::shared_prompts(&of_train, &of_held_out), 0, "{round}");
+            }
+            Err(error) => assert!(error.to_string().contains("was killed"), "{error}"),
+        }
+    }
+    assert!(killed > 0);
+    assert!(prepare(0).status().unwrap().success());
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 3, "leftovers are removed");
+
+    // Another split's file beside them.
+    let other = fs::read_to_string(&train).unwrap();
+    fs::write(
+        &held_out,
+        &other[..other.len() / 2 + other[other.len() / 2..].find('\n').unwrap() + 1],
+    )
+    .unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo/model").display().to_string();
+    let [train, held_out, run] =
+        [train, held_out, path("run")].map(|path| path.display().to_string());
+    let args =
+        ["train", "--model", &model, "--data", &train, "--held-out", &held_out, "--out", &run];
+    let output = j1(&args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("describes another held_out.jsonl"), "{stderr}");
+    assert!(!Path::new(&run).exists());
+}
+
+#[test]
+fn a_text_may_begin_with_an_at_sign() {
+    let ask = |prompt: &str, a: &str| {
+        j1_reading(
+            &["judge", "--model", "./none", "--prompt", prompt, "--a", a, "--b", "@@b"],
+            b"x",
+        )
+    };
+    let stderr = |output: Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let named = stderr(ask("@@alice said hi", "@./nowhere"));
+    assert!(
+        named.contains("./nowhere, which --a names with @") && named.contains("write @@"),
+        "{named}"
+    );
+    let twice = stderr(ask("@-", "@-"));
+    assert!(twice.contains("standard input can be read once"), "{twice}");
+    let model = stderr(ask("@-", "@@a"));
+    assert!(model.contains("./none: no such file"), "{model}");
 }

@@ -1,42 +1,63 @@
-//! Preference data: files of pairs, read whole and checked row by row.
+//! Preference data: one reader for every command, which checks files row by row.
 //!
 //! # Formats
 //!
-//! `.jsonl` (an object a line), `.csv` (with a header line) and `.parquet`, told apart by their first
-//! bytes and then by their extension. Columns:
+//! JSON (an object a line, objects over several lines, or one list of objects), CSV with a header line, and
+//! Parquet and Arrow, told apart by their first bytes and then by their extension; JSON and CSV in gzip, too. A data set may be
+//! one file, a pipe, or several files ([`Source`]).
+//!
+//! # Columns
 //!
 //! | column | value | |
 //! |---|---|---|
-//! | `chosen`, `rejected` | the replies: text, or a list of messages `{role, content}` | needed |
+//! | `chosen`, `rejected` | the replies: text, or a list of messages | needed |
 //! | `prompt` | text (one user turn), or a list of messages | needed if the replies are text |
+//! | `system` | text: a system turn before the prompt | optional |
 //! | `subset` | text | optional |
 //! | `id` | text or whole number; without it, the row number counted from 0 | optional |
 //!
-//! Where only a judgement is wanted ([`Replies::Any`]), `a` and `b` may stand in for `chosen` and
-//! `rejected`; they are taken as the first and the second reply. Other columns are ignored. Where the replies are lists of messages (Skywork's form), the turns that both
-//! share are the prompt and the last turn of each is the reply; if they share none, `prompt` is the
-//! prompt. In CSV, a cell that is a JSON list of messages is read as one, and an empty cell is an empty text.
+//! [`Columns`] has the names by which they are known in public data sets. Other columns are ignored. In place of `chosen`
+//! and `rejected` there may be `a` and `b` with a `label`; where only a judgement is wanted ([`Replies::Any`]), without.
+//!
+//! A message is `{role, content}` or `{from, value}`, and a conversation that is kept as text is read as what it is. Where
+//! the replies are lists of messages (Skywork's form), or hh-rlhf's text of `Human:` and `Assistant:`, the turns that both
+//! share are the prompt, together with what `prompt` says beyond them, and the last turn of each is the reply. A row
+//! whose parts do not fit together is refused with the reason.
 //!
 //! An empty reply is legal, a missing one is an error that names its row. Of rows with the same id, as
 //! RewardBench has them, the second is called `id#2`, the third `id#3`, in the order of the file.
 
+mod arrow;
+mod conversation;
 pub(crate) mod csv;
+mod json;
 mod jsonl;
+mod layout;
 mod pages;
 mod parquet;
+mod python;
+mod reason;
 mod rows;
 mod sample;
+mod source;
 mod thrift;
 mod zstd;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-pub(crate) use rows::{Place, Turns, turns};
-pub use sample::sample;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub(crate) use layout::Layout;
+pub use layout::{Columns, Field};
+pub use reason::Reason;
+pub(crate) use reason::Refusal;
+pub(crate) use rows::{Place, Row};
+pub use sample::sample;
+pub use source::Source;
 
 use crate::fingerprint::Fingerprint;
 
@@ -71,7 +92,7 @@ pub fn known(name: &str) -> Option<Known> {
 }
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -106,12 +127,14 @@ pub struct Pair {
 /// A file format of preference data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// An object a line.
+    /// JSON objects.
     Jsonl,
     /// Comma-separated, with a header line.
     Csv,
     /// Apache Parquet.
     Parquet,
+    /// Arrow's IPC format, as a file (Feather) or as a stream.
+    Arrow,
 }
 
 /// Why data could not be read.
@@ -126,7 +149,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// No reader fits.
-    #[error("{}: not a data file this program reads ({found}); it reads .jsonl, .csv and .parquet", path.display())]
+    #[error("{}: not a data file this program reads ({found}); it reads .jsonl, .json, .csv, .parquet and .arrow", path.display())]
     UnknownFormat {
         /// The data file.
         path: PathBuf,
@@ -169,11 +192,39 @@ pub enum DataError {
         /// What is wrong with it.
         message: String,
     },
+    /// More data than a sensible file has.
+    #[error("{}: {message}", path.display())]
+    TooLarge {
+        /// The data file.
+        path: PathBuf,
+        /// What is too large.
+        message: String,
+    },
+    /// What a pipe delivers cannot be kept.
+    #[error(
+        "cannot copy standard input or a pipe to a temporary file: {source} (TMPDIR says where these lie)"
+    )]
+    Copy {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A column that `--columns` names is not there.
+    #[error("{}: there is no column {column}, which --columns names for {field}; found: {found}", path.display())]
+    NoSuchColumn {
+        /// The data file.
+        path: PathBuf,
+        /// What it would hold.
+        field: &'static str,
+        /// Its name.
+        column: String,
+        /// The columns that there are.
+        found: String,
+    },
     /// Needed columns are missing.
     #[error(
-        "{}{place}: there is no column {missing}; found: {found}. Needed are chosen and rejected (to \
-         judge without labels: a and b), and prompt unless these are lists of messages; subset and id \
-         are optional", path.display()
+        "{}{place}: there is no column {missing}; found: {found}. Needed are chosen and rejected (or a, b \
+         and label; to judge without labels: a and b), and prompt unless these are lists of messages; \
+         --columns says which columns these are, if they have other names", path.display()
     )]
     MissingColumn {
         /// The data file.
@@ -203,6 +254,14 @@ pub enum DataError {
         /// What is wrong with it.
         message: String,
     },
+    /// An Arrow file that is damaged or of an unusual kind.
+    #[error("{}: not a sound Arrow file: {message}", path.display())]
+    Arrow {
+        /// The data file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A Parquet feature without a reader here.
     #[error(
         "{}: column {column} uses {feature}, which is not supported; rewrite the file, for example with \
@@ -219,102 +278,233 @@ pub enum DataError {
     },
 }
 
-/// Under which names the replies may stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the replies must be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Replies {
-    /// As `chosen` and `rejected` only: what is scored needs labels.
+    /// Labeled: what is scored or trained on must say which reply is better.
+    #[default]
     Labeled,
-    /// A row without these may have `a` and `b`, which become [`Pair::chosen`] and [`Pair::rejected`].
+    /// Two replies, in the order of the columns if they are called a and b.
     Any,
-    /// As `chosen` and `rejected` only, with the column `source` read beside them (data preparation).
-    Sourced,
+    /// As labeled, for data that are prepared: names and origins of any kind are taken, or left out.
+    Prepared,
 }
 
-impl Replies {
-    /// Whether the column of this name is read.
-    pub(crate) fn reads(self, column: &str) -> bool {
-        match column {
-            "prompt" | "chosen" | "rejected" | "subset" | "id" => true,
-            "a" | "b" => self == Replies::Any,
-            "source" => self == Replies::Sourced,
-            _ => false,
-        }
-    }
+/// What is wanted of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// What the replies must be.
+    pub replies: Replies,
+    /// Names of columns, where the file has its own.
+    pub columns: Columns,
 }
 
 /// Reads the labeled pairs of a file. At least one pair is returned.
 pub fn read(path: &Path) -> Result<Vec<Pair>, DataError> {
-    read_with(path, None, Replies::Labeled)
+    read_with(&Source::open(path)?, None, &Wanted::default())
 }
 
-/// Like [`read`], but the first `limit` rows only, if given, and with a say in what the replies are called.
+/// Like [`read`], of any source, the first `limit` rows only, if given.
 pub fn read_with(
-    path: &Path,
+    source: &Source,
     limit: Option<usize>,
-    replies: Replies,
+    wanted: &Wanted,
 ) -> Result<Vec<Pair>, DataError> {
-    let limit = limit.unwrap_or(usize::MAX);
-    let rows = match detect(path)? {
-        Format::Jsonl => jsonl::read(path, limit, replies)?,
-        Format::Csv => csv::read(path, limit, replies)?,
-        Format::Parquet => parquet::read(path, limit, replies)?,
-    };
-    if rows.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned() });
-    }
-    Ok(rows::with_unique_ids(rows))
+    let mut pairs = Vec::new();
+    visit(source, limit, wanted, |at, _, row| {
+        let problem = |refusal: Refusal| DataError::Row {
+            path: source.parts()[at.part].path().to_owned(),
+            place: at.place.to_string(),
+            problem: refusal.sentence(),
+        };
+        let row = row.map_err(problem)?;
+        let [chosen, rejected] = row.only_replies().map_err(problem)?.map(str::to_owned);
+        let number = pairs.len() as u64;
+        pairs.push(Pair {
+            id: row.id.unwrap_or_else(|| number.to_string()),
+            row: number,
+            prompt: row.prompt,
+            chosen,
+            rejected,
+            subset: row.subset,
+        });
+        Ok::<_, DataError>(())
+    })?;
+    Ok(rows::with_unique_ids(pairs))
 }
 
-/// Shows the rows of a file one by one, before they are made pairs: the values of the columns that
-/// `replies` reads; of other columns at least the name.
+/// Where a row stands in a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct At {
+    part: usize,
+    place: Place,
+}
+
+impl Source {
+    /// A row's place in words, with the file's name if there are several.
+    pub(crate) fn describe(&self, at: At) -> String {
+        match self.parts() {
+            [_] => at.place.to_string(),
+            parts => {
+                let name = parts[at.part].path().file_name().unwrap_or_default();
+                format!("{} {}", name.to_string_lossy(), at.place)
+            }
+        }
+    }
+}
+
+/// The columns of a row, and the values of those that are read; others have none.
+pub(crate) struct Values {
+    names: Vec<String>,
+    values: Result<Map<String, Value>, Refusal>,
+}
+
+/// The layouts of a file's rows: for most files one.
+pub(crate) struct Layouts<'a> {
+    wanted: &'a Wanted,
+    last: Option<(Vec<String>, Rc<Layout>)>,
+}
+
+impl<'a> Layouts<'a> {
+    pub(crate) fn new(wanted: &'a Wanted) -> Layouts<'a> {
+        Layouts { wanted, last: None }
+    }
+
+    /// Of a row with columns of these names.
+    pub(crate) fn of(&mut self, names: &[String]) -> Rc<Layout> {
+        match &self.last {
+            Some((known, layout)) if known == names => Rc::clone(layout),
+            _ => {
+                let layout = Layout::of(names, self.wanted.replies, &self.wanted.columns);
+                let layout = Rc::new(layout);
+                self.last = Some((names.to_vec(), Rc::clone(&layout)));
+                layout
+            }
+        }
+    }
+}
+
+/// Shows the rows of a source one by one, with the names of their columns: what they hold, or why they are refused.
+/// A source without rows, and one whose first row lacks a needed column, is an error.
 pub(crate) fn visit<E: From<DataError>>(
-    path: &Path,
-    replies: Replies,
-    each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+    source: &Source,
+    limit: Option<usize>,
+    wanted: &Wanted,
+    mut each: impl FnMut(At, &[String], Result<Row, Refusal>) -> Result<(), E>,
 ) -> Result<(), E> {
-    match detect(path)? {
-        Format::Jsonl => jsonl::visit(path, usize::MAX, each),
-        Format::Csv => csv::visit_values(path, usize::MAX, replies, each),
-        Format::Parquet => parquet::visit(path, usize::MAX, replies, each),
+    visit_values(source, limit, wanted, |at, is_first, names, layout, values| {
+        let row = values.and_then(|values| rows::row(layout, values, wanted.replies));
+        match row {
+            Err(Refusal { missing: Some(missing), .. })
+                if is_first || wanted.replies != Replies::Prepared =>
+            {
+                Err(DataError::MissingColumn {
+                    path: source.parts()[at.part].path().to_owned(),
+                    place: if is_first { String::new() } else { format!(", {}", at.place) },
+                    missing,
+                    found: list(names),
+                }
+                .into())
+            }
+            row => each(at, names, row),
+        }
+    })
+}
+
+/// Shows what was asked in the rows of a source, which need no replies.
+pub(crate) fn visit_prompts(
+    source: &Source,
+    mut each: impl FnMut(Vec<Message>),
+) -> Result<(), DataError> {
+    let wanted = Wanted { replies: Replies::Any, columns: Columns::default() };
+    visit_values(source, None, &wanted, |at, _, names, layout, values| {
+        let path = || source.parts()[at.part].path().to_owned();
+        match values.and_then(|values| rows::prompt(layout, values)) {
+            Ok(prompt) => {
+                each(prompt);
+                Ok(())
+            }
+            Err(Refusal { missing: Some(missing), .. }) => Err(DataError::MissingColumn {
+                path: path(),
+                place: format!(", {}", at.place),
+                missing,
+                found: list(names),
+            }),
+            Err(refusal) => Err(DataError::Row {
+                path: path(),
+                place: at.place.to_string(),
+                problem: refusal.sentence(),
+            }),
+        }
+    })
+}
+
+fn visit_values<E: From<DataError>>(
+    source: &Source,
+    limit: Option<usize>,
+    wanted: &Wanted,
+    mut each: impl FnMut(
+        At,
+        bool,
+        &[String],
+        &Layout,
+        Result<Map<String, Value>, Refusal>,
+    ) -> Result<(), E>,
+) -> Result<(), E> {
+    let limit = limit.unwrap_or(usize::MAX);
+    let mut all = 0;
+    for (number, part) in source.parts().iter().enumerate() {
+        let (mut columns, mut layouts) = (Layouts::new(wanted), Layouts::new(wanted));
+        let mut rows = 0;
+        let mut shown = |place, Values { names, values }: Values| {
+            let is_first = rows == 0;
+            if is_first && let Some((field, column)) = wanted.columns.missing(&names) {
+                return Err(DataError::NoSuchColumn {
+                    path: part.path().to_owned(),
+                    field,
+                    column: column.to_owned(),
+                    found: list(&names),
+                }
+                .into());
+            }
+            rows += 1;
+            each(At { part: number, place }, is_first, &names, &columns.of(&names), values)
+        };
+        match part.format() {
+            Format::Jsonl => jsonl::visit(part, limit - all, &mut layouts, &mut shown)?,
+            Format::Csv => csv::visit_values(part, limit - all, &mut layouts, &mut shown)?,
+            Format::Parquet => parquet::visit(part, limit - all, &mut layouts, &mut shown)?,
+            Format::Arrow => arrow::visit(part, limit - all, &mut layouts, &mut shown)?,
+        }
+        all += rows;
+        if all >= limit {
+            return Ok(());
+        }
+    }
+    match all {
+        0 => Err(DataError::Empty { path: source.path().to_owned() }.into()),
+        _ => Ok(()),
+    }
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => {
+            let mut names = names.to_vec();
+            names.sort();
+            names.join(", ")
+        }
     }
 }
 
 /// The format of a file, by its first bytes and then by its extension.
 pub fn detect(path: &Path) -> Result<Format, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
-    let unknown = |found: &str| {
-        Err(DataError::UnknownFormat { path: path.to_owned(), found: found.to_owned() })
-    };
-    if path.is_dir() {
-        return unknown("a directory; give a file in it");
-    }
     let mut start = Vec::new();
     File::open(path).map_err(io)?.take(64).read_to_end(&mut start).map_err(io)?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).trim_ascii_start();
-    match start.as_slice() {
-        [] => return Err(DataError::Empty { path: path.to_owned() }),
-        [b'P', b'A', b'R', b'1', ..] => return Ok(Format::Parquet),
-        [b'P', b'A', b'R', b'E', ..] => return unknown("an encrypted Parquet file"),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return unknown("UTF-16; convert it to UTF-8"),
-        [0x1f, 0x8b, ..] => return unknown("gzip; decompress it first"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => return unknown("zstd; decompress it first"),
-        [b'P', b'K', 3, 4, ..] => return unknown("a zip archive; unpack it first"),
-        [b'A', b'R', b'R', b'O', b'W', ..] => return unknown("an Arrow file"),
-        _ if text.starts_with(b"version https://git-lfs") => {
-            return unknown("a Git LFS pointer; fetch the file itself with git lfs pull");
-        }
-        _ if text.starts_with(b"<") => return unknown("a web page or XML"),
-        _ => {}
-    }
-    match extension.as_str() {
-        "csv" => Ok(Format::Csv),
-        "parquet" => unknown("no Parquet signature at its start"),
-        "jsonl" | "ndjson" => Ok(Format::Jsonl),
-        _ if text.starts_with(b"{") => Ok(Format::Jsonl),
-        "json" => unknown("one JSON value; write an object a line"),
-        _ => unknown("unknown extension and content"),
-    }
+    source::format(path, &start, &extension, false)
 }
 
 /// A fingerprint of pairs: the same for the same pairs, whatever file they came from.

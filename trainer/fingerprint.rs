@@ -58,7 +58,11 @@ pub fn of_large_file(path: &Path) -> io::Result<String> {
 
 /// The fingerprint of a file's bytes (its whole SHA-256, cut to 32 digits), read in pieces.
 pub fn of_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    of_reader(File::open(path)?)
+}
+
+/// As [`of_file`], of what is open already.
+pub(crate) fn of_reader(mut file: impl Read) -> io::Result<String> {
     let mut digest = Sha256::new();
     let mut piece = vec![0; 1 << 16];
     loop {

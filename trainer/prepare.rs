@@ -18,6 +18,13 @@
 //!
 //! The file is read twice, once to decide and once to write, so that memory holds a few dozen bytes a row.
 //! Equal inputs and settings give equal bytes. On an error or an interruption nothing is written.
+//!
+//! # Three files as one
+//!
+//! Three renames cannot be one, and a run may be killed between two of them. So before the first, `prepare.json` is
+//! replaced by one that says `unfinished`, and only when both other files are there does it get its contents. Whoever
+//! uses the two together asks [`check_together`], which compares them with it. The directory is locked meanwhile, and
+//! what killed runs left in it is removed.
 
 mod error;
 mod inspect;
@@ -25,34 +32,38 @@ mod overlap;
 mod row;
 mod staged;
 mod survey;
+mod together;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
+pub use crate::data::Reason;
 pub use error::PrepareError;
 pub use inspect::{Inspection, Lengths, inspect};
 use overlap::Benchmark;
-pub use row::Reason;
 use staged::Staged;
 pub use survey::Dropped;
 use survey::Survey;
+pub use together::{check_together, shared_prompts};
 
-use crate::data::{self, Replies};
-use crate::fingerprint::{self, Fingerprint};
+use crate::data::{self, Columns, Replies, Source, Wanted};
+use crate::fingerprint::Fingerprint;
 use crate::results::write_whole;
 
 const TRAIN: &str = "train.jsonl";
 const HELD_OUT: &str = "held_out.jsonl";
 const SETTINGS: &str = "prepare.json";
+/// The key that `prepare.json` has while the files beside it are replaced.
+const UNFINISHED: &str = "unfinished";
 /// Rows between two looks at the interrupt flag and two reports of progress.
 const STRIDE: usize = 256;
 
 /// What to keep and where to put it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Share of the prompts that goes to `held_out.jsonl`, from 0 to below 1.
     pub held_out: f64,
@@ -61,9 +72,11 @@ pub struct Options {
     /// The most characters of prompt and both replies together.
     pub max_chars: Option<usize>,
     /// Benchmarks whose prompts must not be trained on.
-    pub exclude: Vec<PathBuf>,
+    pub exclude: Vec<Source>,
     /// Count the rows that overlap with a benchmark, but keep them.
     pub keep_overlap: bool,
+    /// Names of columns, where the input has its own.
+    pub columns: Columns,
 }
 
 impl Default for Options {
@@ -75,6 +88,7 @@ impl Default for Options {
             max_chars: None,
             exclude: Vec::new(),
             keep_overlap: false,
+            columns: Columns::default(),
         }
     }
 }
@@ -113,7 +127,7 @@ impl Report {
 /// Prepares `input` into the directory `out`. `stop` is looked at all the time, `progress` is told now and
 /// then. Errors: [`PrepareError`]; then neither file was touched.
 pub fn prepare(
-    input: &Path,
+    input: &Source,
     out: &Path,
     options: &Options,
     stop: &AtomicBool,
@@ -122,19 +136,19 @@ pub fn prepare(
     assert!((0.0..1.0).contains(&options.held_out), "held out is a share below 1, got {options:?}");
     refuse_own_inputs(input, out, options)?;
     let benchmark = Benchmark::read(&options.exclude)?;
-    let io = |path: &Path, source| PrepareError::io("read", path, source);
-    let print = fingerprint::of_file(input).map_err(|source| io(input, source))?;
-    let survey = Survey::take(input, options, &benchmark, stop, progress, &mut |_, _| {})?;
+    let print = input.fingerprint()?;
+    let wanted = Wanted { replies: Replies::Prepared, columns: options.columns.clone() };
+    let survey = Survey::take(input, &wanted, options, &benchmark, stop, progress, &mut |_, _| {})?;
     if survey.kept() == 0 {
         return Err(PrepareError::NothingKept {
-            path: input.to_owned(),
+            path: input.path().to_owned(),
             rows: survey.rows(),
             reasons: survey.reasons_text(),
         });
     }
     let existed = out.exists();
     fs::create_dir_all(out).map_err(|source| PrepareError::io("create", out, source))?;
-    let written = write(input, out, options, &survey, &print, stop, progress);
+    let written = write(input, out, options, &wanted, &survey, &print, stop, progress);
     if written.is_err() && !existed {
         // Only an empty directory goes; what somebody else put there stays.
         let _ = fs::remove_dir(out);
@@ -144,24 +158,28 @@ pub fn prepare(
 
 /// The second pass, the report, and the three files put in place.
 fn write(
-    input: &Path,
+    input: &Source,
     out: &Path,
     options: &Options,
-    survey: &Survey,
+    wanted: &Wanted,
+    survey: &Survey<'_>,
     print: &str,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, PrepareError> {
+    let _lock = staged::lock(out)?;
+    staged::remove_leftovers(out)?;
     let mut files = [Staged::create(&out.join(TRAIN))?, Staged::create(&out.join(HELD_OUT))?];
     let mut sources: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut number = 0;
-    data::visit(input, Replies::Sourced, |place, values| {
+    data::visit(input, None, wanted, |at, _, row| {
         tick("writing", number, stop, progress)?;
         let expected = survey.kept_id(number);
         number += 1;
         let Some(expected) = expected else { return Ok(()) };
-        let changed = || PrepareError::Changed { path: input.to_owned(), place: place.to_string() };
-        let row = row::check(values).map_err(|_| changed())?;
+        let changed =
+            || PrepareError::Changed { path: input.path().to_owned(), place: input.describe(at) };
+        let row = row.and_then(row::check).map_err(|_| changed())?;
         if row.id() != expected {
             return Err(changed());
         }
@@ -171,7 +189,7 @@ fn write(
     })?;
     if number != survey.rows() {
         let place = format!("row {number}");
-        return Err(PrepareError::Changed { path: input.to_owned(), place });
+        return Err(PrepareError::Changed { path: input.path().to_owned(), place });
     }
     for file in &mut files {
         file.finish()?;
@@ -185,7 +203,8 @@ fn write(
     };
     let prints = [files[0].fingerprint()?, files[1].fingerprint()?];
     report.json = to_json(input, print, options, &report, &prints)?;
-    if !out.join(SETTINGS).exists()
+    let settings = out.join(SETTINGS);
+    if !settings.exists()
         && let Some(file) = files.iter().find(|file| file.would_replace())
     {
         return Err(PrepareError::Foreign { path: file.path().to_owned() });
@@ -193,18 +212,26 @@ fn write(
     if stop.load(Ordering::Relaxed) {
         return Err(PrepareError::Interrupted);
     }
-    for file in files {
-        file.commit()?;
+    if files.iter().any(|file| !file.is_there()) {
+        let marker = json!({
+            "j1": env!("CARGO_PKG_VERSION"),
+            UNFINISHED: "the files beside this one are being replaced; if no j1 data prepare is at work, it was \
+                         killed: run it again",
+        });
+        write_whole(&settings, format!("{marker:#}\n").as_bytes())?;
+        for file in files {
+            file.commit()?;
+        }
     }
-    write_whole(&out.join(SETTINGS), format!("{:#}\n", report.json).as_bytes())?;
+    write_whole(&settings, format!("{:#}\n", report.json).as_bytes())?;
     Ok(report)
 }
 
 /// Writing over what is read would lose it: the original's training file was replaced by its own test split.
-fn refuse_own_inputs(input: &Path, out: &Path, options: &Options) -> Result<(), PrepareError> {
+fn refuse_own_inputs(input: &Source, out: &Path, options: &Options) -> Result<(), PrepareError> {
     for output in [TRAIN, HELD_OUT, SETTINGS].map(|name| out.join(name)) {
         let Ok(output) = output.canonicalize() else { continue };
-        for path in options.exclude.iter().map(PathBuf::as_path).chain([input]) {
+        for path in options.exclude.iter().chain([input]).flat_map(Source::paths) {
             if path.canonicalize().is_ok_and(|path| path == output) {
                 return Err(PrepareError::WouldReplaceInput { path: path.to_owned() });
             }
@@ -241,18 +268,15 @@ fn is_held_out(options: &Options, prompt_id: u128) -> bool {
 }
 
 fn to_json(
-    input: &Path,
+    input: &Source,
     print: &str,
     options: &Options,
     report: &Report,
     prints: &[String; 2],
 ) -> Result<Value, PrepareError> {
-    let named = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut exclude = Vec::new();
-    for path in &options.exclude {
-        let print = fingerprint::of_file(path);
-        let print = print.map_err(|source| PrepareError::io("read", path, source))?;
-        exclude.push(json!({ "file": named(path), "fingerprint": print }));
+    for source in &options.exclude {
+        exclude.push(json!({ "file": source.name(), "fingerprint": source.fingerprint()? }));
     }
     let sources: BTreeMap<&str, Value> = (report.sources.iter())
         .map(|(name, [train, held])| (name.as_str(), json!({ "train": train, "held_out": held })))
@@ -260,7 +284,7 @@ fn to_json(
     let [train, held_out] = report.written();
     Ok(json!({
         "j1": env!("CARGO_PKG_VERSION"),
-        "input": { "file": named(input), "fingerprint": print },
+        "input": { "file": input.name(), "fingerprint": print },
         "settings": {
             "held_out": options.held_out,
             "seed": options.seed,

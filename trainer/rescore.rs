@@ -82,7 +82,9 @@ pub fn rescore(path: &Path) -> Result<Vec<Record>, RescoreError> {
     let mut records = match data::detect(path)? {
         Format::Jsonl => from_jsonl(path)?,
         Format::Csv => from_csv(path)?,
-        Format::Parquet => return Err(RescoreError::Parquet { path: path.to_owned() }),
+        Format::Parquet | Format::Arrow => {
+            return Err(RescoreError::Parquet { path: path.to_owned() });
+        }
     };
     if records.is_empty() {
         return Err(DataError::Empty { path: path.to_owned() }.into());
@@ -143,7 +145,9 @@ fn from_jsonl(path: &Path) -> Result<Vec<Record>, RescoreError> {
 
 fn from_csv(path: &Path) -> Result<Vec<Record>, RescoreError> {
     let mut table = Table::new(path);
-    data::csv::visit(path, usize::MAX, |line, names, record| {
+    let file =
+        File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    data::csv::visit(path, file, usize::MAX, |line, names, record| {
         let mut values = Map::new();
         for (name, cell) in names.iter().zip(record) {
             // Of columns with the same name the first counts; empty cells of optional columns have no value.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use trainer::settings::Preset;
+use trainer::{data::Columns, settings::Preset};
 
 use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size};
 
@@ -119,6 +119,10 @@ pub(crate) struct Rollout {
     /// Pairs: .jsonl, .csv or .parquet, or a known name
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
     pub(crate) data: String,
+    /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
+    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    #[arg(long, value_name = "FIELD=COLUMN,..", help_heading = "Data")]
+    pub(crate) columns: Option<Columns>,
     /// Pairs at most, from the start of the file
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub(crate) limit: Option<usize>,

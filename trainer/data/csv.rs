@@ -1,69 +1,57 @@
 //! Rows from a comma-separated file with a header line.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use super::rows::{self, Place};
-use super::{DataError, Pair, Replies};
+use super::rows::Place;
+use super::source::Part;
+use super::{DataError, Layouts, Values};
 
 /// The most bytes that one record may take: an unclosed quote would swallow the rest of the file.
 const MAX_RECORD: u64 = 64 << 20;
 
-pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
-    let mut pairs = Vec::new();
-    visit_values(path, limit, replies, |place, values| {
-        pairs.push(rows::pair(path, place, pairs.len() as u64, values, replies)?);
-        Ok::<_, DataError>(())
-    })?;
-    Ok(pairs)
-}
-
-/// Shows the first `limit` rows with the values of the columns that `replies` reads.
+/// Shows the first `limit` rows with the values of the columns that are read.
 pub(super) fn visit_values<E: From<DataError>>(
-    path: &Path,
+    part: &Part,
     limit: usize,
-    replies: Replies,
-    mut each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+    layouts: &mut Layouts<'_>,
+    mut each: impl FnMut(Place, Values) -> Result<(), E>,
 ) -> Result<(), E> {
-    visit(path, limit, |line, names, record| {
+    let path = part.path();
+    visit(path, part.reader()?, limit, |line, names, record| {
+        let layout = layouts.of(names);
         let mut values = Map::new();
         for (name, cell) in names.iter().zip(record) {
             // Of columns with the same name the first counts; other columns are only named.
             if values.contains_key(name) {
                 continue;
             }
-            if !replies.reads(name) {
-                values.insert(name.clone(), Value::Null);
-                continue;
-            }
-            let text = text(path, line, cell)?;
-            if is_python_list(text) {
-                let problem = format!(
-                    "{name} is a list of messages as Python prints it; write it as JSON (json.dumps), or \
-                     the data as .jsonl or .parquet"
-                );
-                return Err(Place::Line(line).problem(path, problem).into());
-            }
-            values.insert(name.clone(), value(name, text));
+            let value = match layout.reads(name) {
+                false => Value::Null,
+                true => match text(path, line, cell)? {
+                    "" if !layout.is_text(name) => Value::Null,
+                    text => Value::String(text.to_owned()),
+                },
+            };
+            values.insert(name.clone(), value);
         }
-        each(Place::Line(line), values)
+        each(Place::Line(line), Values { names: names.to_vec(), values: Ok(values) })
     })
 }
 
 /// Shows the first `limit` records of a file, of bounded size each, with their line and the names of the columns.
 pub(crate) fn visit<E: From<DataError>>(
     path: &Path,
+    input: impl Read,
     limit: usize,
     mut each: impl FnMut(u64, &[String], &csv::ByteRecord) -> Result<(), E>,
 ) -> Result<(), E> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
     let used = Rc::new(Cell::new(0));
-    let file = Metered { inner: File::open(path).map_err(io)?, used: used.clone() };
+    let file = Metered { inner: input, used: used.clone() };
     let mut reader = csv::ReaderBuilder::new().from_reader(file);
     let headers = reader.byte_headers().map_err(|error| self::error(path, error))?.clone();
     let names: Vec<String> =
@@ -88,38 +76,16 @@ pub(crate) fn text<'a>(path: &Path, line: u64, cell: &'a [u8]) -> Result<&'a str
     })
 }
 
-/// A cell's value: a list of messages if it is one in JSON, else text. Optional columns that are empty
-/// have no value.
-fn value(name: &str, text: &str) -> Value {
-    if matches!(name, "subset" | "id" | "source") && text.is_empty() {
-        return Value::Null;
-    }
-    if text.starts_with('[')
-        && let Ok(list @ Value::Array(_)) = serde_json::from_str(text)
-        && list.as_array().is_some_and(|turns| !turns.is_empty() && turns.iter().all(is_message))
-    {
-        return list;
-    }
-    Value::String(text.to_owned())
-}
-
-/// Whether pandas wrote a list of messages here: with single quotes, which JSON does not have. As text it would be
-/// judged without anybody noticing.
-fn is_python_list(text: &str) -> bool {
-    let is_start = ["[{'role':", "[{'content':"].iter().any(|start| text.starts_with(start));
-    is_start && text.trim_ascii_end().ends_with("}]")
-}
-
-fn is_message(value: &Value) -> bool {
-    ["role", "content"].iter().all(|field| value.get(field).is_some_and(Value::is_string))
-}
-
 fn error(path: &Path, error: csv::Error) -> DataError {
     let path = path.to_owned();
     let line = error.position().map_or(1, csv::Position::line);
     match error.into_kind() {
         csv::ErrorKind::Io(source) if source.kind() == io::ErrorKind::FileTooLarge => {
-            DataError::TooLong { path, line, limit: MAX_RECORD }
+            match source.get_ref() {
+                // A gzip file that unfolds too far says so itself.
+                Some(said) => DataError::TooLarge { path, message: said.to_string() },
+                None => DataError::TooLong { path, line, limit: MAX_RECORD },
+            }
         }
         csv::ErrorKind::Io(source) => DataError::Io { path, source },
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => DataError::Syntax {
@@ -134,12 +100,12 @@ fn error(path: &Path, error: csv::Error) -> DataError {
 }
 
 /// Fails when more than [`MAX_RECORD`] bytes were read since `used` was last set to 0.
-struct Metered {
-    inner: File,
+struct Metered<R> {
+    inner: R,
     used: Rc<Cell<u64>>,
 }
 
-impl Read for Metered {
+impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
         self.used.set(self.used.get() + length as u64);

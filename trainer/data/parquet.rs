@@ -23,11 +23,15 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 use serde_json::{Map, Value};
 
+use super::layout::Layout;
 use super::pages::{Budget, check_column};
-use super::rows::{self, Place};
+use super::reason::{Reason, Refusal};
+use super::rows::Place;
+use super::source::Part;
 use super::thrift::{Cursor, Problem, Wire};
 use super::zstd::Unfolded;
-use super::{DataError, Pair, Replies};
+use super::{DataError, Layouts, Values};
+use crate::data;
 
 /// The largest footer, in bytes.
 const MAX_FOOTER: u64 = 16 << 20;
@@ -42,30 +46,22 @@ const VALUE_COST: u64 = 64;
 /// How many rows are measured at a time.
 const MEASURED: usize = 1024;
 
-pub(super) fn read(path: &Path, limit: usize, replies: Replies) -> Result<Vec<Pair>, DataError> {
-    let mut pairs = Vec::new();
-    visit(path, limit, replies, |place, values| {
-        pairs.push(rows::pair(path, place, pairs.len() as u64, values, replies)?);
-        Ok::<_, DataError>(())
-    })?;
-    Ok(pairs)
-}
-
 /// Shows the first `limit` rows with the values of the columns that `replies` reads.
 pub(super) fn visit<E: From<DataError>>(
-    path: &Path,
+    part: &Part,
     limit: usize,
-    replies: Replies,
-    each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+    layouts: &mut Layouts<'_>,
+    each: impl FnMut(Place, Values) -> Result<(), E>,
 ) -> Result<(), E> {
+    let path = part.path();
     let io = |source| DataError::Io { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = part.file().map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
     check_footer(path, &mut file, file_len)?;
     let caught = quietly(|| {
         let reader = Unfolded::new(file.try_clone().map_err(io)?)
             .map_err(|error| damaged(path, error.to_string()))?;
-        read_rows(path, file, file_len, &reader, limit, replies, each)
+        read_rows(path, file, file_len, &reader, limit, layouts, each)
     });
     caught.unwrap_or_else(|message| {
         Err(damaged(path, format!("its data are damaged ({message})")).into())
@@ -144,14 +140,16 @@ fn read_rows<E: From<DataError>>(
     file_len: u64,
     reader: &Unfolded,
     limit: usize,
-    replies: Replies,
-    mut each: impl FnMut(Place, Map<String, Value>) -> Result<(), E>,
+    layouts: &mut Layouts<'_>,
+    mut each: impl FnMut(Place, Values) -> Result<(), E>,
 ) -> Result<(), E> {
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema();
     let fields: Vec<TypePtr> = schema.get_fields().to_vec();
+    let names: Vec<String> = fields.iter().map(|field| field.name().to_owned()).collect();
+    let layout = layouts.of(&names);
     let (needed, others): (Vec<TypePtr>, Vec<TypePtr>) =
-        fields.into_iter().partition(|field| replies.reads(field.name()));
+        fields.into_iter().partition(|field| layout.reads(field.name()));
     let rows = metadata.file_metadata().num_rows();
     if !(0..=MAX_ROWS).contains(&rows) {
         return Err(damaged(path, format!("it claims {rows} rows")).into());
@@ -165,7 +163,7 @@ fn read_rows<E: From<DataError>>(
         }
         rows_left -= group.num_rows();
         for column in group.columns() {
-            if replies.reads(root(column.column_path())) {
+            if layout.reads(root(column.column_path())) {
                 check_column(path, &mut file, file_len, column, &mut budget)?;
             }
         }
@@ -173,7 +171,7 @@ fn read_rows<E: From<DataError>>(
     let others: Vec<String> = others.iter().map(|field| field.name().to_owned()).collect();
     if needed.is_empty() {
         let values = others.iter().map(|name| (name.clone(), Value::Null)).collect();
-        return each(Place::Row(0), values);
+        return each(Place::Row(0), Values { names, values: Ok(values) });
     }
     let projection = Type::group_type_builder(schema.name())
         .with_fields(needed.iter().map(Arc::clone).collect())
@@ -181,16 +179,18 @@ fn read_rows<E: From<DataError>>(
         .map_err(|error| damaged(path, error.to_string()))?;
     let iterator = RowIter::from_file(Some(projection), reader)
         .map_err(|error| damaged(path, error.to_string()))?;
-    measure(path, max_text, reader, limit, replies)?;
+    measure(path, max_text, reader, limit, &layout)?;
     for (number, row) in iterator.take(limit).enumerate() {
         let number = number as u64;
         let row = row.map_err(|error| damaged(path, format!("row {number}: {error}")))?;
-        let mut values =
-            columns(row).map_err(|problem| Place::Row(number).problem(path, problem))?;
-        for name in &others {
-            values.entry(name.clone()).or_insert(Value::Null);
-        }
-        each(Place::Row(number), values)?;
+        let values = cells(row, &layout).map(|mut values| {
+            for name in &others {
+                values.entry(name.clone()).or_insert(Value::Null);
+            }
+            values
+        });
+        let values = values.map_err(|problem| Refusal::new(Reason::Malformed, problem));
+        each(Place::Row(number), Values { names: names.clone(), values })?;
     }
     Ok(())
 }
@@ -202,7 +202,7 @@ fn measure(
     max_text: u64,
     reader: &Unfolded,
     limit: usize,
-    replies: Replies,
+    layout: &Layout,
 ) -> Result<(), DataError> {
     let bad = |error: parquet::errors::ParquetError| damaged(path, error.to_string());
     let (mut text, mut rows_left) = (0_u64, limit);
@@ -210,7 +210,7 @@ fn measure(
         let group = reader.get_row_group(index).map_err(bad)?;
         let rows = rows_left.min(group.metadata().num_rows() as usize);
         for column in 0..group.num_columns() {
-            if !replies.reads(root(group.metadata().column(column).column_path())) {
+            if !layout.reads(root(group.metadata().column(column).column_path())) {
                 continue;
             }
             // Numbers are as long as their values are many, and those were counted.
@@ -260,11 +260,39 @@ pub(super) fn read_at(file: &mut File, at: u64, length: u64) -> io::Result<Vec<u
     Ok(bytes)
 }
 
-fn columns(row: Row) -> Result<Map<String, Value>, String> {
-    row.into_columns().into_iter().map(|(name, field)| Ok((name, value(field)?))).collect()
+/// The values of a row by column. A row's name may be of any type that can be printed.
+fn cells(row: Row, layout: &Layout) -> Result<Map<String, Value>, String> {
+    let mut values = Map::new();
+    for (name, field) in row.into_columns() {
+        let value = match field {
+            Field::Group(_) | Field::ListInternal(_) | Field::MapInternal(_) => value(field),
+            field if layout.column(data::Field::Id) == Some(&name) => Ok(id(field)),
+            field => scalar(field),
+        };
+        let value = value.map_err(|problem| format!("{name} {problem}"))?;
+        values.insert(name, value);
+    }
+    Ok(values)
 }
 
+/// A value and all in it. What is in a list or group and of no use there has no value.
 fn value(field: Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Group(row) => {
+            let columns = row.into_columns().into_iter();
+            let columns = columns.map(|(name, field)| Ok::<_, String>((name, value(field)?)));
+            Value::Object(columns.collect::<Result<_, _>>()?)
+        }
+        Field::ListInternal(list) => {
+            Value::Array(list.elements().iter().cloned().map(value).collect::<Result<_, _>>()?)
+        }
+        Field::MapInternal(_) => Value::Null,
+        Field::Bytes(_) => scalar(field)?,
+        field => scalar(field).unwrap_or(Value::Null),
+    })
+}
+
+fn scalar(field: Field) -> Result<Value, String> {
     Ok(match field {
         Field::Null => Value::Null,
         Field::Bool(b) => Value::Bool(b),
@@ -274,7 +302,7 @@ fn value(field: Field) -> Result<Value, String> {
             Ok(text) => Value::String(text.to_owned()),
             Err(error) => {
                 return Err(format!(
-                    "a text is not valid UTF-8 at its byte {}",
+                    "has a text that is not valid UTF-8 at its byte {}",
                     error.valid_up_to()
                 ));
             }
@@ -292,12 +320,22 @@ fn value(field: Field) -> Result<Value, String> {
             serde_json::Number::from_f64(x.into()).map_or(Value::Null, Value::Number)
         }
         Field::Double(x) => serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number),
-        Field::Group(row) => Value::Object(columns(row)?),
-        Field::ListInternal(list) => {
-            Value::Array(list.elements().iter().cloned().map(value).collect::<Result<_, _>>()?)
-        }
-        other => Value::Array(vec![Value::String(format!("a value of another type: {other}"))]),
+        other => return Err(format!("is a date, a time or a decimal number ({other}), not text")),
     })
+}
+
+/// A row's name: dates as they are printed, bytes that are no text (a UUID) in hexadecimal.
+fn id(field: Field) -> Value {
+    match field {
+        Field::Bytes(bytes) => Value::String(match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.to_owned(),
+            Err(_) => bytes.data().iter().map(|byte| format!("{byte:02x}")).collect(),
+        }),
+        field => match scalar(field.clone()) {
+            Ok(value) => value,
+            Err(_) => Value::String(field.to_string()),
+        },
+    }
 }
 
 thread_local! {

@@ -42,6 +42,20 @@ pub enum PrepareError {
         /// The input.
         path: PathBuf,
     },
+    /// Another process prepares data into the same directory.
+    #[error("another j1 data prepare writes to {}; wait for it, or choose another --out", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Files of a prepared directory that are not of one run.
+    #[error("{}: {problem}; run j1 data prepare again, or move the files if they are your own", path.display())]
+    NotTogether {
+        /// The file that says so.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A file that was not made by this command is in the way.
     #[error(
         "{} is there already, and no prepare.json beside it says that j1 made it; choose another --out",

@@ -1,7 +1,6 @@
 //! `j1 data inspect`: what is in a file of pairs, before anything is done with it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use super::overlap::Benchmark;
 use super::survey::{Survey, dropped_json};
 use super::{Dropped, Options, PrepareError, Progress, Reason};
-use crate::data::{self, Format, Replies};
+use crate::data::{Columns, DataError, Format, Layouts, Replies, Source, Wanted};
 
 /// The most columns and sources that are told apart: enough for any sound file.
 const MAX_NAMES: usize = 1_000;
@@ -47,6 +46,8 @@ impl Lengths {
 pub struct Inspection {
     /// The file's format.
     pub format: Format,
+    /// Whether it is known which reply is better. If not, `chosen` is the first reply.
+    pub labeled: bool,
     /// Rows of the file.
     pub rows: usize,
     /// Each column with the rows that have it, and whether j1 reads it.
@@ -75,6 +76,7 @@ impl Inspection {
             self.lengths.iter().map(|(name, lengths)| (*name, lengths.json())).collect();
         json!({
             "format": format!("{:?}", self.format).to_lowercase(),
+            "labeled": self.labeled,
             "rows": self.rows,
             "columns": columns,
             "dropped": dropped_json(&self.dropped),
@@ -89,27 +91,50 @@ impl Inspection {
 
 /// Looks through a file; `examples` of its rows are kept to be shown.
 pub fn inspect(
-    path: &Path,
+    source: &Source,
+    columns: &Columns,
     examples: usize,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Inspection, PrepareError> {
-    let format = data::detect(path)?;
+    let look = |replies, progress: &mut dyn FnMut(Progress)| {
+        let wanted = Wanted { replies, columns: columns.clone() };
+        look(source, &wanted, examples, stop, progress)
+    };
+    match look(Replies::Prepared, progress) {
+        Err(PrepareError::Data(error @ DataError::MissingColumn { .. })) => {
+            // Replies called a and b need no label to be judged.
+            look(Replies::Any, progress).map_err(|_| error.into())
+        }
+        seen => seen,
+    }
+}
+
+fn look(
+    source: &Source,
+    wanted: &Wanted,
+    examples: usize,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Inspection, PrepareError> {
     let mut columns: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     let mut sources: BTreeMap<String, usize> = BTreeMap::new();
     let mut lengths: [Vec<u32>; 4] = Default::default();
     let (mut longer, mut shown) = (0_usize, Vec::new());
+    let mut layouts = Layouts::new(wanted);
     let survey = Survey::take(
-        path,
+        source,
+        wanted,
         &Options::default(),
         &Benchmark::default(),
         stop,
         progress,
         &mut |names, row| {
+            let layout = layouts.of(names);
             for name in names {
                 if columns.len() < MAX_NAMES || columns.contains_key(name) {
                     let column = columns.entry(name.clone()).or_default();
-                    *column = (column.0 + 1, Replies::Sourced.reads(name));
+                    *column = (column.0 + 1, layout.reads(name));
                 }
             }
             let Some(row) = row else { return };
@@ -129,12 +154,15 @@ pub fn inspect(
         },
     )?;
     let sound = lengths[0].len();
-    let names = ["prompt turns", "prompt", "chosen", "rejected"];
+    let labeled = wanted.replies != Replies::Any;
+    let [first, second] = if labeled { ["chosen", "rejected"] } else { ["a", "b"] };
+    let names = ["prompt turns", "prompt", first, second];
     let lengths = (names.into_iter().zip(lengths))
         .filter_map(|(name, lengths)| Some((name, Lengths::of(lengths)?)))
         .collect();
     Ok(Inspection {
-        format,
+        format: source.format(),
+        labeled,
         rows: survey.rows(),
         columns,
         dropped: survey.dropped().clone(),

@@ -5,10 +5,9 @@
 //! them that is long enough to be no accident, stand in the benchmark as a prompt or as one of its long turns.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 use super::PrepareError;
-use crate::data::{self, Message, Replies};
+use crate::data::{self, Message, Source};
 
 /// The fewest characters, normalized, by which a single turn is recognized: shorter ones ("go on") repeat.
 const LONG_TURN: usize = 32;
@@ -18,12 +17,10 @@ const LONG_TURN: usize = 32;
 pub(super) struct Benchmark(HashSet<String>);
 
 impl Benchmark {
-    pub(super) fn read(paths: &[PathBuf]) -> Result<Benchmark, PrepareError> {
+    pub(super) fn read(sources: &[Source]) -> Result<Benchmark, PrepareError> {
         let mut prompts = HashSet::new();
-        for path in paths {
-            for pair in data::read_with(path, None, Replies::Any)? {
-                prompts.extend(keys(&pair.prompt));
-            }
+        for source in sources {
+            data::visit_prompts(source, |prompt| prompts.extend(keys(&prompt)))?;
         }
         Ok(Benchmark(prompts))
     }

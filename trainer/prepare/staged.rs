@@ -1,12 +1,12 @@
 //! A file that is written beside its place and put there once it is whole.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::PrepareError;
+use super::{HELD_OUT, PrepareError, SETTINGS, TRAIN};
 use crate::fingerprint;
-use crate::results::files::{sync_directory, temporary};
+use crate::results::files::{remove_temporaries_of, sync_directory, temporary};
 
 /// Dropped without [`Staged::commit`], it leaves nothing.
 #[derive(Debug)]
@@ -46,11 +46,15 @@ impl Staged {
             .map_err(|source| PrepareError::io("read", &self.path, source))
     }
 
+    /// Whether a file with the same bytes is in its place.
+    pub(super) fn is_there(&self) -> bool {
+        fingerprint::of_file(&self.path)
+            .is_ok_and(|there| self.fingerprint().is_ok_and(|here| here == there))
+    }
+
     /// Whether a file with other bytes is in its place.
     pub(super) fn would_replace(&self) -> bool {
-        self.path.exists()
-            && !fingerprint::of_file(&self.path)
-                .is_ok_and(|there| self.fingerprint().is_ok_and(|here| here == there))
+        self.path.exists() && !self.is_there()
     }
 
     /// Puts it in its place.
@@ -61,6 +65,28 @@ impl Staged {
             .and_then(|()| sync_directory(&self.path))
             .map_err(|source| PrepareError::io("write", &self.path, source))
     }
+}
+
+/// Keeps other processes from writing to a directory while the file lives. The directory itself is locked, so that no
+/// file is left.
+pub(super) fn lock(directory: &Path) -> Result<Option<File>, PrepareError> {
+    // Elsewhere directories cannot be opened.
+    if !cfg!(unix) {
+        return Ok(None);
+    }
+    let opened = File::open(directory);
+    let opened = opened.map_err(|source| PrepareError::io("open", directory, source))?;
+    match opened.try_lock() {
+        Ok(()) => Ok(Some(opened)),
+        Err(TryLockError::WouldBlock) => Err(PrepareError::Locked { path: directory.to_owned() }),
+        // Some network file systems have no locks, or none of directories.
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Removes what runs that were killed left. The directory must be locked.
+pub(super) fn remove_leftovers(directory: &Path) -> Result<(), PrepareError> {
+    Ok(remove_temporaries_of(directory, &[TRAIN, HELD_OUT, SETTINGS])?)
 }
 
 impl Drop for Staged {

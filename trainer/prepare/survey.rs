@@ -1,15 +1,14 @@
 //! The first pass over a file: what becomes of every row.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::overlap::Benchmark;
-use super::row::{Refusal, Row, check};
+use super::row::{Row, check};
 use super::{Options, PrepareError, Progress, Reason, tick};
-use crate::data::{self, DataError, Place, Replies};
+use crate::data::{self, At, Refusal, Source, Wanted};
 
 /// Places named for each reason.
 const NAMED: usize = 3;
@@ -35,97 +34,94 @@ pub(super) type EachRow<'a> = &'a mut dyn FnMut(&[String], Option<&Row>);
 
 /// What becomes of all rows of a file.
 #[derive(Debug)]
-pub(super) struct Survey {
+pub(super) struct Survey<'a> {
+    source: &'a Source,
     fates: Vec<Fate>,
     dropped: BTreeMap<Reason, Dropped>,
     overlap: usize,
     /// The first row of each pair, and where it stands.
-    seen: HashMap<u128, (usize, Place)>,
+    seen: HashMap<u128, (usize, At)>,
     /// How many rows there are about each prompt, of those that are sound in themselves.
     prompts: HashMap<u128, usize>,
 }
 
-impl Survey {
-    /// Reads a file.
+impl<'a> Survey<'a> {
+    /// Reads a source.
     pub(super) fn take(
-        path: &Path,
+        source: &'a Source,
+        wanted: &Wanted,
         options: &Options,
         benchmark: &Benchmark,
         stop: &AtomicBool,
         progress: &mut dyn FnMut(Progress),
         each: EachRow<'_>,
-    ) -> Result<Survey, PrepareError> {
+    ) -> Result<Survey<'a>, PrepareError> {
         let mut survey = Survey {
+            source,
             fates: Vec::new(),
             dropped: BTreeMap::new(),
             overlap: 0,
             seen: HashMap::new(),
             prompts: HashMap::new(),
         };
-        data::visit(path, Replies::Sourced, |place, values| {
+        data::visit(source, None, wanted, |at, columns, row| {
             tick("checking", survey.rows(), stop, progress)?;
-            if survey.rows() == 0 {
-                // A file of another kind is one error, not a drop a row.
-                require_columns(path, &values)?;
-            }
-            let columns: Vec<String> = values.keys().cloned().collect();
-            match check(values) {
+            match row.and_then(check) {
                 Ok(row) => {
-                    each(&columns, Some(&row));
-                    survey.sound(place, &row, options, benchmark);
+                    each(columns, Some(&row));
+                    survey.sound(at, &row, options, benchmark);
                 }
-                Err(Refusal { reason, detail }) => {
-                    each(&columns, None);
-                    survey.drop_row(reason, place, &detail);
+                Err(Refusal { reason, detail, .. }) => {
+                    each(columns, None);
+                    survey.drop_row(reason, at, &detail);
                 }
             }
             Ok::<_, PrepareError>(())
         })?;
-        if survey.fates.is_empty() {
-            return Err(DataError::Empty { path: path.to_owned() }.into());
-        }
         Ok(survey)
     }
 
-    fn sound(&mut self, place: Place, row: &Row, options: &Options, benchmark: &Benchmark) {
+    fn sound(&mut self, at: At, row: &Row, options: &Options, benchmark: &Benchmark) {
         *self.prompts.entry(row.prompt_id()).or_default() += 1;
         let chars: usize = row.chars().iter().sum();
         if options.max_chars.is_some_and(|most| chars > most) {
-            return self.drop_row(Reason::TooLong, place, &format!("{chars} characters"));
+            return self.drop_row(Reason::TooLong, at, &format!("{chars} characters"));
         }
         if benchmark.contains(&row.prompt) {
             self.overlap += 1;
             if !options.keep_overlap {
-                return self.drop_row(Reason::Overlap, place, "");
+                return self.drop_row(Reason::Overlap, at, "");
             }
         }
         let id = row.id();
         if let Some((_, first)) = self.seen.get(&id) {
-            let detail = format!("as {first}");
-            return self.drop_row(Reason::Duplicate, place, &detail);
+            let detail = format!("as {}", self.source.describe(*first));
+            return self.drop_row(Reason::Duplicate, at, &detail);
         }
-        self.seen.insert(id, (self.fates.len(), place));
+        self.seen.insert(id, (self.fates.len(), at));
         if let Some(&(number, other)) = self.seen.get(&row.swapped_id()) {
             if self.fates[number] != Fate::Dropped {
                 self.fates[number] = Fate::Dropped;
-                self.count(Reason::Contradiction, other, &format!("against {place}"));
+                let detail = format!("against {}", self.source.describe(at));
+                self.count(Reason::Contradiction, other, &detail);
             }
-            let detail = format!("against {other}");
-            return self.drop_row(Reason::Contradiction, place, &detail);
+            let detail = format!("against {}", self.source.describe(other));
+            return self.drop_row(Reason::Contradiction, at, &detail);
         }
         self.fates.push(Fate::Kept(id));
     }
 
-    fn drop_row(&mut self, reason: Reason, place: Place, detail: &str) {
+    fn drop_row(&mut self, reason: Reason, at: At, detail: &str) {
         self.fates.push(Fate::Dropped);
-        self.count(reason, place, detail);
+        self.count(reason, at, detail);
     }
 
-    fn count(&mut self, reason: Reason, place: Place, detail: &str) {
+    fn count(&mut self, reason: Reason, at: At, detail: &str) {
         let dropped = self.dropped.entry(reason).or_default();
         dropped.rows += 1;
         if dropped.first.len() < NAMED {
             let separator = if detail.is_empty() { "" } else { ": " };
+            let place = self.source.describe(at);
             dropped.first.push(format!("{place}{separator}{detail}"));
         }
     }
@@ -175,19 +171,4 @@ pub(super) fn dropped_json(dropped: &BTreeMap<Reason, Dropped>) -> Value {
         (reason.name().to_owned(), json!({ "rows": dropped.rows, "first": dropped.first }))
     });
     Value::Object(reasons.collect())
-}
-
-fn require_columns(path: &Path, values: &Map<String, Value>) -> Result<(), DataError> {
-    let list = |name: &str| values.get(name).is_some_and(Value::is_array);
-    let needs_prompt = !(list("chosen") && list("rejected"));
-    let needed = [("chosen", true), ("rejected", true), ("prompt", needs_prompt)];
-    match needed.into_iter().find(|&(name, needed)| needed && !values.contains_key(name)) {
-        None => Ok(()),
-        Some((missing, _)) => Err(DataError::MissingColumn {
-            path: path.to_owned(),
-            place: String::new(),
-            missing,
-            found: values.keys().cloned().collect::<Vec<_>>().join(", "),
-        }),
-    }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::*;
+use crate::data::{Pair, read};
+use crate::fingerprint;
 use crate::shared::shared;
 
 const SKYWORK: &str =
@@ -47,7 +49,11 @@ impl Scratch {
 }
 
 fn run(input: &Path, out: &Path, options: &Options) -> Result<Report, PrepareError> {
-    prepare(input, out, options, &AtomicBool::new(false), &mut |_| {})
+    prepare(&source(input), out, options, &AtomicBool::new(false), &mut |_| {})
+}
+
+fn source(path: &Path) -> Source {
+    Source::open(path).unwrap()
 }
 
 fn counts(report: &Report) -> Vec<(&'static str, usize)> {
@@ -71,7 +77,7 @@ fn skywork_rows_are_checked_and_counted_by_reason() {
     let options = Options {
         held_out: 0.0,
         max_chars: Some(200),
-        exclude: vec![scratch.input.clone()],
+        exclude: vec![source(&scratch.input)],
         ..Options::default()
     };
     let report = run(Path::new(SKYWORK), &scratch.out(), &options).unwrap();
@@ -79,8 +85,7 @@ fn skywork_rows_are_checked_and_counted_by_reason() {
         counts(&report),
         [
             ("malformed", 2),
-            ("unknown-role", 1),
-            ("no-assistant-reply", 1),
+            ("no-assistant-reply", 2),
             ("prompts-differ", 1),
             ("no-question", 1),
             ("empty-reply", 1),
@@ -97,9 +102,9 @@ fn skywork_rows_are_checked_and_counted_by_reason() {
     assert_eq!(first(Reason::Contradiction), "row 3: against row 4; row 4: against row 3");
     assert_eq!(
         first(Reason::Malformed),
-        "row 13: chosen has no value; row 14: chosen turn 0: content is null, not text"
+        "row 13: chosen has no value; row 14: chosen turn 0 has no content"
     );
-    assert_eq!(first(Reason::UnknownRole), "row 9: \"tool\"");
+    assert!(first(Reason::NoReply).contains("row 9: the last turn of chosen is of \"tool\""));
 
     // What was written is what is read for training, labels and order kept.
     let pairs = crate::data::read(&scratch.out().join(TRAIN)).unwrap();
@@ -219,11 +224,12 @@ fn nothing_is_left_where_nothing_is_done() {
     for (pass, rows) in [("checking", 0), ("checking", 1_024), ("writing", 0), ("writing", 1_792)] {
         let stop = AtomicBool::new(false);
         let options = Options::default();
-        let result = prepare(&scratch.input, &scratch.out(), &options, &stop, &mut |progress| {
-            if progress.doing == pass && progress.rows == rows {
-                stop.store(true, Ordering::Relaxed);
-            }
-        });
+        let result =
+            prepare(&source(&scratch.input), &scratch.out(), &options, &stop, &mut |progress| {
+                if progress.doing == pass && progress.rows == rows {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            });
         assert!(matches!(result, Err(PrepareError::Interrupted)), "{pass} {rows}");
         assert!(!scratch.out().exists(), "{pass} {rows}: {:?}", scratch.files());
     }
@@ -232,7 +238,8 @@ fn nothing_is_left_where_nothing_is_done() {
     let before = scratch.files();
     let stop = AtomicBool::new(true);
     let options = Options { seed: 9, ..Options::default() };
-    assert!(prepare(&scratch.input, &scratch.out(), &options, &stop, &mut |_| {}).is_err());
+    let input = source(&scratch.input);
+    assert!(prepare(&input, &scratch.out(), &options, &stop, &mut |_| {}).is_err());
     fs::write(&scratch.input, lines(0..3).concat() + "{\"prompt\":\n").unwrap();
     let error = scratch.prepare(&Options::default()).unwrap_err().to_string();
     assert!(error.contains("line 4"), "{error}");
@@ -246,16 +253,16 @@ fn a_file_that_changes_meanwhile_is_noticed() {
         fs::write(&scratch.input, lines(0..3).concat()).unwrap();
         let stop = AtomicBool::new(false);
         let mut changed = false;
-        let result =
-            prepare(&scratch.input, &scratch.out(), &Options::default(), &stop, &mut |progress| {
-                if progress.doing == "checking" && !changed {
-                    changed = true;
-                    // The reader holds the old file; the second pass opens the new one.
-                    let other = scratch.directory.path().join("other");
-                    fs::write(&other, text.concat()).unwrap();
-                    fs::rename(&other, &scratch.input).unwrap();
-                }
-            });
+        let input = source(&scratch.input);
+        let result = prepare(&input, &scratch.out(), &Options::default(), &stop, &mut |progress| {
+            if progress.doing == "checking" && !changed {
+                changed = true;
+                // The reader holds the old file; the second pass opens the new one.
+                let other = scratch.directory.path().join("other");
+                fs::write(&other, text.concat()).unwrap();
+                fs::rename(&other, &scratch.input).unwrap();
+            }
+        });
         assert!(matches!(result, Err(PrepareError::Changed { .. })), "{result:?}");
         assert!(scratch.files().is_empty());
     }
@@ -294,7 +301,8 @@ fn files_without_a_usable_row_say_why() {
 #[test]
 fn an_inspection_counts_what_there_is() {
     let stop = AtomicBool::new(false);
-    let seen = inspect(Path::new(SKYWORK), 2, &stop, &mut |_| {}).unwrap();
+    let seen =
+        inspect(&source(Path::new(SKYWORK)), &Columns::default(), 2, &stop, &mut |_| {}).unwrap();
     assert_eq!((seen.rows, seen.format), (16, crate::data::Format::Parquet));
     assert_eq!(seen.columns["source"], (16, true));
     assert_eq!(seen.dropped[&Reason::Duplicate].rows, 1);
@@ -322,4 +330,119 @@ fn the_shared_rows_are_prepared() {
         assert_eq!(report.written().iter().sum::<usize>() + dropped, rows);
         assert!(dropped * 20 < rows, "{:?}", report.dropped);
     }
+}
+
+#[test]
+fn a_killed_run_is_told_from_a_whole_one() {
+    let scratch = Scratch::new("d.jsonl", &lines(0..40).concat());
+    scratch.prepare(&Options::default()).unwrap();
+    let out = scratch.out();
+    let [train, held_out, settings] = [TRAIN, HELD_OUT, SETTINGS].map(|name| out.join(name));
+    let check = || {
+        let (of_train, of_held_out) = (read(&train).unwrap(), read(&held_out).unwrap());
+        check_together([&train, &held_out], &of_train, &of_held_out)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(check(), Ok(true));
+    let [old, old_settings] = [&held_out, &settings].map(|path| fs::read(path).unwrap());
+    scratch.prepare(&Options { seed: 5, ..Options::default() }).unwrap();
+    assert_eq!(check(), Ok(true));
+
+    // What a kill between two renames left before there was a marker.
+    let [new, new_settings] = [&held_out, &settings].map(|path| fs::read(path).unwrap());
+    fs::write(&held_out, &old).unwrap();
+    for text in [&old_settings, &new_settings] {
+        fs::write(&settings, text).unwrap();
+        let error = check().unwrap_err();
+        assert!(
+            error.contains("another") && error.contains("run j1 data prepare again"),
+            "{error}"
+        );
+    }
+    fs::remove_file(&settings).unwrap();
+    let error = check().unwrap_err();
+    assert!(error.contains("it is missing, and "), "{error}");
+    fs::write(&settings, "{").unwrap();
+    assert!(check().unwrap_err().contains("it is damaged"));
+    fs::write(&settings, format!("{{\"{UNFINISHED}\":\"\"}}")).unwrap();
+    fs::write(&held_out, &new).unwrap();
+    assert!(check().unwrap_err().contains("was killed"));
+
+    // A run that fails between the renames says so.
+    fs::remove_file(&held_out).unwrap();
+    fs::create_dir(&held_out).unwrap();
+    let failed = scratch.prepare(&Options { seed: 7, ..Options::default() });
+    assert!(matches!(failed, Err(PrepareError::Files(_))), "{failed:?}");
+    assert!(fs::read_to_string(&settings).unwrap().contains(UNFINISHED));
+    fs::remove_dir(&held_out).unwrap();
+
+    // The next run takes the place of what the killed one left.
+    fs::write(out.join(".train.jsonl.7.tmp"), "x").unwrap();
+    fs::write(out.join(".mine.7.tmp"), "x").unwrap();
+    scratch.prepare(&Options { seed: 6, ..Options::default() }).unwrap();
+    assert_eq!(check(), Ok(true));
+    assert!(!out.join(".train.jsonl.7.tmp").exists() && out.join(".mine.7.tmp").exists());
+
+    // Own files need no prepare.json, and may come from anywhere.
+    let own = TempDir::new().unwrap();
+    let [a, b] = [TRAIN, HELD_OUT].map(|name| own.path().join(name));
+    fs::write(&a, lines(0..4).concat()).unwrap();
+    fs::write(&b, lines(3..5).concat()).unwrap();
+    let (of_a, of_b): (Vec<Pair>, Vec<Pair>) = (read(&a).unwrap(), read(&b).unwrap());
+    assert!(!check_together([&a, &b], &of_a, &of_b).unwrap());
+    assert_eq!(shared_prompts(&of_a, &of_b), 1);
+    assert!(!check_together([&train, &b], &of_a, &of_b).unwrap());
+}
+
+#[test]
+#[cfg(unix)]
+fn one_process_at_a_time_writes_to_a_directory() {
+    let scratch = Scratch::new("d.jsonl", &lines(0..4).concat());
+    fs::create_dir(scratch.out()).unwrap();
+    let lock = staged::lock(&scratch.out()).unwrap();
+    let refused = scratch.prepare(&Options::default());
+    assert!(matches!(refused, Err(PrepareError::Locked { .. })), "{refused:?}");
+    drop(lock);
+    scratch.prepare(&Options::default()).unwrap();
+    assert_eq!(scratch.files().len(), 3);
+}
+
+#[test]
+fn benchmarks_are_known_by_their_prompts_alone() {
+    let text = "{\"prompt\":\"What is 1?\"}\n{\"prompt\":\"What is 2?\",\"chosen\":[\"a\"],\"rejected\":[\"b\",\"c\"]}\n";
+    let benchmark = Scratch::new("bench.jsonl", text);
+    let scratch = Scratch::new("d.jsonl", &lines(0..4).concat());
+    let options = Options { exclude: vec![source(&benchmark.input)], ..Options::default() };
+    let report = scratch.prepare(&options).unwrap();
+    assert_eq!(counts(&report), [("overlap", 2)]);
+}
+
+#[test]
+fn rows_of_one_reader_are_dropped_by_reason() {
+    let tool = "[{\"role\":\"user\",\"content\":\"w?\"},{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[]},\
+                {\"role\":\"tool\",\"content\":\"sun\"},{\"role\":\"user\",\"content\":\"So?\"}]";
+    let row = |prompt: &str, chosen: &str| {
+        format!("{{\"prompt\":{prompt},\"chosen\":{chosen},\"rejected\":\"r\"}}\n")
+    };
+    let text = [
+        row(tool, "\"c\""),
+        row("\"a\"", "\"[{\\\"role\\\": \\\"user\\\", \\\"content\\\": \\\"x\\\"}]\""),
+        row("\"b\"", "[\"x\",\"y\"]"),
+        row("\"c\"", "\"cut \\ud83d\""),
+        row(
+            "[{\"role\":\"narrator\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"So?\"}]",
+            "\"c\"",
+        ),
+    ];
+    let scratch = Scratch::new("d.jsonl", &text.concat());
+    let report = scratch.prepare(&Options { held_out: 0.0, ..Options::default() }).unwrap();
+    assert_eq!(counts(&report), [("malformed", 3), ("unknown-role", 1)]);
+    let first = report.dropped[&Reason::Malformed].first.join("; ");
+    for part in
+        ["both be text or both lists", "2 chosen and 1 rejected replies", "half of a surrogate"]
+    {
+        assert!(first.contains(part), "{first}");
+    }
+    let pairs = read(&scratch.out().join(TRAIN)).unwrap();
+    assert_eq!((pairs[0].prompt.len(), pairs[0].prompt[1].content.as_str()), (4, ""));
 }

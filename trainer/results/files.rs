@@ -77,9 +77,15 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
 }
 
+/// The files of a run.
+const NAMES: [&str; 5] = [super::RUN, super::OUTPUTS, super::CSV, super::SCORES, super::TIMING];
+
 /// Whether this is the temporary file of a run that was killed.
 pub(super) fn is_leftover(name: &OsStr) -> bool {
-    let names = [super::RUN, super::OUTPUTS, super::CSV, super::SCORES, super::TIMING];
+    is_temporary_of(name, &NAMES)
+}
+
+fn is_temporary_of(name: &OsStr, names: &[&str]) -> bool {
     prepared_for(&name.to_string_lossy()).is_some_and(|name| names.contains(&name))
 }
 
@@ -111,10 +117,15 @@ pub(crate) fn remove_temporaries(directory: &Path) -> Result<(), ResultsError> {
 
 /// Removes the temporary files of runs that were killed. The directory must be locked.
 pub(super) fn remove_leftovers(directory: &Path) -> Result<(), ResultsError> {
+    remove_temporaries_of(directory, &NAMES)
+}
+
+/// Removes the temporary files that were to become files of these names. The directory must be locked.
+pub(crate) fn remove_temporaries_of(directory: &Path, names: &[&str]) -> Result<(), ResultsError> {
     let list = |source| ResultsError::io("list", directory, source);
     for entry in fs::read_dir(directory).map_err(list)? {
         let entry = entry.map_err(list)?;
-        if is_leftover(&entry.file_name()) {
+        if is_temporary_of(&entry.file_name(), names) {
             let path = entry.path();
             fs::remove_file(&path).map_err(|source| ResultsError::io("remove", &path, source))?;
         }
