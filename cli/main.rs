@@ -26,7 +26,7 @@ use std::{
 };
 
 use clap::Parser;
-use kernels::cpu::heap::Heap;
+use kernels::cpu::{Isa, heap::Heap};
 
 use args::{Cli, Command};
 
@@ -39,6 +39,9 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let Cli { command, profile } = Cli::parse();
+    if let Err(error) = Isa::from_environment() {
+        return failed(&error);
+    }
     let started = profile.map(|path| profile::start(&path, command.name()));
     if let Err(error) = started.transpose() {
         return failed(&error);

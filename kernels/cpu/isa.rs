@@ -1,6 +1,6 @@
 //! The instruction sets kernels are compiled for, and the choice among them at run time.
 
-use std::fmt;
+use std::{ffi::OsStr, fmt};
 
 /// An instruction set the kernels have a variant for, from least to most capable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,9 +20,17 @@ impl Isa {
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
     /// The best one this CPU has, lowered (never raised) by the environment variable `J1_ISA` =
-    /// `portable`, `avx2`, `avx512` or `avx512bf16`; other values are ignored.
+    /// `portable`, `avx2`, `avx512` or `avx512bf16`; empty is as not set.
+    ///
+    /// # Panics
+    /// If `J1_ISA` names no instruction set; see [`Isa::from_environment`].
     pub fn detect() -> Isa {
-        Isa::choose(std::env::var("J1_ISA").ok().as_deref())
+        Isa::from_environment().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`Isa::detect`], with an error where `J1_ISA` names no instruction set: a program asks for it first.
+    pub fn from_environment() -> Result<Isa, UnknownIsa> {
+        Isa::choose(std::env::var_os("J1_ISA").as_deref())
     }
 
     /// Every instruction set this CPU can run, least capable first; tests loop over them.
@@ -65,14 +73,36 @@ impl Isa {
         }
     }
 
-    fn choose(limit: Option<&str>) -> Isa {
-        let limit = limit
-            .and_then(|name| Isa::ALL.into_iter().find(|isa| isa.name() == name))
-            .unwrap_or(Isa::Avx512Bf16);
+    fn choose(limit: Option<&OsStr>) -> Result<Isa, UnknownIsa> {
+        let limit = match limit.filter(|name| !name.is_empty()) {
+            None => Isa::Avx512Bf16,
+            Some(name) => (Isa::ALL.into_iter().find(|isa| name == isa.name()))
+                .ok_or_else(|| UnknownIsa { name: name.to_string_lossy().into_owned() })?,
+        };
         let best = Isa::ALL.into_iter().rev().find(|isa| *isa <= limit && isa.is_available());
-        best.expect("the portable variant runs everywhere")
+        Ok(best.expect("the portable variant runs everywhere"))
     }
 }
+
+/// `J1_ISA` is none of the names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownIsa {
+    /// What it is.
+    pub name: String,
+}
+
+impl fmt::Display for UnknownIsa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Isa::ALL.map(Isa::name).join(", ");
+        write!(
+            f,
+            "the environment variable J1_ISA is {:?}; it must be one of {names}, or unset",
+            self.name
+        )
+    }
+}
+
+impl std::error::Error for UnknownIsa {}
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,16 +116,26 @@ mod tests {
 
     #[test]
     fn the_environment_lowers_but_never_raises() {
+        let choose = |name: &str| Isa::choose(Some(OsStr::new(name)));
         let best = *Isa::available().last().unwrap();
-        assert_eq!(Isa::choose(None), best);
-        assert_eq!(Isa::choose(Some("nonsense")), best);
-        assert_eq!(Isa::choose(Some("portable")), Isa::Portable);
+        assert_eq!(Isa::choose(None), Ok(best));
+        assert_eq!(choose(""), Ok(best));
+        assert_eq!(choose("portable"), Ok(Isa::Portable));
         for isa in Isa::ALL {
-            assert!(Isa::choose(Some(isa.name())) <= best);
-            assert!(Isa::choose(Some(isa.name())) <= isa);
+            assert!(choose(isa.name()).unwrap() <= best.min(isa));
         }
         for isa in Isa::available() {
-            assert_eq!(Isa::choose(Some(isa.name())), isa);
+            assert_eq!(choose(isa.name()), Ok(isa));
+        }
+    }
+
+    #[test]
+    fn another_name_is_refused_with_those_there_are() {
+        for name in ["nonsense", "AVX2", "avx2 ", "avx-512", "0"] {
+            let error = Isa::choose(Some(OsStr::new(name))).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(&format!("{name:?}")), "{text}");
+            assert!(text.contains("portable, avx2, avx512, avx512bf16"), "{text}");
         }
     }
 }

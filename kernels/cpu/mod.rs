@@ -39,5 +39,5 @@ pub(crate) mod values;
 mod vector;
 
 pub use context::{Cpu, Matrix, Rounding};
-pub use isa::Isa;
+pub use isa::{Isa, UnknownIsa};
 pub use pool::Pool;
