@@ -13,13 +13,14 @@ mod keys;
 mod presets;
 mod value;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 pub use choices::{
     GradientCheckpointing, LossType, Orders, OverLong, Preset, ScaleRewards, Schedule, Thinking,
     Weights,
 };
 pub use error::SettingsError;
+use serde_json::{Map, Value};
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -214,6 +215,13 @@ impl Settings {
 
     /// Reads a file.
     pub fn from_file(path: &Path) -> Result<Settings, SettingsError> {
+        Ok(Settings::from_file_with_keys(path)?.0)
+    }
+
+    /// Reads a file, and says which keys stand in it.
+    pub fn from_file_with_keys(
+        path: &Path,
+    ) -> Result<(Settings, BTreeSet<&'static str>), SettingsError> {
         use std::io::Read;
         let read = |source| SettingsError::Read { path: path.to_owned(), source };
         let mut text = String::new();
@@ -222,21 +230,44 @@ impl Settings {
         if text.len() as u64 > MAX_FILE {
             return Err(SettingsError::TooLarge { path: path.to_owned() });
         }
-        Settings::parse(&path.display().to_string(), &text)
+        Settings::parse_with_keys(&path.display().to_string(), &text)
     }
 
     /// Reads settings from text; `name` stands in errors.
     pub fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
-        let settings = keys::parse(name, text, None)?;
+        Ok(Settings::parse_with_keys(name, text)?.0)
+    }
+
+    fn parse_with_keys(
+        name: &str,
+        text: &str,
+    ) -> Result<(Settings, BTreeSet<&'static str>), SettingsError> {
+        let (settings, keys) = keys::parse(name, text, None)?;
         settings
             .validate()
             .map_err(|problem| SettingsError::Conflict { name: name.to_owned(), problem })?;
-        Ok(settings)
+        Ok((settings, keys))
+    }
+
+    /// Every key and its value, as [`Settings::from_values`] reads them.
+    pub fn values(&self) -> Map<String, Value> {
+        keys::values(self)
+    }
+
+    /// Settings of which [`Settings::values`] gave these; `name` stands in errors.
+    pub fn from_values(name: &str, values: &Map<String, Value>) -> Result<Settings, SettingsError> {
+        Settings::parse(name, &keys::from_values(values))
+    }
+
+    /// Whether a run that is continued may have another value of this key: where things are, how long it is, and
+    /// what is saved, evaluated and recomputed.
+    pub fn may_change(key: &str) -> bool {
+        keys::may_change(key)
     }
 
     /// These settings with `KEY=VALUE` in place of one value, such as `loss.type=grpo`. A word needs no quotes.
     pub fn with(&self, assignment: &str) -> Result<Settings, SettingsError> {
-        let parse = |text: &str| keys::parse(assignment, text, Some(self));
+        let parse = |text: &str| Ok(keys::parse(assignment, text, Some(self))?.0);
         match (parse(assignment), assignment.split_once('=')) {
             (Err(SettingsError::Syntax { .. }), Some((key, value))) => {
                 parse(&format!("{key} = {:?}", value.trim()))
@@ -250,7 +281,9 @@ impl Settings {
     pub fn micro_batch_tokens(&self) -> usize {
         const LEAST: usize = 4096;
         match self.train.micro_batch_tokens {
-            0 => LEAST.max(self.data.max_prompt_tokens + self.rollout.max_completion_tokens),
+            0 => LEAST.max(
+                self.data.max_prompt_tokens.saturating_add(self.rollout.max_completion_tokens),
+            ),
             tokens => tokens,
         }
     }

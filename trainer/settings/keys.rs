@@ -1,5 +1,8 @@
 //! Every key of a configuration: its meaning, what is allowed, where its value lives.
 
+use std::{cell::RefCell, collections::BTreeSet};
+
+use serde_json::{Map, Value as Json};
 use toml::de::{DeTable, DeValue};
 
 use super::value::Value;
@@ -90,10 +93,27 @@ macro_rules! keys {
 }
 
 const ANY: &str = "text";
-const COUNT: &str = "a whole number of at least 1";
-const FROM_0: &str = "a whole number of at least 0";
-const AMOUNT: &str = "a number of at least 0";
 const SHARE: &str = "a number from 0 to 1";
+// Beyond what anybody trains, and below what sums and products of them could overflow: a number with some zeros too
+// many is named here, where its key is known, and not by the allocation that fails for it.
+const COUNT: &str = "a whole number from 1 to 1000000000";
+const FROM_0: &str = "a whole number from 0 to 1000000000";
+const SEED: &str = "a whole number from 0 to 18446744073709551615";
+const TOKENS: &str = "a whole number from 1 to 1048576";
+const PROMPTS: &str = "a whole number from 1 to 65536";
+const AMOUNT: &str = "a number from 0 to 1000000";
+
+fn is_count(number: u64) -> bool {
+    (1..=1_000_000_000).contains(&number)
+}
+
+fn is_from_0(number: u64) -> bool {
+    number <= 1_000_000_000
+}
+
+fn is_amount(number: f64) -> bool {
+    (0.0..=1e6).contains(&number)
+}
 
 #[rustfmt::skip]
 fn keys() -> Vec<Key> {
@@ -105,65 +125,65 @@ fn keys() -> Vec<Key> {
         "model.weights" => model.weights: "Where weights are read: in the checkpoint's files, or in a packed copy; auto: in the copy once\ntokens are generated, if memory and CPU allow. It changes no bit; config.toml of a run has what came\nof it. --weights comes first."; ANY, |_| true;
 
         "lora.r" => lora.r: "Rank of the adapter."; "a whole number from 1 to 1024", |n| (1..=1024).contains(n);
-        "lora.alpha" => lora.alpha: "The adapter's update is scaled by alpha / r."; "a number above 0", |x| *x > 0.0;
+        "lora.alpha" => lora.alpha: "The adapter's update is scaled by alpha / r."; "a number above 0, up to 1000000", |x| *x > 0.0 && is_amount(*x);
         "lora.dropout" => lora.dropout: "Share of the adapter's inputs dropped in training. Above 0, the policy that is trained is\nnot the one that sampled: importance ratios are not 1."; "a number from 0 to below 1", |x| (0.0..1.0).contains(x);
         "lora.target_modules" => lora.target_modules: "The projections that are adapted."; "a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", |list| are_modules(list);
         "lora.rslora" => lora.rslora: "Scale by alpha / sqrt(r) instead."; ANY, |_| true;
 
         "data.train" => data.train: "Training pairs, as j1 data prepare writes them. --data comes first."; ANY, |_| true;
         "data.held_out" => data.held_out: "Pairs for evaluation; empty: no evaluation."; ANY, |_| true;
-        "data.max_prompt_tokens" => data.max_prompt_tokens: "The longest prompt, in tokens, chat template included."; COUNT, |n| *n > 0;
+        "data.max_prompt_tokens" => data.max_prompt_tokens: "The longest prompt, in tokens, chat template included."; TOKENS, |n| (1..=1 << 20).contains(n);
         "data.over_long" => data.over_long: "Longer prompts: left out before the run and counted, or cut at their beginning."; ANY, |_| true;
         "data.orders" => data.orders: "Every pair in both orders within a step, or in one drawn for it."; ANY, |_| true;
         "data.template" => data.template: "Template file of the judge's prompt; empty: the j1 template."; ANY, |_| true;
 
         "rollout.group_size" => rollout.group_size: "Completions of each prompt (G)."; "a whole number from 2 to 1024", |n| (2..=1024).contains(n);
-        "rollout.prompts_per_step" => rollout.prompts_per_step: "Prompts of an optimizer step; a pair in both orders is two."; COUNT, |n| *n > 0;
-        "rollout.temperature" => rollout.temperature: "Sampling temperature."; "a number above 0, up to 10", |x| *x > 0.0 && *x <= 10.0;
+        "rollout.prompts_per_step" => rollout.prompts_per_step: "Prompts of an optimizer step; a pair in both orders is two."; PROMPTS, |n| (1..=1 << 16).contains(n);
+        "rollout.temperature" => rollout.temperature: "Sampling temperature."; "a number from 0.01 to 10", |x| (0.01..=10.0).contains(x);
         "rollout.top_p" => rollout.top_p: "Sample from the likeliest tokens that hold this much probability; 1: from all."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
-        "rollout.top_k" => rollout.top_k: "Sample from the K likeliest tokens; 0: from all."; FROM_0, |_| true;
+        "rollout.top_k" => rollout.top_k: "Sample from the K likeliest tokens; 0: from all."; FROM_0, |n| is_from_0((*n).into());
         "rollout.min_p" => rollout.min_p: "Sample from tokens at least this likely relative to the likeliest; 0: from all."; SHARE, |x| (0.0..=1.0).contains(x);
-        "rollout.max_completion_tokens" => rollout.max_completion_tokens: "The longest completion, in tokens."; COUNT, |n| *n > 0;
+        "rollout.max_completion_tokens" => rollout.max_completion_tokens: "The longest completion, in tokens."; TOKENS, |n| (1..=1 << 20).contains(n);
         "rollout.thinking" => rollout.thinking: "Whether the model thinks first; auto: as its chat template has it."; ANY, |_| true;
 
-        "reward.wrong_verdict" => reward.wrong_verdict: "What a wrong, tied or unparsed verdict earns; a right one earns 1."; "a number below 1", |x| *x < 1.0;
-        "reward.length_from_tokens" => reward.length_from_tokens: "Reward length falls from 0 at this many tokens to -1 at max_completion_tokens."; FROM_0, |_| true;
+        "reward.wrong_verdict" => reward.wrong_verdict: "What a wrong, tied or unparsed verdict earns; a right one earns 1."; "a number from -1000000 to below 1", |x| (-1e6..1.0).contains(x);
+        "reward.length_from_tokens" => reward.length_from_tokens: "Reward length falls from 0 at this many tokens to -1 at max_completion_tokens."; FROM_0, |n| is_from_0(*n as u64);
         "reward.normalize_each" => reward.normalize_each: "Standardize each reward in its group before the weighted sum, so that a missing tag cannot pull\nas hard as a wrong verdict."; ANY, |_| true;
         "reward.drop_zero_variance" => reward.drop_zero_variance: "Leave groups out in which all completions earned the same; else their KL term stays."; ANY, |_| true;
         "reward.scale_rewards" => reward.scale_rewards: "Divide advantages by the standard deviation of the group, of the step, or not at all."; ANY, |_| true;
 
-        "reward.weights.format" => reward.weights.format: "Tags and box, a reward from 0 to 0.2."; AMOUNT, |x| *x >= 0.0;
-        "reward.weights.verdict" => reward.weights.verdict: "The chosen reply scored strictly above the other."; AMOUNT, |x| *x >= 0.0;
-        "reward.weights.consistency" => reward.weights.consistency: "Right in both orders of the pair, or nothing; needs data.orders = \"both\"."; AMOUNT, |x| *x >= 0.0;
-        "reward.weights.length" => reward.weights.length: "The soft penalty for long completions."; AMOUNT, |x| *x >= 0.0;
+        "reward.weights.format" => reward.weights.format: "Tags and box, a reward from 0 to 0.2."; AMOUNT, |x| is_amount(*x);
+        "reward.weights.verdict" => reward.weights.verdict: "The chosen reply scored strictly above the other."; AMOUNT, |x| is_amount(*x);
+        "reward.weights.consistency" => reward.weights.consistency: "Right in both orders of the pair, or nothing; needs data.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
+        "reward.weights.length" => reward.weights.length: "The soft penalty for long completions."; AMOUNT, |x| is_amount(*x);
 
         "loss.type" => loss.kind: "How tokens are averaged: in each completion first, over each part, over the step, or by the\nmost there could be."; ANY, |_| true;
-        "loss.beta" => loss.beta: "Weight of the KL divergence from the reference (adapter off)."; AMOUNT, |x| *x >= 0.0;
+        "loss.beta" => loss.beta: "Weight of the KL divergence from the reference (adapter off)."; AMOUNT, |x| is_amount(*x);
         "loss.epsilon_low" => loss.epsilon_low: "The importance ratio is clipped below 1 - epsilon_low."; SHARE, |x| (0.0..=1.0).contains(x);
-        "loss.epsilon_high" => loss.epsilon_high: "The importance ratio is clipped above 1 + epsilon_high."; AMOUNT, |x| *x >= 0.0;
+        "loss.epsilon_high" => loss.epsilon_high: "The importance ratio is clipped above 1 + epsilon_high."; AMOUNT, |x| is_amount(*x);
         "loss.bias_corrected_kl" => loss.bias_corrected_kl: "Multiply the KL term by the importance ratio."; ANY, |_| true;
         "loss.num_iterations" => loss.num_iterations: "Updates on the same completions."; "a whole number from 1 to 64", |n| (1..=64).contains(n);
         "loss.mask_truncated" => loss.mask_truncated: "Leave completions out of the loss that the length limit ended."; ANY, |_| true;
         "loss.temperature_scaled" => loss.temperature_scaled: "Take log-probabilities at the sampling temperature."; ANY, |_| true;
-        "loss.accumulation_steps" => loss.accumulation_steps: "Parts of a step that the loss is averaged over, TRL's gradient accumulation. It decides what\nbnpo divides by, not how much memory is used."; COUNT, |n| *n > 0;
+        "loss.accumulation_steps" => loss.accumulation_steps: "Parts of a step that the loss is averaged over, TRL's gradient accumulation. It decides what\nbnpo divides by, not how much memory is used."; PROMPTS, |n| (1..=1 << 16).contains(n);
 
         "optimizer.learning_rate" => optimizer.learning_rate: "AdamW's rate after the warm-up."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
         "optimizer.betas" => optimizer.betas: "Decay of the mean and of the mean square of gradients."; "two numbers from 0 to below 1", |b| b.iter().all(|x| (0.0..1.0).contains(x));
-        "optimizer.eps" => optimizer.eps: "Added to the root of the mean square."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
-        "optimizer.weight_decay" => optimizer.weight_decay: "Decoupled weight decay."; AMOUNT, |x| *x >= 0.0;
-        "optimizer.max_grad_norm" => optimizer.max_grad_norm: "The norm of the whole gradient is clipped to this; 0: never."; AMOUNT, |x| *x >= 0.0;
+        "optimizer.eps" => optimizer.eps: "Added to the root of the mean square."; "a number from 1e-30 to 1", |x| (1e-30..=1.0).contains(x);
+        "optimizer.weight_decay" => optimizer.weight_decay: "Decoupled weight decay."; AMOUNT, |x| is_amount(*x);
+        "optimizer.max_grad_norm" => optimizer.max_grad_norm: "The norm of the whole gradient is clipped to this; 0: never."; AMOUNT, |x| is_amount(*x);
         "optimizer.schedule" => optimizer.schedule: "The rate after the warm-up: down to 0, or unchanged."; ANY, |_| true;
-        "optimizer.warmup_steps" => optimizer.warmup_steps: "Steps in which the rate rises from 0."; FROM_0, |_| true;
+        "optimizer.warmup_steps" => optimizer.warmup_steps: "Steps in which the rate rises from 0."; FROM_0, |n| is_from_0(*n);
 
-        "train.steps" => train.steps: "Optimizer steps; 0: as many as epochs asks for."; FROM_0, |_| true;
-        "train.epochs" => train.epochs: "Passes over the data, where steps is 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
-        "train.seed" => train.seed: "Decides the data's order, the completions and the adapter's first values."; FROM_0, |_| true;
-        "train.micro_batch_tokens" => train.micro_batch_tokens: "Tokens of a packed batch at most; 0: the longest prompt and completion, at least 4096. It changes\nmemory, and the last bits of gradients; config.toml of a run has the number."; FROM_0, |_| true;
+        "train.steps" => train.steps: "Optimizer steps; 0: as many as epochs asks for."; FROM_0, |n| is_from_0(*n);
+        "train.epochs" => train.epochs: "Passes over the data, where steps is 0. A file or a --set that gives epochs and not steps sets\nsteps to 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
+        "train.seed" => train.seed: "Decides the data's order, the completions and the adapter's first values."; SEED, |_| true;
+        "train.micro_batch_tokens" => train.micro_batch_tokens: "Tokens of a packed batch at most; 0: the longest prompt and completion, at least 4096. It changes\nmemory, and the last bits of gradients; config.toml of a run has the number."; FROM_0, |n| is_from_0(*n as u64);
         "train.gradient_checkpointing" => train.gradient_checkpointing: "Recompute activations in the backward pass; auto: unless training without it would fit half of the\nmemory that is free at the start. It changes no bit."; ANY, |_| true;
-        "train.save_every" => train.save_every: "Steps between two checkpoints."; COUNT, |n| *n > 0;
-        "train.keep_last" => train.keep_last: "Checkpoints that are kept, beside the best one."; COUNT, |n| *n > 0;
-        "train.eval_every" => train.eval_every: "Steps between two evaluations on held-out pairs, in both orders; 0: none."; FROM_0, |_| true;
-        "train.eval_pairs" => train.eval_pairs: "Held-out pairs of an evaluation; 0: all."; FROM_0, |_| true;
+        "train.save_every" => train.save_every: "Steps between two checkpoints."; COUNT, |n| is_count(*n);
+        "train.keep_last" => train.keep_last: "Checkpoints that are kept, beside the best one."; COUNT, |n| is_count(*n as u64);
+        "train.eval_every" => train.eval_every: "Steps between two evaluations on held-out pairs, in both orders; 0: none."; FROM_0, |n| is_from_0(*n);
+        "train.eval_pairs" => train.eval_pairs: "Held-out pairs of an evaluation; 0: all."; FROM_0, |n| is_from_0(*n as u64);
     }
 }
 
@@ -194,12 +214,40 @@ pub(super) fn write(settings: &Settings) -> String {
     text
 }
 
-/// Settings from a file's text; keys that are left out have the preset's values.
+/// Whether a run may go on with another value: where things are, how long it is, what is saved, evaluated and
+/// recomputed. Everything else decides what its steps are.
+pub(super) fn may_change(path: &str) -> bool {
+    match path.split_once('.') {
+        Some(("model", _)) => true,
+        Some(("data", key)) => ["train", "held_out", "template"].contains(&key),
+        Some(("train", key)) => !["seed", "micro_batch_tokens"].contains(&key),
+        _ => false,
+    }
+}
+
+/// Every key and its value.
+pub(super) fn values(settings: &Settings) -> Map<String, Json> {
+    let value = |key: Key| {
+        let text = key.place.write(settings);
+        let value = serde_json::from_str(&text).expect("TOML as it is written here is JSON too");
+        (key.path.to_owned(), value)
+    };
+    keys().into_iter().map(value).collect()
+}
+
+/// The TOML of keys and values as [`values`] gave them.
+pub(super) fn from_values(values: &Map<String, Json>) -> String {
+    // DEL: see the TOML of a string.
+    let line = |(key, value): (&String, &Json)| format!("{key} = {value}\n");
+    values.iter().map(line).collect::<String>().replace('\u{7f}', "\\u007F")
+}
+
+/// Settings from a file's text, and the keys that stand in it; keys that are left out have the preset's values.
 pub(super) fn parse(
     name: &str,
     text: &str,
     base: Option<&Settings>,
-) -> Result<Settings, SettingsError> {
+) -> Result<(Settings, BTreeSet<&'static str>), SettingsError> {
     let line = |at: usize| text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;
     let table = DeTable::parse(text).map_err(|error| SettingsError::Syntax {
         name: name.to_owned(),
@@ -213,9 +261,13 @@ pub(super) fn parse(
         Some(base) => base.clone(),
         None => Settings::preset(preset.unwrap_or(Preset::J1Nano)),
     };
-    let parser = Parser { name, text, line: &line, keys: keys() };
+    let parser = Parser { name, text, line: &line, keys: keys(), found: RefCell::default() };
     parser.table("", &table, &mut settings)?;
-    Ok(settings)
+    let found = parser.found.into_inner();
+    if found.contains("train.epochs") && !found.contains("train.steps") {
+        settings.train.steps = 0;
+    }
+    Ok((settings, found))
 }
 
 struct Parser<'a> {
@@ -223,6 +275,7 @@ struct Parser<'a> {
     text: &'a str,
     line: &'a dyn Fn(usize) -> usize,
     keys: Vec<Key>,
+    found: RefCell<BTreeSet<&'static str>>,
 }
 
 impl Parser<'_> {
@@ -253,6 +306,7 @@ impl Parser<'_> {
                         let (found, allowed) = (self.shown(value.span()), key.allowed.clone());
                         return Err(SettingsError::Value { name, line, key: path, found, allowed });
                     }
+                    self.found.borrow_mut().insert(key.path);
                 }
             }
         }

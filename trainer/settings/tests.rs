@@ -85,9 +85,9 @@ fn what_is_written_is_read_back() {
         schedule = 'constant'
         warmup_steps = 0
         [train]
-        steps = 18446744073709551615
+        steps = 1000000000
         epochs = 0
-        seed = 7
+        seed = 18446744073709551615
         micro_batch_tokens = 4096
         gradient_checkpointing = 'on'
         save_every = 1
@@ -104,7 +104,7 @@ fn what_is_written_is_read_back() {
         "{same:?}"
     );
     assert_eq!(settings.model.path, "a \"b\" \\ \u{7f} é \n #");
-    assert_eq!((settings.lora.r, settings.train.steps), (32, u64::MAX));
+    assert_eq!((settings.lora.r, settings.train.steps), (32, 1_000_000_000));
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         schedule = \"cosine\"
         warmup_steps = 5
         [train]
-        steps = 0
+        steps = 1000
         epochs = 2.0
         seed = 0
         micro_batch_tokens = 0
@@ -234,6 +234,7 @@ fn the_other_presets_differ_in_these_lines_only() {
             "type = \"grpo\"",
             "temperature_scaled = false",
             "accumulation_steps = 4",
+            "steps = 0",
             "epochs = 10.0",
             "seed = 42",
         ]
@@ -291,7 +292,25 @@ fn wrong_values_are_refused_with_what_is_allowed() {
         ("optimizer.betas = [0.9, 1.0]", "two numbers"),
         ("optimizer.learning_rate = 1979-05-27", "a number above 0"),
         ("preset = 'j1-mini'", "\"j1-nano\" | \"j1-micro\" | \"spct\" | \"trl-0.15.2\""),
-        ("reward.weights.verdict = -1", "at least 0"),
+        ("reward.weights.verdict = -1", "from 0 to 1000000"),
+        // Their sums and products would be infinite, or NaN, in a step.
+        ("reward.weights.verdict = 1e308", "from 0 to 1000000"),
+        ("reward.wrong_verdict = -1e308", "from -1000000 to below 1"),
+        ("loss.beta = 1e300", "from 0 to 1000000"),
+        ("loss.epsilon_high = 1e39", "from 0 to 1000000"),
+        ("lora.alpha = 1e39", "above 0, up to 1000000"),
+        ("rollout.temperature = 1e-40", "from 0.01 to 10"),
+        ("optimizer.eps = 1e-60", "from 1e-30 to 1"),
+        ("optimizer.weight_decay = 1e39", "from 0 to 1000000"),
+        // And these take more memory than there is, or wrap.
+        ("rollout.max_completion_tokens = 18446744073709551615", "from 1 to 1048576"),
+        ("rollout.max_completion_tokens = 1000000000000", "from 1 to 1048576"),
+        ("data.max_prompt_tokens = 1000000000000", "from 1 to 1048576"),
+        ("rollout.prompts_per_step = 1000000000000", "from 1 to 65536"),
+        ("loss.accumulation_steps = 4294967296", "from 1 to 65536"),
+        ("train.steps = 18446744073709551615", "from 0 to 1000000000"),
+        ("train.micro_batch_tokens = 18446744073709551615", "from 0 to 1000000000"),
+        ("optimizer.warmup_steps = 18446744073709551615", "from 0 to 1000000000"),
     ] {
         let error = refused(text);
         assert!(error.contains(says), "{text}: {error}");
@@ -348,6 +367,56 @@ fn files_are_read_within_bounds() {
     assert!(read().unwrap_err().contains("larger than 1048576 bytes"));
     std::fs::write(&path, b"preset = \"\xff\"").unwrap();
     assert!(read().unwrap_err().contains("UTF-8"), "{:?}", read());
+}
+
+/// Who asks for epochs gets them, whatever steps the preset has.
+#[test]
+fn epochs_that_are_given_alone_count() {
+    let steps_and_epochs = |settings: &Settings| (settings.train.steps, settings.train.epochs);
+    let nano = Settings::preset(Preset::J1Nano);
+    assert_eq!(steps_and_epochs(&nano), (1000, 2.0));
+    assert_eq!(steps_and_epochs(&parse("train.epochs = 3")), (0, 3.0));
+    assert_eq!(steps_and_epochs(&parse("[train]\nepochs = 3\nsteps = 5")), (5, 3.0));
+    assert_eq!(steps_and_epochs(&nano.with("train.epochs=0.5").unwrap()), (0, 0.5));
+    let later = nano.with("train.epochs=0.5").unwrap().with("train.steps=7").unwrap();
+    assert_eq!(steps_and_epochs(&later), (7, 0.5));
+}
+
+/// Every number of f64, and awkward texts, through JSON.
+#[test]
+fn values_are_read_back_as_the_same_settings() {
+    let mut settings = Settings::preset(Preset::Trl0152);
+    settings.model.path = "a \"b\" \\ \u{7f} é \n #".to_owned();
+    settings.optimizer.learning_rate = 0.1 + 0.2;
+    settings.optimizer.eps = 1e-30;
+    settings.train.seed = u64::MAX;
+    let text = serde_json::to_string(&settings.values()).unwrap();
+    let values = serde_json::from_str(&text).unwrap();
+    assert_eq!(Settings::from_values("run.json", &values).unwrap(), settings);
+    let differing = |a: &Settings, b: &Settings| -> Vec<String> {
+        let b = b.values();
+        a.values().into_iter().filter(|(key, value)| b[key] != *value).map(|(key, _)| key).collect()
+    };
+    let other = settings.with("optimizer.betas=[0.9, 0.9900000000000001]").unwrap();
+    assert_eq!(differing(&settings, &other), ["optimizer.betas"]);
+    for key in settings.values().keys() {
+        let may = [
+            "model.path",
+            "model.adapter",
+            "model.weights",
+            "data.train",
+            "data.held_out",
+            "data.template",
+            "train.steps",
+            "train.epochs",
+            "train.gradient_checkpointing",
+            "train.save_every",
+            "train.keep_last",
+            "train.eval_every",
+            "train.eval_pairs",
+        ];
+        assert_eq!(Settings::may_change(key), may.contains(&key.as_str()), "{key}");
+    }
 }
 
 #[test]
