@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{data::Columns, prompt::OrderPlan, settings::Weights, verdict::MatchRule};
 pub(crate) use values::DeviceArg;
-use values::{parse_device, parse_share, parse_size};
+use values::{parse_device, parse_share, parse_size, parse_step};
 
 /// Tiny reasoning reward models: judge, evaluate, train.
 #[derive(Parser, Debug)]

@@ -22,7 +22,7 @@ use trainer::{
 use crate::{
     Failure,
     args::Eval,
-    interrupt,
+    interrupt, machine,
     output::{note, print},
     session::{Session, data_source},
 };
@@ -88,6 +88,13 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     }
     settings["order"] = json!(protocol.order.name());
     settings["votes"] = json!(protocol.votes);
+    let template = args.generation.template.as_deref().map(|path| path.display().to_string());
+    settings["about"] = json!(machine::about(&[
+        ("model", Some(model)),
+        ("adapter", args.runtime.adapter.as_deref()),
+        ("data", Some(spec)),
+        ("template", template.as_deref()),
+    ]));
     let mut results = Results::open(out, &settings)?;
 
     let all = tasks(&pairs, &protocol);

@@ -1,7 +1,11 @@
-//! What the machine has.
+//! What the machine has, and what a run says about where it was begun.
 
+use std::time::SystemTime;
+
+use chrono::{DateTime, SecondsFormat, Utc};
 use engine::{device::DeviceError, model::Model, tensor::Device, weights::Packing};
 use kernels::cpu::Cpu;
+use serde_json::{Map, Value, json};
 use trainer::settings::Weights;
 
 use crate::{
@@ -47,6 +51,24 @@ pub(crate) fn instructions(device: &Device) -> &'static str {
         Device::Cpu(_) => device.cpu().isa().name(),
         Device::Cuda(_) => "cuda",
     }
+}
+
+/// When, where and how the program was called, and what `names` are called: what run.json says for people, who cannot
+/// read fingerprints.
+pub(crate) fn about(names: &[(&str, Option<&str>)]) -> Map<String, Value> {
+    let at = DateTime::<Utc>::from(SystemTime::now());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.map(|name| name.trim().to_owned()).or(std::env::var("HOSTNAME").ok());
+    let command: Vec<String> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let mut about = Map::new();
+    about.insert("at".to_owned(), json!(at.to_rfc3339_opts(SecondsFormat::Secs, true)));
+    about.insert("command".to_owned(), json!(command));
+    about.insert("host".to_owned(), json!(host));
+    about.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
+    let names = names.iter().filter_map(|(key, name)| Some(((*key).to_owned(), json!((*name)?))));
+    about.extend(names);
+    about
 }
 
 /// Memory that can be taken without swapping, in bytes; unknown on systems without /proc.

@@ -193,17 +193,14 @@ fn report(name: &str, memory: &RunMemory) -> Value {
     })
 }
 
-/// Decides `auto`, and says why. The choice changes no bit of a run, so it is not written down.
+/// Decides `auto`, and says why; the peak in bytes. The choice changes no bit of a run, so it is not written down.
 pub(crate) fn resolve_checkpointing(
     settings: &mut Settings,
     model: &Model,
     directory: &Path,
     prompt: usize,
     cache: u64,
-) -> Result<(), Failure> {
-    if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
-        return Ok(());
-    }
+) -> Result<u64, Failure> {
     if let Device::Cuda(device) = model.device() {
         return cuda::resolve_checkpointing(settings, model.config(), device, prompt, cache);
     }
@@ -220,6 +217,9 @@ pub(crate) fn resolve_checkpointing(
             cache,
         },
     );
+    if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
+        return Ok(memory.total(settings.train.gradient_checkpointing == GradientCheckpointing::On));
+    }
     let (kept, recomputed) = (memory.total(false), memory.total(true));
     let (choice, why) = match machine::available_memory() {
         Some(free) if kept <= free / 2 => {
@@ -232,7 +232,7 @@ pub(crate) fn resolve_checkpointing(
         None => (GradientCheckpointing::On, "may not fit: free memory is unknown".to_owned()),
     };
     announce(settings, choice, &why, [kept, recomputed]);
-    Ok(())
+    Ok(if choice == GradientCheckpointing::On { recomputed } else { kept })
 }
 
 fn announce(

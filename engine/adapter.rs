@@ -204,6 +204,14 @@ impl Adapter {
     }
 
     /// Replaces the factors of one matrix.
+    /// The projections that it changes, in any layer.
+    pub fn targets(&self) -> Vec<Projection> {
+        let is_changed = |projection: &Projection| {
+            self.layers.iter().any(|layer| layer[*projection as usize].is_some())
+        };
+        Projection::ALL.into_iter().filter(is_changed).collect()
+    }
+
     pub(crate) fn set_factors(
         &mut self,
         layer: usize,

@@ -303,6 +303,23 @@ pub fn gradient_norm<'a>(cpu: &Cpu, gradients: impl IntoIterator<Item = &'a [f32
     gradients.into_iter().map(|g| norm::sum_of_squares(cpu, g)).sum::<f64>().sqrt()
 }
 
+/// The first of these parameters, all of one device, that holds NaN or an infinity. A gradient may be finite and what a
+/// step makes of it not: where moments were damaged, or the parameters have grown beyond f32.
+pub fn first_not_finite<'a>(
+    parameters: impl IntoIterator<Item = &'a Tensor>,
+) -> Result<Option<usize>, DeviceError> {
+    let parameters: Vec<&Tensor> = parameters.into_iter().collect();
+    let squares = match parameters.first().map(|values| values.device().clone()) {
+        None => return Ok(None),
+        Some(Device::Cuda(cuda)) => cuda::sums_of_squares(&cuda, &parameters)?,
+        Some(device) => {
+            let sum = |values: &&Tensor| norm::sum_of_squares(device.cpu(), values.data());
+            parameters.iter().map(sum).collect()
+        }
+    };
+    Ok(squares.iter().position(|sum| !sum.is_finite()))
+}
+
 /// The factor that clips a gradient of this norm: min(1, max_norm / (norm + 1e-6)), as
 /// `torch.nn.utils.clip_grad_norm_` has it.
 fn clip_scale(norm: f64, max_norm: Option<f64>) -> f32 {

@@ -7,6 +7,7 @@ mod packed;
 mod refusals;
 mod resume;
 mod rollouts;
+mod settings;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,8 @@ use std::{
 
 use serde_json::{Map, Value};
 use trainer::metrics::without_timing;
+
+use crate::cli::without_about;
 
 /// Prompts of a few tokens, so that a step takes milliseconds.
 const TEMPLATE: &str =
@@ -170,7 +173,8 @@ pub(crate) fn files(out: &Path) -> BTreeMap<String, Vec<u8>> {
                 let lines = metrics(out).into_iter().map(|line| Value::from(line).to_string());
                 found.insert(name, lines.collect::<Vec<_>>().join("\n").into_bytes());
             } else if name != ".j1.lock" && !name.starts_with("events.out.tfevents.") {
-                found.insert(name, fs::read(&path).unwrap());
+                let bytes = without_about(&name, fs::read(&path).unwrap());
+                found.insert(name, bytes);
             }
         }
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// The first 16 bytes of a SHA-256, in hexadecimal, over texts that are framed by their lengths.
@@ -22,10 +23,47 @@ impl Fingerprint {
         self.0.update(text.as_bytes());
     }
 
+    /// Adds a JSON value: what it says, whatever spaces, escapes and order of keys it was written with.
+    fn json(&mut self, value: &Value) {
+        match value {
+            Value::Null | Value::Bool(_) => self.text(&value.to_string()),
+            Value::Number(number) => {
+                self.0.update(b"#");
+                self.0.update(number.as_f64().unwrap_or(f64::NAN).to_bits().to_le_bytes());
+            }
+            Value::String(text) => {
+                self.0.update(b"s");
+                self.text(text);
+            }
+            Value::Array(values) => {
+                self.0.update(b"[");
+                self.0.update((values.len() as u64).to_le_bytes());
+                values.iter().for_each(|value| self.json(value));
+            }
+            Value::Object(values) => {
+                let mut keys: Vec<&String> = values.keys().collect();
+                keys.sort();
+                self.0.update(b"{");
+                self.0.update((keys.len() as u64).to_le_bytes());
+                for key in keys {
+                    self.text(key);
+                    self.json(&values[key]);
+                }
+            }
+        }
+    }
+
     /// The fingerprint: 32 hexadecimal digits.
     pub fn finish(self) -> String {
         hexadecimal(&self.0.finalize()[..16])
     }
+}
+
+/// The fingerprint of what a JSON value says.
+pub fn of_json(value: &Value) -> String {
+    let mut all = Fingerprint::new();
+    all.json(value);
+    all.finish()
 }
 
 /// A fingerprint of a large file that reads little of it: its length, its first 64 KiB (a safetensors
@@ -62,12 +100,23 @@ pub fn of_file(path: &Path) -> io::Result<String> {
 }
 
 /// As [`of_file`], of what is open already.
-pub(crate) fn of_reader(mut file: impl Read) -> io::Result<String> {
+pub(crate) fn of_reader(file: impl Read) -> io::Result<String> {
+    let mut digits = sha256(file)?;
+    digits.truncate(32);
+    Ok(digits)
+}
+
+/// The SHA-256 of a file's bytes, as `sha256sum` prints it, read in pieces.
+pub fn sha256_of_file(path: &Path) -> io::Result<String> {
+    sha256(File::open(path)?)
+}
+
+fn sha256(mut file: impl Read) -> io::Result<String> {
     let mut digest = Sha256::new();
     let mut piece = vec![0; 1 << 16];
     loop {
         match file.read(&mut piece)? {
-            0 => return Ok(hexadecimal(&digest.finalize()[..16])),
+            0 => return Ok(hexadecimal(&digest.finalize())),
             length => digest.update(&piece[..length]),
         }
     }
@@ -101,6 +150,24 @@ mod tests {
     }
 
     #[test]
+    fn json_is_what_it_says() {
+        let of = |text: &str| of_json(&serde_json::from_str(text).unwrap());
+        let first = of(r#"{"a": [9.0, 0.1], "b": "é", "c": null}"#);
+        assert_eq!(first, of(r#"{"c":null,"b":"\u00e9","a":[9,1e-1]}"#));
+        for other in [
+            r#"{"a": [9.0, 0.1], "b": "é"}"#,
+            r#"{"a": [9.0, 0.1], "b": "é", "c": "null"}"#,
+            r#"{"a": [9.0, 0.1], "b": "è", "c": null}"#,
+            r#"{"a": [9.0, 0.10000000000000002], "b": "é", "c": null}"#,
+            r#"{"a": [[9.0, 0.1]], "b": "é", "c": null}"#,
+            r#"{"a": [9.0], "b": "é", "c": 0.1}"#,
+            r#"{"d": [9.0, 0.1], "b": "é", "c": null}"#,
+        ] {
+            assert_ne!(of(other), first, "{other}");
+        }
+    }
+
+    #[test]
     fn texts_are_framed_and_files_are_plain_sha256() {
         let of_texts = |texts: &[&str]| {
             let mut fingerprint = Fingerprint::new();
@@ -114,6 +181,8 @@ mod tests {
         std::fs::write(&path, "abc").unwrap();
         // FIPS 180-2's example.
         assert_eq!(of_file(&path).unwrap(), "ba7816bf8f01cfea414140de5dae2223");
+        let whole = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256_of_file(&path).unwrap(), whole);
         assert!(of_file(directory.path()).is_err());
     }
 }

@@ -204,6 +204,11 @@ impl MetricsFile {
     }
 }
 
+/// The last step up to `step` that stands in the file; 0 if there is none, or no file.
+pub fn last_step(path: &Path, step: u64) -> Result<u64, ResultsError> {
+    Ok(whole_lines(path, step)?.1)
+}
+
 /// Bytes of the lines of steps up to `step`, and the last of these.
 fn whole_lines(path: &Path, step: u64) -> Result<(u64, u64), ResultsError> {
     let io = |source| ResultsError::io("read", path, source);

@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use crate::data::{self, DataError, Format};
 use crate::lines::{LineError, Lines, MAX_LINE};
 use crate::prompt::Order;
-use crate::results::{Finish, Key, Record, verdicts};
+use crate::results::{Finish, Key, Record, is_as_written, verdicts};
 
 /// What a table must have.
 const NEEDED: [&str; 4] = ["prompt", "chosen", "rejected", "judgement"];
@@ -117,7 +117,7 @@ fn from_jsonl(path: &Path) -> Result<Vec<Record>, RescoreError> {
         }
         let problem =
             |problem: String| RescoreError::Line { path: path.to_owned(), line: number, problem };
-        let values: Map<String, Value> = match serde_json::from_slice(bytes) {
+        let mut values: Map<String, Value> = match serde_json::from_slice(bytes) {
             Ok(values) => values,
             Err(_) if torn && !ours.is_empty() => break,
             Err(error) => return Err(problem(format!("not a JSON object: {error}"))),
@@ -129,6 +129,11 @@ fn from_jsonl(path: &Path) -> Result<Vec<Record>, RescoreError> {
         if !is_ours {
             table.add(number, values)?;
             continue;
+        }
+        if !is_as_written(&mut values) {
+            let what = "it was changed after it was written, as its checksum tells; run j1 eval again on its directory, or \
+                        take the key \"checksum\" out of the line if you meant to change it";
+            return Err(problem(what.to_owned()));
         }
         let mut record: Record = serde_json::from_value(Value::Object(values))
             .map_err(|error| problem(format!("not a judgement of this program: {error}")))?;

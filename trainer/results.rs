@@ -2,15 +2,16 @@
 //!
 //! | file | what it is | when it is written |
 //! |---|---|---|
-//! | `run.json` | the resolved settings; a run with others is refused | first, whole |
-//! | `outputs.jsonl` | a [`Record`] a line | appended and synced as each judgement ends; sorted at the end |
+//! | `run.json` | the resolved settings, a run with others is refused; under `about`, what was begun when and where | first, whole |
+//! | `outputs.jsonl` | a [`Record`] a line, with a checksum | appended and synced as each judgement ends; sorted at the end |
 //! | `results.csv` | the columns of the original evaluation | at the end, whole |
 //! | `scores.json` | RewardBench's results format, ours under `j1` | at the end, whole |
-//! | `timing.json` | how fast it went: the only file that two equal runs differ in | at the end, whole |
+//! | `timing.json` | how fast it went: two equal runs differ in this and in `about` alone | at the end, whole |
 //! | `.j1.lock` | an empty file; locked while a run is at work | |
 //!
 //! A line of outputs.jsonl is one write. A kill or a power cut can tear the last line only, which is cut off
-//! when the run continues, and judged again with the same outcome. Any other damage is an error, not a guess.
+//! when the run continues, and judged again with the same outcome. Any other damage is an error, not a guess: the
+//! checksum of a line is over what it says, so that a flipped bit is seen, and spaces and escapes may change.
 //! All records are held in memory, about as much as outputs.jsonl is long.
 
 mod error;
@@ -25,19 +26,24 @@ pub use error::ResultsError;
 pub use files::write_whole;
 use files::{Journal, replace};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::data::Pair;
+use crate::fingerprint;
 use crate::lines::{LineError, Lines, MAX_LINE};
 use crate::prompt::{Order, conversation_text};
 use crate::verdict::{MatchRule, Reason, Verdict, parse_soft, parse_strict};
 
-const RUN: &str = "run.json";
+pub(crate) const RUN: &str = "run.json";
 const OUTPUTS: &str = "outputs.jsonl";
 const CSV: &str = "results.csv";
 const SCORES: &str = "scores.json";
 const TIMING: &str = "timing.json";
 const LOCK: &str = ".j1.lock";
+/// What of run.json is for people, and decides nothing.
+pub(crate) const ABOUT: &str = "about";
+/// The last key of a line of outputs.jsonl.
+const CHECKSUM: &str = "checksum";
 /// The largest run.json that is read.
 const MAX_SETTINGS: u64 = 1 << 20;
 
@@ -135,7 +141,8 @@ pub struct Results {
 
 impl Results {
     /// Opens a directory, made if it is not there, for a run with these settings (a JSON object). If a run
-    /// with the same settings was begun in it, its judgements are read and the run continues.
+    /// with the same settings was begun in it, its judgements are read and the run continues. What is under `about` in
+    /// them is written with a new run, and not compared.
     pub fn open(directory: &Path, settings: &Value) -> Result<Results, ResultsError> {
         let lock = claim(directory, settings)?;
         let outputs = directory.join(OUTPUTS);
@@ -223,14 +230,24 @@ impl Results {
     }
 }
 
-/// Makes a directory this run's: creates it, locks it against other processes while the file lives, and
-/// compares the settings in its run.json with this run's, or writes them if there are none.
-pub(crate) fn claim(directory: &Path, settings: &Value) -> Result<File, ResultsError> {
+/// Makes a directory this run's: locks it, and compares the settings in its run.json with this run's, or writes
+/// them if there are none.
+fn claim(directory: &Path, settings: &Value) -> Result<File, ResultsError> {
     assert!(settings.is_object(), "settings are a JSON object, got {settings}");
+    let lock = lock(directory)?;
+    let run = directory.join(RUN);
+    match read_json(&run)? {
+        Some(stored) => compare_settings(&run, &stored, settings)?,
+        None => write_whole(&run, pretty(settings).as_bytes())?,
+    }
+    Ok(lock)
+}
+
+/// Creates a directory that is to hold a run or holds one, and locks it against other processes while the file lives.
+pub(crate) fn lock(directory: &Path) -> Result<File, ResultsError> {
     let io = |path: &Path, source| ResultsError::io("open", path, source);
     fs::create_dir_all(directory).map_err(|e| ResultsError::io("create", directory, e))?;
-    let run = directory.join(RUN);
-    if !run.exists() {
+    if !directory.join(RUN).exists() {
         refuse_foreign(directory)?;
     }
     let lock_path = directory.join(LOCK);
@@ -246,11 +263,6 @@ pub(crate) fn claim(directory: &Path, settings: &Value) -> Result<File, ResultsE
         Err(TryLockError::Error(source)) => return Err(io(&lock_path, source)),
     }
     files::remove_leftovers(directory)?;
-    let stored = read_json(&run)?;
-    match stored {
-        Some(stored) => compare_settings(&run, &stored, settings)?,
-        None => write_whole(&run, pretty(settings).as_bytes())?,
-    }
     Ok(lock)
 }
 
@@ -281,16 +293,30 @@ fn unwrap_csv(error: csv::Error) -> io::Error {
 
 fn line(record: &Record) -> Vec<u8> {
     let mut line = serde_json::to_vec(record).expect("a record is JSON");
-    line.push(b'\n');
+    let value = serde_json::from_slice(&line).expect("a record is JSON");
+    line.pop();
+    line.extend(format!(",\"{CHECKSUM}\":\"{}\"}}\n", fingerprint::of_json(&value)).bytes());
     line
 }
 
-fn pretty(value: &Value) -> String {
+/// Takes the checksum out of a line, and says whether the rest is what it was made of. Lines without one are of older
+/// versions or other programs.
+pub(crate) fn is_as_written(values: &mut Map<String, Value>) -> bool {
+    let Some(checksum) = values.remove(CHECKSUM) else { return true };
+    let value = Value::Object(std::mem::take(values));
+    let is_same = checksum == fingerprint::of_json(&value);
+    if let Value::Object(rest) = value {
+        *values = rest;
+    }
+    is_same
+}
+
+pub(crate) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
 /// A directory without a run may hold nothing but what a run that was killed at its start leaves.
-fn refuse_foreign(directory: &Path) -> Result<(), ResultsError> {
+pub(crate) fn refuse_foreign(directory: &Path) -> Result<(), ResultsError> {
     let io = |source| ResultsError::io("list", directory, source);
     for entry in fs::read_dir(directory).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
@@ -326,7 +352,11 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
 }
 
 /// The first setting, by name, that differs between what the directory was made with and this run.
-fn compare_settings(path: &Path, stored: &Value, given: &Value) -> Result<(), ResultsError> {
+pub(crate) fn compare_settings(
+    path: &Path,
+    stored: &Value,
+    given: &Value,
+) -> Result<(), ResultsError> {
     let Some((name, stored, given)) = difference("", Some(stored), Some(given)) else {
         return Ok(());
     };
@@ -345,7 +375,8 @@ fn difference<'a>(
     if let (Some(Value::Object(stored)), Some(Value::Object(given))) = (stored, given) {
         let names: BTreeSet<&String> = stored.keys().chain(given.keys()).collect();
         let separator = if name.is_empty() { "" } else { "." };
-        return names.into_iter().find_map(|key| {
+        let mut compared = names.into_iter().filter(|key| !(name.is_empty() && *key == ABOUT));
+        return compared.find_map(|key| {
             difference(&format!("{name}{separator}{key}"), stored.get(key), given.get(key))
         });
     }
@@ -374,10 +405,18 @@ fn load(path: &Path) -> Result<(Vec<Record>, BTreeSet<Key>, u64), ResultsError> 
         if !line.terminated {
             break;
         }
-        let record: Record = serde_json::from_slice(line.bytes).map_err(|error| {
-            let message = error.to_string();
-            ResultsError::Corrupt { path: path.to_owned(), line: line.number, message }
-        })?;
+        let corrupt = |message: String| ResultsError::Corrupt {
+            path: path.to_owned(),
+            line: line.number,
+            message,
+        };
+        let foreign = |error| corrupt(format!("not a judgement of this program: {error}"));
+        let mut values: Map<String, Value> = serde_json::from_slice(line.bytes).map_err(foreign)?;
+        if !is_as_written(&mut values) {
+            let message = "it was changed after it was written, as its checksum tells";
+            return Err(corrupt(message.to_owned()));
+        }
+        let record: Record = serde_json::from_value(Value::Object(values)).map_err(foreign)?;
         if !done.insert(record.key()) {
             let (row, order, vote) = record.key();
             let (path, line) = (path.to_owned(), line.number);

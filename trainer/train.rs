@@ -13,6 +13,7 @@
 //! random generator has to be kept. [`run`] is the loop around it: evaluation, checkpoints, logs.
 
 pub mod checkpoint;
+pub mod directory;
 pub mod memory;
 pub mod plan;
 pub mod prompts;
@@ -43,7 +44,7 @@ use crate::{
     metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
     prompt::Template,
     results::Finish,
-    rollout::RolloutRecord,
+    rollout::{RolloutError, RolloutRecord},
     settings::{self, GradientCheckpointing, LossType, Settings},
 };
 use plan::Plan;
@@ -111,6 +112,22 @@ pub enum StepError {
     Sample { step: u64, source: Box<SampleError> },
     #[error("step {step}: {source}")]
     Update { step: u64, source: UpdateError },
+}
+
+impl StepError {
+    /// Whether numbers left their range, which they do again in a step that is taken again.
+    pub fn is_numeric(&self) -> bool {
+        match self {
+            StepError::Sample { source, .. } => matches!(
+                **source,
+                SampleError::Rollout(RolloutError::Generate {
+                    source: generate::Error::Sampling { .. },
+                    ..
+                })
+            ),
+            StepError::Update { source, .. } => !matches!(source, UpdateError::Device(_)),
+        }
+    }
 }
 
 impl Trainer {

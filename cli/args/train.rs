@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use trainer::{data::Columns, settings::Preset};
 
-use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size};
+use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size, parse_step};
 
 /// Where settings come from.
 #[derive(Args, Debug)]
@@ -35,7 +35,9 @@ Examples:
            --out runs/nano
   j1 train --preset j1-nano --print-config > my.toml     then edit it, and
   j1 train --config my.toml --model ./qwen3 --data pairs.jsonl --out runs/mine
+  j1 train --config my.toml --model ./qwen3 --data pairs.jsonl --dry-run
   j1 train --out runs/mine --resume
+  j1 train --out runs/mine --resume --set train.steps=2000
 
 Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on as if it had never
 stopped, to the bit.
@@ -49,11 +51,15 @@ pub(crate) struct Train {
     /// Print all settings, each with its meaning, and end
     #[arg(long, help_heading = "Settings")]
     pub(crate) print_config: bool,
+    /// Check everything that a start checks, say how many steps and tokens there are, about how long they
+    /// take and in how much memory, show one prompt as the model reads it, and end. Nothing is written
+    #[arg(long, conflicts_with = "resume", help_heading = "Run")]
+    pub(crate) dry_run: bool,
 
     /// Checkpoint of the base model: a directory, or a Hugging Face id [default: the settings']
     #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) model: Option<String>,
-    /// Adapter to go on from [default: a new one]
+    /// Adapter to start from [default: a new one]
     #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) adapter: Option<String>,
     /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
@@ -74,14 +80,22 @@ pub(crate) struct Train {
     #[arg(
         long,
         value_name = "DIR",
-        required_unless_present = "print_config",
+        required_unless_present_any = ["print_config", "dry_run"],
         help_heading = "Run"
     )]
     pub(crate) out: Option<PathBuf>,
-    /// Continue the run in --out, with the settings it has
-    #[arg(long, conflicts_with_all = ["preset", "config", "set", "print_config", "adapter"],
-          help_heading = "Run")]
+    /// Continue the run in --out, with the settings it has. --set may change train.steps, train.epochs, and
+    /// what is saved and evaluated; --model, --adapter, --data and --held-out say where things are now
+    #[arg(long, conflicts_with_all = ["preset", "config", "print_config"], help_heading = "Run")]
     pub(crate) resume: bool,
+    /// Continue from this checkpoint and not from the newest; those after it are removed once the next one
+    /// is written
+    #[arg(long, value_name = "step-N", requires = "resume", value_parser = parse_step,
+          help_heading = "Run")]
+    pub(crate) from: Option<u64>,
+    /// Continue on another instruction set or device than the run had, with other last bits; run.json notes it
+    #[arg(long, requires = "resume", help_heading = "Run")]
+    pub(crate) allow_other_instructions: bool,
     /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device, help_heading = "Run")]
     pub(crate) device: DeviceArg,

@@ -25,6 +25,13 @@ pub(super) fn parse_device(text: &str) -> Result<DeviceArg, String> {
     }
 }
 
+/// A checkpoint of a run by its step, as its directory is called.
+pub(super) fn parse_step(text: &str) -> Result<u64, String> {
+    let name = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let step = name.strip_prefix("step-").unwrap_or(name).parse();
+    step.map_err(|_| "not a checkpoint; write step-N, as it is called in checkpoints/".to_string())
+}
+
 /// A share below 1.
 pub(super) fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -55,6 +62,16 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkpoints() {
+        for text in ["step-12", "12", "runs/x/checkpoints/step-12", "checkpoints/step-12/"] {
+            assert_eq!(parse_step(text), Ok(12), "{text}");
+        }
+        for text in ["", "step-", "step-1.5", "-3", "last", "step-12/adapter"] {
+            assert!(parse_step(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn devices() {

@@ -157,15 +157,18 @@ fn choice(run: &CudaMemory, free: u64) -> GradientCheckpointing {
     }
 }
 
-/// Decides `auto` by what the GPU has free, and says why.
+/// Decides `auto` by what the GPU has free, and says why; the peak in bytes.
 pub(super) fn resolve_checkpointing(
     settings: &mut Settings,
     config: &Config,
     device: &CudaDevice,
     prompt: usize,
     cache: u64,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let run = predict(settings, config, prompt, cache);
+    if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
+        return Ok(run.total(settings.train.gradient_checkpointing == GradientCheckpointing::On));
+    }
     let gpu = device.gpu();
     // Weights and adapter are there.
     let free = (gpu.memory()?.0 + gpu.memory_in_use().0) as u64;
@@ -173,5 +176,5 @@ pub(super) fn resolve_checkpointing(
     let verb = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
     let why = format!("{verb} the GPU, of which {} are this run's", bytes(usable(free)));
     announce(settings, choice, &why, [false, true].map(|recompute| run.training(recompute)));
-    Ok(())
+    Ok(run.total(choice == GradientCheckpointing::On))
 }

@@ -51,6 +51,20 @@ impl Moment {
     }
 }
 
+/// Σ x² of each.
+pub(super) fn sums_of_squares(
+    cuda: &CudaDevice,
+    tensors: &[&Tensor],
+) -> Result<Vec<f64>, DeviceError> {
+    cuda.finish(|gpu| {
+        let mut squares = gpu.zeros::<f64>(tensors.len().max(1))?;
+        for (slot, tensor) in tensors.iter().enumerate() {
+            gpu.sum_of_squares(&mut squares, slot, tensor.f32())?;
+        }
+        gpu.download(&squares)
+    })
+}
+
 /// [`AdamW::step_factors`] on a GPU.
 pub(super) fn step(
     adamw: &mut AdamW,

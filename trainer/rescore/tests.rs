@@ -84,6 +84,16 @@ fn our_own_outputs_are_read_again_from_their_texts() {
     assert_eq!(rescored("o.jsonl", &content[..content.len() - 9]).unwrap().len(), 2);
     assert_eq!(rescored("o.jsonl", content.trim_end()).unwrap().len(), 3);
 
+    // As it is written: with a checksum over what the line says.
+    let value: serde_json::Value = serde_json::from_str(&lines[1]).unwrap();
+    let sum = format!(",\"checksum\":\"{}\"}}\n", crate::fingerprint::of_json(&value));
+    let sealed = format!("{}{sum}", lines[1].strip_suffix('}').unwrap());
+    assert_eq!(rescored("o.jsonl", &sealed).unwrap(), records[..1]);
+    let flipped = sealed.replace(r"\boxed{3, 8}", r"\boxed{7, 8}");
+    assert_ne!(flipped, sealed);
+    let message = rescored("o.jsonl", &flipped).unwrap_err().to_string();
+    assert!(message.contains("line 1: it was changed after it was written"), "{message}");
+
     let twice = format!("{content}{}\n", lines[1]);
     let message = rescored("o.jsonl", &twice).unwrap_err().to_string();
     assert!(

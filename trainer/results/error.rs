@@ -56,7 +56,7 @@ pub enum ResultsError {
     },
     /// The directory is not empty and not ours.
     #[error(
-        "{} is not empty and holds no run (found {found}, and no run.json); choose another --out",
+        "{} is not empty and holds no run of this kind (found {found}); choose another --out",
         path.display()
     )]
     Foreign {
@@ -67,8 +67,8 @@ pub enum ResultsError {
     },
     /// The directory belongs to a run with other settings.
     #[error(
-        "{} was made with {name} = {stored}, and this run has {name} = {given}; use the same settings to \
-         continue it, or another --out", path.display()
+        "{} was made with {name} = {stored}, and this run has {name} = {given}; {}use the same settings to \
+         continue it, or another --out", path.display(), isa_hint(name)
     )]
     Setting {
         /// The run.json.
@@ -90,8 +90,7 @@ pub enum ResultsError {
     },
     /// A line of outputs.jsonl, not a torn last one, is damaged.
     #[error(
-        "{}, line {line}: not a judgement of this program: {message}. Delete this line to have it judged \
-         again", path.display()
+        "{}, line {line}: {message}. Delete this line to have it judged again", path.display()
     )]
     Corrupt {
         /// The outputs.jsonl.
@@ -150,6 +149,14 @@ pub enum ResultsError {
         /// The log-probability.
         value: f64,
     },
+}
+
+/// Another CPU than the one that a run began on computes other last bits.
+fn isa_hint(name: &str) -> &'static str {
+    match name {
+        "instructions" => "the environment variable J1_ISA selects a lower instruction set; ",
+        _ => "",
+    }
 }
 
 impl ResultsError {

@@ -216,6 +216,87 @@ fn damage_other_than_a_torn_last_line_is_an_error_with_its_line() {
     assert!(error.to_string().contains(OUTPUTS), "{error}");
 }
 
+/// With any bit of any line turned over, whether the run was complete or interrupted: refused, or the same judgements.
+#[test]
+fn a_flipped_bit_is_seen() {
+    let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    run(scratch.path()).unwrap();
+    let path = scratch.path().join(OUTPUTS);
+    let bytes = fs::read(&path).unwrap();
+    let (records, ..) = load(&path).unwrap();
+    let (mut refused, mut checksums) = (0, 0);
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << (at * 5 % 8);
+        fs::write(&path, &flipped).unwrap();
+        match load(&path) {
+            Err(error) => {
+                refused += 1;
+                checksums += usize::from(error.to_string().contains("its checksum tells"));
+            }
+            // The last line feed: a torn line, which is judged again. Else the name of the checksum itself.
+            Ok((same, ..)) => assert_eq!(same, records[..same.len()], "byte {at}"),
+        }
+        if at + 1 < bytes.len() {
+            let (same, lines) = (load(&path).map(|(records, ..)| records.len()), records.len());
+            assert!(same.is_err() || same.is_ok_and(|same| same == lines), "byte {at}");
+        }
+    }
+    assert!(refused > bytes.len() / 2 && checksums > bytes.len() / 4, "{refused} {checksums}");
+}
+
+/// Other programs write numbers, escapes and keys in their own way, and old versions no checksum.
+#[test]
+fn a_line_that_says_the_same_is_the_same() {
+    let scratch = tempfile::tempdir().unwrap();
+    run(scratch.path()).unwrap();
+    let path = scratch.path().join(OUTPUTS);
+    let (records, ..) = load(&path).unwrap();
+    let rewritten = |change: &dyn Fn(&mut Map<String, Value>)| {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().map(|line| {
+            let mut values: Map<String, Value> = serde_json::from_str(line).unwrap();
+            change(&mut values);
+            let keys = values.iter().rev().map(|(key, value)| format!("{key:?} : {value}"));
+            format!("{{ {} }}\n", keys.collect::<Vec<_>>().join(" , "))
+        });
+        fs::write(&path, lines.collect::<String>()).unwrap();
+        load(&path)
+    };
+    assert_eq!(rewritten(&|_| ()).unwrap().0, records);
+    let whole = |values: &mut Map<String, Value>| {
+        if let Some(scores) = values["strict"].get_mut("scores") {
+            *scores = json!([9, 3]);
+        }
+    };
+    assert_eq!(rewritten(&whole).unwrap().0, records);
+    let other = |values: &mut Map<String, Value>| values["tokens"] = json!(21);
+    assert!(matches!(rewritten(&other), Err(ResultsError::Corrupt { line: 1, .. })));
+    assert_eq!(
+        rewritten(&|values| assert!(values.remove(CHECKSUM).is_some())).unwrap().0[0].tokens,
+        21
+    );
+}
+
+/// Who asks what was judged reads run.json; who goes on does so from another shell, on another day.
+#[test]
+fn what_a_run_says_about_itself_is_kept_and_not_compared() {
+    let scratch = tempfile::tempdir().unwrap();
+    let begun = |day: &str| {
+        let mut settings = settings();
+        settings[ABOUT] = json!({"at": day});
+        Results::open(scratch.path(), &settings).unwrap();
+        read_json(&scratch.path().join(RUN)).unwrap().unwrap()
+    };
+    let first = begun("Monday");
+    assert_eq!(first[ABOUT], json!({"at": "Monday"}));
+    assert_eq!(begun("Tuesday"), first);
+    run(scratch.path()).unwrap();
+    let mut inside = settings();
+    inside["sampling"][ABOUT] = json!("temperature");
+    assert!(Results::open(scratch.path(), &inside).is_err(), "only at the top");
+}
+
 #[test]
 fn a_judgement_of_something_else_is_refused_at_the_end() {
     let scratch = tempfile::tempdir().unwrap();

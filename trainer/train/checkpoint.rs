@@ -6,7 +6,9 @@
 //! |---|---|
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
 //! | `optimizer.safetensors` | AdamW's moments, two f32 tensors a factor |
-//! | `state.json` | steps, optimizer steps, tokens seen, the best evaluation so far |
+//! | `state.json` | steps, optimizer steps, tokens seen, the best evaluation so far; checksums of all four |
+//!
+//! What is not finite is never written, so that no checkpoint is ever removed for one from which nothing can go on.
 
 use std::{
     collections::BTreeMap,
@@ -17,19 +19,24 @@ use std::{
 use engine::{
     adapter::{Adapter, AdapterError},
     device::DeviceError,
-    optimizer::StateError,
+    optimizer::{StateError, first_not_finite},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::Trainer;
-use crate::results::{
-    ResultsError,
-    files::{sync_directory, write_whole},
+use crate::{
+    fingerprint,
+    results::{
+        ResultsError,
+        files::{sync_directory, write_whole},
+    },
 };
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// The files beside state.json.
+const PARTS: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", OPTIMIZER];
 /// The largest state.json that is read.
 const MAX_STATE: u64 = 1 << 16;
 
@@ -43,7 +50,7 @@ pub struct Best {
 }
 
 /// What a checkpoint says beside the tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// Steps taken.
@@ -54,6 +61,19 @@ pub struct State {
     pub tokens: u64,
     /// Best evaluation so far.
     pub best: Option<Best>,
+    /// SHA-256 of the other files by their names; that of state.json is the fingerprint of what it says without it. Older
+    /// checkpoints have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sha256: BTreeMap<String, String>,
+}
+
+impl State {
+    /// The fingerprint of all but itself.
+    fn own_checksum(&self) -> String {
+        let mut rest = self.clone();
+        rest.sha256.remove(STATE);
+        fingerprint::of_json(&serde_json::to_value(&rest).expect("plain numbers and texts"))
+    }
 }
 
 /// Why a checkpoint could not be written or read.
@@ -66,8 +86,14 @@ pub enum CheckpointError {
     Adapter(#[from] AdapterError),
     #[error(transparent)]
     Device(#[from] DeviceError),
-    #[error("{}: {message}; remove this checkpoint to go on from the one before", path.display())]
+    #[error("{}: {message}", path.display())]
     Damaged { path: PathBuf, message: String },
+    #[error("{name} holds a number that is not finite, so no checkpoint was written")]
+    NotFinite { name: String },
+    #[error(
+        "the run has taken {step} steps, and its settings ask for {steps}; ask for more with --set train.steps=N"
+    )]
+    Beyond { step: u64, steps: u64 },
 }
 
 fn damaged(path: &Path, message: impl ToString) -> CheckpointError {
@@ -152,10 +178,18 @@ fn write(
     directory: &Path,
     best: Option<Best>,
 ) -> Result<(), CheckpointError> {
-    fs::create_dir_all(directory).map_err(io_error("create", directory))?;
-    trainer.language_model.model.store_adapter(adapter)?;
-    adapter.save(directory)?;
+    let model = &trainer.language_model.model;
+    if let Some(bad) = first_not_finite(model.parameters().map(|(_, values)| values))? {
+        let name = model.parameters().nth(bad).expect("it was counted").0.peft_key();
+        return Err(CheckpointError::NotFinite { name });
+    }
     let state = trainer.optimizer.state()?;
+    if let Some((name, _)) = state.iter().find(|(_, values)| !are_moments(values)) {
+        return Err(CheckpointError::NotFinite { name: format!("AdamW's {name}") });
+    }
+    fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+    model.store_adapter(adapter)?;
+    adapter.save(directory)?;
     let bytes: Vec<Vec<u8>> = state
         .iter()
         .map(|(_, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect())
@@ -170,15 +204,27 @@ fn write(
         .collect();
     let bytes = safetensors::serialize(views, None).expect("the tensors are sound");
     write_whole(&directory.join(OPTIMIZER), &bytes)?;
-    let state = State {
+    let mut state = State {
         step: trainer.step,
         updates: trainer.optimizer.steps(),
         tokens: trainer.tokens,
         best,
+        sha256: BTreeMap::new(),
     };
+    for name in PARTS {
+        let path = directory.join(name);
+        let digits = fingerprint::sha256_of_file(&path).map_err(io_error("read", &path))?;
+        state.sha256.insert(name.to_owned(), digits);
+    }
+    state.sha256.insert(STATE.to_owned(), state.own_checksum());
     let text = serde_json::to_string_pretty(&state).expect("plain numbers") + "\n";
     write_whole(&directory.join(STATE), text.as_bytes())?;
     Ok(())
+}
+
+/// Whether these can be moments: a square that is not finite would freeze its parameter without a word.
+fn are_moments(values: &[f32]) -> bool {
+    values.iter().all(|value| value.is_finite())
 }
 
 /// Reads `state.json` alone.
@@ -186,6 +232,31 @@ pub fn state(directory: &Path) -> Result<State, CheckpointError> {
     let path = directory.join(STATE);
     let bytes = read(&path, MAX_STATE)?;
     serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error))
+}
+
+/// Whether a checkpoint's files are there and are those that were written, as far as it says: its state.
+pub fn verify(directory: &Path) -> Result<State, CheckpointError> {
+    let state = state(directory)?;
+    let path = directory.join(STATE);
+    if directory.file_name().is_none_or(|name| name != format!("step-{}", state.step).as_str()) {
+        return Err(damaged(&path, format!("it is of step {}", state.step)));
+    }
+    let changed = "it was changed after it was written, as its checksum in state.json tells";
+    if state.sha256.get(STATE).is_some_and(|digits| *digits != state.own_checksum()) {
+        return Err(damaged(&path, changed));
+    }
+    for name in PARTS {
+        let path = directory.join(name);
+        if !path.is_file() {
+            return Err(damaged(&path, "this file of the checkpoint is missing"));
+        }
+        let Some(expected) = state.sha256.get(name) else { continue };
+        let digits = fingerprint::sha256_of_file(&path).map_err(io_error("read", &path))?;
+        if digits != *expected {
+            return Err(damaged(&path, changed));
+        }
+    }
+    Ok(state)
 }
 
 /// Takes up the state of a checkpoint. The trainer's model was opened with the checkpoint's adapter.
@@ -203,18 +274,18 @@ pub fn restore(trainer: &mut Trainer, directory: &Path) -> Result<State, Checkpo
             return Err(damaged(&path, format!("{name} is {:?}, not F32", view.dtype())));
         }
         let values = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-        slices.insert(name, values.collect());
+        let values: Vec<f32> = values.collect();
+        if !are_moments(&values) {
+            return Err(damaged(&path, format!("{name} holds a number that is not finite")));
+        }
+        slices.insert(name, values);
     }
     let slice = |name: &str| slices.get(name).map(Vec::as_slice);
     let restored: Result<(), StateError> =
         trainer.optimizer.restore(state.updates, slices.len(), slice);
     restored.map_err(|error| damaged(&path, error))?;
     if state.step > trainer.steps {
-        let (step, steps) = (state.step, trainer.steps);
-        return Err(damaged(
-            &directory.join(STATE),
-            format!("it is of step {step}, and the run has {steps}"),
-        ));
+        return Err(CheckpointError::Beyond { step: state.step, steps: trainer.steps });
     }
     trainer.step = state.step;
     trainer.tokens = state.tokens;
@@ -223,25 +294,44 @@ pub fn restore(trainer: &mut Trainer, directory: &Path) -> Result<State, Checkpo
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, CheckpointError> {
     let mut bytes = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, limit + 1), &mut bytes))
-        .map_err(io_error("read", path))?;
+    let read = fs::File::open(path)
+        .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, limit + 1), &mut bytes));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(damaged(path, "this file of the checkpoint is missing"));
+        }
+        read => read.map_err(io_error("read", path))?,
+    };
     if bytes.len() as u64 > limit {
         return Err(damaged(path, format!("it is longer than {limit} bytes")));
     }
     Ok(bytes)
 }
 
-/// Removes all checkpoints but the last `keep` and the best.
-pub fn prune(checkpoints: &Path, keep: usize, best: Option<Best>) -> Result<(), CheckpointError> {
-    let steps = list(checkpoints)?;
+/// Removes all checkpoints up to `step` but the last `keep` and the best; and those after it, from which a run went back.
+pub fn prune(
+    checkpoints: &Path,
+    keep: usize,
+    best: Option<Best>,
+    step: u64,
+) -> Result<(), CheckpointError> {
+    let (steps, later): (Vec<u64>, Vec<u64>) =
+        list(checkpoints)?.into_iter().partition(|saved| *saved <= step);
+    for later in later {
+        remove(checkpoints, later)?;
+    }
     let old = &steps[..steps.len().saturating_sub(keep)];
     for &step in old.iter().filter(|step| best.is_none_or(|best| best.step != **step)) {
-        let path = directory(checkpoints, step);
-        // Renamed first, so that a kill never leaves half a checkpoint under its name.
-        let doomed = checkpoints.join(format!(".step-{step}.old"));
-        fs::rename(&path, &doomed).map_err(io_error("remove", &path))?;
-        fs::remove_dir_all(&doomed).map_err(io_error("remove", &doomed))?;
+        remove(checkpoints, step)?;
     }
     Ok(())
+}
+
+/// Removes the checkpoint of a step.
+fn remove(checkpoints: &Path, step: u64) -> Result<(), CheckpointError> {
+    let path = directory(checkpoints, step);
+    // Renamed first, so that a kill never leaves half a checkpoint under its name.
+    let doomed = checkpoints.join(format!(".step-{step}.old"));
+    fs::rename(&path, &doomed).map_err(io_error("remove", &path))?;
+    fs::remove_dir_all(&doomed).map_err(io_error("remove", &doomed))
 }

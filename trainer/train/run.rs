@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `config.toml` | every setting, as resolved |
-//! | `run.json` | fingerprints of the model, the data and the template: a run with others is refused |
+//! | `run.json` | what the run is, by which one that goes on is compared: see [`super::directory`] |
 //! | `metrics.jsonl` | a line a step |
 //! | `events.out.tfevents.*` | the same for TensorBoard |
 //! | `rollouts/step-N.jsonl` | every rollout of a step, with what it earned |
@@ -12,8 +12,8 @@
 //! | `.j1.lock` | an empty file; locked while a run is at work |
 
 use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -23,31 +23,22 @@ use engine::{
     device::DeviceError,
 };
 use kernels::cpu::profile;
-use serde_json::Value;
 
 use super::{
     Progress, StepError, StepReport, Trainer,
     checkpoint::{self, Best, CheckpointError},
+    directory::{ADAPTER, CHECKPOINTS, METRICS, ROLLOUTS, RunDirectory},
 };
 use crate::{
     data::Pair,
     judge::{self, End, Judge, JudgeError, Task},
     metrics::MetricsFile,
     prompt::{Order, OrderPlan},
-    results::{
-        Record, ResultsError, claim,
-        files::{remove_temporaries, write_whole},
-    },
+    results::{Record, ResultsError, files::write_whole},
     scores::{Protocol, Scores},
     tensorboard::EventFile,
     verdict::MatchRule,
 };
-
-const CONFIG: &str = "config.toml";
-const METRICS: &str = "metrics.jsonl";
-const ROLLOUTS: &str = "rollouts";
-const CHECKPOINTS: &str = "checkpoints";
-const ADAPTER: &str = "adapter";
 
 /// Steps after which an adapter that did not move is worth a word.
 const STILL: u64 = 5;
@@ -98,62 +89,6 @@ pub enum RunError {
     Device(#[from] DeviceError),
     #[error("held-out evaluation: {0}")]
     Evaluation(Box<JudgeError>),
-    #[error("{} already holds a run; add --resume to continue it, or choose another --out", directory.display())]
-    Exists { directory: PathBuf },
-    #[error("{} holds no run to resume (there is no config.toml); leave --resume out to start one", directory.display())]
-    NothingToResume { directory: PathBuf },
-}
-
-/// The directory of a run, claimed by this process.
-pub struct RunDirectory {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl RunDirectory {
-    /// The file with every setting, if the directory holds a run.
-    pub fn config_of(directory: &Path) -> Option<PathBuf> {
-        Some(directory.join(CONFIG)).filter(|path| path.is_file())
-    }
-
-    /// Starts a run in a directory without one.
-    pub fn start(
-        directory: &Path,
-        config_toml: &str,
-        fingerprints: &Value,
-    ) -> Result<RunDirectory, RunError> {
-        if RunDirectory::config_of(directory).is_some() {
-            return Err(RunError::Exists { directory: directory.to_owned() });
-        }
-        let claimed = RunDirectory::claim(directory, fingerprints)?;
-        write_whole(&directory.join(CONFIG), config_toml.as_bytes())?;
-        Ok(claimed)
-    }
-
-    /// Continues the run of a directory, whose model, data and template must be those it began with.
-    pub fn resume(directory: &Path, fingerprints: &Value) -> Result<RunDirectory, RunError> {
-        if RunDirectory::config_of(directory).is_none() {
-            return Err(RunError::NothingToResume { directory: directory.to_owned() });
-        }
-        RunDirectory::claim(directory, fingerprints)
-    }
-
-    /// Locks the directory, and removes what runs left in it that were killed.
-    fn claim(directory: &Path, fingerprints: &Value) -> Result<RunDirectory, RunError> {
-        let lock = claim(directory, fingerprints)?;
-        for part in [directory.to_owned(), directory.join(ROLLOUTS), directory.join(ADAPTER)] {
-            remove_temporaries(&part)?;
-        }
-        checkpoint::remove_leftovers(&directory.join(CHECKPOINTS))?;
-        Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
-    }
-
-    /// The newest checkpoint, if there is one.
-    pub fn latest_checkpoint(directory: &Path) -> Result<Option<PathBuf>, CheckpointError> {
-        let checkpoints = directory.join(CHECKPOINTS);
-        let latest = checkpoint::list(&checkpoints)?.pop();
-        Ok(latest.map(|step| checkpoint::directory(&checkpoints, step)))
-    }
 }
 
 /// Runs all steps that are left. `adapter` is the form in which the trained one is written; `from` the
@@ -197,7 +132,7 @@ pub fn run(
         write_whole(&rollouts.join(format!("step-{step}.jsonl")), &text)?;
 
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
-        let mut improved = false;
+        let (mut improved, mut evaluation) = (false, None);
         if due(train.eval_every) && !held_out.is_empty() {
             let judge = trainer.sampler().judge();
             let evaluated = evaluate(judge, held_out, &mut |done, all| {
@@ -205,18 +140,21 @@ pub fn run(
             });
             let (_, scores) = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
             report.metrics.more.extend(eval_metrics(&scores));
-            on(Event::Evaluated { step, scores: &scores });
             let share = scores.consistent.map_or(0.0, |share| share.share);
             if best.is_none_or(|best| share > best.right_in_both) {
                 best = Some(Best { step, right_in_both: share });
                 improved = true;
             }
+            evaluation = Some(scores);
         }
         metrics.append(&report.metrics)?;
         events
             .write(now(), step, &report.metrics.entries())
             .map_err(|source| ResultsError::io("write", events.path(), source))?;
         on(Event::Step(&report));
+        if let Some(scores) = &evaluation {
+            on(Event::Evaluated { step, scores });
+        }
 
         still = if report.moved { 0 } else { still + 1 };
         if still == STILL {
@@ -236,7 +174,7 @@ pub fn run(
         if due(train.save_every) || improved || last || stopping {
             let _span = profile::phase("save checkpoint", []);
             checkpoint::save(trainer, adapter, &checkpoints, best)?;
-            checkpoint::prune(&checkpoints, train.keep_last, best)?;
+            checkpoint::prune(&checkpoints, train.keep_last, best, step)?;
             on(Event::Saved(step));
         }
         if stopping {

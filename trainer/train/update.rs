@@ -11,7 +11,7 @@ use engine::{
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::{AdamW, Factor, Outcome},
+    optimizer::{AdamW, Factor, Outcome, first_not_finite},
     tape::{Gradients, Tape},
     tensor::Tensor,
 };
@@ -83,19 +83,31 @@ pub struct UpdateReport {
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
     /// The model's logits are not finite.
-    #[error("the policy's {0}; a lower learning rate may keep it finite")]
+    #[error("the policy's {0}")]
     LogProb(#[from] RowError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The gradient is not finite.
-    #[error(
-        "the gradient's norm is {norm}, so the adapter was left as it was; lower optimizer.learning_rate \
-         and continue from the last checkpoint"
-    )]
+    #[error("the gradient's norm is {norm}, so the adapter was left as it was")]
     Gradient {
         /// NaN or infinity.
         norm: f64,
+    },
+    /// What completions earned is not finite.
+    #[error(
+        "the advantage of a completion is {advantage}, so the adapter was left as it was; look at reward.weights and \
+         reward.wrong_verdict"
+    )]
+    Advantage {
+        /// NaN or infinity.
+        advantage: f32,
+    },
+    /// The update made a parameter that is not finite.
+    #[error("after the update {name} holds a number that is not finite")]
+    Parameter {
+        /// As PEFT calls it.
+        name: String,
     },
 }
 
@@ -169,6 +181,10 @@ pub fn update(
 ) -> Result<UpdateReport, UpdateError> {
     let batches = pack(groups, settings.micro_batch_tokens);
     let _span = profile::phase("update", [groups.len(), settings.iterations]);
+    let mut advantages = groups.iter().flat_map(|group| &group.items).map(|item| item.advantage);
+    if let Some(advantage) = advantages.find(|advantage| !advantage.is_finite()) {
+        return Err(UpdateError::Advantage { advantage });
+    }
     let total = batches.len() * settings.iterations;
     let mut report = UpdateReport::default();
     let mut fixed: Vec<Fixed> = Vec::new();
@@ -203,6 +219,10 @@ pub fn update(
         }
         report.learning_rate = rate(update);
         report.gradient_norm = apply(model, optimizer, &gradients, report.learning_rate)?;
+    }
+    if let Some(bad) = first_not_finite(model.parameters().map(|(_, values)| values))? {
+        let name = model.parameters().nth(bad).expect("it was counted").0.peft_key();
+        return Err(UpdateError::Parameter { name });
     }
     report.sums.loss /= settings.iterations as f64;
     Ok(report)
