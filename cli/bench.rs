@@ -12,7 +12,7 @@ use engine::{
     tensor::Device,
     weights::{Checkpoint, Dtype},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use kernels::{
     cpu::peak::Peaks,
     cuda::{DataSheet, data_sheet},
@@ -25,7 +25,7 @@ use crate::{
     Failure,
     args::{Bench, BenchWork, ShapeArg},
     interrupt, machine,
-    output::{bytes, note, print, table},
+    output::{bar_style, bytes, note, print, table},
     session::{precision, resolve},
 };
 
@@ -40,8 +40,8 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode, Failure> {
     drop(device);
 
     let bar = ProgressBar::new(cases.len() as u64 * u64::from(args.repeat + 1));
-    let style = "{msg} [{bar:30}] {pos}/{len} passes {eta}";
-    bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+    let style = "{msg} [{bar:30}] {pos}/{len} passes {left}";
+    bar.set_style(bar_style(style));
     let run = Run { repeat: args.repeat, recompute: args.gradient_checkpointing, stop, bar: &bar };
     let mut rows = Vec::with_capacity(cases.len());
     for &case in &cases {

@@ -8,22 +8,23 @@ use std::{
 };
 
 use engine::generate::Stats;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use trainer::{
     data::{self, Pair, Wanted},
     judge::{End, Event, Sink, Task},
-    prompt::OrderPlan,
+    prompt::{OrderPlan, Template},
     rescore::rescore,
     results::{Record, Results},
     scores::{Protocol, Sample, Scores, Timing},
+    verdict::MatchRule,
 };
 
 use crate::{
     Failure,
     args::Eval,
     interrupt, machine,
-    output::{note, print},
+    output::{bar_style, note, print, time_left},
     session::{Session, data_source},
 };
 
@@ -36,7 +37,8 @@ pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
 
 /// `--rescore`: judgements that are already written.
 fn rescored(args: &Eval, path: &Path) -> Result<ExitCode, Failure> {
-    let records = rescore(path)?;
+    let template = args.generation.template.as_deref().map(Template::from_file).transpose()?;
+    let records = rescore(path, template.map(|template| template.verdict_form()))?;
     let protocol = Protocol::of(&records, args.match_rule.into(), args.generation.seed);
     // They are what they are: flags that say otherwise would be ignored.
     let (order, votes) = (args.order.map(OrderPlan::from), args.votes);
@@ -110,7 +112,7 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
 
     let mut timing = None;
     if !left.is_empty() {
-        let mut progress = Progress::start(all.len(), all.len() - left.len());
+        let mut progress = Progress::start(all.len(), all.len() - left.len(), protocol.rule);
         let end = judge.run(&pairs, &left, interrupt::flag(), &mut |event| {
             match event {
                 Event::Text { .. } => {}
@@ -192,14 +194,15 @@ struct Progress {
     started: Instant,
     last_line: Instant,
     stats: Stats,
+    rule: MatchRule,
     unparsed: u64,
 }
 
 impl Progress {
-    fn start(total: usize, done: usize) -> Progress {
+    fn start(total: usize, done: usize, rule: MatchRule) -> Progress {
         let bar = ProgressBar::new(total as u64).with_position(done as u64);
-        let style = "[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {eta} left  {msg}";
-        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        let style = "[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {left}  {msg}";
+        bar.set_style(bar_style(style));
         bar.reset_eta();
         let now = Instant::now();
         Progress {
@@ -208,6 +211,7 @@ impl Progress {
             started: now,
             last_line: now,
             stats: Stats::default(),
+            rule,
             unparsed: 0,
         }
     }
@@ -222,8 +226,8 @@ impl Progress {
         if self.lines {
             if self.last_line.elapsed() > Duration::from_secs(30) {
                 let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-                let left = self.bar.eta().as_secs();
-                note(&format!("{done}/{all} judgements, {left} s left, {}", message()));
+                let left = time_left(self.bar.per_sec(), self.bar.eta());
+                note(&format!("{done}/{all} judgements, {left}, {}", message()));
                 self.last_line = Instant::now();
             }
         } else {
@@ -232,7 +236,7 @@ impl Progress {
     }
 
     fn done(&mut self, record: &Record) {
-        self.unparsed += u64::from(record.strict.scores().is_none());
+        self.unparsed += u64::from(record.verdict(self.rule).scores().is_none());
         self.bar.inc(1);
     }
 

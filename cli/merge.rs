@@ -6,13 +6,13 @@ use engine::{
     hub::Hub,
     merge::{MergeError, merge},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::{
     Failure,
     args::Merge,
     interrupt,
-    output::{bytes, note, print},
+    output::{bar_style, bytes, note, print},
     session::Downloads,
 };
 
@@ -23,8 +23,8 @@ pub(crate) fn run(args: &Merge) -> Result<ExitCode, Failure> {
     let adapter = hub.resolve_adapter(&args.adapter, &mut |event| downloads.show(event))?;
 
     let bar = ProgressBar::new(0);
-    let style = "[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+    let style = "[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {left}";
+    bar.set_style(bar_style(style));
     let lines = !std::io::stderr().is_terminal();
     let mut tenths = 0;
     let merged = merge(

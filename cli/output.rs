@@ -1,6 +1,11 @@
 //! Writing results to stdout, and tables.
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
+use indicatif::{HumanDuration, ProgressState, ProgressStyle};
 
 /// Writes `text` to stdout at once. A reader that has gone away (`j1 .. | head`) is an error of
 /// kind `BrokenPipe`, which `main` turns into a quiet end.
@@ -16,6 +21,23 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 /// end for it, as with `eprintln!` it would.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// A progress bar's style. `{left}` is the time that is left, as far as it is known.
+pub(crate) fn bar_style(template: &str) -> ProgressStyle {
+    let left = |state: &ProgressState, out: &mut dyn fmt::Write| {
+        // Nothing can be done about a bar that cannot be written.
+        let _ = out.write_str(&time_left(state.per_sec(), state.eta()));
+    };
+    ProgressStyle::with_template(template).expect("a fixed template").with_key("left", left)
+}
+
+/// How long something takes yet at a rate that may not be known, before the first result.
+pub(crate) fn time_left(per_second: f64, left: std::time::Duration) -> String {
+    match per_second > 0.0 && per_second.is_finite() {
+        true => format!("{:#} left", HumanDuration(left)),
+        false => "estimating".to_string(),
+    }
 }
 
 /// Columns of text, left-aligned first column, others right-aligned, two spaces between.
@@ -61,6 +83,13 @@ mod tests {
         let text = table(&[row(&["a", "n"]), row(&["long", "1"]), row(&["é", "100"])]);
         assert_eq!(text, "a       n\nlong    1\né     100\n");
         assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn the_time_left_is_not_known_at_first() {
+        let left = std::time::Duration::from_secs(90);
+        assert_eq!(time_left(0.0, std::time::Duration::ZERO), "estimating");
+        assert_eq!(time_left(2.0, left), "90s left");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::atomic::Ordering};
 
 use engine::language_model::LanguageModel;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use trainer::{
     data::{self, Wanted},
     results::write_whole,
@@ -19,7 +19,7 @@ use crate::{
     Failure,
     args::{Rollout, SettingsArgs},
     interrupt, machine,
-    output::note,
+    output::{bar_style, note},
     session::{data_source, precision, resolve},
     train::{base_settings, check_positions, template},
 };
@@ -58,8 +58,8 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
 
     let stop = interrupt::flag();
     let bar = ProgressBar::new(slots.len() as u64);
-    let style = "{msg} [{bar:30}] {pos}/{len} prompts {eta}";
-    bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+    let style = "{msg} [{bar:30}] {pos}/{len} prompts {left}";
+    bar.set_style(bar_style(style));
     let (mut text, mut rewards) = (Vec::new(), Vec::new());
     // As many prompts at a time as a training step has: whole pairs.
     for (part, slots) in slots.chunks(prompts).enumerate() {

@@ -124,6 +124,7 @@ impl Session {
             "dtype": precision,
             "instructions": machine::instructions(model.device()),
             "template": self.template.fingerprint(),
+            "verdict": self.template.verdict_form(),
             "thinking": judge.thinking,
             "seed": judge.seed,
             "temperature": temperature,

@@ -20,7 +20,8 @@ use kernels::cpu::sample::SamplingParams;
 use crate::{
     data::Pair,
     prompt::{Order, PromptError, PromptInput, Template},
-    results::{Finish, Record, verdicts},
+    results::{Finish, Record},
+    verdict::{self, Reading, VerdictForm},
 };
 
 /// Votes of one pair and order at most.
@@ -207,8 +208,8 @@ impl Judge<'_> {
         if prompt_tokens > self.max_prompt_tokens {
             for &task in votes {
                 let vote = Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
-                let record =
-                    record(pair, &vote, prompt_tokens, Finish::PromptTooLong, String::new());
+                let (finish, form) = (Finish::PromptTooLong, self.template.verdict_form());
+                let record = record(pair, &vote, prompt_tokens, finish, String::new(), form);
                 on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
             }
             return Ok(());
@@ -264,7 +265,8 @@ impl Judge<'_> {
             FinishReason::Stop => Finish::Stop,
             FinishReason::Length => Finish::Length,
         };
-        let record = record(pair, vote, request.prompt_tokens, finish, text);
+        let form = self.template.verdict_form();
+        let record = record(pair, vote, request.prompt_tokens, finish, text, form);
         request.left -= 1;
         if request.left == 0 {
             open.remove(&event.request);
@@ -277,8 +279,15 @@ impl Judge<'_> {
     }
 }
 
-fn record(pair: &Pair, vote: &Vote, prompt_tokens: usize, finish: Finish, text: String) -> Record {
-    let (strict, soft) = verdicts(&text, finish);
+fn record(
+    pair: &Pair,
+    vote: &Vote,
+    prompt_tokens: usize,
+    finish: Finish,
+    text: String,
+    form: VerdictForm,
+) -> Record {
+    let Reading { strict, soft } = verdict::read(&text, finish, form);
     Record {
         row: pair.row,
         id: pair.id.clone(),

@@ -20,6 +20,10 @@
 //! prompt is kept; with an empty one there is no system message. A variable that does not exist is an
 //! error, not an empty string. As in chat templates, a line of tags only leaves no blank line behind.
 //!
+//! Before all of that, a line may say in which form the template asks for its verdict ([`VerdictForm`]), as it
+//! does not say by itself: `---verdict: \boxed{a, b} from 0 to 100---` or `---verdict: [[A]], [[B]] or [[C]]---`. Without it
+//! the form is the bundled prompt's, `\boxed{a, b}` from 1 to 10. The line is no part of the prompt.
+//!
 //! # Untrusted text
 //!
 //! Conversations and replies may be written to mislead the judge. They enter as values, never as template
@@ -36,6 +40,7 @@ pub use neutralize::neutralize;
 pub use order::{Order, OrderPlan};
 
 use crate::data::Message;
+use crate::verdict::VerdictForm;
 
 const SYSTEM: &str = include_str!("prompt/system.jinja");
 const USER: &str = include_str!("prompt/user.jinja");
@@ -70,6 +75,14 @@ pub enum PromptError {
     NoUserPart {
         /// The template's name.
         name: String,
+    },
+    /// The first line names no form of a verdict.
+    #[error("{name}, line 1: {message}")]
+    Verdict {
+        /// The template's name.
+        name: String,
+        /// What is wrong with it.
+        message: String,
     },
     /// The source is not a template.
     #[error("{name}, line {line}: {message}")]
@@ -166,6 +179,7 @@ pub struct Template {
     system: Option<Part>,
     user: Part,
     special_tokens: Vec<String>,
+    verdict_form: VerdictForm,
     fingerprint: String,
 }
 
@@ -180,7 +194,7 @@ struct Part {
 impl Template {
     /// The bundled j1 template.
     pub fn bundled() -> Template {
-        Template::build("the j1 template", Some((SYSTEM, 0)), (USER, 0))
+        Template::build("the j1 template", VerdictForm::default(), Some((SYSTEM, 0)), (USER, 0))
             .expect("the bundled template is well formed")
     }
 
@@ -207,17 +221,27 @@ impl Template {
             return Err(PromptError::TooLarge { path: PathBuf::from(name) });
         }
         let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+        let first = source.split_inclusive('\n').next().unwrap_or_default();
+        let (form, source, offset) = match first.trim().strip_prefix("---verdict:") {
+            Some(form) => {
+                let form = form.trim_end_matches('-').parse();
+                let wrong = |message| PromptError::Verdict { name: name.to_owned(), message };
+                (form.map_err(wrong)?, &source[first.len()..], 1)
+            }
+            None => (VerdictForm::default(), source, 0),
+        };
         let mut lines = source.split_inclusive('\n');
         if lines.next().map(str::trim_end) != Some("---system---") {
-            return Template::build(name, Some((SYSTEM, 0)), (source, 0));
+            return Template::build(name, form, Some((SYSTEM, 0)), (source, offset));
         }
         let start = source.find('\n').map_or(source.len(), |at| at + 1);
         let mut at = start;
         for (number, line) in lines.enumerate() {
             if line.trim_end() == "---user---" {
                 let system = &source[start..at];
-                let system = (!system.trim().is_empty()).then_some((system, 1));
-                return Template::build(name, system, (&source[at + line.len()..], number + 2));
+                let system = (!system.trim().is_empty()).then_some((system, offset + 1));
+                let user = (&source[at + line.len()..], offset + number + 2);
+                return Template::build(name, form, system, user);
             }
             at += line.len();
         }
@@ -229,6 +253,11 @@ impl Template {
     pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = String>) -> Template {
         self.special_tokens = tokens.into_iter().filter(|token| token.len() > 1).collect();
         self
+    }
+
+    /// In which form it asks for its verdict.
+    pub fn verdict_form(&self) -> VerdictForm {
+        self.verdict_form
     }
 
     /// A fingerprint of the template's source (not of its name).
@@ -268,10 +297,15 @@ impl Template {
 
     fn build(
         name: &str,
+        verdict_form: VerdictForm,
         system: Option<(&str, usize)>,
         user: (&str, usize),
     ) -> Result<Template, PromptError> {
         let mut fingerprint = crate::fingerprint::Fingerprint::new();
+        if verdict_form != VerdictForm::default() {
+            fingerprint.text("verdict");
+            fingerprint.text(&verdict_form.to_string());
+        }
         let mut part = |part: &'static str, (source, offset): (&str, usize)| {
             fingerprint.text(part);
             fingerprint.text(source);
@@ -284,6 +318,7 @@ impl Template {
             system: system.map(|source| part("system", source)).transpose()?,
             user: part("user", user)?,
             special_tokens: Vec::new(),
+            verdict_form,
             fingerprint: fingerprint.finish(),
         };
         template.check_variables()?;

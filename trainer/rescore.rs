@@ -23,7 +23,8 @@ use serde_json::{Map, Value};
 use crate::data::{self, DataError, Format};
 use crate::lines::{LineError, Lines, MAX_LINE};
 use crate::prompt::Order;
-use crate::results::{Finish, Key, Record, is_as_written, verdicts};
+use crate::results::{Finish, Key, Record, is_as_written, read_json};
+use crate::verdict::{self, Reading, VerdictForm};
 
 /// What a table must have.
 const NEEDED: [&str; 4] = ["prompt", "chosen", "rejected", "judgement"];
@@ -77,11 +78,13 @@ pub enum RescoreError {
 }
 
 /// Reads judgements, at least one, sorted by row, order and vote. Lengths and log-probabilities that the
-/// file does not tell are 0, with [`Finish::Unknown`].
-pub fn rescore(path: &Path) -> Result<Vec<Record>, RescoreError> {
+/// file does not tell are 0, with [`Finish::Unknown`]. `form` is what the judge was asked for; `None` for what the
+/// run.json beside the file says, or else for what the j1 prompt asks.
+pub fn rescore(path: &Path, form: Option<VerdictForm>) -> Result<Vec<Record>, RescoreError> {
+    let form = form.or_else(|| form_of_run(path)).unwrap_or_default();
     let mut records = match data::detect(path)? {
-        Format::Jsonl => from_jsonl(path)?,
-        Format::Csv => from_csv(path)?,
+        Format::Jsonl => from_jsonl(path, form)?,
+        Format::Csv => from_csv(path, form)?,
         Format::Parquet | Format::Arrow => {
             return Err(RescoreError::Parquet { path: path.to_owned() });
         }
@@ -93,10 +96,16 @@ pub fn rescore(path: &Path) -> Result<Vec<Record>, RescoreError> {
     Ok(records)
 }
 
-fn from_jsonl(path: &Path) -> Result<Vec<Record>, RescoreError> {
+/// The form that the run which wrote the file asked for.
+fn form_of_run(path: &Path) -> Option<VerdictForm> {
+    let settings = read_json(&path.with_file_name("run.json")).ok()??;
+    settings.get("verdict")?.as_str()?.parse().ok()
+}
+
+fn from_jsonl(path: &Path, form: VerdictForm) -> Result<Vec<Record>, RescoreError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut lines = Lines::new(BufReader::new(File::open(path).map_err(io)?));
-    let mut table = Table::new(path);
+    let mut table = Table::new(path, form);
     let mut ours: Vec<Record> = Vec::new();
     let mut seen: BTreeMap<Key, u64> = BTreeMap::new();
     loop {
@@ -137,7 +146,8 @@ fn from_jsonl(path: &Path) -> Result<Vec<Record>, RescoreError> {
         }
         let mut record: Record = serde_json::from_value(Value::Object(values))
             .map_err(|error| problem(format!("not a judgement of this program: {error}")))?;
-        (record.strict, record.soft) = verdicts(&record.text, record.finish);
+        let Reading { strict, soft } = verdict::read(&record.text, record.finish, form);
+        (record.strict, record.soft) = (strict, soft);
         if let Some(first) = seen.insert(record.key(), number) {
             let (row, order, vote) = record.key();
             let what = format!("row {row}, {order}, vote {vote} stands in line {first} too");
@@ -148,8 +158,8 @@ fn from_jsonl(path: &Path) -> Result<Vec<Record>, RescoreError> {
     if ours.is_empty() { table.finish() } else { Ok(ours) }
 }
 
-fn from_csv(path: &Path) -> Result<Vec<Record>, RescoreError> {
-    let mut table = Table::new(path);
+fn from_csv(path: &Path, form: VerdictForm) -> Result<Vec<Record>, RescoreError> {
+    let mut table = Table::new(path, form);
     let file =
         File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
     data::csv::visit(path, file, usize::MAX, |line, names, record| {
@@ -172,12 +182,13 @@ fn from_csv(path: &Path) -> Result<Vec<Record>, RescoreError> {
 /// A table's lines, while it is not known yet whether it holds both orders.
 struct Table<'a> {
     path: &'a Path,
+    form: VerdictForm,
     rows: Vec<(u64, Option<Order>, Record)>,
 }
 
 impl<'a> Table<'a> {
-    fn new(path: &'a Path) -> Self {
-        Table { path, rows: Vec::new() }
+    fn new(path: &'a Path, form: VerdictForm) -> Self {
+        Table { path, form, rows: Vec::new() }
     }
 
     fn add(&mut self, line: u64, mut values: Map<String, Value>) -> Result<(), RescoreError> {
@@ -207,7 +218,7 @@ impl<'a> Table<'a> {
         // Where the original got no judgement it wrote none: that is an empty one.
         let judgement = text("judgement")?.unwrap_or_default();
         let (subset, id) = (text("subset")?, text("id")?);
-        let (strict, soft) = verdicts(&judgement, Finish::Unknown);
+        let Reading { strict, soft } = verdict::read(&judgement, Finish::Unknown, self.form);
         let written = values.get("scores").and_then(written_scores);
         let order = [strict, soft].into_iter().find_map(|verdict| {
             let (a, b) = verdict.scores().filter(|(a, b)| a != b)?;
@@ -239,7 +250,7 @@ impl<'a> Table<'a> {
         let beside = self.path.with_file_name("outputs.jsonl");
         if beside != self.path
             && beside.is_file()
-            && let Ok(outputs) = rescore(&beside)
+            && let Ok(outputs) = rescore(&beside, Some(self.form))
             && outputs.iter().map(|output| &output.text).eq(self.rows.iter().map(|row| &row.2.text))
         {
             return Ok(outputs);

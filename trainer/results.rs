@@ -32,7 +32,7 @@ use crate::data::Pair;
 use crate::fingerprint;
 use crate::lines::{LineError, Lines, MAX_LINE};
 use crate::prompt::{Order, conversation_text};
-use crate::verdict::{MatchRule, Reason, Verdict, parse_soft, parse_strict};
+use crate::verdict::{MatchRule, Verdict};
 
 pub(crate) const RUN: &str = "run.json";
 const OUTPUTS: &str = "outputs.jsonl";
@@ -111,20 +111,6 @@ impl Record {
     /// The scores of the chosen and the rejected reply by a rule.
     pub fn scores_by_label(&self, rule: MatchRule) -> Option<(f64, f64)> {
         self.verdict(rule).scores().map(|scores| self.order.by_label(scores))
-    }
-}
-
-/// The verdicts of a judgement by the strict and the soft rule, with the blame for a missing one where it belongs.
-pub fn verdicts(text: &str, finish: Finish) -> (Verdict, Verdict) {
-    match finish {
-        Finish::PromptTooLong => {
-            let unparsed = Verdict::Unparsed(Reason::PromptTooLong);
-            (unparsed, unparsed)
-        }
-        _ => {
-            let truncated = finish == Finish::Length;
-            (parse_strict(text).or_truncated(truncated), parse_soft(text).or_truncated(truncated))
-        }
     }
 }
 

@@ -203,11 +203,12 @@ pub struct Published {
     pub protocol: &'static str,
 }
 
-const J1: &str = "chosen always in slot A, one sample, plain accuracy over rows";
-const SCALAR: &str = "scalar head trained on 26M pairs: no judgement, no order";
-const GENERATIVE: &str = "generative judge, as its authors report it";
+const J1: &str = "plain accuracy, chosen reply in slot A";
+const SCALAR: &str = "scalar head, 26M pairs, no order";
+const GENERATIVE: &str = "generative, as its authors report it";
 
-/// The published numbers. Only the first two were measured as `--order chosen-first` measures.
+/// The published numbers. Only the first two were measured as `--order chosen-first` measures: one sample, the plain
+/// accuracy over all rows.
 pub const PUBLISHED: [Published; 8] = [
     Published { model: "j1-nano (0.6B)", score: 62.35, protocol: J1 },
     Published { model: "j1-micro (1.7B)", score: 80.70, protocol: J1 },
@@ -218,12 +219,12 @@ pub const PUBLISHED: [Published; 8] = [
     Published {
         model: "DeepSeek-GRM-27B",
         score: 86.0,
-        protocol: "generative, greedy, as its authors report it",
+        protocol: "generative, greedy, by its authors",
     },
     Published {
         model: "DeepSeek-GRM-27B, 32 votes",
         score: 88.5,
-        protocol: "generative, scores of 32 samples summed, as its authors report it",
+        protocol: "generative, 32 votes, by its authors",
     },
 ];
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     judge::Judge,
     results::Finish,
-    verdict::{Verdict, parse_strict},
+    verdict::{self, Verdict},
 };
 
 /// One sampled judgement.
@@ -99,7 +99,7 @@ pub fn rollouts(
             FinishReason::Length => (Finish::Length, &tokens[..]),
         };
         let text = tokenizer.decode(said, true)?;
-        let verdict = parse_strict(&text).or_truncated(finish == Finish::Length);
+        let verdict = verdict::read(&text, finish, judge.template.verdict_form()).strict;
         Ok(Completion { tokens, log_probs, finish, text, verdict })
     };
     drawn.into_iter().map(complete).collect::<Result<_, _>>().map(Some)

@@ -11,7 +11,10 @@
 //! ```
 //!
 //! A row that was judged in both orders counts with the mean of its two values. Subsets are means over their
-//! rows, sections and overall as in [`rewardbench`]; plain accuracy is the mean over all rows.
+//! rows, sections and overall as in [`rewardbench`]; plain accuracy is the mean over all rows. Everything that is
+//! told by order counts plainly, so that with every row in both orders the two average to the plain accuracy.
+//! No judgement outweighs the others of its ballot: scores off the template's scale are not read
+//! ([`crate::verdict`]).
 //!
 //! Intervals are percentile bootstraps over rows (pairs): a row is drawn with everything that was judged
 //! about it. Results do not depend on the order of the records.
@@ -119,13 +122,50 @@ pub struct Unparsed {
     pub reasons: BTreeMap<Reason, u64>,
 }
 
+impl Slots {
+    /// Of the judgements' verdicts by a rule.
+    fn of(records: &[&Record], rule: MatchRule) -> Slots {
+        let mut slots = Slots::default();
+        for record in records {
+            match record.verdict(rule).winner() {
+                Some(Winner::A) => slots.a += 1,
+                Some(Winner::B) => slots.b += 1,
+                Some(Winner::Tie) => slots.ties += 1,
+                None => {}
+            }
+        }
+        slots
+    }
+}
+
 impl Unparsed {
+    /// Of the judgements' verdicts by a rule.
+    fn of(records: &[&Record], rule: MatchRule) -> Unparsed {
+        let mut unparsed = Unparsed::default();
+        records.iter().for_each(|record| unparsed.add(record.verdict(rule)));
+        unparsed
+    }
+
     fn add(&mut self, verdict: Verdict) {
         if let Verdict::Unparsed(reason) = verdict {
             self.total += 1;
             *self.reasons.entry(reason).or_default() += 1;
         }
     }
+}
+
+/// The same judgements, read by the rule that was not asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct OtherRule {
+    /// Which one that is.
+    #[serde(rename = "match")]
+    pub rule: MatchRule,
+    /// Mean of the rows' plain values.
+    pub plain_accuracy: Option<f64>,
+    /// RewardBench's overall score.
+    pub overall: Option<f64>,
+    /// Judgements by preferred slot.
+    pub verdicts: Slots,
 }
 
 /// Everything that is computed from the judgements of a run.
@@ -147,9 +187,9 @@ pub struct Scores {
     pub plain_accuracy: Option<f64>,
     /// Of the plain accuracy.
     pub plain_interval: Option<Interval>,
-    /// Mean value of the rows judged with the chosen reply in slot A.
+    /// Plain accuracy of the rows judged with the chosen reply in slot A: what the published j1 numbers are.
     pub chosen_first: Option<Share>,
-    /// Mean value of the rows judged with the rejected reply in slot A.
+    /// Plain accuracy of the rows judged with the rejected reply in slot A.
     pub rejected_first: Option<Share>,
     /// Rows whose two orders prefer the same reply, of those where both were parsed (a tie prefers none).
     pub agreement: Option<Share>,
@@ -159,6 +199,8 @@ pub struct Scores {
     pub share_of_a: Option<Share>,
     /// Judgements by preferred slot.
     pub verdicts: Slots,
+    /// What the other rule makes of the same judgements.
+    pub other_rule: OtherRule,
     /// Without a verdict by the strict rule.
     pub unparsed_strict: Unparsed,
     /// Without a verdict by the soft rule.
@@ -238,11 +280,10 @@ impl Scores {
     pub fn compute(records: &[Record], protocol: Protocol) -> Scores {
         let mut sorted: Vec<&Record> = records.iter().collect();
         sorted.sort_by_key(|record| record.key());
-        let rule = protocol.rule;
-        let rows: Vec<Row<'_>> =
-            sorted.chunk_by(|a, b| a.row == b.row).map(|records| row(records, protocol)).collect();
+        let rows = rows_of(&sorted, protocol);
         let in_order = |index: usize| {
-            Share::of(rows.iter().filter_map(|row| row.orders[index]).map(Ballot::value))
+            let ballots = rows.iter().filter_map(|row| row.orders[index]);
+            Share::of(ballots.map(|ballot| flag(ballot.is_right())))
         };
         let both = || rows.iter().filter_map(|row| row.orders[0].zip(row.orders[1]));
         let paired = protocol.order == OrderPlan::Both;
@@ -251,19 +292,15 @@ impl Scores {
             Some(flag(first == second && first != Preference::Neither))
         });
         let consistent = both().map(|(first, second)| flag(first.is_right() && second.is_right()));
-
-        let mut verdicts = Slots::default();
-        let (mut strict, mut soft) = (Unparsed::default(), Unparsed::default());
-        for record in &sorted {
-            strict.add(record.strict);
-            soft.add(record.soft);
-            match record.verdict(rule).winner() {
-                Some(Winner::A) => verdicts.a += 1,
-                Some(Winner::B) => verdicts.b += 1,
-                Some(Winner::Tie) => verdicts.ties += 1,
-                None => {}
-            }
-        }
+        let verdicts = Slots::of(&sorted, protocol.rule);
+        let other = protocol.rule.other();
+        let other_rows = rows_of(&sorted, Protocol { rule: other, ..protocol });
+        let other_rule = OtherRule {
+            rule: other,
+            plain_accuracy: mean(other_rows.iter().map(|row| row.plain)),
+            overall: rewardbench::table(subsets(&other_rows)).overall,
+            verdicts: Slots::of(&sorted, other),
+        };
         let preferring = verdicts.a + verdicts.b;
         let lengths = sorted
             .iter()
@@ -287,12 +324,42 @@ impl Scores {
             share_of_a: (preferring > 0)
                 .then(|| Share { share: verdicts.a as f64 / preferring as f64, of: preferring }),
             verdicts,
-            unparsed_strict: strict,
-            unparsed_soft: soft,
+            other_rule,
+            unparsed_strict: Unparsed::of(&sorted, MatchRule::Strict),
+            unparsed_soft: Unparsed::of(&sorted, MatchRule::Soft),
             mean_tokens: mean(lengths),
             truncated: finished(Finish::Length),
             prompts_too_long: finished(Finish::PromptTooLong),
         }
+    }
+
+    /// Judgements without a verdict by the rule that was asked for.
+    pub fn unparsed(&self) -> &Unparsed {
+        match self.protocol.rule {
+            MatchRule::Strict => &self.unparsed_strict,
+            MatchRule::Soft => &self.unparsed_soft,
+        }
+    }
+
+    /// What makes the numbers say less than they seem to, if anything does: more than a tenth of the judgements
+    /// without a verdict.
+    pub fn warning(&self) -> Option<String> {
+        let (unparsed, all) = (self.unparsed().total, self.judgements);
+        let rule = self.protocol.rule;
+        if unparsed == 0 || unparsed * 10 <= all {
+            return None;
+        }
+        if unparsed == all {
+            return Some(format!(
+                "no verdict was read in any of the {all} judgements ({rule} rule): a RewardBench score of 50 is half a \
+                 point for each missing verdict and says nothing about the judge"
+            ));
+        }
+        let percent = 100.0 * unparsed as f64 / all as f64;
+        Some(format!(
+            "{unparsed} of {all} judgements ({percent:.0} %) have no verdict by the {rule} rule: each counts as wrong in \
+             the accuracy and as half a point in RewardBench's score, which therefore leans towards 50"
+        ))
     }
 
     /// The content of scores.json: RewardBench's results format (accuracies by subset beside `model`, `model_type`
@@ -309,6 +376,7 @@ impl Scores {
         json.insert("chat_template".to_owned(), chat_template.into());
         let mut ours = json!(self);
         ours["published"] = json!(PUBLISHED);
+        ours["warning"] = json!(self.warning());
         json.insert("j1".to_owned(), ours);
         Value::Object(json)
     }
@@ -336,6 +404,11 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
+}
+
+/// The rows of records that are sorted by row.
+fn rows_of<'a>(sorted: &[&'a Record], protocol: Protocol) -> Vec<Row<'a>> {
+    sorted.chunk_by(|a, b| a.row == b.row).map(|records| row(records, protocol)).collect()
 }
 
 /// The row that these records, at least one, are about.

@@ -8,29 +8,38 @@
 //! </scores>
 //! ```
 //!
-//! where `x` is the score of the reply in slot A and `y` of the one in slot B. Two rules read it:
+//! where `x` is the score of the reply in slot A and `y` of the one in slot B. [`read`] reads it by two rules:
 //!
-//! * [`parse_strict`] is the rule of the published j1 results (haizelabs/j1-micro, `rewards.py`): the
+//! * **strict**: the rule of the published j1 results (haizelabs/j1-micro, `rewards.py`), the default everywhere: the
 //!   first `<scores>(.*?)</scores>` of the whole completion, thinking included, and in it the first
-//!   `\boxed{x, y}` of digits and dots with a comma between.
-//! * [`parse_soft`] recovers what a judge meant when it did not keep to the form; the rules are at
-//!   the top of `verdict/soft.rs`. Whatever strict reads, soft reads too (perhaps elsewhere in the
-//!   text).
+//!   `\boxed{x, y}` of digits and dots with a comma between. In two things it is stricter: a score must be on
+//!   the template's scale, and a judgement that the token limit cut off counts only if its own scores section had
+//!   closed, one that begins a line outside of thinking.
+//! * **soft**: where strict reads a verdict, the same one; else what a judge meant when it did not keep to
+//!   the form. The rules are at the top of `verdict/soft.rs`.
 //!
-//! A judgement without a verdict is a value, [`Verdict::Unparsed`] with its [`Reason`], which is
-//! counted and reported. Both rules take time linear in the length of the text.
+//! A template may ask for another form or scale ([`VerdictForm`]). A judgement without a verdict is a value,
+//! [`Verdict::Unparsed`] with its [`Reason`], which is counted and reported. All takes time linear in the length
+//! of the text.
 
 mod digits;
+mod form;
+mod marker;
 mod parts;
 mod soft;
+mod spans;
+mod statement;
+mod words;
 
 use std::fmt;
 use std::str::FromStr;
 
 use digits::is_number;
+pub use form::{Scale, VerdictForm};
 pub use parts::{Parts, parts};
 use serde::{Deserialize, Serialize};
-pub use soft::parse_soft;
+
+use crate::results::Finish;
 
 /// The six tags that the format asks for, in the order of the sections.
 pub const FORMAT_TAGS: [&str; 6] = [
@@ -66,16 +75,26 @@ pub enum Reason {
     NoBox,
     /// There is a box, but what it holds are not two numbers.
     BadNumber,
+    /// A score is not on the template's scale.
+    OutOfScale,
+    /// There are two scores, but not which is whose.
+    Ambiguous,
+    /// The last box stands in the midst of other text, as a quoted answer does.
+    Quoted,
+    /// There is no `[[A]]`, `[[B]]` or `[[C]]`.
+    NoMarker,
+    /// The last `[[...]]` is none of the three.
+    BadMarker,
     /// Everything after `<think>` is thinking: the answer was never begun.
     OnlyThinking,
-    /// The token limit ended the judgement before its verdict (see [`Verdict::or_truncated`]).
+    /// The token limit ended the judgement before its verdict.
     Truncated,
     /// The prompt did not fit, so nothing was generated.
     PromptTooLong,
 }
 
 impl Reason {
-    /// The name used in reports and files.
+    /// The name used in files.
     pub fn name(self) -> &'static str {
         match self {
             Reason::Empty => "empty",
@@ -83,9 +102,33 @@ impl Reason {
             Reason::UnclosedScoresTag => "unclosed_scores_tag",
             Reason::NoBox => "no_box",
             Reason::BadNumber => "bad_number",
+            Reason::OutOfScale => "out_of_scale",
+            Reason::Ambiguous => "ambiguous",
+            Reason::Quoted => "quoted",
+            Reason::NoMarker => "no_marker",
+            Reason::BadMarker => "bad_marker",
             Reason::OnlyThinking => "only_thinking",
             Reason::Truncated => "truncated",
             Reason::PromptTooLong => "prompt_too_long",
+        }
+    }
+
+    /// The reason in words, to follow "no verdict:" or a count.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Reason::Empty => "the judgement is empty",
+            Reason::NoScoresTag => "there is no <scores> section",
+            Reason::UnclosedScoresTag => "the <scores> section is not closed",
+            Reason::NoBox => "the <scores> section holds no \\boxed{a, b}",
+            Reason::BadNumber => "the last box does not hold two scores",
+            Reason::OutOfScale => "a score is not on the scale",
+            Reason::Ambiguous => "it is not clear which score is whose",
+            Reason::Quoted => "the last box is part of other text",
+            Reason::NoMarker => "there is no [[A]], [[B]] or [[C]]",
+            Reason::BadMarker => "the last [[...]] is not A, B or C",
+            Reason::OnlyThinking => "the thinking never ended",
+            Reason::Truncated => "cut off at the token limit",
+            Reason::PromptTooLong => "the prompt was too long",
         }
     }
 }
@@ -126,34 +169,25 @@ impl Verdict {
             _ => Winner::Tie,
         })
     }
-
-    /// Blames the token limit for a missing verdict: of a judgement that was cut, "truncated" says
-    /// more than "no scores tag". A verdict that was read stays as it is.
-    pub fn or_truncated(self, truncated: bool) -> Verdict {
-        match self {
-            Verdict::Unparsed(_) if truncated => Verdict::Unparsed(Reason::Truncated),
-            other => other,
-        }
-    }
 }
 
 /// Which rule turns a judgement into a verdict: `--match strict|soft`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MatchRule {
-    /// The published rule, [`parse_strict`].
+    /// The published rule.
     #[default]
     Strict,
-    /// With recovery, [`parse_soft`].
+    /// The same with recovery.
     Soft,
 }
 
 impl MatchRule {
-    /// Reads a judgement by this rule.
-    pub fn parse(self, text: &str) -> Verdict {
+    /// The rule that is reported beside this one.
+    pub fn other(self) -> MatchRule {
         match self {
-            MatchRule::Strict => parse_strict(text),
-            MatchRule::Soft => parse_soft(text),
+            MatchRule::Strict => MatchRule::Soft,
+            MatchRule::Soft => MatchRule::Strict,
         }
     }
 
@@ -184,13 +218,61 @@ impl FromStr for MatchRule {
     }
 }
 
-/// The published rule: `<scores>(.*?)</scores>` (the dot matches newlines), then in the captured
+/// The verdicts of one judgement by both rules.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reading {
+    /// By the published rule.
+    pub strict: Verdict,
+    /// With recovery: the same, where strict reads one.
+    pub soft: Verdict,
+}
+
+/// Reads a judgement. Why it ended is part of what it says: one that was cut off may be about to say something else.
+pub fn read(text: &str, finish: Finish, form: VerdictForm) -> Reading {
+    let both = |reason| {
+        let unparsed = Verdict::Unparsed(reason);
+        Reading { strict: unparsed, soft: unparsed }
+    };
+    let cut = finish == Finish::Length;
+    let (visible, open_thinking) = spans::without_thinking(text);
+    let answered = !visible.trim().is_empty();
+    match form {
+        _ if finish == Finish::PromptTooLong => both(Reason::PromptTooLong),
+        VerdictForm::Markers if cut => both(Reason::Truncated),
+        _ if text.trim().is_empty() => both(if cut { Reason::Truncated } else { Reason::Empty }),
+        VerdictForm::Markers if !answered => both(Reason::OnlyThinking),
+        VerdictForm::Markers => {
+            Reading { strict: marker::read(&visible, false), soft: marker::read(&visible, true) }
+        }
+        VerdictForm::Boxed(_)
+            if cut && (open_thinking || !spans::own_section_is_closed(&visible)) =>
+        {
+            both(Reason::Truncated)
+        }
+        VerdictForm::Boxed(scale) => {
+            let strict = match published(text) {
+                Verdict::Scores(a, b) if !scale.contains(a) || !scale.contains(b) => {
+                    Verdict::Unparsed(Reason::OutOfScale)
+                }
+                verdict => verdict,
+            };
+            let soft = match strict {
+                Verdict::Scores(..) => strict,
+                Verdict::Unparsed(_) if !answered => Verdict::Unparsed(Reason::OnlyThinking),
+                Verdict::Unparsed(_) => soft::recover(&visible, finish == Finish::Stop, cut, scale),
+            };
+            Reading { strict, soft }
+        }
+    }
+}
+
+/// The published rule, whatever the scale: `<scores>(.*?)</scores>` (the dot matches newlines), then in the captured
 /// text `\\boxed{([\d.]+),\s*([\d.]+)}`, then Python's `float` on both captures. The first match of
 /// each decides; a box whose numbers do not convert (`1.2.3`) is not skipped for a later one.
 ///
 /// One corner differs from Python: a number too large for an f64 is the largest one, not infinity, so that
 /// scores stay finite. It compares as infinity does.
-pub fn parse_strict(text: &str) -> Verdict {
+pub(crate) fn published(text: &str) -> Verdict {
     const OPEN: &str = "<scores>";
     if text.trim().is_empty() {
         return Verdict::Unparsed(Reason::Empty);

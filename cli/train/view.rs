@@ -13,7 +13,7 @@ use trainer::{
     train::{Progress, StepReport, run::Event},
 };
 
-use crate::output::note;
+use crate::output::{bar_style, note};
 
 /// Steps that the recent mean of the reward, and the time that is left, are taken over.
 const RECENT: usize = 10;
@@ -104,8 +104,7 @@ impl View {
             true => ProgressBar::new(len as u64),
             false => ProgressBar::hidden(),
         };
-        let style = "{msg} [{bar:30}] {pos}/{len} {eta}";
-        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        bar.set_style(bar_style("{msg} [{bar:30}] {pos}/{len} {left}"));
         bar.set_message(what);
         bar
     }
@@ -144,14 +143,14 @@ impl View {
         match event {
             Event::Progress(progress) => {
                 let Some(bar) = &self.bar else { return };
-                let left = self.left().map_or(String::new(), |left| format!(", {left} left"));
+                let left = self.left().map_or("estimating".to_owned(), |left| format!("{left} left"));
                 let step = format!("step {} of {}", self.done + 1, self.steps);
                 bar.set_message(match progress {
                     Progress::Sampling(stats) => {
-                        format!("{step}: sampling, {} tokens{left}", stats.generated_tokens)
+                        format!("{step}: sampling, {} tokens, {left}", stats.generated_tokens)
                     }
                     Progress::Updating(done, all) => {
-                        format!("{step}: updating, batch {done} of {all}{left}")
+                        format!("{step}: updating, batch {done} of {all}, {left}")
                     }
                 });
             }

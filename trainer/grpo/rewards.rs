@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::advantages::{Weighted, mean, std};
 use crate::{
     prompt::Order,
-    verdict::{FORMAT_TAGS, Verdict, format_tags, parse_strict},
+    verdict::{FORMAT_TAGS, Verdict, format_tags, published},
 };
 
 /// What rewards look at: one judgement.
@@ -93,7 +93,7 @@ impl Reward {
     pub fn values(self, rollouts: &[Rollout<'_>]) -> Vec<f64> {
         let flag = |right: bool, wrong: f64| if right { 1.0 } else { wrong };
         let of = |(i, rollout): (usize, &Rollout)| match self {
-            Reward::Format => format(rollout.text),
+            Reward::Format => format(rollout.text, rollout.verdict),
             Reward::Verdict { wrong } => flag(rollout.is_right(), wrong),
             Reward::Consistency => flag(rollout.is_right() && partner(rollouts, i).is_right(), 0.0),
             Reward::Length { max_tokens, cache_tokens } => {
@@ -104,10 +104,11 @@ impl Reward {
     }
 }
 
-/// The original's score for form, in [0, 0.2].
-pub fn format(text: &str) -> f64 {
+/// The original's score for form, in [0, 0.2]. A box parses by the published rule, whatever the scale and however
+/// the judgement ended; where a template asks for another form, a verdict in that form takes the box's place.
+pub fn format(text: &str, verdict: Verdict) -> f64 {
     let parts = FORMAT_TAGS.len() + 2;
-    let box_parses = parse_strict(text).scores().is_some();
+    let box_parses = published(text).scores().or(verdict.scores()).is_some();
     let kept = format_tags(text) + if box_parses { 2 } else { 0 };
     kept as f64 / parts as f64 / 5.0
 }
@@ -201,7 +202,8 @@ mod tests {
     #[test]
     fn format_is_the_originals_score() {
         let near = |text: &str, want: f64| {
-            assert!((format(text) - want).abs() < 1e-15, "{text:?}: {}", format(text));
+            let score = format(text, Verdict::Unparsed(Reason::NoBox));
+            assert!((score - want).abs() < 1e-15, "{text:?}: {score}");
         };
         near(WHOLE, 0.2);
         near("", 0.0);
@@ -287,7 +289,7 @@ mod tests {
             Rollout {
                 text: WHOLE,
                 tokens: 9,
-                ..rollout(parse_strict(WHOLE), Order::ChosenFirst, None)
+                ..rollout(published(WHOLE), Order::ChosenFirst, None)
             },
             rollout(Verdict::Unparsed(Reason::Empty), Order::ChosenFirst, None),
         ];

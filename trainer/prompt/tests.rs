@@ -102,6 +102,35 @@ fn a_template_file_may_bring_its_own_system_prompt() {
 }
 
 #[test]
+fn a_template_file_may_name_the_form_of_its_verdict() {
+    let form =
+        |source: &str| Template::from_source("t", source).unwrap().verdict_form().to_string();
+    let both = "{{ response_a }}{{ response_b }}";
+    assert_eq!(form(both), "\\boxed{a, b} from 1 to 10");
+    assert_eq!(Template::bundled().verdict_form().to_string(), "\\boxed{a, b} from 1 to 10");
+    let hundred = format!("---verdict: \\boxed{{a, b}} from 0 to 100---\n{both}");
+    assert_eq!(form(&hundred), "\\boxed{a, b} from 0 to 100");
+    let markers = format!(
+        "\u{feff}---verdict: [[A]], [[B]] or [[C]]---\r\n---system---\nBe fair.\n---user---\n{both}"
+    );
+    assert_eq!(form(&markers), "[[A]], [[B]] or [[C]]");
+    // The line is no part of the prompt, and lines are counted with it.
+    let template = Template::from_source("t", &markers).unwrap();
+    let prompt = render(&template, "1", "2");
+    assert_eq!((prompt.system.as_deref(), prompt.user.as_str()), (Some("Be fair."), "12"));
+    assert!(render(&Template::from_source("t", &hundred).unwrap(), "1", "2").user == "12");
+    let print = |source: &str| Template::from_source("t", source).unwrap().fingerprint().to_owned();
+    assert_ne!(print(&hundred), print(both), "another scale is another template");
+    assert!(refused(&markers.replace("Be fair", "{{ promt }}")).contains("line 3: 'promt'"));
+    assert!(refused(&format!("{markers}\n{{{{ promt }}}}")).contains("line 6: 'promt'"));
+    assert!(refused(&format!("{hundred}\n{{{{ promt }}}}")).contains("line 3: 'promt'"));
+    for wrong in ["1 to 10", "\\boxed{a, b} from 10 to 1", "", "[[X]]"] {
+        let error = refused(&format!("---verdict: {wrong}---\n{both}"));
+        assert!(error.contains("t.jinja, line 1") && error.contains("from 0 to 100"), "{error}");
+    }
+}
+
+#[test]
 fn mistakes_name_the_variable_and_the_line() {
     let both = "{{ response_a }}{{ response_b }}";
     let error = refused(&format!("{both}\n\n{{{{ promt }}}}"));

@@ -12,7 +12,7 @@ fn rescored(name: &str, content: &str) -> Result<Vec<Record>, RescoreError> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(name);
     fs::write(&path, content).unwrap();
-    rescore(&path)
+    rescore(&path, None)
 }
 
 fn judgement(a: &str, b: &str) -> String {
@@ -22,7 +22,7 @@ fn judgement(a: &str, b: &str) -> String {
 #[test]
 fn the_published_judgements_are_scored_as_published() {
     let Some(path) = shared("data/j1_micro_judgements_10.jsonl") else { return };
-    let records = rescore(&path).unwrap();
+    let records = rescore(&path, None).unwrap();
     assert_eq!(records.len(), 10);
     let text = fs::read_to_string(&path).unwrap();
     for (record, line) in records.iter().zip(text.lines()) {
@@ -153,7 +153,7 @@ fn a_table_of_both_orders_tells_them_or_is_refused() {
     fs::write(directory.path().join("outputs.jsonl"), "").unwrap();
     let path = directory.path().join("results.jsonl");
     fs::write(&path, tie).unwrap();
-    assert!(matches!(rescore(&path), Err(RescoreError::UnknownOrder { line: 1, .. })));
+    assert!(matches!(rescore(&path, None), Err(RescoreError::UnknownOrder { line: 1, .. })));
 }
 
 #[test]
@@ -181,6 +181,9 @@ fn bad_files_are_named_with_their_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.csv");
     fs::write(&path, b"prompt,chosen,rejected,judgement\na,b,c,\xff\n").unwrap();
-    assert!(matches!(rescore(&path), Err(RescoreError::Data(DataError::NotUtf8 { line: 2, .. }))));
-    assert!(rescore(&directory.path().join("none.csv")).is_err());
+    assert!(matches!(
+        rescore(&path, None),
+        Err(RescoreError::Data(DataError::NotUtf8 { line: 2, .. }))
+    ));
+    assert!(rescore(&directory.path().join("none.csv"), None).is_err());
 }

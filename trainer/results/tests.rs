@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::data::Message;
+use crate::verdict::{Reading, VerdictForm, read};
 
 fn pairs() -> Vec<Pair> {
     (0..3)
@@ -25,7 +26,7 @@ fn record(row: u64, order: Order, vote: u32) -> Record {
         _ => String::new(),
     };
     let finish = if row == 2 { Finish::PromptTooLong } else { Finish::Stop };
-    let (strict, soft) = verdicts(&text, finish);
+    let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
     let subset = pairs()[row as usize].subset.clone();
     let log_prob = -1.0 / (3.0 + row as f64 + f64::from(vote));
     let id = format!("p{row}");

@@ -2,13 +2,16 @@
 
 use std::fmt::Write;
 
-use super::{Protocol, Sample, Scores, Share, Timing, Unparsed};
+use super::{Protocol, Sample, Scores, Share, Timing};
 use crate::bootstrap::Interval;
 use crate::prompt::OrderPlan;
 use crate::rewardbench::{PUBLISHED, SubsetScore};
+use crate::verdict::MatchRule;
 
 /// Width of the column of names.
 const NAME: usize = 32;
+/// The most columns of a line, but for a long name.
+const WIDTH: usize = 80;
 
 /// Characters that reorder the text around them on a terminal.
 const DIRECTION: [char; 9] = [
@@ -30,7 +33,7 @@ pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> S
     }
     table(&mut out, scores);
     diagnostics(&mut out, scores, timing);
-    published(&mut out);
+    published(&mut out, scores);
     if order == OrderPlan::ChosenFirst {
         inflation(&mut out, scores.share_of_a);
     }
@@ -39,17 +42,19 @@ pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> S
 
 fn table(out: &mut String, scores: &Scores) {
     let table = &scores.rewardbench;
-    writeln!(out, "\n{:NAME$} {:>6} {:>8} {:>8}", "", "rows", "score", "plain").expect(TO_MEMORY);
+    writeln!(out, "\n{:NAME$} {:>6} {:>9} {:>12}", "", "rows", "accuracy", "RewardBench")
+        .expect(TO_MEMORY);
     let subset = |out: &mut String, subset: &SubsetScore| {
         let name = printable(subset.name.as_deref().unwrap_or("(no subset)"));
         let (score, plain) = (percent(subset.accuracy), percent(subset.plain_accuracy));
         let name = format!("  {name}");
-        writeln!(out, "{name:NAME$} {:>6} {score:>8} {plain:>8}", subset.rows).expect(TO_MEMORY);
+        writeln!(out, "{name:NAME$} {:>6} {plain:>9} {score:>12}", subset.rows).expect(TO_MEMORY);
     };
     for section in &table.sections {
         let rows: u64 = section.subsets.iter().map(|subset| subset.rows).sum();
         let name = section.section.name();
-        writeln!(out, "{name:NAME$} {rows:>6} {:>8}", percent(section.score)).expect(TO_MEMORY);
+        let score = percent(section.score);
+        writeln!(out, "{name:NAME$} {rows:>6} {:>9} {score:>12}", "").expect(TO_MEMORY);
         section.subsets.iter().for_each(|score| subset(out, score));
     }
     if !table.other.is_empty() {
@@ -58,26 +63,40 @@ fn table(out: &mut String, scores: &Scores) {
         table.other.iter().for_each(|score| subset(out, score));
     }
     out.push('\n');
-    if let Some(overall) = table.overall {
-        let partial = match (table.complete, table.sections.len()) {
-            (true, _) => String::new(),
-            (false, 4) => "  not the whole benchmark".to_owned(),
-            (false, sections) => format!("  {sections} of 4 sections"),
-        };
-        line(
-            out,
-            "Overall",
-            &format!("{}{partial}", with_interval(overall, scores.overall_interval)),
-        );
-    }
-    if let Some(accuracy) = scores.accuracy {
-        line(out, "Mean over rows", &percent(accuracy));
-    }
-    if let Some(plain) = scores.plain_accuracy {
-        line(out, "Plain accuracy", &with_interval(plain, scores.plain_interval));
-    }
     if scores.rows == 0 {
         line(out, "Nothing was judged", "");
+    }
+    if let Some(plain) = scores.plain_accuracy {
+        line(out, "Accuracy (plain)", &with_interval(plain, scores.plain_interval));
+    }
+    let nothing = scores.unparsed().total == scores.judgements;
+    let said = if nothing { "  no verdict was read" } else { "" };
+    if let Some(overall) = table.overall {
+        let interval = scores.overall_interval.filter(|_| !nothing);
+        let value = format!("{}{said}", with_interval(overall, interval));
+        line(out, "RewardBench score, overall", &value);
+    }
+    if let Some(accuracy) = scores.accuracy {
+        line(out, "RewardBench score, all rows", &format!("{}{said}", percent(accuracy)));
+    }
+    let partial = match (table.complete, table.sections.len()) {
+        (true, _) | (false, 0) => "",
+        (false, 4) => "; not the whole benchmark",
+        (false, 3) => "; 3 of 4 sections",
+        (false, 2) => "; 2 of 4 sections",
+        (false, _) => "; 1 of 4 sections",
+    };
+    if scores.rows > 0 {
+        writeln!(
+            out,
+            "  accuracy: right is 1, a tie or no verdict 0; RewardBench: a tie or no verdict"
+        )
+        .expect(TO_MEMORY);
+        writeln!(out, "  is 0.5, sections weighted as the benchmark weights them{partial}")
+            .expect(TO_MEMORY);
+    }
+    if let Some(warning) = scores.warning() {
+        wrapped(out, "WARNING: ", &warning);
     }
 }
 
@@ -87,19 +106,36 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
         Some(Share { share, of }) => format!("{}  of {of} rows", percent(share)),
         None => format!("{:>6}", "-"),
     };
-    line(out, "Chosen reply in slot A", &rows(scores.chosen_first));
-    line(out, "Rejected reply in slot A", &rows(scores.rejected_first));
+    let rule = scores.protocol.rule;
+    line(out, "Accuracy, chosen in slot A", &rows(scores.chosen_first));
+    line(out, "Accuracy, rejected in slot A", &rows(scores.rejected_first));
     if scores.protocol.order == OrderPlan::Both {
         line(out, "Both orders prefer the same", &rows(scores.agreement));
         line(out, "Right in both orders", &rows(scores.consistent));
     }
     let share_of_a = scores.share_of_a.map_or(format!("{:>6}", "-"), |Share { share, of }| {
-        format!("{}  of {of} judgements that prefer a slot", percent(share))
+        format!("{}  of {of} that prefer a slot", percent(share))
     });
     line(out, "Verdicts for slot A", &share_of_a);
-    line(out, "Ties", &format!("{:>6}", scores.verdicts.ties));
-    line(out, "Unparsed, strict", &unparsed(&scores.unparsed_strict));
-    line(out, "Unparsed, soft", &unparsed(&scores.unparsed_soft));
+    let of_all = |count: u64| {
+        let share = count as f64 / scores.judgements.max(1) as f64;
+        format!("{count:>6}  {:.1} % of {}", 100.0 * share, judgements(scores.judgements))
+    };
+    line(out, "Ties", &of_all(scores.verdicts.ties));
+    line(out, "Unparsed", &of_all(scores.unparsed().total));
+    for (reason, count) in &scores.unparsed().reasons {
+        writeln!(out, "  {count:>6}  {}", reason.sentence()).expect(TO_MEMORY);
+    }
+    let other = &scores.other_rule;
+    let unparsed = match rule {
+        MatchRule::Strict => scores.unparsed_soft.total,
+        MatchRule::Soft => scores.unparsed_strict.total,
+    };
+    if let Some(plain) = other.plain_accuracy {
+        let ties = other.verdicts.ties;
+        let value = format!("{}  accuracy, {unparsed} unparsed, {ties} ties", percent(plain));
+        line(out, &format!("The {} rule reads", other.rule), &value);
+    }
     line(out, "Judgements", &format!("{:>6}  of {} rows", scores.judgements, scores.rows));
     if let Some(tokens) = scores.mean_tokens {
         line(out, "Mean length", &format!("{tokens:>6.1} tokens"));
@@ -114,29 +150,68 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
     }
 }
 
-fn published(out: &mut String) {
+fn judgements(count: u64) -> String {
+    format!("{count} judgement{}", if count == 1 { "" } else { "s" })
+}
+
+fn published(out: &mut String, scores: &Scores) {
     writeln!(out, "\n{:NAME$} {:>6}  measured by", "Published", "score").expect(TO_MEMORY);
     for number in PUBLISHED {
         let (model, score, protocol) = (number.model, number.score, number.protocol);
         writeln!(out, "  {model:<30} {score:>6.2}  {protocol}").expect(TO_MEMORY);
     }
+    let ours = match (scores.chosen_first, scores.protocol.votes) {
+        (Some(Share { share, .. }), 1) => {
+            let share = percent(share);
+            format!("compare with \"Accuracy, chosen in slot A\" above, {}", share.trim_start())
+        }
+        _ => "compare with the accuracy of --order chosen-first --votes 1".to_owned(),
+    };
+    wrapped(
+        out,
+        "",
+        &format!(
+            "j1-nano and j1-micro {ours}, if all of RewardBench was judged, with their prompt: the bundled one has its form \
+             in our own words. The others were measured in other ways."
+        ),
+    );
 }
 
 /// What `--order chosen-first` hides.
 fn inflation(out: &mut String, share_of_a: Option<Share>) {
-    out.push_str(
-        "\nWith --order chosen-first the chosen reply always stands in slot A, so a preference for slot A\n\
-         counts as being right: a judge that always says A scores 100.\n",
-    );
-    match share_of_a {
-        Some(Share { share, .. }) => writeln!(
-            out,
+    let preferred = match share_of_a {
+        Some(Share { share, .. }) => format!(
             "This judge preferred slot A in {} % of its verdicts; --order both tells how much of that is the slot.",
             percent(share).trim_start()
         ),
-        None => writeln!(out, "This judge gave no verdict for either slot."),
+        None => "This judge gave no verdict for either slot.".to_owned(),
+    };
+    out.push('\n');
+    wrapped(
+        out,
+        "",
+        &format!(
+            "With --order chosen-first the chosen reply always stands in slot A, so a preference for slot A counts as \
+             being right: a judge that always says A scores 100. {preferred}"
+        ),
+    );
+}
+
+/// A paragraph of lines that a narrow terminal shows whole.
+fn wrapped(out: &mut String, start: &str, text: &str) {
+    let mut line = start.to_owned();
+    for word in text.split_whitespace() {
+        let width = line.chars().count() + 1 + word.chars().count();
+        if width > WIDTH {
+            writeln!(out, "{}", line.trim_end()).expect(TO_MEMORY);
+            line.clear();
+        }
+        if !line.is_empty() && !line.ends_with(' ') {
+            line.push(' ');
+        }
+        line.push_str(word);
     }
-    .expect(TO_MEMORY);
+    writeln!(out, "{line}").expect(TO_MEMORY);
 }
 
 fn line(out: &mut String, name: &str, value: &str) {
@@ -152,12 +227,6 @@ fn with_interval(value: f64, interval: Option<Interval>) -> String {
         format!("  [{:.2}, {:.2}] 95 %", 100.0 * low, 100.0 * high)
     });
     format!("{}{interval}", percent(value))
-}
-
-fn unparsed(unparsed: &Unparsed) -> String {
-    let reasons: Vec<_> =
-        unparsed.reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-    format!("{:>6}  {}", unparsed.total, reasons.join(", "))
 }
 
 /// Names come from data: control characters must not reach the terminal, and a long one not break the table.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::results::verdicts;
+use crate::verdict::{Reading, VerdictForm, read};
 
 const A: Order = Order::ChosenFirst;
 const B: Order = Order::RejectedFirst;
@@ -13,7 +13,7 @@ fn record(row: u64, subset: &str, order: Order, vote: u32, scores: Option<(f64, 
     let text =
         scores.map_or("?".to_owned(), |(a, b)| format!("<scores>\\boxed{{{a}, {b}}}</scores>"));
     let finish = Finish::Stop;
-    let (strict, soft) = verdicts(&text, finish);
+    let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
     let subset = (!subset.is_empty()).then(|| subset.to_owned());
     let (id, prompt_tokens, tokens) = (row.to_string(), 100, 10 * (row as u32 + 1));
     Record {
@@ -73,9 +73,9 @@ fn both_orders_by_hand() {
     assert_eq!(scores.accuracy, Some(2.25 / 4.0));
     assert_eq!(scores.plain_accuracy, Some(1.5 / 4.0));
     assert_eq!(scores.rewardbench.sections[1].subsets[0].plain_accuracy, 0.75);
-    // Chosen in A: 1, 1, 0.5, 0. Rejected in A: 1, 0, 0.5, 0.5.
-    assert_eq!(scores.chosen_first, share(2.5 / 4.0, 4));
-    assert_eq!(scores.rejected_first, share(2.0 / 4.0, 4));
+    // Chosen in A: right, right, a tie, wrong. Rejected in A: right, wrong, nothing, a tie.
+    assert_eq!(scores.chosen_first, share(2.0 / 4.0, 4));
+    assert_eq!(scores.rejected_first, share(1.0 / 4.0, 4));
     // Row 0 agrees; rows 1 and 3 do not; row 2 was not parsed in both.
     assert_eq!(scores.agreement, share(1.0 / 3.0, 3));
     assert_eq!(scores.consistent, share(1.0 / 4.0, 4));
@@ -102,7 +102,7 @@ fn one_order_has_no_agreement_and_a_missing_verdict_is_half_a_point() {
     let records: Vec<_> = both().into_iter().filter(|record| record.order == A).collect();
     let scores = Scores::compute(&records, protocol(OrderPlan::ChosenFirst, 1));
     assert_eq!((scores.agreement, scores.consistent, scores.rejected_first), (None, None, None));
-    assert_eq!(scores.chosen_first, share(2.5 / 4.0, 4));
+    assert_eq!(scores.chosen_first, share(2.0 / 4.0, 4));
     assert_eq!(scores.accuracy, Some(2.5 / 4.0));
     assert_eq!(scores.plain_accuracy, Some(0.5));
 }
@@ -123,30 +123,39 @@ fn votes_are_summed_by_label() {
     records = vec![vote(A, 0, Some((3.0, 9.0))), vote(B, 1, Some((1.0, 6.0)))];
     assert_eq!(Scores::compute(&records, protocol(OrderPlan::Random, 2)).accuracy, Some(0.0));
     assert_eq!(Scores::compute(&records, protocol(OrderPlan::Both, 1)).accuracy, Some(0.5));
-    // Sums that leave the range of f64 on both sides are a tie, not a crash.
-    let huge = Some((f64::MAX, f64::MAX));
-    let scores =
-        Scores::compute(&[vote(A, 0, huge), vote(A, 1, huge)], protocol(OrderPlan::ChosenFirst, 2));
-    assert_eq!(scores.accuracy, Some(0.5));
+    // A wild judgement is no vote: 1173 : 1 would outweigh the two others, 9 : 3 and 8 : 7.
+    let wild = [Some((3.0, 9.0)), Some((7.0, 8.0)), Some((1173.0, 1.0))];
+    let records: Vec<_> = (0..3).map(|number| vote(A, number, wild[number as usize])).collect();
+    let scores = Scores::compute(&records, protocol(OrderPlan::ChosenFirst, 3));
+    assert_eq!((scores.accuracy, scores.unparsed_strict.total), (Some(0.0), 1));
+    assert_eq!(scores.unparsed_soft.reasons, BTreeMap::from([(Reason::OutOfScale, 1)]));
 }
 
 #[test]
 fn the_soft_rule_counts_what_the_strict_rule_cannot_read() {
     let mut loose = record(0, "", A, 0, None);
     loose.text = "\\boxed{8/10, 3/10}".to_owned();
-    (loose.strict, loose.soft) = verdicts(&loose.text, Finish::Stop);
+    Reading { strict: loose.strict, soft: loose.soft } =
+        read(&loose.text, Finish::Stop, VerdictForm::default());
     let mut cut = record(1, "", A, 0, None);
     cut.finish = Finish::Length;
-    (cut.strict, cut.soft) = verdicts(&cut.text, Finish::Length);
+    Reading { strict: cut.strict, soft: cut.soft } =
+        read(&cut.text, Finish::Length, VerdictForm::default());
     let mut long = record(2, "", A, 0, None);
     (long.finish, long.tokens) = (Finish::PromptTooLong, 0);
-    (long.strict, long.soft) = verdicts("", Finish::PromptTooLong);
+    Reading { strict: long.strict, soft: long.soft } =
+        read("", Finish::PromptTooLong, VerdictForm::default());
     let records = [loose, cut, long];
     let strict = Scores::compute(&records, protocol(OrderPlan::ChosenFirst, 1));
     let rule = MatchRule::Soft;
     let soft = Scores::compute(&records, Protocol { rule, ..protocol(OrderPlan::ChosenFirst, 1) });
     assert_eq!((strict.plain_accuracy, soft.plain_accuracy), (Some(0.0), Some(1.0 / 3.0)));
     assert_eq!((strict.unparsed_strict.total, strict.unparsed_soft.total), (3, 2));
+    // Each tells what the other reads.
+    let other = strict.other_rule;
+    assert_eq!((other.rule, other.plain_accuracy), (MatchRule::Soft, soft.plain_accuracy));
+    assert_eq!((other.verdicts, other.overall), (soft.verdicts, soft.rewardbench.overall));
+    assert_eq!(soft.other_rule.plain_accuracy, strict.plain_accuracy);
     assert_eq!((strict.truncated, strict.prompts_too_long), (1, 1));
     // 10 and 20 tokens; a prompt that did not fit has no completion.
     assert_eq!(strict.mean_tokens, Some(15.0));
@@ -214,7 +223,7 @@ fn the_whole_benchmark_takes_little_time() {
     eprintln!("2,985 rows in {:?}", begin.elapsed());
     assert!(scores.rewardbench.complete && scores.rows == 2_985);
     let text = scores.render("m", None);
-    for part in ["Chat Hard", "math-prm", "Overall", "j1-micro (1.7B)", "80.70"] {
+    for part in ["Chat Hard", "math-prm", "overall", "j1-micro (1.7B)", "80.70"] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     assert!(!text.contains("not the whole benchmark") && !text.contains("of 4 sections"), "{text}");
@@ -232,33 +241,59 @@ fn the_table_shows_what_was_computed() {
             found.unwrap_or_else(|| panic!("no line {start} in\n{text}")).split_whitespace();
         words.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(line("math-prm"), "math-prm 2 75.00 75.00");
+    assert_eq!(line("hep-go"), "hep-go 1 0.00 50.00");
     assert_eq!(line("Reasoning"), "Reasoning 3 71.43");
-    assert!(
-        line("Overall").starts_with("Overall 48.21 [")
-            && line("Overall").ends_with("2 of 4 sections")
-    );
+    assert!(line("Accuracy (plain)").starts_with("Accuracy (plain) 37.50 ["), "{text}");
+    assert!(line("RewardBench score, ov").starts_with("RewardBench score, overall 48.21 ["));
+    assert_eq!(line("RewardBench score, all"), "RewardBench score, all rows 56.25");
+    assert!(text.contains("a tie or no verdict") && text.contains("2 of 4 sections"), "{text}");
+    // The orders average to the plain accuracy.
+    assert_eq!(line("Accuracy, chosen"), "Accuracy, chosen in slot A 50.00 of 4 rows");
+    assert_eq!(line("Accuracy, rejected"), "Accuracy, rejected in slot A 25.00 of 4 rows");
     assert_eq!(line("Both orders"), "Both orders prefer the same 33.33 of 3 rows");
     assert_eq!(line("Right in both"), "Right in both orders 25.00 of 4 rows");
-    assert_eq!(
-        line("Verdicts for"),
-        "Verdicts for slot A 60.00 of 5 judgements that prefer a slot"
-    );
-    assert_eq!(line("Unparsed, strict"), "Unparsed, strict 1 no_scores_tag 1");
+    assert_eq!(line("Verdicts for"), "Verdicts for slot A 60.00 of 5 that prefer a slot");
+    assert_eq!(line("Ties"), "Ties 2 25.0 % of 8 judgements");
+    assert_eq!(line("Unparsed"), "Unparsed 1 12.5 % of 8 judgements");
+    assert_eq!(line("1  there is"), "1 there is no <scores> section");
+    assert_eq!(line("The soft rule"), "The soft rule reads 37.50 accuracy, 1 unparsed, 2 ties");
+    assert!(line("WARNING").starts_with("WARNING: 1 of 8 judgements (12 %)"), "{text}");
     assert_eq!(line("Speed"), "Speed 50.0 tokens/s (200 in 4.0 s)");
-    assert!(line("j1-nano").contains("chosen always in slot A"));
+    assert!(line("j1-nano").contains("chosen reply in slot A"));
+    assert!(text.contains("compare with \"Accuracy, chosen in slot A\" above, 50.00"), "{text}");
     assert!(!text.contains("chosen-first"), "{text}");
     assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 
     let first: Vec<_> = both().into_iter().filter(|record| record.order == A).collect();
     let text = Scores::compute(&first, protocol(OrderPlan::ChosenFirst, 1)).render("m", None);
-    assert!(
-        text.contains("slot A in 66.67 % of its verdicts") && !text.contains("Speed"),
-        "{text}"
-    );
+    assert!(text.replace('\n', " ").contains("slot A in 66.67 % of its verdicts"), "{text}");
+    assert!(!text.contains("Speed") && text.lines().all(|line| line.chars().count() <= 80));
     let empty = Scores::compute(&[], protocol(OrderPlan::ChosenFirst, 1));
     assert!(empty.render("m", None).contains("Nothing was judged"));
     assert_eq!((empty.accuracy, empty.plain_interval), (None, None));
+}
+
+/// A judge that wrote nothing readable has 50 by RewardBench's rule; it must not pass for half right.
+#[test]
+fn a_score_of_nothing_says_so() {
+    let nothing: Vec<_> =
+        (0..3).flat_map(|row| [A, B].map(|order| record(row, "hep-go", order, 0, None))).collect();
+    let scores = Scores::compute(&nothing, protocol(OrderPlan::Both, 1));
+    assert_eq!((scores.rewardbench.overall, scores.plain_accuracy), (Some(0.5), Some(0.0)));
+    let text = scores.render("m", None);
+    let headline: Vec<&str> = text.lines().filter(|line| line.starts_with("RewardBench score, ")).collect();
+    assert!(headline.len() == 2 && headline.iter().all(|l| l.ends_with("no verdict was read")));
+    assert!(text.contains("WARNING: no verdict was read in any of the 6 judgements"), "{text}");
+    assert!(scores.to_json("m", "t")["j1"]["warning"].as_str().unwrap().contains("no verdict"));
+    // A tenth is no warning, more than that is one.
+    let some = |missing: u64| {
+        let given = |row| if row < missing { None } else { Some((9.0, 1.0)) };
+        let records: Vec<_> = (0..10).map(|row| record(row, "hep-go", A, 0, given(row))).collect();
+        Scores::compute(&records, protocol(OrderPlan::ChosenFirst, 1)).warning()
+    };
+    assert_eq!(some(1), None);
+    assert!(some(2).unwrap().contains("2 of 10 judgements (20 %)"));
 }
 
 #[test]

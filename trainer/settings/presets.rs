@@ -119,7 +119,9 @@ fn spct() -> Settings {
 
 /// The original as it ran on TRL 0.15.2: prompts cut at their left, log-probabilities at T = 1 of what was sampled at
 /// T = 0.9, the mean over each completion first, groups without variance kept for their KL term, dropout between
-/// sampling and training, one drawn order, four accumulated parts of four prompts.
+/// sampling and training, one drawn order, four accumulated parts of four prompts. One thing is not as it was: a score
+/// off the template's scale is no verdict here either, where the original let 100 beat 10. The format reward is the
+/// original's to the letter.
 fn trl_0_15_2() -> Settings {
     let mut settings = j1(Preset::Trl0152, "Qwen/Qwen3-0.6B");
     settings.lora.dropout = 0.1;

@@ -219,15 +219,22 @@ pub fn evaluate(
     Ok((records, scores))
 }
 
-/// What of an evaluation is logged with the step.
+/// What of an evaluation is logged with the step. One rule counts everywhere: right is 1, a tie or no verdict 0, so
+/// that the two orders average to the whole.
 fn eval_metrics(scores: &Scores) -> Vec<(String, f64)> {
     let named = |name: &str, value: Option<f64>| Some((format!("eval/{name}"), value?));
+    let all = scores.judgements;
+    let share = |count: u64| (all > 0).then(|| count as f64 / all as f64);
     [
         named("accuracy", scores.plain_accuracy),
         named("accuracy_chosen_first", scores.chosen_first.map(|share| share.share)),
         named("accuracy_rejected_first", scores.rejected_first.map(|share| share.share)),
         named("right_in_both_orders", scores.consistent.map(|share| share.share)),
         named("share_of_a", scores.share_of_a.map(|share| share.share)),
+        named("unparsed", share(scores.unparsed().total)),
+        named("ties", share(scores.verdicts.ties)),
+        named("truncated", share(scores.truncated)),
+        named("mean_length", scores.mean_tokens),
     ]
     .into_iter()
     .flatten()
@@ -246,4 +253,75 @@ fn is_unchanged(trainer: &Trainer) -> Result<bool, DeviceError> {
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        results::Finish,
+        verdict::{Reading, VerdictForm, read},
+    };
+
+    /// Records of one judgement per row and order: the scores of slots A and B, or none.
+    fn metrics(judged: &[(Order, Option<(u32, u32)>)]) -> std::collections::BTreeMap<String, f64> {
+        let record = |(index, (order, scores)): (usize, &(Order, Option<(u32, u32)>))| {
+            let text = scores.map_or("no verdict".to_owned(), |(a, b)| {
+                format!("<scores>\\boxed{{{a}, {b}}}</scores>")
+            });
+            let finish = if scores.is_some() { Finish::Stop } else { Finish::Length };
+            let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
+            let row = index as u64 / 2;
+            let tokens = 10 * (index as u32 + 1);
+            Record {
+                row,
+                id: row.to_string(),
+                subset: None,
+                order: *order,
+                vote: 0,
+                prompt_tokens: 1,
+                tokens,
+                finish,
+                log_prob: -1.0,
+                strict,
+                soft,
+                text,
+            }
+        };
+        let records: Vec<Record> = judged.iter().enumerate().map(record).collect();
+        let (rule, order) = (MatchRule::Strict, OrderPlan::Both);
+        let protocol = Protocol { rule, order, votes: 1, seed: 0, sample: None };
+        eval_metrics(&Scores::compute(&records, protocol)).into_iter().collect()
+    }
+
+    #[test]
+    fn the_orders_of_an_evaluation_average_to_the_whole() {
+        let (a, b) = (Order::ChosenFirst, Order::RejectedFirst);
+        // No verdict at all: nothing is right in either order.
+        let nothing = metrics(&[(a, None), (b, None), (a, None), (b, None)]);
+        for name in ["accuracy", "accuracy_chosen_first", "accuracy_rejected_first"] {
+            assert_eq!(nothing[&format!("eval/{name}")], 0.0, "{name}");
+        }
+        assert_eq!((nothing["eval/unparsed"], nothing["eval/truncated"]), (1.0, 1.0));
+        assert!(!nothing.contains_key("eval/share_of_a"), "nothing prefers a slot");
+        // Right and wrong; a tie and no verdict; wrong and right; right twice. By order 2 and 2 of 4.
+        let mixed = metrics(&[
+            (a, Some((9, 1))),
+            (b, Some((9, 1))),
+            (a, Some((4, 4))),
+            (b, None),
+            (a, Some((1, 9))),
+            (b, Some((1, 9))),
+            (a, Some((9, 1))),
+            (b, Some((2, 8))),
+        ]);
+        let by_order = (mixed["eval/accuracy_chosen_first"], mixed["eval/accuracy_rejected_first"]);
+        assert_eq!(by_order, (0.5, 0.5));
+        assert_eq!(mixed["eval/accuracy"], 0.5);
+        assert_eq!(mixed["eval/right_in_both_orders"], 0.25);
+        assert_eq!((mixed["eval/unparsed"], mixed["eval/ties"]), (0.125, 0.125));
+        // Slot A: rows 0, 0 and 3. Slot B: rows 2, 2 and 3.
+        assert_eq!(mixed["eval/share_of_a"], 0.5);
+        assert_eq!(mixed["eval/mean_length"], 45.0);
+    }
 }

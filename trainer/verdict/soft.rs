@@ -1,379 +1,255 @@
 //! The soft rule: what a judge meant when it did not keep to the form.
 //!
-//! The rules, in order; the first that gives two scores decides.
+//! Where the published rule reads a verdict, it stands: the two rules never name different winners. Else:
 //!
-//! 1. **Thinking is left out**: everything from `<think>` to `</think>`, everything before a
-//!    `</think>` that was never opened (the prompt opened it), everything after a `<think>` that is
-//!    never closed. Nesting is not followed: the first `</think>` closes.
-//! 2. **The last readable box** of what remains: `boxed` (with any number of backslashes, or none)
-//!    followed by `{...}`, braces balanced, over line ends if it must be. A box without its `}` counts
-//!    if its line ends or a tag begins after it; at the very end of the text it does not, as its last
-//!    digit may be missing.
-//! 3. **Two boxes of one number each**, at most [`BOX_GAP`] bytes apart, are A's and B's scores (or,
-//!    labelled, as their labels say). This is checked in the same backward pass as rule 2.
-//! 4. **The last scores section** of what remains, without a box: `<scores>` or `<score>`, in any
-//!    case, spaces allowed in the tag, closed or running to the end of the text (then, as in rule
-//!    2, a number at the very end does not count).
-//! 5. **Unclosed thinking**: the last complete `<scores>...</scores>` inside it, as rules 2 and 4 read
-//!    it. A bare box there is not a verdict: the judge is still weighing.
-//! 6. **The strict rule** on the whole text.
+//! 1. **Thinking is left out.**
+//! 2. **One place decides**, readable or not, and never an earlier one: the last scores section, if it holds a box or
+//!    a digit; else the last box. `<score>` will do as a tag, in any case, and an open section runs to the end of the text.
+//! 3. In a section the **last box** decides. One with two numbers holds the scores, A's first unless labels in
+//!    it say otherwise. One with a single number needs a box with a single number before it, and they are no
+//!    more than two: [`super::statement`] says which is whose. A section without a box is read like the inside of one.
+//! 4. **Outside of a section** a box may be a quotation, such as a reply's answer. It counts only if its sentence and
+//!    the heading above hold nothing else than what introduces scores, and name no single reply; two boxes of one
+//!    number only as the very end of the judgement.
+//! 5. **A judgement that was cut off** has a verdict only in its own scores section, closed: one that begins a line.
 //!
-//! What is read as two scores (the inside of a box or of a section), at most [`MAX_SPAN`] bytes:
-//! exactly two numbers, digits with an optional decimal part, not negative. Each may be
-//! followed by `/10` or `out of 10` (or, if both have it, the same other number) and preceded by a
-//! label, `A` or `B`, perhaps with words of [`WORDS`] (`Response A: 8`); labels decide over position.
-//! Between them may stand spaces, line ends, commas, semicolons, bars, colons, equals signs,
-//! ampersands, brackets, braces, dollar signs, backslashes, markdown's `*`, `_`, backticks and list
-//! dashes. Any other word or sign makes the span unreadable, and so does a third number: a guess is
-//! not a verdict.
+//! A number may be followed by what it is out of (`8/10`, `8 out of 10`, `80 %`), both by the same, and is converted to
+//! the template's scale. What is beyond a scale is no score. Any word or sign that is not known ([`super::words`])
+//! makes a statement unreadable, and so does a third number: a guess is not a verdict.
 
-use super::{Reason, Verdict, parse_strict};
+use std::ops::Range;
 
-/// The longest inside of a box or a section that is read, in bytes.
-const MAX_SPAN: usize = 256;
-/// The most bytes between two boxes of one number each.
-const BOX_GAP: usize = 80;
-/// Words allowed beside the numbers, in lower case.
-const WORDS: [&str; 22] = [
-    "response",
-    "responses",
-    "reply",
-    "assistant",
-    "answer",
-    "candidate",
-    "score",
-    "scores",
-    "the",
-    "is",
-    "for",
-    "of",
-    "out",
-    "and",
-    "vs",
-    "final",
-    "overall",
-    "points",
-    "text",
-    "mathbf",
-    "textbf",
-    "gets",
-];
+use super::form::Scale;
+use super::spans::{Boxed, Section, boxes_from_the_end, last_section};
+use super::statement::{Place, names, names_a_reply, one_number, two_boxes, two_numbers};
+use super::words::{Number, Slot, Token};
+use super::{Reason, Verdict};
 
-/// Reads a judgement by the soft rule; the module's head lists what it recovers.
-pub fn parse_soft(text: &str) -> Verdict {
-    if text.trim().is_empty() {
-        return Verdict::Unparsed(Reason::Empty);
+/// The longest section without a box that is read, in bytes.
+const MAX_SECTION: usize = 256;
+/// The most of a sentence that is looked at, in bytes.
+const MAX_SENTENCE: usize = 256;
+
+/// Reads what the published rule does not. `visible` is the judgement without its thinking, `complete` says that it is
+/// known to have ended by itself, `cut` that the token limit ended it.
+pub(super) fn recover(visible: &str, complete: bool, cut: bool, scale: Scale) -> Verdict {
+    let pair = find(visible, complete, cut).and_then(|(a, b)| on_scale(a, b, scale));
+    match pair {
+        Ok((a, b)) => Verdict::Scores(a, b),
+        Err(reason) => Verdict::Unparsed(reason),
     }
-    let Split { visible, unclosed } = split(text);
-    let mut reason = None;
-    for span in visible.iter().rev() {
-        match last_box(span) {
-            Ok((a, b)) => return Verdict::Scores(a, b),
-            Err(found) => reason = stronger(reason, found),
+}
+
+fn find(visible: &str, complete: bool, cut: bool) -> Result<(Number, Number), Reason> {
+    let section = last_section(visible);
+    if cut && !section.is_some_and(|section| section.closed && section.begins_line) {
+        return Err(Reason::Truncated);
+    }
+    let missing = match section {
+        Some(section) if has_scores(section.inside) => {
+            return in_section(section, complete);
         }
-    }
-    for span in visible.iter().rev() {
-        match last_section(span, false) {
-            Ok((a, b)) => return Verdict::Scores(a, b),
-            Err(found) => reason = stronger(reason, found),
-        }
-    }
-    if let Some(thinking) = unclosed
-        && let Ok((a, b)) = last_section(thinking, true)
-    {
-        return Verdict::Scores(a, b);
-    }
-    if let verdict @ Verdict::Scores(..) = parse_strict(text) {
-        return verdict;
-    }
-    let nothing_visible = visible.iter().all(|span| span.trim().is_empty());
-    Verdict::Unparsed(match reason {
-        _ if nothing_visible => Reason::OnlyThinking,
-        Some(reason) => reason,
+        Some(Section { closed: true, .. }) => Reason::NoBox,
+        Some(_) => Reason::UnclosedScoresTag,
         None => Reason::NoScoresTag,
-    })
+    };
+    if cut { Err(missing) } else { elsewhere(visible, missing) }
 }
 
-/// The text outside thinking, in order, and the thinking that is never closed.
-struct Split<'a> {
-    visible: Vec<&'a str>,
-    unclosed: Option<&'a str>,
+/// Whether there is something that could be scores.
+fn has_scores(text: &str) -> bool {
+    text.contains(char::is_numeric) || boxes_from_the_end(text).next().is_some()
 }
 
-fn split(text: &str) -> Split<'_> {
-    const OPEN: &str = "<think>";
-    const CLOSE: &str = "</think>";
-    let mut rest = text;
-    let mut visible = Vec::new();
-    // Thinking that the prompt opened.
-    if let Some(close) = rest.find(CLOSE)
-        && rest.find(OPEN).is_none_or(|open| close < open)
-    {
-        rest = &rest[close + CLOSE.len()..];
-    }
-    while let Some(open) = rest.find(OPEN) {
-        visible.push(&rest[..open]);
-        let inside = &rest[open + OPEN.len()..];
-        match inside.find(CLOSE) {
-            Some(close) => rest = &inside[close + CLOSE.len()..],
-            None => return Split { visible, unclosed: Some(inside) },
+/// Rule 3.
+fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), Reason> {
+    let text = section.inside;
+    let mut boxes = boxes_from_the_end(text);
+    let Some(last) = boxes.next() else {
+        // The text's end may have cut the last number.
+        let whole = section.closed || complete || text.ends_with(char::is_whitespace);
+        let read = match whole && text.len() <= MAX_SECTION {
+            true => two_numbers(text),
+            false => Err(Reason::BadNumber),
+        };
+        return read.map_err(|reason| match reason {
+            Reason::BadNumber if section.closed => Reason::NoBox,
+            Reason::BadNumber => Reason::UnclosedScoresTag,
+            other => other,
+        });
+    };
+    let before = boxes.next();
+    match content(text, &last)? {
+        Content::Two(pair, _) => not_decimal_commas(text, before, &last).map(|()| pair),
+        Content::One(second, end) => {
+            let (before, first, first_end) = single(text, before)?;
+            if single(text, boxes.next()).is_ok() {
+                return Err(Reason::Ambiguous);
+            }
+            let (between, after) = (&text[first_end..last.start], &text[end..]);
+            // Other words after the line are reasons; known ones may be labels.
+            let after = match names(after, Place::Section) {
+                Some(_) => after,
+                None => after.split('\n').next().unwrap_or_default(),
+            };
+            two_boxes(&text[..before.start], &first, between, &second, after, Place::Section)
         }
     }
-    visible.push(rest);
-    Split { visible, unclosed: None }
 }
 
-/// Rules 2 and 3, from the last box backwards.
-fn last_box(text: &str) -> Result<(f64, f64), Reason> {
-    let mut single: Option<(usize, Number)> = None; // a box of one number: where it starts
-    let mut reason = Reason::NoScoresTag;
-    for (start, word) in text.rmatch_indices("boxed") {
-        let mut one = None;
-        let mut is_box = false;
-        for inside in box_insides(&text[start + word.len()..]) {
-            is_box = true;
-            match read_numbers(inside) {
-                Some(Numbers::Two(a, b)) => return Ok((a, b)),
-                Some(Numbers::One(number)) => one = one.or(Some((number, inside.len()))),
-                None => {}
+/// Rule 4.
+fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
+    let mut boxes = boxes_from_the_end(text);
+    let Some(last) = boxes.next() else { return Err(missing) };
+    let before = boxes.next();
+    match content(text, &last)? {
+        Content::Two(pair, end) => {
+            not_decimal_commas(text, before, &last)?;
+            let (before, after) =
+                (introduction(&text[..last.start]), rest_of_sentence(&text[end..]));
+            let around = before.zip(after).and_then(|(before, after)| {
+                let names_in = |text| names(text, Place::Loose);
+                Some([names_in(before)?, names_in(after)?].concat())
+            });
+            match around.as_deref() {
+                Some([] | [Slot::A, Slot::B]) => Ok(pair),
+                _ => Err(Reason::Quoted),
             }
         }
-        if !is_box {
-            continue;
-        }
-        match one {
-            Some((mut number, length)) => {
-                let end = start + word.len() + length + 2;
-                if number.label.is_none() {
-                    number.label = label_before(&text[..start]);
-                }
-                if let Some((next, second)) = single
-                    && next.saturating_sub(end) <= BOX_GAP
-                    && let Some(pair) = pair(number, second)
-                {
-                    return Ok(pair);
-                }
-                single = Some((start, number));
+        Content::One(second, end) => {
+            let (before, first, first_end) = single(text, before)?;
+            let before = introduction(&text[..before.start]).ok_or(Reason::Quoted)?;
+            let (between, after) =
+                (&text[first_end..last.start], text[end..].trim_end_matches(DECORATION));
+            if after.contains('\n') {
+                return Err(Reason::Quoted);
             }
-            None => single = None,
-        }
-        reason = Reason::BadNumber;
-    }
-    Err(reason)
-}
-
-/// What may stand between the braces of a box, given the text after `boxed`: up to the brace that closes it,
-/// and up to the end of its line or to a tag, if that comes first.
-fn box_insides(rest: &str) -> impl Iterator<Item = &str> {
-    let (mut closed, mut cut) = (None, None);
-    let inside = rest.strip_prefix('{').unwrap_or_default();
-    let mut depth = 1;
-    for (at, byte) in inside.bytes().enumerate().take(MAX_SPAN) {
-        match byte {
-            b'{' => depth += 1,
-            b'}' => depth -= 1,
-            b'\n' | b'<' if cut.is_none() => cut = Some(&inside[..at]),
-            _ => {}
-        }
-        if depth == 0 {
-            closed = Some(&inside[..at]);
-            break;
+            let pair = two_boxes(before, &first, between, &second, after, Place::Loose);
+            pair.map_err(|_| Reason::Quoted)
         }
     }
-    closed.into_iter().chain(cut)
 }
 
-/// Rule 4; `closed_only` is rule 5, which reads a box in the section, too.
-fn last_section(text: &str, closed_only: bool) -> Result<(f64, f64), Reason> {
-    let mut reason = Reason::NoScoresTag;
-    let mut end = text.len();
-    for (start, _) in text.rmatch_indices('<') {
-        let Some((name, length)) = tag(&text[start..]) else { continue };
-        if name != Tag::Open {
-            end = start;
-            continue;
-        }
-        let closed =
-            end < text.len() && tag(&text[end..]).is_some_and(|(name, _)| name == Tag::Close);
-        let inside = &text[start + length..end];
-        // A section that the text's end cut may have lost digits: its last line must be whole.
-        let whole = closed || inside.trim_end().len() < inside.len();
-        end = start;
-        if !closed {
-            reason = Reason::UnclosedScoresTag;
-        }
-        if inside.len() > MAX_SPAN || !whole || (closed_only && !closed) {
-            continue;
-        }
-        if closed_only && let Ok(scores) = last_box(inside) {
-            return Ok(scores);
-        }
-        if let Some(Numbers::Two(a, b)) = read_numbers(inside) {
-            return Ok((a, b));
-        }
-        reason = if closed { Reason::NoBox } else { Reason::UnclosedScoresTag };
-    }
-    Err(reason)
+/// What a box holds that can be read, and where the box ends.
+enum Content {
+    Two((Number, Number), usize),
+    One(Vec<Token>, usize),
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Tag {
-    Open,
-    Close,
-}
-
-/// A `<scores>` or `</scores>` at the start of `text`, and its length in bytes. Up to four spaces
-/// are allowed at each place, which keeps the look-ahead short.
-fn tag(text: &str) -> Option<(Tag, usize)> {
-    let spaces = |s: &str| s.bytes().take(4).take_while(|&b| b == b' ').count();
-    let mut at = 1;
-    at += spaces(&text[at..]);
-    let mut tag = Tag::Open;
-    if text[at..].starts_with('/') {
-        tag = Tag::Close;
-        at += 1;
-        at += spaces(&text[at..]);
-    }
-    if !text.as_bytes().get(at..at + 5)?.eq_ignore_ascii_case(b"score") {
-        return None;
-    }
-    at += 5;
-    if text.as_bytes().get(at).is_some_and(|b| b.eq_ignore_ascii_case(&b's')) {
-        at += 1;
-    }
-    at += spaces(&text[at..]);
-    text[at..].starts_with('>').then_some((tag, at + 1))
-}
-
-/// A label that stands directly before a box: `A: \boxed{8}`, `**Response B**: $\boxed{6}$`.
-fn label_before(text: &str) -> Option<char> {
-    let noise = |c: char| c.is_ascii_whitespace() || ":=*_`$\\()".contains(c);
-    let text = text.trim_end_matches(noise);
-    let label = text.chars().next_back().filter(|c| matches!(c, 'A' | 'B'))?;
-    let before = text[..text.len() - 1].chars().next_back();
-    (!before.is_some_and(char::is_alphanumeric)).then_some(label)
-}
-
-#[derive(Clone, Copy)]
-struct Number {
-    value: f64,
-    /// What it is out of, if written.
-    scale: Option<f64>,
-    /// `A` or `B`, if written.
-    label: Option<char>,
-}
-
-enum Numbers {
-    One(Number),
-    Two(f64, f64),
-}
-
-/// One or two scores and nothing else that matters, or `None`.
-fn read_numbers(span: &str) -> Option<Numbers> {
-    let mut numbers: Vec<Number> = Vec::with_capacity(2);
-    let mut label = None;
-    let mut scale_next = false; // after `/` or `out of`
-    let mut last_word = "";
-    let mut rest = span;
-    while let Some(c) = rest.chars().next() {
-        if c.is_ascii_digit() {
-            let length = number_length(rest)?;
-            let value = rest[..length].parse::<f64>().ok().filter(|v| v.is_finite())?;
-            rest = &rest[length..];
-            if scale_next {
-                let number = numbers.last_mut()?;
-                if number.scale.is_some() || value == 0.0 {
-                    return None;
-                }
-                number.scale = Some(value);
-            } else {
-                if numbers.len() == 2 {
-                    return None;
-                }
-                numbers.push(Number { value, scale: None, label: label.take() });
-            }
-            (scale_next, last_word) = (false, "");
-        } else if c.is_ascii_alphabetic() {
-            let length = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-            let word = &rest[..length];
-            rest = &rest[length..];
-            match word {
-                "A" | "B" | "a" | "b" if label.is_none() => {
-                    label = Some(word.as_bytes()[0].to_ascii_uppercase() as char);
-                }
-                "of" | "Of" | "OF" if !last_word.eq_ignore_ascii_case("out") => return None,
-                _ if !WORDS.iter().any(|known| word.eq_ignore_ascii_case(known)) => return None,
-                _ => {}
-            }
-            scale_next = last_word.eq_ignore_ascii_case("out") && word.eq_ignore_ascii_case("of");
-            last_word = word;
-        } else {
-            let length = c.len_utf8();
-            match c {
-                '/' if !scale_next && !numbers.is_empty() => scale_next = true,
-                // A list's dash; before a digit it would be a sign or a range.
-                '-' if rest[length..].starts_with(' ') && !scale_next => {}
-                ',' | ';' | '|' | '，' | '；' | '\n' if !scale_next => last_word = "",
-                ' ' | '\t' | '\r' => {}
-                ':' | '=' | '*' | '_' | '`' | '$' | '\\' | '(' | ')' | '[' | ']' | '{' | '}'
-                | '&' | '：'
-                    if !scale_next => {}
-                _ => return None,
-            }
-            rest = &rest[length..];
+fn content(text: &str, boxed: &Boxed) -> Result<Content, Reason> {
+    let end = |inside: usize| inside + usize::from(text[inside..].starts_with('}'));
+    let mut reason = Reason::BadNumber;
+    for inside in &boxed.insides {
+        match two_numbers(&text[inside.clone()]) {
+            Ok(pair) => return Ok(Content::Two(pair, end(inside.end))),
+            Err(Reason::Ambiguous) => reason = Reason::Ambiguous,
+            Err(_) => {}
         }
     }
-    if scale_next || label.is_some() {
-        return None;
-    }
-    match numbers[..] {
-        [one] => Some(Numbers::One(one)),
-        [first, second] => pair(first, second).map(|(a, b)| Numbers::Two(a, b)),
-        _ => None,
+    let one = |inside: &Range<usize>| {
+        Some(Content::One(one_number(&text[inside.clone()])?, end(inside.end)))
+    };
+    boxed.insides.iter().find_map(one).ok_or(reason)
+}
+
+/// A box of one number, what it holds and where it ends.
+fn single(text: &str, boxed: Option<Boxed>) -> Result<(Boxed, Vec<Token>, usize), Reason> {
+    let boxed = boxed.ok_or(Reason::BadNumber)?;
+    match content(text, &boxed)? {
+        Content::One(tokens, end) => Ok((boxed, tokens, end)),
+        Content::Two(..) => Err(Reason::BadNumber),
     }
 }
 
-/// The length of the number at the start: digits, perhaps a dot and digits. A letter, a second
-/// dot or a percent sign right after it makes it something else.
-fn number_length(text: &str) -> Option<usize> {
-    let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
-    let mut length = digits(text);
-    if text[length..].starts_with('.') {
-        length += 1 + digits(&text[length + 1..]);
+/// `A: \boxed{7,5}, B: \boxed{8,5}` are two numbers with decimal commas.
+fn not_decimal_commas(text: &str, before: Option<Boxed>, last: &Boxed) -> Result<(), Reason> {
+    let glued = |boxed: &Boxed| {
+        let inside = boxed.insides.first().map_or("", |inside| &text[inside.clone()]);
+        inside.split_once(',').is_some_and(|(_, rest)| rest.starts_with(char::is_numeric))
+    };
+    match before {
+        Some(before) if glued(&before) && glued(last) => {
+            let between = text.get(before.insides[0].end..last.start);
+            if between.is_some_and(names_a_reply) { Err(Reason::Ambiguous) } else { Ok(()) }
+        }
+        _ => Ok(()),
     }
-    let next = text[length..].chars().next();
-    let continues = next.is_some_and(|c| c.is_alphanumeric() || c == '.' || c == '%');
-    (!continues).then_some(length)
 }
 
-/// The scores of A and B from two numbers, by label or else by position.
-fn pair(first: Number, second: Number) -> Option<(f64, f64)> {
-    let same_scale = match (first.scale, second.scale) {
+/// What only sets text off.
+const DECORATION: [char; 12] = [' ', '\n', '\r', '\t', '*', '_', '`', '$', '#', '.', '\\', ']'];
+
+/// What leads up to the end of `text`: the rest of its sentence or line and, where a line begins there, a heading
+/// above that ends in a colon. `None` if that is long.
+fn introduction(text: &str) -> Option<&str> {
+    let from = sentence_start(text)?;
+    if !text[from..].trim_matches(DECORATION).is_empty() {
+        return Some(&text[from..]);
+    }
+    let above = text[..from].trim_end_matches(DECORATION);
+    match above.ends_with([':', '：']) {
+        true => Some(&text[sentence_start(above)?..]),
+        false => Some(&text[from..]),
+    }
+}
+
+/// Where the sentence begins that the text's end is in: after a full stop, a line's end or a tag.
+fn sentence_start(text: &str) -> Option<usize> {
+    let mut from = text.len().saturating_sub(MAX_SENTENCE);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    let near = &text[from..];
+    let mut next = ' ';
+    for (at, c) in near.char_indices().rev() {
+        let ends = match c {
+            '\n' | '。' | '！' | '？' => true,
+            '.' | '!' | '?' => next.is_whitespace() && !near[..at].ends_with("vs"),
+            '>' => near[..at].rfind('<').is_some_and(|open| !near[open..at].contains(' ')),
+            _ => false,
+        };
+        if ends {
+            return Some(from + at + c.len_utf8());
+        }
+        next = c;
+    }
+    (from == 0).then_some(0)
+}
+
+/// The text up to the end of the sentence, or to a line's end or a tag; `None` if that is long.
+fn rest_of_sentence(text: &str) -> Option<&str> {
+    for (at, c) in text.char_indices().take_while(|(at, _)| *at <= MAX_SENTENCE) {
+        let next = text[at + c.len_utf8()..].chars().next();
+        let ends = match c {
+            '\n' | '。' | '！' | '？' | '<' => true,
+            '.' | '!' | '?' => next.is_none_or(char::is_whitespace),
+            _ => false,
+        };
+        if ends {
+            return Some(&text[..at]);
+        }
+    }
+    (text.len() <= MAX_SENTENCE).then_some(text)
+}
+
+/// The two scores on the template's scale.
+fn on_scale(a: Number, b: Number, scale: Scale) -> Result<(f64, f64), Reason> {
+    let same = match (a.out_of, b.out_of) {
         (Some(a), Some(b)) => a == b,
-        (Some(one), None) | (None, Some(one)) => one == 10.0,
+        (Some(one), None) | (None, Some(one)) => one == scale.high,
         (None, None) => true,
     };
-    if !same_scale {
-        return None;
-    }
-    match (first.label, second.label) {
-        (Some('B'), Some('A')) => Some((second.value, first.value)),
-        (Some('A') | None, Some('B') | None) => Some((first.value, second.value)),
-        _ => None,
-    }
-}
-
-/// Of two reasons the one that says more: a box that is not two numbers, a section without a box,
-/// an open section, nothing at all.
-fn stronger(known: Option<Reason>, found: Reason) -> Option<Reason> {
-    let rank = |reason| match reason {
-        Reason::BadNumber => 3,
-        Reason::NoBox => 2,
-        Reason::UnclosedScoresTag => 1,
-        _ => 0,
+    let place = |number: Number| {
+        let value = match number.out_of {
+            Some(out_of) if number.value > out_of => return None,
+            Some(out_of) if out_of != scale.high => number.value * scale.high / out_of,
+            _ => number.value,
+        };
+        scale.contains(value).then_some(value)
     };
-    match known {
-        Some(known) if rank(known) >= rank(found) => Some(known),
-        _ => Some(found),
+    match (same, place(a), place(b)) {
+        (false, ..) => Err(Reason::BadNumber),
+        (true, Some(a), Some(b)) => Ok((a, b)),
+        (true, ..) => Err(Reason::OutOfScale),
     }
 }

@@ -4,8 +4,20 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+mod cuts;
+mod forms;
+
 use super::*;
 use crate::shared::shared;
+
+/// What the soft rule reads of a text of which it is not known how it ended.
+fn soft(text: &str) -> Verdict {
+    read(text, Finish::Unknown, VerdictForm::default()).soft
+}
+
+fn strict(text: &str) -> Verdict {
+    read(text, Finish::Unknown, VerdictForm::default()).strict
+}
 
 fn scores(a: f64, b: f64) -> Verdict {
     Verdict::Scores(a, b)
@@ -76,149 +88,24 @@ fn strict_follows_the_published_rule() {
         (" \n", Verdict::Unparsed(Reason::Empty)),
     ];
     for (text, expected) in cases {
-        assert_eq!(parse_strict(text), *expected, "{text}");
+        assert_eq!(published(text), *expected, "{text}");
         assert_eq!(strict_by_regex(text), *expected, "{text}");
     }
     let huge = in_tag(&format!("\\boxed{{{}, 4}}", "9".repeat(400)));
-    assert_eq!(parse_strict(&huge), scores(f64::MAX, 4.0));
+    assert_eq!(published(&huge), scores(f64::MAX, 4.0));
+    assert_eq!(strict(&huge), Verdict::Unparsed(Reason::OutOfScale));
 }
 
 #[test]
-fn soft_reads_boxes_that_are_not_to_the_letter() {
-    let cases: &[(&str, (f64, f64))] = &[
-        ("\\boxed{8, 6}", (8.0, 6.0)),
-        ("\\boxed{ 8 , 6 }", (8.0, 6.0)),
-        ("\\boxed{8 6}", (8.0, 6.0)),
-        ("\\boxed{8; 6}", (8.0, 6.0)),
-        ("\\boxed{8 | 6}", (8.0, 6.0)),
-        ("\\boxed{8 and 6}", (8.0, 6.0)),
-        ("\\boxed{8 vs 6}", (8.0, 6.0)),
-        ("\\boxed{8，6}", (8.0, 6.0)),
-        ("\\boxed{8.5, 6.25}", (8.5, 6.25)),
-        ("\\boxed{8., 6.}", (8.0, 6.0)),
-        ("\\boxed{8/10, 6/10}", (8.0, 6.0)),
-        ("\\boxed{8 / 10, 6}", (8.0, 6.0)),
-        ("\\boxed{4/5, 3/5}", (4.0, 3.0)),
-        ("\\boxed{8 out of 10, 6 out of 10}", (8.0, 6.0)),
-        ("\\boxed{A: 8, B: 6}", (8.0, 6.0)),
-        ("\\boxed{B: 6, A: 8}", (8.0, 6.0)),
-        ("\\boxed{Response A: 8, Response B: 6}", (8.0, 6.0)),
-        ("\\boxed{\\text{A}: 8, \\text{B}: 6}", (8.0, 6.0)),
-        ("\\boxed{**8**, *6*}", (8.0, 6.0)),
-        ("**\\boxed{8, 6}**", (8.0, 6.0)),
-        ("$\\boxed{8, 6}$", (8.0, 6.0)),
-        ("\\\\boxed{8, 6}", (8.0, 6.0)),
-        ("boxed{8, 6}", (8.0, 6.0)),
-        ("\\boxed{{8, 6}}", (8.0, 6.0)),
-        ("\\boxed{[8, 6]}", (8.0, 6.0)),
-        ("\\boxed{(8, 6)}", (8.0, 6.0)),
-        ("\\boxed{8, 6\n</scores>", (8.0, 6.0)),
-        ("\\boxed{8,\n6}", (8.0, 6.0)),
-        ("\\boxed{\n8\n6\n}", (8.0, 6.0)),
-        ("\\boxed{8, 6\n so it {is}", (8.0, 6.0)),
-        ("\\boxed{9} and \\boxed{8,\n6}", (8.0, 6.0)),
-        ("\\boxed{8, 6</scores>", (8.0, 6.0)),
-        // The last readable box, also when a broken one follows.
-        ("\\boxed{1, 2} ... \\boxed{8, 6}", (8.0, 6.0)),
-        ("\\boxed{8, 6} ... \\boxed{x, y}", (8.0, 6.0)),
-        ("<scores>\\boxed{1, 2}</scores><scores>\\boxed{8, 6}</scores>", (8.0, 6.0)),
-        // Two boxes of one number each.
-        ("A: \\boxed{8}\nB: \\boxed{6}", (8.0, 6.0)),
-        ("**Response B**: $\\boxed{6}$, **Response A**: $\\boxed{8}$", (8.0, 6.0)),
-        ("\\boxed{8}, \\boxed{6}", (8.0, 6.0)),
-    ];
-    for (text, (a, b)) in cases {
-        assert_eq!(parse_soft(text), scores(*a, *b), "{text}");
-    }
-}
-
-#[test]
-fn soft_reads_sections_without_a_box() {
-    let cases: &[(&str, (f64, f64))] = &[
-        ("<scores>8, 6</scores>", (8.0, 6.0)),
-        ("<scores>\n8/10, 6/10\n</scores>", (8.0, 6.0)),
-        ("<scores>\n**Response A:** 8\n**Response B:** 6\n</scores>", (8.0, 6.0)),
-        ("<scores>\n- A: 8\n- B: 6\n</scores>", (8.0, 6.0)),
-        ("<scores>Response B: 6/10\nResponse A: 8/10</scores>", (8.0, 6.0)),
-        ("<score>8, 6</score>", (8.0, 6.0)),
-        ("< Scores >8, 6</ scores >", (8.0, 6.0)),
-        ("<scores>[8, 6]\n", (8.0, 6.0)),
-        ("<scores>1, 2</scores> revised: <scores>8, 6</scores>", (8.0, 6.0)),
-        ("<think>hm</think><scores>8, 6</scores><think>again 1, 2</think>", (8.0, 6.0)),
-    ];
-    for (text, (a, b)) in cases {
-        assert_eq!(parse_soft(text), scores(*a, *b), "{text}");
-    }
-}
-
-#[test]
-fn soft_looks_outside_thinking_first() {
-    let rehearsed = "<think>maybe <scores>\\boxed{1, 2}</scores></think>\\boxed{8, 6}";
-    assert_eq!(parse_soft(rehearsed), scores(8.0, 6.0));
-    assert_eq!(parse_strict(rehearsed), scores(1.0, 2.0));
-    // The prompt opened the thinking.
-    assert_eq!(parse_soft("maybe \\boxed{1, 2}</think>\\boxed{8, 6}"), scores(8.0, 6.0));
-    // Two stretches of thinking.
-    assert_eq!(
-        parse_soft("<think>\\boxed{1, 2}</think>\\boxed{8, 6}<think>\\boxed{3, 4}</think>"),
-        scores(8.0, 6.0)
-    );
-    // Never closed: a bare box is no verdict, a whole section is; the last one counts.
-    assert_eq!(parse_soft("<think>maybe \\boxed{1, 2}"), Verdict::Unparsed(Reason::OnlyThinking));
-    assert_eq!(
-        parse_soft("<think>or <scores>\\boxed{1, 2}</scores> so <scores>\\boxed{8, 6}</scores>"),
-        scores(8.0, 6.0)
-    );
-    // Nothing outside: what strict finds is still found.
-    assert_eq!(parse_soft("<think><scores>\\boxed{8, 6}</scores></think>done"), scores(8.0, 6.0));
-}
-
-#[test]
-fn soft_does_not_guess() {
-    let cases: &[(&str, Reason)] = &[
-        ("", Reason::Empty),
-        ("Response A is better.", Reason::NoScoresTag),
-        ("Scores: 8, 6", Reason::NoScoresTag),
-        ("\\boxed{8}", Reason::BadNumber),
-        ("\\boxed{8, 6, 7}", Reason::BadNumber),
-        ("\\boxed{-8, 6}", Reason::BadNumber),
-        ("\\boxed{8-6}", Reason::BadNumber),
-        ("\\boxed{8 of 10}", Reason::BadNumber),
-        ("\\boxed{80%, 60%}", Reason::BadNumber),
-        ("\\boxed{1.2.3, 4}", Reason::BadNumber),
-        ("\\boxed{8/10, 6/5}", Reason::BadNumber),
-        ("\\boxed{8/10/10, 6}", Reason::BadNumber),
-        ("\\boxed{8, 6/}", Reason::BadNumber),
-        ("\\boxed{A: 8, A: 6}", Reason::BadNumber),
-        ("\\boxed{B: 8, 6}", Reason::BadNumber),
-        ("\\boxed{eight, six}", Reason::BadNumber),
-        ("\\boxed{Response A}", Reason::BadNumber),
-        ("<scores>A has 3 flaws, B 2</scores>", Reason::NoBox),
-        ("<scores></scores>", Reason::NoBox),
-        // The text's end may have cut the last number.
-        ("\\boxed{8, 1", Reason::NoScoresTag),
-        ("<scores>8, 1", Reason::UnclosedScoresTag),
-        ("<think>thinking", Reason::OnlyThinking),
-    ];
-    for (text, reason) in cases {
-        assert_eq!(parse_soft(text), Verdict::Unparsed(*reason), "{text}");
-    }
-    let far = format!("\\boxed{{8}}{}\\boxed{{6}}", " ".repeat(81));
-    assert_eq!(parse_soft(&far), Verdict::Unparsed(Reason::BadNumber));
-}
-
-#[test]
-fn a_verdict_has_a_winner_and_a_truncation_a_reason() {
+fn a_verdict_has_a_winner_and_a_reason_a_sentence() {
     assert_eq!(scores(8.0, 6.0).winner(), Some(Winner::A));
     assert_eq!(scores(6.0, 6.5).winner(), Some(Winner::B));
     assert_eq!(scores(6.0, 6.0).winner(), Some(Winner::Tie));
     assert_eq!(Verdict::Unparsed(Reason::NoBox).winner(), None);
-    let cut = Verdict::Unparsed(Reason::NoScoresTag).or_truncated(true);
-    assert_eq!(cut, Verdict::Unparsed(Reason::Truncated));
-    assert_eq!(scores(8.0, 6.0).or_truncated(true), scores(8.0, 6.0));
-    assert_eq!("soft".parse::<MatchRule>().unwrap().parse("\\boxed{8 6}"), scores(8.0, 6.0));
+    assert_eq!("soft".parse::<MatchRule>().unwrap().other(), MatchRule::Strict);
     assert!("Soft".parse::<MatchRule>().unwrap_err().contains("strict or soft"));
     assert_eq!(format_tags("<analysis></analysis><scores><scores>"), 3);
+    assert!(Reason::NoBox.sentence().contains("\\boxed{a, b}"));
 }
 
 #[test]
@@ -268,8 +155,8 @@ fn agree(lines: &str) -> usize {
     for (row, line) in lines.lines().enumerate() {
         let judged: Judged = serde_json::from_str(line).unwrap();
         let expected = scores(judged.scores[0], judged.scores[1]);
-        assert_eq!(parse_strict(&judged.judgement), expected, "row {row}");
-        assert_eq!(parse_soft(&judged.judgement), expected, "row {row}");
+        assert_eq!(strict(&judged.judgement), expected, "row {row}");
+        assert_eq!(soft(&judged.judgement), expected, "row {row}");
         // The chosen reply stood in slot A.
         assert_eq!(expected.winner() == Some(Winner::A), judged.correct, "row {row}");
         assert!(parts(&judged.judgement).scores.unwrap().contains("boxed"), "row {row}");
@@ -302,7 +189,7 @@ impl Random {
 }
 
 #[test]
-fn no_text_panics_and_strict_equals_its_twin() {
+fn no_text_panics_and_soft_reads_what_strict_reads() {
     let pieces = [
         "<scores>",
         "</scores>",
@@ -335,11 +222,17 @@ fn no_text_panics_and_strict_equals_its_twin() {
         "\u{1f}",
         "\u{200b}",
         "<analysis>",
+        "<scores>\\boxed{8, 6}</scores>",
+        "<scores>\n\\boxed{3, 9}\n</scores>",
+        "Response B: ",
+        "[[A]]",
+        "回复",
+        "\\frac{8}{10}",
         "x",
         "\\",
     ];
     let mut random = Random(7);
-    let (mut strict, mut soft) = (0, 0);
+    let (mut by_strict, mut by_soft) = (0, 0);
     for round in 0..20_000 {
         // Half the rounds build a text of pieces; half damage a good one.
         let mut text = if round % 2 == 0 {
@@ -357,18 +250,26 @@ fn no_text_panics_and_strict_equals_its_twin() {
                 _ => drop((at < text.len()).then(|| text.remove(at))),
             }
         }
-        let verdict = parse_strict(&text);
-        assert_eq!(verdict, strict_by_regex(&text), "{text:?}");
-        let recovered = parse_soft(&text);
-        if verdict.scores().is_some() {
-            strict += 1;
-            assert!(recovered.scores().is_some(), "soft lost what strict read: {text:?}");
+        assert_eq!(published(&text), strict_by_regex(&text), "{text:?}");
+        let finish = [Finish::Stop, Finish::Unknown, Finish::Length][random.below(3)];
+        let form = match random.below(8) {
+            0 => VerdictForm::Markers,
+            1 => VerdictForm::Boxed(Scale { low: 0.0, high: 100.0 }),
+            _ => VerdictForm::default(),
+        };
+        let Reading { strict, soft } = read(&text, finish, form);
+        if strict.scores().is_some() {
+            by_strict += 1;
+            assert_eq!(strict, soft, "the rules differ: {text:?}");
         }
-        soft += usize::from(recovered.scores().is_some());
+        if let (Some((a, b)), VerdictForm::Boxed(scale)) = (soft.scores(), form) {
+            by_soft += 1;
+            assert!(scale.contains(a) && scale.contains(b), "{text:?}");
+        }
         let _ = parts(&text);
     }
     // The fuzz reaches both outcomes.
-    assert!(strict > 1_000 && soft > strict && soft < 19_000, "{strict} {soft}");
+    assert!(by_strict > 1_000 && by_soft > by_strict && by_soft < 19_000, "{by_strict} {by_soft}");
 }
 
 #[test]
@@ -385,11 +286,24 @@ fn hostile_texts_take_linear_time() {
         "{",
         "boxed{8,6",
         "\\boxed{8,     ",
+        "\\boxed{8} ",
+        "\\",
+        "[[",
+        "[[A]]",
+        "x<scores></scores>",
+        "x <scores>8 6</scores>",
+        "\\frac{",
+        "Response A: \\boxed{8}, ",
     ] {
         let text = piece.repeat(n / piece.len());
         let started = std::time::Instant::now();
-        let _ = (parse_strict(&text), parse_soft(&text), parts(&text));
-        let _ = parse_strict(&format!("<scores>{text}</scores>"));
+        let _ = (strict(&text), soft(&text), parts(&text));
+        for text in [&format!("<scores>{text}</scores>"), &text] {
+            for form in [VerdictForm::default(), VerdictForm::Markers] {
+                let _ = read(text, Finish::Stop, form);
+                let _ = read(text, Finish::Length, form);
+            }
+        }
         assert!(started.elapsed().as_secs() < 20, "{piece}: {:?}", started.elapsed());
     }
 }
