@@ -170,7 +170,9 @@ pub(crate) struct GenerationArgs {
     #[arg(long, value_enum, value_name = "on|off")]
     pub(crate) thinking: Option<OnOff>,
 
-    /// Your own judge prompt, a minijinja file (see README, "Your own prompt")
+    /// Your own judge prompt, a minijinja file (see README, "Your own prompt"). Scores are read from 1 to
+    /// 10, unless its first line names another verdict, such as ---verdict: \boxed{a, b} from 0 to 100---
+    /// or ---verdict: [[A]], [[B]] or [[C]]---
     #[arg(long, value_name = "FILE")]
     pub(crate) template: Option<PathBuf>,
 
@@ -205,9 +207,10 @@ pub(crate) enum OrderArg {
 /// How the scores are read from a judgement.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MatchArg {
-    /// \boxed{x, y} inside <scores>, as the judge was told
+    /// \boxed{x, y} inside <scores>, as the judge was told: the published rule
     Strict,
-    /// The last pair of scores that can be recovered outside <think>
+    /// The same and, where it reads nothing, the last pair of scores outside <think> that is written in
+    /// another clear way
     Soft,
 }
 
@@ -278,12 +281,15 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) votes: u32,
-    /// How scores are read
-    #[arg(long = "match", value_enum, default_value_t = MatchArg::Soft, help_heading = "Protocol")]
+    /// How scores are read; what the other rule reads is shown beside it
+    #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
     pub(crate) match_rule: MatchArg,
-    /// One JSON object a pair on stdout
+    /// One JSON object a pair on stdout (see README, "Judge")
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+    /// Exit status 1 if a pair has no verdict
+    #[arg(long, help_heading = "Output")]
+    pub(crate) fail_unparsed: bool,
 
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
@@ -360,7 +366,7 @@ pub(crate) struct Eval {
     /// Which reply stands in slot A [default: both]
     #[arg(long, value_enum, help_heading = "Protocol")]
     pub(crate) order: Option<OrderArg>,
-    /// How scores are read
+    /// How scores are read; what the other rule reads is shown beside it
     #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
     pub(crate) match_rule: MatchArg,
     /// Judgements a pair and order, scores summed as in SPCT [default: 1]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, path::Path, process::ExitCode};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use trainer::{
     data::{self, Message, Pair, Replies, Wanted},
@@ -16,9 +16,12 @@ use crate::{
     Failure,
     args::{Judge, JudgeOrder},
     interrupt,
-    output::print,
+    output::{bar_style, note, print},
     session::{Session, data_source},
 };
+
+/// The version of what `--json` prints.
+const SCHEMA: u32 = 1;
 
 pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
     let pairs = pairs(args)?;
@@ -35,6 +38,11 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
         .map_err(Sink::from)
     })?;
     Ok(match end {
+        End::Complete if args.fail_unparsed && report.without_verdict > 0 => {
+            let (without, all) = (report.without_verdict, pairs.len());
+            note(&format!("--fail-unparsed: {without} of {all} pairs have no verdict"));
+            ExitCode::FAILURE
+        }
         End::Complete => ExitCode::SUCCESS,
         End::Interrupted => interrupt::status(),
     })
@@ -112,6 +120,8 @@ struct Report<'a> {
     waiting: BTreeMap<usize, String>,
     headed: bool,
     records: BTreeMap<usize, Record>,
+    /// Pairs that ended without a verdict.
+    without_verdict: usize,
     /// Where the text does not stream there would be nothing to see for a long time.
     bar: ProgressBar,
 }
@@ -123,10 +133,10 @@ impl<'a> Report<'a> {
             true => ProgressBar::new(tasks.len() as u64),
             false => ProgressBar::hidden(),
         };
-        let style = "[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        bar.set_style(bar_style("[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {left}"));
         bar.tick();
-        Report { args, pairs, tasks, rule, current: 0, waiting, headed: false, records, bar }
+        let (current, without_verdict, headed) = (0, 0, false);
+        Report { args, pairs, tasks, rule, current, waiting, headed, records, without_verdict, bar }
     }
 
     fn index(&self, task: Task) -> usize {
@@ -172,7 +182,8 @@ impl<'a> Report<'a> {
         self.bar.inc(1);
         self.records.insert(index, record);
         while let Some(record) = self.records.get(&self.current) {
-            let end = end(record, self.rule);
+            let slots = self.tasks.iter().any(|task| task.order == Order::RejectedFirst);
+            let end = end(record, self.rule, slots);
             if !self.args.json {
                 let text = self.waiting.remove(&self.current).unwrap_or_default();
                 self.stream(&text)?;
@@ -196,37 +207,53 @@ impl<'a> Report<'a> {
             .filter(|&index| self.tasks[index].pair == pair)
             .filter_map(|index| self.records.remove(&index))
             .collect();
-        let outcome = Outcome::of(&records, self.rule);
+        let outcomes = [self.rule, self.rule.other()].map(|rule| Outcome::of(&records, rule));
+        let [outcome, other] = &outcomes;
+        self.without_verdict += usize::from(outcome.winner().is_none());
         match self.args.json {
             true => {
-                let line = outcome.to_json(&self.pairs[pair], &records, self.rule);
+                let line = to_json(&self.pairs[pair], &records, outcome, other);
                 self.bar.suspend(|| print(&format!("{line}\n")))
             }
-            false => print(&format!("{}\n\n", outcome.sentence())),
+            false => print(&format!("{}{}\n\n", outcome.sentence(), other.beside(outcome))),
         }
     }
 }
 
-/// What follows a judgement: the scores as read.
-fn end(record: &Record, rule: MatchRule) -> String {
-    let verdict = match record.verdict(rule) {
-        Verdict::Scores(..) => {
-            let (a, b) = record.scores_by_label(rule).expect("scores");
-            format!("scores: A {a}, B {b}")
-        }
-        Verdict::Unparsed(reason) => format!("no verdict: {}", reason.name()),
+/// What follows a judgement: the scores as read, and what the other rule reads.
+fn end(record: &Record, rule: MatchRule, slots: bool) -> String {
+    let scores = |rule: MatchRule| {
+        let (slot_a, slot_b) = record.verdict(rule).scores()?;
+        let (a, b) = record.order.by_label((slot_a, slot_b));
+        Some(match slots {
+            true => format!("slots A {slot_a}, B {slot_b} -> your A {a}, your B {b}"),
+            false => format!("scores: A {a}, B {b}"),
+        })
     };
-    let cut = match record.finish {
-        Finish::Length => ", cut at --max-new-tokens",
+    let verdict = match record.verdict(rule) {
+        Verdict::Scores(..) => scores(rule).expect("it has scores"),
+        Verdict::Unparsed(reason) => format!("no verdict: {}", reason.sentence()),
+    };
+    let (read, other) = (record.verdict(rule), record.verdict(rule.other()));
+    let beside = match (read, other) {
+        _ if read.scores() == other.scores() => String::new(),
+        (_, Verdict::Scores(..)) => {
+            format!("; {} reads {}", rule.other(), scores(rule.other()).expect("it has scores"))
+        }
+        (_, Verdict::Unparsed(reason)) => format!("; {}: {}", rule.other(), reason.sentence()),
+    };
+    let cut = match (record.finish, read) {
+        (Finish::Length, Verdict::Scores(..)) => ", cut at --max-new-tokens",
         _ => "",
     };
-    format!("\n[{verdict}; {} tokens{cut}]\n", record.tokens)
+    format!("\n[{verdict}{beside}; {} tokens{cut}]\n", record.tokens)
 }
 
-/// The scores of all judgements of one pair together.
+/// The scores of all judgements of one pair together, by one rule.
 struct Outcome {
+    rule: MatchRule,
     /// Sums over the judgements with a verdict; reply A first, wherever it stood.
-    scores: (f64, f64),
+    sums: (f64, f64),
     verdicts: usize,
     judgements: usize,
     /// Whether both orders prefer the same reply, if both were judged and have verdicts.
@@ -250,11 +277,11 @@ impl Outcome {
             (Some(first), Some(second)) => Some(first == second),
             _ => None,
         };
-        Outcome { scores: (a, b), verdicts, judgements: records.len(), agree }
+        Outcome { rule, sums: (a, b), verdicts, judgements: records.len(), agree }
     }
 
     fn winner(&self) -> Option<&'static str> {
-        let (a, b) = self.scores;
+        let (a, b) = self.sums;
         match self.verdicts {
             0 => None,
             _ if a > b => Some("A"),
@@ -263,16 +290,34 @@ impl Outcome {
         }
     }
 
+    /// Means over the judgements with a verdict, if there are any.
+    fn means(&self) -> Option<(f64, f64)> {
+        let count = self.verdicts as f64;
+        (self.verdicts > 0).then(|| (self.sums.0 / count, self.sums.1 / count))
+    }
+
     fn sentence(&self) -> String {
-        let (a, b) = self.scores;
-        let mut sentence = match self.winner() {
-            None => "No verdict could be read".to_string(),
-            Some("tie") => format!("Tie, {a} each"),
-            Some(winner) => format!("Reply {winner} is better, {a} to {b} (A to B)"),
+        let mut sentence = match (self.winner(), self.means()) {
+            (Some(winner), Some((a, b))) => {
+                let (a, b) = (shown(a), shown(b));
+                match winner {
+                    "tie" => format!("Tie, {a} each"),
+                    _ => format!("Reply {winner} is better, {a} to {b} (A to B)"),
+                }
+            }
+            _ => "No verdict could be read".to_string(),
         };
-        if self.judgements > 1 {
-            sentence += &format!(", summed over {} of {}", self.verdicts, self.judgements);
-            sentence += " judgements";
+        if self.judgements > 1 && self.verdicts > 0 {
+            let (a, b) = self.sums;
+            sentence += &format!(
+                " on average over {} of {} judgements (sums {} to {})",
+                self.verdicts,
+                self.judgements,
+                shown(a),
+                shown(b)
+            );
+        } else if self.judgements > 1 {
+            sentence += &format!(" in {} judgements", self.judgements);
         }
         match self.agree {
             Some(true) => sentence += "; both orders agree",
@@ -282,35 +327,68 @@ impl Outcome {
         sentence + "."
     }
 
-    fn to_json(&self, pair: &Pair, records: &[Record], rule: MatchRule) -> Value {
-        let judgement = |record: &Record| {
-            let parts = parts(&record.text);
-            let unparsed = match record.verdict(rule) {
-                Verdict::Scores(..) => None,
-                Verdict::Unparsed(reason) => Some(reason.name()),
-            };
-            json!({
-                "order": match record.order {
-                    Order::ChosenFirst => "a-first",
-                    Order::RejectedFirst => "b-first",
-                },
-                "vote": record.vote,
-                "scores": record.scores_by_label(rule).map(|(a, b)| json!({ "a": a, "b": b })),
-                "unparsed": unparsed,
-                "criteria": parts.criteria,
-                "analysis": parts.analysis,
-                "text": record.text,
-                "tokens": record.tokens,
-                "prompt_tokens": record.prompt_tokens,
-                "finish": record.finish,
-            })
-        };
+    /// What this rule makes of the pair, beside the one that was asked for.
+    fn beside(&self, asked: &Outcome) -> String {
+        let same = self.winner() == asked.winner() && self.verdicts == asked.verdicts;
+        match same {
+            true => format!(" The {} rule reads the same.", self.rule),
+            false => format!(" By the {} rule: {}", self.rule, self.sentence()),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let scores = |scores: Option<(f64, f64)>| scores.map(|(a, b)| json!({ "a": a, "b": b }));
         json!({
-            "id": pair.id,
+            "match": self.rule,
             "winner": self.winner(),
-            "scores": { "a": self.scores.0, "b": self.scores.1 },
+            "scores": scores(self.winner().map(|_| self.sums)),
+            "means": scores(self.means()),
+            "verdicts": self.verdicts,
             "agree": self.agree,
-            "judgements": records.iter().map(judgement).collect::<Vec<_>>(),
         })
     }
+}
+
+/// A score with at most two decimals.
+fn shown(score: f64) -> String {
+    format!("{}", (100.0 * score).round() / 100.0)
+}
+
+/// One line of `--json`; README describes it. A field that changes its meaning changes [`SCHEMA`].
+fn to_json(pair: &Pair, records: &[Record], outcome: &Outcome, other: &Outcome) -> Value {
+    let verdict = |record: &Record, rule: MatchRule| {
+        let unparsed = match record.verdict(rule) {
+            Verdict::Scores(..) => None,
+            Verdict::Unparsed(reason) => Some(reason.name()),
+        };
+        let scores = record.scores_by_label(rule).map(|(a, b)| json!({ "a": a, "b": b }));
+        (scores, unparsed)
+    };
+    let judgement = |record: &Record| {
+        let parts = parts(&record.text);
+        let (scores, unparsed) = verdict(record, outcome.rule);
+        let (other_scores, other_unparsed) = verdict(record, other.rule);
+        json!({
+            "order": match record.order {
+                Order::ChosenFirst => "a-first",
+                Order::RejectedFirst => "b-first",
+            },
+            "vote": record.vote,
+            "scores": scores,
+            "unparsed": unparsed,
+            "other": { "match": other.rule, "scores": other_scores, "unparsed": other_unparsed },
+            "criteria": parts.criteria,
+            "analysis": parts.analysis,
+            "text": record.text,
+            "tokens": record.tokens,
+            "prompt_tokens": record.prompt_tokens,
+            "finish": record.finish,
+        })
+    };
+    let mut line = outcome.to_json();
+    line["schema"] = json!(SCHEMA);
+    line["id"] = json!(pair.id);
+    line["other"] = other.to_json();
+    line["judgements"] = records.iter().map(judgement).collect();
+    line
 }

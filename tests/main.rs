@@ -16,3 +16,4 @@ mod profile;
 mod smollm2;
 mod tidy;
 mod training;
+mod verdicts;
