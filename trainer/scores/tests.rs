@@ -282,7 +282,8 @@ fn a_score_of_nothing_says_so() {
     let scores = Scores::compute(&nothing, protocol(OrderPlan::Both, 1));
     assert_eq!((scores.rewardbench.overall, scores.plain_accuracy), (Some(0.5), Some(0.0)));
     let text = scores.render("m", None);
-    let headline: Vec<&str> = text.lines().filter(|line| line.starts_with("RewardBench score, ")).collect();
+    let headline: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("RewardBench score, ")).collect();
     assert!(headline.len() == 2 && headline.iter().all(|l| l.ends_with("no verdict was read")));
     assert!(text.contains("WARNING: no verdict was read in any of the 6 judgements"), "{text}");
     assert!(scores.to_json("m", "t")["j1"]["warning"].as_str().unwrap().contains("no verdict"));

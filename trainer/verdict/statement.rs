@@ -27,7 +27,7 @@ pub(super) enum Place {
 
 /// The two numbers of a text without boxes, A's first.
 pub(super) fn two_numbers(text: &str) -> Result<(Number, Number), Reason> {
-    let tokens = resolve(&tokens(text), true);
+    let tokens = resolve(&tokens(text), Place::Plain, &|_| true);
     match scores(&tokens)[..] {
         [_, _] if !tokens.contains(&Token::Unknown) => assign(&tokens, Place::Plain),
         _ => Err(Reason::BadNumber),
@@ -36,7 +36,7 @@ pub(super) fn two_numbers(text: &str) -> Result<(Number, Number), Reason> {
 
 /// The tokens of a box that holds one number and perhaps its label.
 pub(super) fn one_number(text: &str) -> Option<Vec<Token>> {
-    let tokens = resolve(&tokens(text), true);
+    let tokens = resolve(&tokens(text), Place::Plain, &|_| true);
     let known = tokens.iter().all(|token| is_known(*token, Place::Plain));
     (known && scores(&tokens).len() == 1).then_some(tokens)
 }
@@ -63,7 +63,7 @@ pub(super) fn two_boxes(
     let second = boxed(&mut all, second);
     all.extend(gap(after));
     let is_score = |at: usize| first.contains(&at) || second.contains(&at);
-    let all = resolve_where(&all, &is_score);
+    let all = resolve(&all, place, &is_score);
     match scores(&all)[..] {
         [_, _] => assign(&all, place),
         _ => Err(Reason::Ambiguous),
@@ -77,14 +77,15 @@ pub(super) fn is_heading(text: &str) -> bool {
 
 /// The replies that a text of known words names, in order; `None` if it holds another word, or a number.
 pub(super) fn names(text: &str, place: Place) -> Option<Vec<Slot>> {
-    let tokens = resolve(&tokens(text), false);
+    let tokens = resolve(&tokens(text), place, &|_| false);
     let known = tokens.iter().all(|token| is_known(*token, place) && *token != Token::Dangling);
-    known.then(|| labels(&tokens))
+    let names = labels(&tokens);
+    (known && (names.is_empty() || !may_be_an_answer(&tokens, place))).then_some(names)
 }
 
 /// Whether a text, of whatever words, names a reply.
 pub(super) fn names_a_reply(text: &str) -> bool {
-    !labels(&resolve(&tokens(text), false)).is_empty()
+    !labels(&resolve(&tokens(text), Place::Section, &|_| false)).is_empty()
 }
 
 fn scores(tokens: &[Token]) -> Vec<usize> {
@@ -92,13 +93,9 @@ fn scores(tokens: &[Token]) -> Vec<usize> {
     (0..tokens.len()).filter(is_score).collect()
 }
 
-fn resolve(tokens: &[Token], are_scores: bool) -> Vec<Token> {
-    resolve_where(tokens, &|_| are_scores)
-}
-
 /// Settles what depends on neighbors: nouns and the labels after them, and what numbers are out of. `is_score` says
 /// of a number's place whether it may be a score.
-fn resolve_where(tokens: &[Token], is_score: &dyn Fn(usize) -> bool) -> Vec<Token> {
+fn resolve(tokens: &[Token], place: Place, is_score: &dyn Fn(usize) -> bool) -> Vec<Token> {
     let blank = |token: &Token| matches!(token, Token::Space | Token::Star);
     let mut resolved: Vec<Token> = Vec::with_capacity(tokens.len());
     let mut at = 0;
@@ -125,13 +122,18 @@ fn resolve_where(tokens: &[Token], is_score: &dyn Fn(usize) -> bool) -> Vec<Toke
                     }
                     at = following.expect("it was found");
                     Token::Label(slot)
+                } else if may_answer {
+                    // "Response A's answer" is what it answers, not what it earns.
+                    Token::Unknown
                 } else if last.is_some_and(|last| matches!(resolved[last], Token::Label(_))) {
-                    if may_answer { Token::Verb } else { Token::Word }
+                    Token::Word
                 } else {
                     Token::Dangling
                 }
             }
             Token::Count(_) => Token::Unknown,
+            Token::Variable(slot) if is_score(at) => Token::Label(slot),
+            Token::Variable(_) => Token::Unknown,
             Token::Slash | Token::OutOf => {
                 let scored = last.filter(|last| matches!(resolved[*last], Token::Number(_)));
                 match (scored, next) {
@@ -161,9 +163,11 @@ fn resolve_where(tokens: &[Token], is_score: &dyn Fn(usize) -> bool) -> Vec<Toke
             {
                 Token::Space
             }
-            Token::Number(number) if !is_score(at) => {
-                slot_of(number).map_or(Token::Unknown, Token::Label)
-            }
+            // Elsewhere than in a section "(1)" and "(2)" are parts of a problem.
+            Token::Number(number) if !is_score(at) => match slot_of(number) {
+                Some(slot) if place == Place::Section => Token::Label(slot),
+                _ => Token::Unknown,
+            },
             token => token,
         };
         resolved.push(out);
@@ -186,6 +190,13 @@ fn is_known(token: Token, place: Place) -> bool {
         Token::Dangling => place != Place::Loose,
         _ => true,
     }
+}
+
+/// Whether there are words that, with a reply's name, may introduce what it answers: `final answer`, and outside of
+/// scores sections `is`, `gets` and equals signs.
+fn may_be_an_answer(tokens: &[Token], place: Place) -> bool {
+    let loose = |token: &Token| matches!(token, Token::Verb | Token::Equals);
+    tokens.contains(&Token::FinalAnswer) || (place == Place::Loose && tokens.iter().any(loose))
 }
 
 /// The labels of a stretch; one that is said twice in a row counts once.
@@ -221,9 +232,8 @@ fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
         }
     }
     let named = [before, between, after].map(labels);
-    // Words that may introduce an answer do not go with names, but in a scores section.
-    let answers = tokens.contains(&Token::Verb) && place == Place::Loose;
-    if !known(before) || (answers && named.iter().any(|names| !names.is_empty())) {
+    let named_some = named.iter().any(|names| !names.is_empty());
+    if !known(before) || (named_some && may_be_an_answer(tokens, place)) {
         return Err(Reason::Ambiguous);
     }
     let in_order = Ok((first, second));

@@ -19,8 +19,10 @@ pub(super) struct Number {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Token {
-    /// `A`, `b)`, `x =`, `first`, `第一个`.
+    /// `A`, `b)`, `first`, `第一个`.
     Label(Slot),
+    /// `x =` and `y =`: the prompt's names of the two, in a box or a section; elsewhere they may be anything.
+    Variable(Slot),
     /// A number; in the text around boxes it may be a label's.
     Number(Number),
     /// What a label's letter or number may follow: `Response`, `助手`. The second kind may speak of what a reply
@@ -33,6 +35,8 @@ pub(super) enum Token {
     Count(Slot),
     /// A word that changes nothing, such as `score`.
     Word,
+    /// `final answer`: of the judge, where no reply is named.
+    FinalAnswer,
     /// One that does not where scores are expected; elsewhere it may introduce an answer: `is`, `gets`.
     Verb,
     To,
@@ -65,10 +69,10 @@ const NOUNS: [&str; 11] = [
     "slot",
 ];
 const ANSWERS: [&str; 4] = ["answer", "output", "solution", "ans"];
-const VERBS: [&str; 8] = ["is", "are", "was", "were", "gets", "get", "has", "answers"];
+const VERBS: [&str; 6] = ["is", "are", "was", "were", "gets", "get"];
 const PLURALS: [&str; 6] =
     ["responses", "replies", "assistants", "candidates", "models", "options"];
-const WORDS: [&str; 71] = [
+const WORDS: [&str; 67] = [
     "score",
     "scores",
     "scored",
@@ -92,12 +96,8 @@ const WORDS: [&str; 71] = [
     "judgement",
     "assessment",
     "evaluation",
-    "result",
-    "results",
     "reward",
     "rewards",
-    "value",
-    "values",
     "the",
     "a",
     "an",
@@ -382,8 +382,8 @@ fn word(rest: &str, before: char, so_far: &[Token]) -> (Option<Token>, usize) {
             Token::Label(Slot::A)
         }
         "b" => Token::Label(Slot::B),
-        "x" if names && written == "x" => Token::Label(Slot::A),
-        "y" if names && written == "y" => Token::Label(Slot::B),
+        "x" if names && written == "x" => Token::Variable(Slot::A),
+        "y" if names && written == "y" => Token::Variable(Slot::B),
         "first" => Token::Label(Slot::A),
         "second" => Token::Label(Slot::B),
         "one" => Token::Count(Slot::A),
@@ -412,7 +412,10 @@ fn word(rest: &str, before: char, so_far: &[Token]) -> (Option<Token>, usize) {
             let answer = tail.trim_start();
             let follows = answer.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("answer"));
             let ends = !answer[6 * usize::from(follows)..].starts_with(|c: char| c.is_alphabetic());
-            if follows && ends { tail.len() - answer.len() + 6 } else { 0 }
+            if follows && ends {
+                return (Some(Token::FinalAnswer), length + tail.len() - answer.len() + 6);
+            }
+            0
         }
         _ => 0,
     };
