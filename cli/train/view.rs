@@ -18,6 +18,9 @@ use crate::output::{bar_style, note};
 /// Steps that the recent mean of the reward, and the time that is left, are taken over.
 const RECENT: usize = 10;
 
+/// Of a terminal that does not tell its own.
+const USUAL_WIDTH: usize = 80;
+
 /// A column of the table: its title, its width with the space before it, and its turn to go where the terminal is
 /// narrow; the first never goes.
 struct Column {
@@ -215,6 +218,7 @@ impl View {
         ];
         // Asked at every step: windows change.
         let width = terminal_size_of(std::io::stderr()).map(|(Width(columns), _)| columns.into());
+        let width = width.or(self.is_terminal.then_some(USUAL_WIDTH));
         let columns = shown(width);
         if columns != self.columns {
             self.say(&line(&columns, |column| COLUMNS[column].title.to_owned()));
