@@ -199,8 +199,7 @@ pub(crate) enum OrderArg {
     Both,
     /// Drawn for each pair from the seed (RewardBench's protocol for generative judges)
     Random,
-    /// The chosen reply always stands first (the published j1 protocol; flatters a judge that
-    /// prefers slot A)
+    /// The chosen reply always stands first (the published j1 protocol; favors a judge that prefers A)
     ChosenFirst,
 }
 

@@ -81,6 +81,10 @@ pub enum RescoreError {
 /// file does not tell are 0, with [`Finish::Unknown`]. `form` is what the judge was asked for; `None` for what the
 /// run.json beside the file says, or else for what the j1 prompt asks.
 pub fn rescore(path: &Path, form: Option<VerdictForm>) -> Result<Vec<Record>, RescoreError> {
+    if path.is_dir() {
+        let (path, found) = (path.to_owned(), "a directory; give a file in it".to_owned());
+        return Err(DataError::UnknownFormat { path, found }.into());
+    }
     let form = form.or_else(|| form_of_run(path)).unwrap_or_default();
     let mut records = match data::detect(path)? {
         Format::Jsonl => from_jsonl(path, form)?,

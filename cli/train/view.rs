@@ -146,7 +146,8 @@ impl View {
         match event {
             Event::Progress(progress) => {
                 let Some(bar) = &self.bar else { return };
-                let left = self.left().map_or("estimating".to_owned(), |left| format!("{left} left"));
+                let left =
+                    self.left().map_or("estimating".to_owned(), |left| format!("{left} left"));
                 let step = format!("step {} of {}", self.done + 1, self.steps);
                 bar.set_message(match progress {
                     Progress::Sampling(stats) => {
