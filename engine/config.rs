@@ -2,9 +2,11 @@
 //!
 //! Three families share one decoder block: RMSNorm, grouped-query attention with rotate-half RoPE, RMSNorm, SwiGLU.
 //! `qwen3` adds an RMSNorm over each head of q and k, `qwen2` adds a bias to q, k and v, `llama` adds neither. Whatever
-//! would change the arithmetic in a way that this engine does not compute (RoPE scaling, sliding windows, other
+//! would change the arithmetic in a way that this engine does not compute (other RoPE scaling, sliding windows, other
 //! activations, quantization) is refused by name, so that a loaded model is computed as its authors meant it.
 //! Absent keys take the defaults of transformers' configuration classes.
+
+mod rope;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::{FileError, excerpt, parse_json, read_text};
 use crate::json_object::JsonObject;
+pub use rope::RopeScaling;
 
 /// Sound files have a few kilobytes.
 const LIMIT_BYTES: u64 = 1 << 20;
@@ -91,11 +94,13 @@ pub struct Config {
     pub vocab_size: usize,
     /// Added to the mean square in every RMSNorm.
     pub rms_norm_eps: f64,
-    /// Base of RoPE's frequencies: pair i turns by position / theta^(2i / head_dim).
+    /// Base of RoPE's frequencies: pair i turns by position / theta^(2i / head_dim), unless that is scaled.
     pub rope_theta: f64,
+    /// How it is scaled.
+    pub rope_scaling: RopeScaling,
     /// Whether the LM head is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Positions for which the model was made.
+    /// Positions for which the model was made: with YaRN, those to which it extends them.
     pub max_position_embeddings: usize,
     /// `dtype` or `torch_dtype`, if it says one.
     pub dtype: Option<FloatType>,
@@ -162,7 +167,7 @@ pub enum ConfigError {
     NoEndOfSequence { directory: PathBuf },
     /// A variation of the architecture that this engine does not compute.
     #[error("{}: {key:?} = {got} is not supported ({supported})", path.display())]
-    Unsupported { path: PathBuf, key: String, got: String, supported: &'static str },
+    Unsupported { path: PathBuf, key: String, got: String, supported: String },
 }
 
 impl Config {
@@ -207,26 +212,31 @@ impl Config {
                 format!("an even number up to {MAX_HEAD_DIM} (RoPE turns pairs)"),
             ));
         }
+        let positions = reader
+            .count("max_position_embeddings", MAX_POSITIONS)?
+            .unwrap_or(if family == Family::Llama { 2048 } else { 32768 });
+        let (rope_theta, rope_scaling) = rope::parse(&reader, positions)?;
+        let max_position_embeddings = rope_scaling.extended(positions);
+        let num_hidden_layers = reader.required_count("num_hidden_layers", MAX_LAYERS)?;
+        refuse_sliding_windows(&reader, num_hidden_layers, max_position_embeddings)?;
         let config = Config {
             family,
             hidden_size,
-            num_hidden_layers: reader.required_count("num_hidden_layers", MAX_LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
             intermediate_size: reader.required_count("intermediate_size", MAX_WIDTH)?,
             vocab_size: reader.required_count("vocab_size", MAX_VOCABULARY)?,
             rms_norm_eps: reader.positive("rms_norm_eps", 1.0)?.unwrap_or(1e-6),
-            rope_theta: rope_theta(&reader)?,
+            rope_theta,
+            rope_scaling,
             tie_word_embeddings: reader.boolean("tie_word_embeddings")?.unwrap_or(false),
-            max_position_embeddings: reader
-                .count("max_position_embeddings", MAX_POSITIONS)?
-                .unwrap_or(if family == Family::Llama { 2048 } else { 32768 }),
+            max_position_embeddings,
             dtype: float_type(&reader)?,
             eos_token_ids: reader.ids("eos_token_id")?.unwrap_or_default(),
             bos_token_id: reader.ids("bos_token_id")?.and_then(|ids| ids.first().copied()),
         };
-        check_layer_types(&reader, config.num_hidden_layers)?;
         if config.checked_parameter_count().is_none() {
             return Err(reader.contradiction(
                 "hidden_size, num_hidden_layers, intermediate_size and vocab_size together overflow 64 bits".to_owned(),
@@ -395,49 +405,6 @@ fn refuse_what_is_not_computed(reader: &JsonObject, family: Family) -> Result<()
     if reader.boolean("mlp_bias")? == Some(true) {
         return Err(reader.unsupported("mlp_bias", &Value::Bool(true), bias));
     }
-    if reader.boolean("use_sliding_window")? == Some(true) {
-        return Err(reader.unsupported(
-            "use_sliding_window",
-            &Value::Bool(true),
-            "full attention only",
-        ));
-    }
-    if let Some(value) = reader.get("partial_rotary_factor")
-        && value.as_f64() != Some(1.0)
-    {
-        return Err(reader.unsupported("partial_rotary_factor", value, "1.0"));
-    }
-    for key in ["rope_scaling", "rope_parameters"] {
-        let Some(value) = reader.get(key) else { continue };
-        let object = value.as_object().ok_or_else(|| reader.wrong(key, "an object", value))?;
-        if object.values().any(Value::is_object) {
-            return Err(reader.unsupported(key, value, "one set of parameters for all layers"));
-        }
-        for kind in ["rope_type", "type"] {
-            if let Some(kind_value) = object.get(kind).filter(|value| !value.is_null())
-                && kind_value.as_str() != Some("default")
-            {
-                return Err(reader.unsupported(
-                    &format!("{key}.{kind}"),
-                    kind_value,
-                    "RoPE without scaling, that is \"default\"",
-                ));
-            }
-        }
-        if !object.contains_key("rope_type") && !object.contains_key("type") {
-            let scaling = object.keys().find(|key| *key != "rope_theta");
-            if let Some(scaling) = scaling {
-                let name = format!("{key}.{scaling}");
-                return Err(reader.unsupported(&name, &object[scaling], "RoPE without scaling"));
-            }
-        }
-        if let Some(value) = object.get("partial_rotary_factor")
-            && value.as_f64() != Some(1.0)
-        {
-            let name = format!("{key}.partial_rotary_factor");
-            return Err(reader.unsupported(&name, value, "1.0"));
-        }
-    }
     Ok(())
 }
 
@@ -447,23 +414,6 @@ fn family(reader: &JsonObject) -> Result<Family, ConfigError> {
     Family::ALL.into_iter().find(|family| family.model_type() == name).ok_or_else(|| {
         ConfigError::UnsupportedModel { path: reader.path.to_owned(), got: excerpt(name) }
     })
-}
-
-/// `rope_theta` of older files and `rope_parameters.rope_theta` of newer ones; where both stand they must agree.
-fn rope_theta(reader: &JsonObject) -> Result<f64, ConfigError> {
-    let old = reader.positive("rope_theta", f64::MAX)?;
-    let new = match reader.get("rope_parameters").and_then(Value::as_object) {
-        Some(object) => {
-            JsonObject { path: reader.path, object }.positive("rope_theta", f64::MAX)?
-        }
-        None => None,
-    };
-    match (old, new) {
-        (Some(old), Some(new)) if old != new => Err(reader.contradiction(format!(
-            "rope_theta {old} and rope_parameters.rope_theta {new} disagree"
-        ))),
-        _ => Ok(new.or(old).unwrap_or(10_000.0)),
-    }
 }
 
 fn float_type(reader: &JsonObject) -> Result<Option<FloatType>, ConfigError> {
@@ -481,18 +431,52 @@ fn float_type(reader: &JsonObject) -> Result<Option<FloatType>, ConfigError> {
     Ok(None)
 }
 
-fn check_layer_types(reader: &JsonObject, layers: usize) -> Result<(), ConfigError> {
-    let Some(value) = reader.get("layer_types") else { return Ok(()) };
-    let types = value.as_array().ok_or_else(|| reader.wrong("layer_types", "a list", value))?;
-    if types.len() != layers {
-        return Err(reader.contradiction(format!(
-            "layer_types has {} entries for num_hidden_layers {layers}",
-            types.len()
-        )));
+/// Refuses a model in which a layer attends to less than all positions before it. What the keys mean is transformers'
+/// (configuration_qwen2.py): `sliding_window` counts where `use_sliding_window` is on, for the layers that `layer_types` names,
+/// or for those from `max_window_layers` on.
+fn refuse_sliding_windows(
+    reader: &JsonObject,
+    layers: usize,
+    positions: usize,
+) -> Result<(), ConfigError> {
+    let window = match reader.boolean("use_sliding_window")?.unwrap_or(false) {
+        true if !reader.has("sliding_window") => Some(4096),
+        true => reader.whole("sliding_window", 0, MAX_POSITIONS)?,
+        false => None,
+    };
+    let mut found = None;
+    if window.is_some() && reader.whole("max_window_layers", 0, usize::MAX)?.unwrap_or(28) < layers
+    {
+        found = Some(("use_sliding_window", &Value::Bool(true)));
     }
-    match types.iter().find(|kind| kind.as_str() != Some("full_attention")) {
-        Some(kind) => Err(reader.unsupported("layer_types", kind, "full_attention only")),
-        None => Ok(()),
+    if let Some(list) = reader.get("layer_types") {
+        let types = list.as_array().ok_or_else(|| reader.wrong("layer_types", "a list", list))?;
+        if types.len() != layers {
+            return Err(reader.contradiction(format!(
+                "layer_types has {} entries for num_hidden_layers {layers}",
+                types.len()
+            )));
+        }
+        let is = |kind: &Value, name: &str| kind.as_str() == Some(name);
+        let known = |kind: &Value| is(kind, "full_attention") || is(kind, "sliding_attention");
+        if let Some(kind) = types.iter().find(|kind| !known(kind)) {
+            return Err(reader.unsupported("layer_types", kind, "full_attention only"));
+        }
+        let slides = types.iter().find(|kind| is(kind, "sliding_attention"));
+        found = slides.map(|kind| ("layer_types", kind));
+    }
+    let Some((key, value)) = found else { return Ok(()) };
+    match window {
+        Some(window) if window >= positions => Ok(()),
+        Some(window) => Err(reader.unsupported(
+            key,
+            value,
+            format!(
+                "full attention only, sliding_window is {window}; where prompt and completion stay within {window} tokens both are the same: \
+                for those, set max_position_embeddings to {window} in config.json"
+            ),
+        )),
+        None => Err(reader.unsupported(key, value, "full attention only")),
     }
 }
 

@@ -14,7 +14,7 @@ use kernels::cpu::{Cpu, sample::SamplingParams};
 
 use crate::{
     adapter::{Adapter, AdapterSettings, LoraFactors, Projection},
-    config::{Config, Family},
+    config::{Config, Family, RopeScaling},
     device::{Device, DeviceError},
     generate::{Generator, Options, Request},
     kv_cache::{KvCache, PageTable},
@@ -82,6 +82,24 @@ impl Fixture {
             vocab_size: 203,
             tie_word_embeddings: family != Family::Llama,
             max_position_embeddings: 640,
+            // One of each on a GPU, too.
+            rope_scaling: match family {
+                Family::Qwen3 => RopeScaling::None,
+                Family::Qwen2 => RopeScaling::Yarn {
+                    factor: 4.0,
+                    original: 160,
+                    beta_fast: 32.0,
+                    beta_slow: 1.0,
+                    truncate: true,
+                    attention_factor: 1.138_629_4,
+                },
+                Family::Llama => RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original: 80,
+                },
+            },
             eos_token_ids: vec![202],
             bos_token_id: None,
             ..Config::qwen3(72, 136)

@@ -11,16 +11,27 @@ use crate::error::excerpt;
 pub(crate) struct JsonObject<'a> {
     pub(crate) path: &'a Path,
     pub(crate) object: &'a Map<String, Value>,
+    /// The key under which the object itself stands.
+    section: Option<&'static str>,
 }
 
 impl<'a> JsonObject<'a> {
     pub(crate) fn new(path: &'a Path, value: &'a Value) -> Result<JsonObject<'a>, ConfigError> {
         match value.as_object() {
-            Some(object) => Ok(JsonObject { path, object }),
+            Some(object) => Ok(JsonObject { path, object, section: None }),
             None => Err(ConfigError::NotAnObject {
                 path: path.to_owned(),
                 got: excerpt(&value.to_string()),
             }),
+        }
+    }
+
+    /// The object under `key`, whose messages name the key too.
+    pub(crate) fn inside(&self, key: &'static str) -> Result<Option<JsonObject<'a>>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_object() {
+            Some(object) => Ok(Some(JsonObject { path: self.path, object, section: Some(key) })),
+            None => Err(self.wrong(key, "an object", value)),
         }
     }
 
@@ -101,13 +112,13 @@ impl<'a> JsonObject<'a> {
     }
 
     pub(crate) fn missing(&self, key: &str) -> ConfigError {
-        ConfigError::Missing { path: self.path.to_owned(), key: key.to_owned() }
+        ConfigError::Missing { path: self.path.to_owned(), key: self.full(key) }
     }
 
     pub(crate) fn wrong(&self, key: &str, expected: &'static str, value: &Value) -> ConfigError {
         ConfigError::WrongType {
             path: self.path.to_owned(),
-            key: key.to_owned(),
+            key: self.full(key),
             expected,
             got: excerpt(&value.to_string()),
         }
@@ -121,13 +132,17 @@ impl<'a> JsonObject<'a> {
     ) -> ConfigError {
         ConfigError::OutOfRange {
             path: self.path.to_owned(),
-            key: key.to_owned(),
+            key: self.full(key),
             expected,
             got: excerpt(&got.to_string()),
         }
     }
 
     pub(crate) fn contradiction(&self, message: String) -> ConfigError {
+        let message = match self.section {
+            Some(section) => format!("{section}: {message}"),
+            None => message,
+        };
         ConfigError::Contradiction { path: self.path.to_owned(), message }
     }
 
@@ -135,10 +150,18 @@ impl<'a> JsonObject<'a> {
         &self,
         key: &str,
         value: &Value,
-        supported: &'static str,
+        supported: impl Into<String>,
     ) -> ConfigError {
         let got = excerpt(&value.to_string());
-        let (path, key) = (self.path.to_owned(), key.to_owned());
-        ConfigError::Unsupported { path, key, got, supported }
+        let (path, key) = (self.path.to_owned(), self.full(key));
+        ConfigError::Unsupported { path, key, got, supported: supported.into() }
+    }
+
+    /// The key with the section it stands in.
+    fn full(&self, key: &str) -> String {
+        match self.section {
+            Some(section) => format!("{section}.{key}"),
+            None => key.to_owned(),
+        }
     }
 }

@@ -255,7 +255,7 @@ impl Model {
             norm: checkpoint.weight("model.norm.weight")?.to_f32().into(),
             head: Linear { weight: head, bias: None, lora: None },
             rotations: Rotations::new(
-                frequencies(config.rope_theta, config.head_dim),
+                frequencies(config.rope_theta, config.head_dim, config.rope_scaling),
                 config.max_position_embeddings,
             ),
             config,

@@ -10,7 +10,7 @@ use half::bf16;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{Config, ExpectedTensor, Family},
+    config::{Config, ExpectedTensor, Family, RopeScaling},
     files::WriteError,
 };
 
@@ -35,6 +35,7 @@ impl Config {
             vocab_size: 151_936,
             rms_norm_eps: 1e-6,
             rope_theta: 1e6,
+            rope_scaling: RopeScaling::None,
             tie_word_embeddings: true,
             max_position_embeddings: 40_960,
             dtype: Some(crate::config::FloatType::Bf16),
@@ -69,6 +70,7 @@ fn config_json(config: &Config) -> Value {
         "vocab_size": config.vocab_size,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling.to_json(),
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "torch_dtype": "bfloat16",
@@ -163,6 +165,23 @@ mod tests {
             intermediate_size: 80,
             vocab_size: 301,
             tie_word_embeddings: family == Family::Qwen3,
+            rope_scaling: match family {
+                Family::Qwen3 => RopeScaling::None,
+                Family::Qwen2 => RopeScaling::Yarn {
+                    factor: 4.0,
+                    original: 64,
+                    beta_fast: 16.0,
+                    beta_slow: 2.0,
+                    truncate: false,
+                    attention_factor: 1.25,
+                },
+                Family::Llama => RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original: 64,
+                },
+            },
             dtype: Some(FloatType::Bf16),
             ..Config::qwen3(0, 0)
         }

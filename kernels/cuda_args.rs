@@ -24,14 +24,14 @@ impl Draws {
 }
 
 /// A position's cosines, then its sines, for all positions: those of [`crate::cpu::rope::RopeTable`], the
-/// angle an f32 product and its functions taken in f64.
+/// angle an f32 product and its functions taken in f64, then multiplied by `scale`.
 #[cfg(feature = "cuda")]
-pub(crate) fn angles(inv_freq: &[f32], positions: usize) -> Vec<f32> {
+pub(crate) fn angles(inv_freq: &[f32], scale: f32, positions: usize) -> Vec<f32> {
     let mut table = Vec::with_capacity(positions * 2 * inv_freq.len());
     for position in 0..positions {
         let angle = |f: &f32| f64::from(position as f32 * f);
-        table.extend(inv_freq.iter().map(|f| angle(f).cos() as f32));
-        table.extend(inv_freq.iter().map(|f| angle(f).sin() as f32));
+        table.extend(inv_freq.iter().map(|f| angle(f).cos() as f32 * scale));
+        table.extend(inv_freq.iter().map(|f| angle(f).sin() as f32 * scale));
     }
     table
 }

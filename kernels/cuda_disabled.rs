@@ -202,7 +202,7 @@ functions! {
     fn rms_norm<Y: Output>(y: &mut Buffer<Y>, x: &F32, w: &F32, eps: f32) -> ();
     fn rms_norm_backward(dx: &mut F32, dy: &F32, x: &F32, w: &F32, eps: f32, add: bool) -> ();
     fn embedding(y: &mut F32, ids: &U32, table: &Bf16, n: usize) -> ();
-    fn rope_table(inv_freq: &[f32], positions: usize) -> RopeTable;
+    fn rope_table(inv_freq: &[f32], scale: f32, positions: usize) -> RopeTable;
     fn rope(x: &mut F32, positions: &U32, table: &RopeTable, back: bool) -> ();
     fn rope_into(y: &mut Bf16, x: &F32, positions: &U32, table: &RopeTable) -> ();
     fn rope_norm<Y: Output>(

@@ -365,8 +365,17 @@ fn a_closed_stdout_is_no_failure() {
 #[test]
 fn the_dumps_are_within_their_bounds() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let cases =
-        ["qwen3-tied", "qwen3-tied-bf16", "qwen3-untied", "qwen3-sharded", "qwen2", "llama"];
+    let cases = [
+        "qwen3-tied",
+        "qwen3-tied-bf16",
+        "qwen3-untied",
+        "qwen3-sharded",
+        "qwen2",
+        "llama",
+        "llama-llama3",
+        "qwen2-yarn",
+        "qwen3-yarn",
+    ];
     let cases = cases.map(|case| golden.join(case).display().to_string());
     let mut args = vec!["check"];
     args.extend(cases.iter().map(String::as_str));
@@ -374,8 +383,8 @@ fn the_dumps_are_within_their_bounds() {
     assert!(table.contains("all ") && !table.contains("FAILED"), "{table}");
     // Of every f32 checkpoint's adapter, of its layers recomputed, and of two models' whole steps.
     for (quantity, count) in [
-        ("gradients (relative)", 9),
-        ("gradient bits that differ, recomputed", 5),
+        ("gradients (relative)", 12),
+        ("gradient bits that differ, recomputed", 8),
         ("GRPO losses", 2),
         ("GRPO gradients (relative)", 2),
         ("parameters after AdamW", 2),

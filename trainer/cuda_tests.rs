@@ -76,7 +76,9 @@ fn count(findings: &[Finding], quantity: &str) -> usize {
 #[test]
 fn dumps_are_within_what_rounding_allows() {
     let Some((gpu, _turn)) = gpu() else { return };
-    for case in ["qwen3-tied", "qwen3-tied-bf16", "qwen3-sharded", "llama"] {
+    for case in
+        ["qwen3-tied", "qwen3-tied-bf16", "qwen3-sharded", "llama", "llama-llama3", "qwen2-yarn"]
+    {
         let findings = checked(&below_root("tests/golden").join(case), &gpu);
         for quantity in [
             "logits",

@@ -69,7 +69,7 @@ fn rotate(suite: &mut Suite, rows: usize, backward: bool) {
     };
     let work = passes(2 * rows * HEADS * HEAD_DIM);
     suite.bench("rope", id.clone(), work, |cpu| -> Run<'_> {
-        let (table, positions) = (RopeTable::new(&frequencies(), POSITIONS), positions(rows));
+        let (table, positions) = (RopeTable::new(&frequencies(), 1.0, POSITIONS), positions(rows));
         let kernel = if backward { rope::backward } else { rope::forward };
         let mut x = inputs();
         kernel(cpu, &mut x, &positions, &table, HEADS);
@@ -77,7 +77,7 @@ fn rotate(suite: &mut Suite, rows: usize, backward: bool) {
         Box::new(move || kernel(cpu, &mut x, &positions, &table, HEADS))
     });
     suite.bench_cuda("rope", id.clone(), work, |gpu| {
-        let table = gpu.rope_table(&frequencies(), POSITIONS)?;
+        let table = gpu.rope_table(&frequencies(), 1.0, POSITIONS)?;
         let (positions, mut x) = (gpu.upload(&positions(rows))?, gpu.upload(&inputs())?);
         gpu.rope(&mut x, &positions, &table, backward)?;
         check(&gpu.download(&x)?, &id);
@@ -95,7 +95,8 @@ fn rotate_rounded(suite: &mut Suite, rows: usize) {
             move |index| [rotated(|i| x[i].into(), index, HEADS, false)]
         },
         || {
-            let (table, positions) = (RopeTable::new(&frequencies(), POSITIONS), positions(rows));
+            let (table, positions) =
+                (RopeTable::new(&frequencies(), 1.0, POSITIONS), positions(rows));
             let x = values(1, len);
             move |cpu: &Cpu, [y]: &mut [Vec<f32>; 1]| {
                 y.copy_from_slice(&x);
@@ -103,7 +104,7 @@ fn rotate_rounded(suite: &mut Suite, rows: usize) {
             }
         },
         |gpu| {
-            let table = gpu.rope_table(&frequencies(), POSITIONS)?;
+            let table = gpu.rope_table(&frequencies(), 1.0, POSITIONS)?;
             let (positions, x) = (gpu.upload(&positions(rows))?, gpu.upload(&values(1, len))?);
             Ok(move |[y]: &mut [Buffer<u16>; 1]| gpu.rope_into(y, &x, &positions, &table))
         },
@@ -123,7 +124,7 @@ fn norm_and_rotate(suite: &mut Suite, rows: usize) {
         }
     };
     suite.bench("rope", id.clone(), passes(2 * len), |cpu| -> Run<'_> {
-        let (table, positions) = (RopeTable::new(&frequencies(), POSITIONS), positions(rows));
+        let (table, positions) = (RopeTable::new(&frequencies(), 1.0, POSITIONS), positions(rows));
         let (x, w) = inputs();
         let mut y = vec![f32::NAN; len];
         let run = move |y: &mut [f32]| {
@@ -137,7 +138,7 @@ fn norm_and_rotate(suite: &mut Suite, rows: usize) {
     suite.bench_cuda("rope", id.clone(), passes(2 * len), |gpu| {
         let (x, w) = inputs();
         let (x, w) = (gpu.upload(&x)?, gpu.upload(&w)?);
-        let table = gpu.rope_table(&frequencies(), POSITIONS)?;
+        let table = gpu.rope_table(&frequencies(), 1.0, POSITIONS)?;
         let positions = gpu.upload(&positions(rows))?;
         let mut y = gpu.uninitialized::<f32>(len)?;
         gpu.rope_norm(&mut y, &x, &w, EPS, &positions, &table)?;
@@ -157,7 +158,8 @@ fn norm_and_rotate_rounded(suite: &mut Suite, rows: usize) {
             move |index| [rotated(|i| normed(&x, &w, i), index, HEADS, false)]
         },
         || {
-            let (table, positions) = (RopeTable::new(&frequencies(), POSITIONS), positions(rows));
+            let (table, positions) =
+                (RopeTable::new(&frequencies(), 1.0, POSITIONS), positions(rows));
             let (x, w) = inputs();
             move |cpu: &Cpu, [y]: &mut [Vec<f32>; 1]| {
                 rms_norm::forward(cpu, y, &x, &w, EPS);
@@ -167,7 +169,7 @@ fn norm_and_rotate_rounded(suite: &mut Suite, rows: usize) {
         |gpu| {
             let (x, w) = inputs();
             let (x, w) = (gpu.upload(&x)?, gpu.upload(&w)?);
-            let table = gpu.rope_table(&frequencies(), POSITIONS)?;
+            let table = gpu.rope_table(&frequencies(), 1.0, POSITIONS)?;
             let positions = gpu.upload(&positions(rows))?;
             Ok(move |[y]: &mut [Buffer<u16>; 1]| gpu.rope_norm(y, &x, &w, EPS, &positions, &table))
         },

@@ -114,38 +114,226 @@ fn the_newer_spelling_of_rope_is_the_same_config() {
 }
 
 #[test]
-fn a_sliding_window_that_is_off_is_fine() {
-    assert!(with("sliding_window", 4096.into()).is_ok());
+fn a_type_of_rope_that_is_not_computed_is_refused_by_name() {
+    let rope = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let cases: Vec<(&str, &[&str])> = vec![
+        (r#"{"type": "dynamic", "factor": 2.0}"#, &["type", "dynamic", "delete it"]),
+        (
+            r#"{"rope_type": "dynamic", "factor": 2.0}"#,
+            &["rope_type", "dynamic", "up to that length"],
+        ),
+        (
+            r#"{"rope_type": "longrope", "short_factor": [1], "long_factor": [2]}"#,
+            &["rope_type", "longrope", "another checkpoint"],
+        ),
+        (r#"{"type": "su", "short_factor": [1], "long_factor": [2]}"#, &["type", "su", "longrope"]),
+        (r#"{"type": "mrope", "mrope_section": [16, 24, 24]}"#, &["type", "mrope", "text alone"]),
+        (r#"{"rope_type": "proportional"}"#, &["proportional", "llama3 and yarn are computed"]),
+        (r#"{"rope_type": "ntk", "factor": 2}"#, &["ntk", "another checkpoint"]),
+        // Without a type nothing would be scaled, whatever else is said.
+        (r#"{"type": null, "factor": 8}"#, &["type", "null", "name the one"]),
+        (r#"{"rope_type": null, "factor": 8}"#, &["rope_type", "null"]),
+        (r#"{"rope_type": null}"#, &["rope_type", "null", "delete the key"]),
+        (r#"{"rope_type": null, "type": "yarn", "factor": 4}"#, &["rope_type", "null"]),
+        (r#"{"rope_type": 3}"#, &["rope_type", "3"]),
+        (r#"{"type": ["yarn"], "factor": 4}"#, &["type", "yarn"]),
+        (r#"{"factor": 2.0}"#, &["factor", "2.0", "rope_type"]),
+        (r#"{"original_max_position_embeddings": 8192}"#, &["original_max_position_embeddings"]),
+        // A key that the type does not have.
+        (r#"{"rope_type": "default", "factor": 8}"#, &["factor", "8", "default does not have it"]),
+        (r#"{"rope_type": "default", "mrope_section": [1]}"#, &["mrope_section", "default"]),
+        (r#"{"rope_type": "linear", "factor": 2, "beta_fast": 3}"#, &["beta_fast", "linear"]),
+        (r#"{"rope_type": "yarn", "factor": 4, "attn_factor": 2}"#, &["attn_factor", "yarn"]),
+    ];
+    for (text, parts) in cases {
+        for section in ["rope_scaling", "rope_parameters"] {
+            let error = message(with(section, rope(text)), parts);
+            assert!(matches!(error, ConfigError::Unsupported { .. }), "{text}: {error:?}");
+            assert!(error.to_string().contains(&format!("\"{section}.")), "{error}");
+        }
+    }
+    // A stranger's type is cut and escaped.
+    let hostile = format!("\u{1b}[2J{}", "x".repeat(5000));
+    for value in [
+        serde_json::json!({"type": hostile}),
+        serde_json::json!({"type": "yarn", "factor": 2, (hostile.as_str()): 1}),
+        serde_json::json!({"type": hostile, "rope_type": "yarn"}),
+    ] {
+        let text = with("rope_scaling", value).unwrap_err().to_string();
+        assert!(text.len() < 600 && !text.contains('\u{1b}'), "{text}");
+    }
+}
+
+#[test]
+fn parameters_of_rope_are_checked() {
+    type IsIt = fn(&ConfigError) -> bool;
+    let range: IsIt = |error| matches!(error, ConfigError::OutOfRange { .. });
+    let missing: IsIt = |error| matches!(error, ConfigError::Missing { .. });
+    let wrong: IsIt = |error| matches!(error, ConfigError::WrongType { .. });
+    let contradiction: IsIt = |error| matches!(error, ConfigError::Contradiction { .. });
+    let llama3 = r#""rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4"#;
+    let cases: Vec<(String, IsIt, &[&str])> = vec![
+        (r#""type": "linear""#.into(), missing, &["rope_scaling.factor"]),
+        (r#""type": "linear", "factor": 0"#.into(), range, &["rope_scaling.factor", "from 1"]),
+        (r#""type": "linear", "factor": -8"#.into(), range, &["rope_scaling.factor", "-8"]),
+        (r#""type": "linear", "factor": "2""#.into(), wrong, &["rope_scaling.factor"]),
+        (r#""type": "yarn""#.into(), missing, &["rope_scaling.factor"]),
+        (r#""type": "yarn", "factor": 1e7"#.into(), range, &["rope_scaling.factor"]),
+        (r#""type": "yarn", "factor": 1000000"#.into(), range, &["rope_scaling.factor", "52428"]),
+        (
+            r#""type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2"#.into(),
+            contradiction,
+            &["beta_fast 1 is below beta_slow 2"],
+        ),
+        (
+            r#""type": "yarn", "factor": 4, "attention_factor": -1"#.into(),
+            range,
+            &["attention_factor"],
+        ),
+        (r#""type": "yarn", "factor": 4, "truncate": 0"#.into(), wrong, &["rope_scaling.truncate"]),
+        (
+            r#""type": "yarn", "factor": 4, "original_max_position_embeddings": 0"#.into(),
+            range,
+            &["original_max"],
+        ),
+        (
+            r#""type": "yarn", "factor": null, "original_max_position_embeddings": 80000"#.into(),
+            range,
+            &["factor"],
+        ),
+        (
+            r#""type": "yarn", "factor": 4, "rope_theta": 3"#.into(),
+            contradiction,
+            &["rope_theta 1000000", "rope_scaling.rope_theta 3"],
+        ),
+        (
+            r#""type": "yarn", "rope_type": "linear", "factor": 4"#.into(),
+            contradiction,
+            &["linear", "yarn"],
+        ),
+        (llama3.into(), missing, &["rope_scaling.factor"]),
+        (
+            r#""type": "llama3", "factor": 8, "low_freq_factor": 1"#.into(),
+            missing,
+            &["high_freq_factor"],
+        ),
+        (format!(r#"{llama3}, "factor": 0.5"#), range, &["rope_scaling.factor", "0.5"]),
+        (
+            llama3.replace('4', "1") + r#", "factor": 8"#,
+            contradiction,
+            &["low_freq_factor 1", "high_freq_factor 1"],
+        ),
+    ];
+    for (text, is_it, parts) in cases {
+        let error = message(
+            with("rope_scaling", serde_json::from_str(&format!("{{{text}}}")).unwrap()),
+            parts,
+        );
+        assert!(is_it(&error), "{text}: {error:?}");
+    }
+    let mut value = qwen3();
+    value["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4});
+    value["rope_theta"] = 1.0.into();
+    message(parse(&value), &["rope_theta", "above 1"]);
+    // Both spellings at once: the same, or neither.
+    let mut value = qwen3();
+    value["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4});
+    value["rope_parameters"] =
+        serde_json::json!({"rope_type": "yarn", "factor": 4, "rope_theta": 1e6});
+    assert!(matches!(parse(&value).unwrap().rope_scaling, RopeScaling::Yarn { .. }));
+    value["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": 1e6});
+    message(parse(&value), &["rope_scaling and rope_parameters disagree", "keep the one"]);
+}
+
+#[test]
+fn yarn_extends_the_positions_that_a_prompt_may_use() {
+    let positions = |scaling: Value| with("rope_scaling", scaling).unwrap().max_position_embeddings;
+    let yarn = |factor: f64, original: usize| serde_json::json!({"type": "yarn", "factor": factor, "original_max_position_embeddings": original});
+    assert_eq!(positions(Value::Null), 40960);
+    assert_eq!(positions(yarn(4.0, 32768)), 131072);
+    assert_eq!(positions(yarn(1.5, 32769)), 49153);
+    assert_eq!(positions(yarn(1.0, 32768)), 40960);
+    assert_eq!(positions(serde_json::json!({"type": "yarn", "factor": 2})), 81920);
+    assert_eq!(positions(serde_json::json!({"type": "linear", "factor": 2})), 40960);
+}
+
+#[test]
+fn windows_slide_where_transformers_lets_them() {
+    let sliding = |keys: Value| {
+        let mut value = qwen3();
+        for (key, of_key) in keys.as_object().unwrap() {
+            match of_key.as_str() {
+                Some("~") => drop(value.as_object_mut().unwrap().remove(key)),
+                _ => value[key] = of_key.clone(),
+            }
+        }
+        parse(&value)
+    };
+    let full = vec!["full_attention"; 28];
+    let mut mixed = full.clone();
+    mixed[20] = "sliding_attention";
+    // 28 layers, 40960 positions.
+    for none_slides in [
+        serde_json::json!({"sliding_window": 4096}),
+        serde_json::json!({"sliding_window": 4096, "use_sliding_window": null}),
+        serde_json::json!({"use_sliding_window": true}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": 4096}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": "~", "max_window_layers": "~"}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 70}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": null, "max_window_layers": 0}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 0, "layer_types": full}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": 40960, "max_window_layers": 0}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": 131072, "max_window_layers": 21}),
+        serde_json::json!({"use_sliding_window": true, "sliding_window": 40960, "layer_types": mixed}),
+    ] {
+        let config = sliding(none_slides.clone()).unwrap_or_else(|e| panic!("{none_slides}: {e}"));
+        assert_eq!(config, parse(&qwen3()).unwrap(), "{none_slides}");
+    }
+    let cases: Vec<(Value, &[&str])> = vec![
+        (
+            serde_json::json!({"use_sliding_window": true, "sliding_window": 40959, "max_window_layers": 27}),
+            &["use_sliding_window", "40959", "max_position_embeddings to 40959"],
+        ),
+        (
+            serde_json::json!({"use_sliding_window": true, "sliding_window": "~", "max_window_layers": 0}),
+            &["use_sliding_window", "sliding_window is 4096"],
+        ),
+        (
+            serde_json::json!({"use_sliding_window": true, "sliding_window": 512, "layer_types": mixed}),
+            &["layer_types", "sliding_attention", "512"],
+        ),
+        (serde_json::json!({"layer_types": mixed}), &["layer_types", "sliding_attention"]),
+        // YaRN's positions count, not those before it.
+        (
+            serde_json::json!({"use_sliding_window": true, "sliding_window": 40960, "max_window_layers": 0,
+                "rope_scaling": {"type": "yarn", "factor": 4}}),
+            &["use_sliding_window", "40960"],
+        ),
+    ];
+    for (keys, parts) in cases {
+        let error = message(sliding(keys), parts);
+        assert!(matches!(error, ConfigError::Unsupported { .. }), "{error:?}");
+    }
 }
 
 #[test]
 fn what_is_not_computed_is_refused_by_name() {
-    let scaling = serde_json::json!({"rope_type": "yarn", "factor": 4.0});
-    let old_scaling = serde_json::json!({"type": "linear", "factor": 2.0});
-    let bare_scaling = serde_json::json!({"factor": 2.0});
     let nested = serde_json::json!({"full_attention": {"rope_type": "default"}});
     let partial = serde_json::json!({"rope_type": "default", "partial_rotary_factor": 0.5});
     let mut sliding = vec!["full_attention"; 28];
     sliding[3] = "sliding_attention";
+    let mut other = vec!["full_attention"; 28];
+    other[27] = "linear_attention";
     let cases: Vec<(&str, Value, &[&str])> = vec![
-        ("rope_scaling", scaling.clone(), &["rope_scaling.rope_type", "yarn"]),
-        ("rope_parameters", scaling, &["rope_parameters.rope_type", "yarn"]),
-        ("rope_scaling", old_scaling, &["rope_scaling.type", "linear"]),
-        ("rope_scaling", bare_scaling, &["rope_scaling.factor", "2.0"]),
         ("rope_parameters", nested, &["rope_parameters", "all layers"]),
         ("rope_parameters", partial, &["rope_parameters.partial_rotary_factor", "0.5"]),
         ("partial_rotary_factor", 0.25.into(), &["partial_rotary_factor", "0.25"]),
-        ("use_sliding_window", true.into(), &["use_sliding_window"]),
         ("layer_types", sliding.into(), &["layer_types", "sliding_attention"]),
+        ("layer_types", other.into(), &["layer_types", "linear_attention"]),
         ("hidden_act", "gelu".into(), &["hidden_act", "gelu", "silu"]),
         ("attention_bias", true.into(), &["attention_bias"]),
         ("mlp_bias", true.into(), &["mlp_bias"]),
         ("torch_dtype", "float64".into(), &["torch_dtype", "float64"]),
-        (
-            "quantization_config",
-            serde_json::json!({"quant_method": "gptq"}),
-            &["quantization_config", "gptq"],
-        ),
         (
             "architectures",
             serde_json::json!(["Qwen3ForSequenceClassification"]),

@@ -6,6 +6,9 @@
 //! y[i + d/2] = x[i + d/2]·cos(p·f[i]) + x[i]·sin(p·f[i])        f[i] = theta^(−2i/d)
 //! dx         = dy turned back by the same angle
 //! ```
+//!
+//! Models that were trained further on longer texts scale `f`, each pair by its wavelength `2π/f`, and YaRN cosines
+//! and sines as well (see [`frequencies`]).
 
 use kernels::{
     cpu::{
@@ -17,28 +20,39 @@ use kernels::{
 
 use super::rms_norm;
 use crate::{
+    config::RopeScaling,
     device::{Device, DeviceError, OnDevice, Resident},
     tape::{Backward, Gradients, Tape},
     tensor::{Id, Tensor},
 };
 
+/// The pairs' frequencies, and what multiplies their cosines and sines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frequencies {
+    /// `f`, of head_dim / 2 pairs.
+    pub of_pairs: Vec<f32>,
+    /// YaRN's attention factor, or 1.
+    pub scale: f32,
+}
+
 /// Cosines and sines by position.
 pub struct Rotations {
     table: RopeTable,
-    frequencies: Vec<f32>,
+    frequencies: Frequencies,
     positions: usize,
     on_device: OnDevice<cuda::RopeTable>,
 }
 
 impl Rotations {
     /// Those of `frequencies` at positions below `positions`.
-    pub fn new(frequencies: Vec<f32>, positions: usize) -> Rotations {
-        let table = RopeTable::new(&frequencies, positions);
+    pub fn new(frequencies: Frequencies, positions: usize) -> Rotations {
+        let table = RopeTable::new(&frequencies.of_pairs, frequencies.scale, positions);
         Rotations { table, frequencies, positions, on_device: OnDevice::default() }
     }
 
     fn on(&self, gpu: &cuda::Gpu) -> Result<&cuda::RopeTable, DeviceError> {
-        self.on_device.get_or_make(|| gpu.rope_table(&self.frequencies, self.positions))
+        let Frequencies { of_pairs, scale } = &self.frequencies;
+        self.on_device.get_or_make(|| gpu.rope_table(of_pairs, *scale, self.positions))
     }
 }
 
@@ -168,25 +182,131 @@ impl Backward for RopeOnCuda<'_> {
     }
 }
 
-/// The frequencies `f` of heads of length `head_dim`, in the precision in which transformers
-/// computes them.
-pub fn frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
+/// The frequencies of heads of length `head_dim`, in the precision and order in which transformers computes them
+/// (modeling_rope_utils.py). With `f = theta^(−2i/d)`, `s` the factor, `P` the original positions and `r = P·f/2π` the
+/// turns of a pair over them:
+///
+/// ```text
+/// linear   f / s
+/// llama3   f                                 where 2π/f < P/high
+///          f / s                             where 2π/f > P/low
+///          (1 − m)·f/s + m·f                 between, m = (r − low) / (high − low)
+/// yarn     m·f/s + (1 − m)·f                 m = (i − i(fast)) / (i(slow) − i(fast)), within 0 and 1,
+///                                            i(n) the pair that turns n times: d·ln(P/2πn) / 2·ln(theta)
+/// ```
+pub fn frequencies(theta: f64, head_dim: usize, scaling: RopeScaling) -> Frequencies {
+    use std::f64::consts::TAU;
     let exponent = |i: usize| (2 * i) as f32 / head_dim as f32;
-    (0..head_dim / 2).map(|i| 1.0 / theta.powf(f64::from(exponent(i))) as f32).collect()
+    let wide = |i: usize| theta.powf(f64::from(exponent(i))) as f32;
+    let mut scale = 1.0;
+    let of_pair: Box<dyn Fn(usize) -> f32> = match scaling {
+        RopeScaling::None => Box::new(|i| 1.0 / wide(i)),
+        RopeScaling::Linear { factor } => Box::new(move |i| 1.0 / wide(i) / factor as f32),
+        RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original } => {
+            let (factor, positions) = (factor as f32, original as f64);
+            Box::new(move |i| {
+                let f = 1.0 / wide(i);
+                let wavelength = TAU as f32 / f;
+                if wavelength < (positions / high) as f32 {
+                    f
+                } else if wavelength > (positions / low) as f32 {
+                    f / factor
+                } else {
+                    let turns = positions as f32 / wavelength;
+                    let m = (turns - low as f32) / (high - low) as f32;
+                    (1.0 - m) * f / factor + m * f
+                }
+            })
+        }
+        RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            truncate,
+            attention_factor,
+        } => {
+            scale = attention_factor as f32;
+            let pair_that_turns = |times: f64| {
+                let width = head_dim as f64;
+                width * (original as f64 / (times * TAU)).ln() / (2.0 * theta.ln())
+            };
+            let (mut first, mut last) = (pair_that_turns(beta_fast), pair_that_turns(beta_slow));
+            if truncate {
+                (first, last) = (first.floor(), last.ceil());
+            }
+            (first, last) = (first.max(0.0), last.min(head_dim as f64 - 1.0));
+            if first == last {
+                last += 0.001;
+            }
+            Box::new(move |i| {
+                let m = (i as f32 - first as f32) / (last - first) as f32;
+                let kept = 1.0 - m.clamp(0.0, 1.0);
+                1.0 / (factor as f32 * wide(i)) * (1.0 - kept) + 1.0 / wide(i) * kept
+            })
+        }
+    };
+    Frequencies { of_pairs: (0..head_dim / 2).map(of_pair).collect(), scale }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::check_gradient::check_gradient;
+    use crate::{check_gradient::check_gradient, config::Config, golden::tests};
 
     #[test]
     fn gradient() {
-        let rotations = Rotations::new(frequencies(1e4, 6), 100);
+        let plain = frequencies(1e4, 6, RopeScaling::None);
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            original: 32,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: 1.138_629_4,
+        };
         let positions = Resident::from(vec![0, 99, 7]);
         let w = Resident::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
-        for norm in [None, Some(HeadNorm { w: &w, eps: 1e-6 })] {
-            check_gradient([3, 12], |tape, x| rope(tape, x.clone(), norm, &rotations, &positions));
+        for frequencies in [plain, frequencies(1e4, 6, yarn)] {
+            let rotations = Rotations::new(frequencies, 100);
+            for norm in [None, Some(HeadNorm { w: &w, eps: 1e-6 })] {
+                check_gradient([3, 12], |tape, x| {
+                    rope(tape, x.clone(), norm, &rotations, &positions)
+                });
+            }
+        }
+    }
+
+    /// tests/golden/rope.json: what transformers makes of a config.json, by rope.py there.
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        let text = std::fs::read_to_string(tests("golden/rope.json")).unwrap();
+        let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let cases = cases.as_array().unwrap();
+        assert!(cases.len() >= 20, "{} cases", cases.len());
+        for case in cases {
+            let name = case["name"].as_str().unwrap();
+            let config =
+                Config::parse(&case["config"].to_string(), Path::new("config.json")).expect(name);
+            let ours = frequencies(config.rope_theta, config.head_dim, config.rope_scaling);
+            let number = |value: &serde_json::Value| value.as_f64().unwrap();
+            let theirs: Vec<f64> =
+                case["inv_freq"].as_array().unwrap().iter().map(number).collect();
+            assert_eq!(ours.of_pairs.len(), theirs.len(), "{name}");
+            for (i, (ours, theirs)) in ours.of_pairs.iter().zip(&theirs).enumerate() {
+                // f32's power, and each step after it, rounds once.
+                let error = (f64::from(*ours) - theirs).abs() / theirs;
+                assert!(error < 1e-6, "{name}, pair {i}: {ours} for {theirs}");
+            }
+            let scale = number(&case["attention_factor"]);
+            assert!((f64::from(ours.scale) - scale).abs() < 1e-6 * scale, "{name}: {}", ours.scale);
+            assert_eq!(
+                config.max_position_embeddings as u64,
+                case["positions"].as_u64().unwrap(),
+                "{name}"
+            );
         }
     }
 }

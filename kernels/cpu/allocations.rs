@@ -98,7 +98,7 @@ mod tests {
         let tables: Vec<u32> = (0..pages as u32).collect();
         let positions: Vec<u32> = (0..rows as u32).collect();
         let spans = [Span { first_row: 0, rows, first_position: 0, table: 0..pages }];
-        let table = RopeTable::new(&[1.0; 32], rows);
+        let table = RopeTable::new(&[1.0; 32], 1.0, rows);
         for isa in Isa::available() {
             let cpu = Cpu::with_isa(3, isa);
             let mut all = || {

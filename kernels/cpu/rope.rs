@@ -4,7 +4,8 @@
 //!   x\[i\] ← x\[i\]·cos a − x\[i+h\]·sin a,   x\[i+h\] ← x\[i+h\]·cos a + x\[i\]·sin a
 //!
 //! The angle is the f32 product, as transformers computes it. Its cosine and sine are taken in f64
-//! and rounded, so they do not depend on the platform's libm.
+//! and rounded, so they do not depend on the platform's libm; then both are multiplied by a scale
+//! (YaRN's attention factor; 1 leaves their bits).
 
 use std::sync::OnceLock;
 
@@ -20,18 +21,19 @@ const BLOCK: usize = 256;
 #[derive(Debug)]
 pub struct RopeTable {
     inv_freq: Box<[f32]>,
+    scale: f32,
     positions: usize,
     /// [position][cos of h angles, sin of h angles]
     blocks: Box<[OnceLock<Box<[f32]>>]>,
 }
 
 impl RopeTable {
-    /// A table for `positions` positions; `inv_freq` has head_dim/2 entries. Takes memory only
-    /// for the blocks of positions that are used.
-    pub fn new(inv_freq: &[f32], positions: usize) -> RopeTable {
+    /// A table for `positions` positions; `inv_freq` has head_dim/2 entries, and `scale` multiplies
+    /// what is turned. Takes memory only for the blocks of positions that are used.
+    pub fn new(inv_freq: &[f32], scale: f32, positions: usize) -> RopeTable {
         assert!(!inv_freq.is_empty(), "inv_freq is empty");
         let blocks = (0..positions.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect();
-        RopeTable { inv_freq: inv_freq.into(), positions, blocks }
+        RopeTable { inv_freq: inv_freq.into(), scale, positions, blocks }
     }
 
     /// The number of positions the table can hold.
@@ -59,8 +61,8 @@ impl RopeTable {
                 let (cos, sin) = row.split_at_mut(h);
                 for j in 0..h {
                     let angle = f64::from((first + i) as f32 * self.inv_freq[j]);
-                    cos[j] = angle.cos() as f32;
-                    sin[j] = angle.sin() as f32;
+                    cos[j] = angle.cos() as f32 * self.scale;
+                    sin[j] = angle.sin() as f32 * self.scale;
                 }
             }
             block
@@ -76,7 +78,8 @@ pub fn forward(cpu: &Cpu, x: &mut [f32], positions: &[u32], table: &RopeTable, h
     turn(cpu, x, positions, table, heads, 1.0);
 }
 
-/// Turns the gradient of the result into that of the input, in place: the rotation back.
+/// Turns the gradient of the result into that of the input, in place: the rotation back, scaled as
+/// the rotation is.
 pub fn backward(cpu: &Cpu, dx: &mut [f32], positions: &[u32], table: &RopeTable, heads: usize) {
     let shape = [positions.len(), heads, table.head_dim()];
     let _span = profile::span("rope backward", shape, || Work::each(dx.len(), 3, 8));
@@ -162,7 +165,7 @@ mod tests {
             }
             let mut first: Option<Vec<f32>> = None;
             for cpu in contexts() {
-                let table = RopeTable::new(&inv_freq, 5000);
+                let table = RopeTable::new(&inv_freq, 1.0, 5000);
                 let mut y = x.clone();
                 forward(&cpu, &mut y, &positions, &table, heads);
                 assert_close(&y, &naive, &exact, 1e-6, "rope");
@@ -176,7 +179,7 @@ mod tests {
 
     #[test]
     fn position_zero_is_the_identity_and_length_is_kept() {
-        let table = RopeTable::new(&inv_freq(64), 41);
+        let table = RopeTable::new(&inv_freq(64), 1.0, 41);
         let x = values(3, 128);
         let mut y = x.clone();
         forward(&Cpu::new(1), &mut y, &[0, 40], &table, 1);
@@ -187,8 +190,28 @@ mod tests {
     }
 
     #[test]
+    fn a_scale_multiplies_what_is_turned_and_its_gradient() {
+        let (positions, x) = ([3, 499, 0], values(9, 3 * 128));
+        for cpu in contexts() {
+            let turned = |scale, turn: fn(&Cpu, &mut [f32], &[u32], &RopeTable, usize)| {
+                let mut y = x.clone();
+                turn(&cpu, &mut y, &positions, &RopeTable::new(&inv_freq(64), scale, 500), 2);
+                y
+            };
+            // A power of two, so that every product is exact.
+            for turn in [forward, backward] {
+                let twice: Vec<f32> = turned(1.0, turn).iter().map(|y| 2.0 * y).collect();
+                assert_same_bits(&turned(2.0, turn), &twice, "scaled");
+            }
+            // At position 0 nothing is turned: what is left is the scale.
+            let (y, first) = (turned(1.25, forward), 2 * 128);
+            assert!(x[first..].iter().zip(&y[first..]).all(|(x, y)| *y == x * 1.25));
+        }
+    }
+
+    #[test]
     fn the_gradient_is_the_rotation_back() {
-        let table = RopeTable::new(&inv_freq(64), 500);
+        let table = RopeTable::new(&inv_freq(64), 1.0, 500);
         let (positions, x) = ([3, 499, 0], values(5, 3 * 128));
         for cpu in contexts() {
             // The Jacobian is a rotation, so its transpose is its inverse.
@@ -203,7 +226,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "position 41 in a rope table of 41 positions")]
     fn positions_are_checked() {
-        let table = RopeTable::new(&inv_freq(4), 41);
+        let table = RopeTable::new(&inv_freq(4), 1.0, 41);
         forward(&Cpu::new(1), &mut [0.0; 4], &[41], &table, 1);
     }
 }

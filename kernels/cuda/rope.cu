@@ -1,7 +1,7 @@
 // Rotary position embedding, rotate-half; twin of cpu/rope.rs: y[i] = x[i] cos a - x[i+h] sin a,
 // y[i+h] = x[i+h] cos a + x[i] sin a, h = head_dim / 2; each product and sum is rounded.
 // Layout: x, y [rows, heads, head_dim] f32 (y bf16 where a product comes next), head_dim a multiple of 8; the table
-// [positions, head_dim] has a position's h cosines, then its h sines, made on the host in f64. y may be x.
+// [positions, head_dim] has a position's h cosines, then its h sines, made (and scaled) on the host. y may be x.
 // Launch: 256 threads a block, four pairs each. Bound: bytes.
 #include "common.cuh"
 

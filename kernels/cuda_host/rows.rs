@@ -176,14 +176,19 @@ impl Gpu {
     }
 
     /// The cosines and sines of positions below `positions`, as [`crate::cpu::rope::RopeTable`] has them.
-    /// `inv_freq` has head_dim / 2 entries, a multiple of 4.
-    pub fn rope_table(&self, inv_freq: &[f32], positions: usize) -> Result<RopeTable, Error> {
+    /// `inv_freq` has head_dim / 2 entries, a multiple of 4; `scale` multiplies what is turned.
+    pub fn rope_table(
+        &self,
+        inv_freq: &[f32],
+        scale: f32,
+        positions: usize,
+    ) -> Result<RopeTable, Error> {
         assert!(
             inv_freq.len().is_multiple_of(4) && !inv_freq.is_empty(),
             "{} angles",
             inv_freq.len()
         );
-        let table = self.upload(&cuda_args::angles(inv_freq, positions))?;
+        let table = self.upload(&cuda_args::angles(inv_freq, scale, positions))?;
         Ok(RopeTable { table, head_dim: 2 * inv_freq.len(), positions })
     }
 

@@ -44,13 +44,19 @@ pub(crate) fn rms_norm_equals_its_twin(on: &mut Comparisons<'_>) -> Result<(), E
 pub(crate) fn rope_equals_its_twin_bit_for_bit(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
     let cpu = Cpu::new(1);
-    for (rows, heads, head_dim) in [(0, 2, 8), (1, 1, 8), (5, 3, 64), (33, 2, 128)] {
+    for (rows, heads, head_dim, scale) in [
+        (0, 2, 8, 1.0),
+        (1, 1, 8, 1.0),
+        (5, 3, 64, 1.0),
+        (33, 2, 128, 1.0),
+        (7, 2, 64, 1.138_629_4),
+    ] {
         let inv_freq: Vec<f32> =
             (0..head_dim / 2).map(|i| 1e6f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let positions: Vec<u32> = (0..rows as u32).map(|i| (i * 37 + 255) % 500).collect();
         let x = values(1, rows * heads * head_dim);
-        let table = cpu::rope::RopeTable::new(&inv_freq, 500);
-        let on_gpu = gpu.rope_table(&inv_freq, 500)?;
+        let table = cpu::rope::RopeTable::new(&inv_freq, scale, 500);
+        let on_gpu = gpu.rope_table(&inv_freq, scale, 500)?;
         let at = gpu.upload(&positions)?;
         let [mut there, mut back] = [(); 2].map(|()| x.clone());
         cpu::rope::forward(&cpu, &mut there, &positions, &table, heads);

@@ -35,7 +35,16 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
-CASES = ["qwen3-tied", "qwen3-untied", "qwen3-sharded", "qwen2", "llama"]
+CASES = [
+    "qwen3-tied",
+    "qwen3-untied",
+    "qwen3-sharded",
+    "qwen2",
+    "llama",
+    "llama-llama3",
+    "qwen2-yarn",
+    "qwen3-yarn",
+]
 LEARNING = ["qwen3-tied", "qwen3-untied"]
 OPTIMIZER = ["qwen3-untied"]
 PROMPT_LENS = (3, 5)

@@ -66,6 +66,25 @@ COMMON = {
 }
 QWEN = {"sliding_window": None, "use_sliding_window": False, "max_window_layers": 2}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False} | QWEN
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 TALKS = {"bos_token_id": tokenizer.END_OF_TEXT, "eos_token_id": tokenizer.IM_END, "vocab_size": tokenizer.VOCABULARY}
 QWEN3_TIED = {
     "hidden_size": 48,
@@ -165,26 +184,76 @@ CASES = {
     # As many key heads as query heads, and stop ids in config.json only.
     "llama": case(
         16,
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "pretraining_tp": 1,
+        LLAMA
+        | {
             "hidden_size": 48,
             "intermediate_size": 72,
             "num_attention_heads": 3,
             "num_key_value_heads": 3,
             "head_dim": 16,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
             "vocab_size": 256,
             "bos_token_id": 0,
             "eos_token_id": [1, 7],
         },
         rope_parameters=True,
         lora=dict(r=6, lora_alpha=9, target_modules=ATTENTION),
+    ),
+    # RoPE that is scaled, over more positions than the first ones, in the older spelling (head_dim 16: wavelengths from 6 to
+    # 20,000, of which llama3 keeps the first, mixes two and stretches the rest).
+    "llama-llama3": case(
+        31,
+        LLAMA
+        | SMALL
+        | {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        lens=(80, 33),
+        lora=dict(r=4, lora_alpha=8, target_modules=ATTENTION),
+    ),
+    "qwen2-yarn": case(
+        32,
+        QWEN
+        | SMALL
+        | {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "max_position_embeddings": 32,
+            "tie_word_embeddings": True,
+            "rope_theta": 10000.0,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        },
+        lens=(90, 40),
+        lora=dict(r=4, lora_alpha=8, target_modules=ATTENTION),
+    ),
+    # The newer spelling, with all that YaRN has.
+    "qwen3-yarn": case(
+        33,
+        QWEN3
+        | SMALL
+        | {
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "rope_theta": 10000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 8.0,
+                "beta_slow": 1.5,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+                "truncate": False,
+            },
+        },
+        lens=(70, 33),
+        rope_parameters=True,
+        lora=dict(r=4, lora_alpha=8, target_modules=ATTENTION),
     ),
 }
 

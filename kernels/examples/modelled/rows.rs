@@ -82,7 +82,7 @@ pub(crate) fn rope_norm(lab: &Lab, rows: usize, keys: bool) -> Result<Figure, Er
     figure(lab, kernel, kernel, size, |rows| {
         let (x, w) = (lab.floats(rows * heads * D)?, lab.floats(D)?);
         let positions = lab.gpu.upload(&(0..rows as u32).collect::<Vec<_>>())?;
-        let table = lab.gpu.rope_table(&[0.5; D / 2], rows)?;
+        let table = lab.gpu.rope_table(&[0.5; D / 2], 1.0, rows)?;
         if keys {
             let mut y = lab.floats(rows * heads * D)?;
             lab.count(|gpu| gpu.rope_norm(&mut y, &x, &w, EPS, &positions, &table))
@@ -101,7 +101,7 @@ pub(crate) fn rope_backward(lab: &Lab, rows: usize, heads: usize) -> Result<Figu
     figure(lab, &format!("{kernel}, {heads} heads"), kernel, size, |rows| {
         let mut x = lab.floats(rows * heads * D)?;
         let positions = lab.gpu.upload(&(0..rows as u32).collect::<Vec<_>>())?;
-        let table = lab.gpu.rope_table(&[0.5; D / 2], rows)?;
+        let table = lab.gpu.rope_table(&[0.5; D / 2], 1.0, rows)?;
         lab.count(|gpu| gpu.rope(&mut x, &positions, &table, true))
     })
 }
