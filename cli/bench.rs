@@ -6,7 +6,6 @@ mod work;
 use std::{path::PathBuf, process::ExitCode, sync::atomic::Ordering};
 
 use engine::{
-    config::Config,
     model::{Precision, suitability},
     random_checkpoint,
     tensor::Device,
@@ -112,10 +111,7 @@ fn open(args: &Bench, device: &Device, cases: &[Case]) -> Result<Subject, Failur
             (weights.path().to_owned(), adapter, Some(weights))
         }
     };
-    // Before the configuration, so that a wrong path is called one.
-    let checkpoint = Checkpoint::open(&directory)?;
-    let config = Config::load(&directory)?;
-    checkpoint.check(&config)?;
+    let (checkpoint, config) = Checkpoint::open_checked::<Failure>(&directory)?;
     // The files stay mapped; nothing is left behind, however this ends.
     drop(weights);
     let limit = config.max_position_embeddings;

@@ -45,9 +45,7 @@ pub(crate) fn run(args: &Info) -> Result<ExitCode, Failure> {
         report["training"] = values;
     } else if let Some(model) = &args.model {
         let directory = Hub::from_env().resolve_model(model, &mut |_| ())?;
-        let checkpoint = Checkpoint::open(&directory)?;
-        let config = Config::load(&directory)?;
-        checkpoint.check(&config)?;
+        let (checkpoint, config) = Checkpoint::open_checked::<Failure>(&directory)?;
         let (batch, length) = (args.batch as usize, args.length as usize);
         let budget = Budget::of(&config, checkpoint.len_bytes(), batch, length);
         rows.extend(model_rows(&config, &budget, args));

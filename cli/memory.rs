@@ -45,9 +45,7 @@ struct Subject {
 impl Subject {
     fn open(model: &str) -> Result<Subject, Failure> {
         let directory = Hub::from_env().resolve_model(model, &mut |_| ())?;
-        let checkpoint = Checkpoint::open(&directory)?;
-        let config = Config::load(&directory)?;
-        checkpoint.check(&config)?;
+        let (checkpoint, config) = Checkpoint::open_checked::<Failure>(&directory)?;
         let weights = checkpoint.weight("model.embed_tokens.weight")?.dtype();
         let tokenizer = tokenizer_bytes(&directory);
         Ok(Subject { config, weights, tokenizer, name: directory.display().to_string() })

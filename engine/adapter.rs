@@ -17,7 +17,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, ConfigError};
-use crate::error::{FileError, excerpt, read_text};
+use crate::error::{FileError, excerpt, is_there, read_text};
 use crate::files::WriteError;
 use crate::weights::{Checkpoint, Dtype, WeightsError};
 
@@ -184,7 +184,7 @@ impl Adapter {
         };
         let (mut adapter, targets) = parse_config(&config_path, &text, config)?;
         let path = directory.join(WEIGHTS);
-        if !path.exists() {
+        if !is_there(&path)? {
             return Err(not_an_adapter(if directory.join("adapter_model.bin").exists() {
                 "only adapter_model.bin, PyTorch's pickle format, which can run code and is not read: convert it with Python, \
                 `safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')`"

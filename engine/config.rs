@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::{FileError, excerpt, parse_json, read_text};
 use crate::json_object::JsonObject;
+use crate::quantization;
 pub use rope::RopeScaling;
 
 /// Sound files have a few kilobytes.
@@ -165,6 +166,11 @@ pub enum ConfigError {
         directory.display()
     )]
     NoEndOfSequence { directory: PathBuf },
+    /// Weights in another form than numbers of a floating-point type.
+    #[error(
+        "{}: the weights are quantized by {maker} ({key:?} says so); {}", path.display(), quantization::REMEDY
+    )]
+    Quantized { path: PathBuf, key: &'static str, maker: String },
     /// A variation of the architecture that this engine does not compute.
     #[error("{}: {key:?} = {got} is not supported ({supported})", path.display())]
     Unsupported { path: PathBuf, key: String, got: String, supported: String },
@@ -379,11 +385,8 @@ impl GenerationConfig {
 
 /// Refuses every key that would change the arithmetic.
 fn refuse_what_is_not_computed(reader: &JsonObject, family: Family) -> Result<(), ConfigError> {
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(value) = reader.get(key) {
-            let method = value.get("quant_method").unwrap_or(value);
-            return Err(reader.unsupported(key, method, "weights in bf16, f16 or f32"));
-        }
+    if let Some((key, maker)) = quantization::of_config(reader) {
+        return Err(ConfigError::Quantized { path: reader.path.to_owned(), key, maker });
     }
     if let Some(value) = reader.get("architectures") {
         let names =

@@ -3,8 +3,8 @@
 //! These files come from strangers. A read is bounded before the first byte is allocated, only regular files are opened
 //! (a FIFO would block for ever), and text quoted in a message is escaped and cut.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// A file could not be read as a whole as text.
@@ -17,6 +17,15 @@ pub enum FileError {
     /// A directory, socket, device or FIFO stands where a file should.
     #[error("{}: not a regular file", path.display())]
     NotAFile { path: PathBuf },
+    /// A link to nothing.
+    #[error(
+        "{}: a link to {target:?}, which is not there; copy what it leads to as well (cp -L), or download the file again",
+        path.display()
+    )]
+    DanglingLink { path: PathBuf, target: PathBuf },
+    /// Text that stands in for the file.
+    #[error("{}: {what}", path.display())]
+    StandIn { path: PathBuf, what: &'static str },
     /// Larger than any sound file of its kind.
     #[error("{}: {len_bytes} bytes, more than the {limit_bytes} that a file of this kind may have", path.display())]
     TooLarge { path: PathBuf, len_bytes: u64, limit_bytes: u64 },
@@ -34,10 +43,10 @@ pub enum FileError {
 /// Reads a UTF-8 file of at most `limit_bytes`.
 pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, FileError> {
     let io = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => FileError::NotFound { path: path.to_owned() },
+        ErrorKind::NotFound => FileError::NotFound { path: path.to_owned() },
         _ => FileError::Io { path: path.to_owned(), source },
     };
-    let metadata = std::fs::metadata(path).map_err(io)?;
+    let metadata = look_up(path)?;
     if !metadata.is_file() {
         return Err(FileError::NotAFile { path: path.to_owned() });
     }
@@ -52,10 +61,49 @@ pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, FileErr
     if bytes.len() as u64 > limit_bytes {
         return Err(too_large(bytes.len() as u64));
     }
+    if let Some(what) = stand_in(&bytes) {
+        return Err(FileError::StandIn { path: path.to_owned(), what });
+    }
     String::from_utf8(bytes).map_err(|error| FileError::NotUtf8 {
         path: path.to_owned(),
         valid_up_to: error.utf8_error().valid_up_to(),
     })
+}
+
+/// What is there; a link counts as what it leads to.
+pub(crate) fn look_up(path: &Path) -> Result<Metadata, FileError> {
+    std::fs::metadata(path).map_err(|source| {
+        let path = path.to_owned();
+        match (source.kind(), std::fs::read_link(&path)) {
+            (ErrorKind::NotFound, Ok(target)) => FileError::DanglingLink { path, target },
+            (ErrorKind::NotFound, Err(_)) => FileError::NotFound { path },
+            _ => FileError::Io { path, source },
+        }
+    })
+}
+
+/// Whether something is there; a link to nothing is an error.
+pub(crate) fn is_there(path: &Path) -> Result<bool, FileError> {
+    match look_up(path) {
+        Ok(_) => Ok(true),
+        Err(FileError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a file that begins so is in place of the one that bears its name, and what to do; `None` if it may be that one.
+pub fn stand_in(start: &[u8]) -> Option<&'static str> {
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let begins = |with: &str| {
+        start.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()))
+    };
+    if begins("version https://git-lfs.") || begins("version https://hawser.") {
+        Some("a Git LFS pointer; fetch the file itself with git lfs pull, or download it again")
+    } else if begins("<!doctype html") || begins("<html") {
+        Some("a web page (of an error or a login?) under the file's name; download the file again")
+    } else {
+        None
+    }
 }
 
 /// Parses JSON text that was read from `path`.
@@ -96,6 +144,59 @@ mod tests {
         assert!(matches!(error, FileError::TooLarge { len_bytes: 11, .. }), "{error}");
         assert!(error.to_string().contains("a.json"));
         assert_eq!(read_text(&path, 11).unwrap(), "01234567890");
+    }
+
+    const POINTER: &str =
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11422654\n";
+
+    #[test]
+    fn what_stands_in_for_a_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokenizer.json");
+        for (text, part) in [
+            (POINTER, "git lfs pull"),
+            (&POINTER.replace('\n', "\r\n"), "git lfs pull"),
+            (&format!("\u{feff}\n{POINTER}"), "git lfs pull"),
+            ("version https://hawser.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+            ("<!DOCTYPE html>\n<html>", "web page"),
+            ("\n <HTML><head>", "web page"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = read_text(&path, 1000).unwrap_err();
+            assert!(matches!(error, FileError::StandIn { .. }), "{text}: {error}");
+            let message = error.to_string();
+            assert!(message.contains(part) && message.contains("tokenizer.json"), "{message}");
+        }
+        for text in
+            ["", "{}", "version", "version 2", "<|im_start|>", "see version https://git-lfs"]
+        {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(read_text(&path, 1000).unwrap(), text);
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_to_nothing_names_its_target() {
+        use std::os::unix::fs::symlink;
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("there"), "x").unwrap();
+        for (name, target) in
+            [("blob", "../../blobs/4d7a"), ("absolute", "/nowhere/at/all"), ("twice", "blob")]
+        {
+            symlink(target, path(name)).unwrap();
+            let error = read_text(&path(name), 10).unwrap_err();
+            assert!(matches!(error, FileError::DanglingLink { .. }), "{error}");
+            let message = error.to_string();
+            for part in [name, target, "cp -L", "download"] {
+                assert!(message.contains(part), "{part}: {message}");
+            }
+            assert!(is_there(&path(name)).is_err());
+        }
+        symlink("there", path("sound")).unwrap();
+        assert_eq!(read_text(&path("sound"), 10).unwrap(), "x");
+        assert!(is_there(&path("sound")).unwrap() && !is_there(&path("nothing")).unwrap());
     }
 
     #[test]

@@ -181,7 +181,10 @@ impl Hub {
     ) -> Result<PathBuf, HubError> {
         let reference = match locate(spec, self.config.home.as_deref())? {
             Location::Local(path) if path.is_dir() => return Ok(path),
-            Location::Local(path) => return Err(HubError::NotADirectory { path }),
+            Location::Local(path) => {
+                let advice = contents.advice(&path);
+                return Err(HubError::NotADirectory { path, advice });
+            }
             Location::Remote(reference) => reference,
         };
         if reference.file.is_some() {

@@ -79,10 +79,7 @@ fn open_decoder(
     precision: Option<Precision>,
     device: &Device,
 ) -> Result<(Model, Option<Adapter>), OpenError> {
-    // Before the configuration, so that a wrong path is called one.
-    let checkpoint = Checkpoint::open(directory)?;
-    let config = Config::load(directory)?;
-    checkpoint.check(&config)?;
+    let (checkpoint, config) = Checkpoint::open_checked::<OpenError>(directory)?;
     let adapter = adapter(&config)?;
     let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
     let precision = precision.unwrap_or(match stored {
@@ -143,5 +140,78 @@ impl LanguageModel {
     /// Ids that end a completion.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.generation.eos_token_ids
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use kernels::cpu::Cpu;
+
+    use super::*;
+    use crate::golden;
+
+    /// A golden case's checkpoint and adapter, the named file of which is made by `make` (or left out).
+    fn opened(case: &str, broken: &str, make: &dyn Fn(&Path)) -> Result<LanguageModel, OpenError> {
+        let scratch = tempfile::tempdir().unwrap();
+        for folder in ["model", "adapter"] {
+            fs::create_dir(scratch.path().join(folder)).unwrap();
+            for entry in fs::read_dir(golden::case(case).join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                let to = scratch.path().join(folder).join(path.file_name().unwrap());
+                if !to.ends_with(broken) {
+                    fs::copy(path, to).unwrap();
+                }
+            }
+        }
+        make(&scratch.path().join(broken));
+        let [model, adapter] = ["model", "adapter"].map(|folder| scratch.path().join(folder));
+        LanguageModel::open(&model, Some(&adapter), None, &Device::new(Cpu::new(1)))
+    }
+
+    const FILES: [(&str, &str); 9] = [
+        ("qwen3-tied", "model/config.json"),
+        ("qwen3-tied", "model/model.safetensors"),
+        ("qwen3-tied", "model/tokenizer.json"),
+        ("qwen3-tied", "model/tokenizer_config.json"),
+        ("qwen3-tied", "model/generation_config.json"),
+        ("qwen3-tied", "model/chat_template.jinja"),
+        ("qwen3-sharded", "model/model-00002-of-00002.safetensors"),
+        ("qwen3-tied", "adapter/adapter_config.json"),
+        ("qwen3-tied", "adapter/adapter_model.safetensors"),
+    ];
+
+    #[track_caller]
+    fn says(result: Result<LanguageModel, OpenError>, parts: &[&str]) {
+        let error = result.err().expect("should be refused").to_string();
+        for part in parts {
+            assert!(error.contains(part), "{part:?} is not in {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_in_place_of_any_file_says_git_lfs() {
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7031645\n";
+        for (case, file) in FILES {
+            let name = file.rsplit_once('/').unwrap().1;
+            let write = |path: &Path| fs::write(path, pointer).unwrap();
+            says(opened(case, file, &write), &[name, "git lfs pull"]);
+        }
+        // The files are sound without it.
+        let write = |path: &Path| fs::write(path, pointer).unwrap();
+        opened("qwen3-tied", "model/README.md", &write).map_err(|e| e.to_string()).unwrap();
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_to_nothing_in_place_of_any_file_names_its_target() {
+        for (case, file) in FILES {
+            let name = file.rsplit_once('/').unwrap().1;
+            let link = |path: &Path| {
+                std::os::unix::fs::symlink("../../blobs/4d7a2146", path).unwrap();
+            };
+            says(opened(case, file, &link), &[name, "../../blobs/4d7a2146", "cp -L"]);
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod merge;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
+mod quantization;
 pub mod random_checkpoint;
 pub mod schedule;
 pub mod tape;

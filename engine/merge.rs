@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::{
     adapter::{Adapter, AdapterError, LoraFactors, Projection},
     config::{Config, ConfigError},
+    error::{FileError, look_up},
     files::{WriteError, write_synced},
     weights::{Checkpoint, StoredFile, WeightsError},
 };
@@ -69,6 +70,9 @@ pub enum MergeError {
     Adapter(#[from] AdapterError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// A link to nothing beside the weights.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file beside the weights.
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -112,10 +116,7 @@ pub fn merge(
     observe: &mut dyn FnMut(Progress),
     stop: &AtomicBool,
 ) -> Result<Merged, MergeError> {
-    // Before the configuration, so that a wrong path is called one.
-    let checkpoint = Checkpoint::open(model)?;
-    let config = Config::load(model)?;
-    checkpoint.check(&config)?;
+    let (checkpoint, config) = Checkpoint::open_checked::<MergeError>(model)?;
     let adapter = Adapter::load(adapter, &config)?;
     let mut updates = updates(&adapter, &config);
     let files = checkpoint.stored_files();
@@ -171,7 +172,7 @@ fn companions(model: &Path, files: &[StoredFile]) -> Result<Vec<OsString>, Merge
             // transformers would apply it once more.
             || name == "adapter_config.json";
         // A link (the Hugging Face cache is made of them) counts as what it leads to.
-        if !left_out && path.is_file() {
+        if !left_out && look_up(&path)?.is_file() {
             names.push(name.to_owned());
         }
     }

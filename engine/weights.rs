@@ -8,13 +8,15 @@
 //! **A mapped file must not be truncated while it is in use**: the kernel then answers a read past the new end with SIGBUS, which
 //! ends the process. Replacing a file by rename, as this program and the Hugging Face cache do, is safe: the map keeps the old one.
 
+mod formats;
 mod handle;
 mod header;
+mod missing;
 mod stored;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -24,8 +26,10 @@ use memmap2::Mmap;
 pub use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::config::{Config, ExpectedTensor};
-use crate::error::{FileError, excerpt, parse_json, read_text};
+use crate::config::{Config, ConfigError, ExpectedTensor};
+use crate::error::{FileError, excerpt, is_there, look_up, parse_json, read_text, stand_in};
+use crate::quantization;
+pub(crate) use formats::of_file as unread_format;
 pub use handle::{Packing, Weight};
 use header::TensorInfo;
 pub(crate) use stored::{StoredFile, StoredTensor};
@@ -61,14 +65,17 @@ pub enum WeightsError {
     File(#[from] FileError),
     /// Neither model.safetensors nor an index.
     #[error("{}: no model.safetensors or model.safetensors.index.json in this directory{advice}", directory.display())]
-    NoWeights { directory: PathBuf, advice: &'static str },
+    NoWeights { directory: PathBuf, advice: String },
     /// A path that does not exist.
     #[error("{}: no such directory", path.display())]
     NoDirectory { path: PathBuf },
     /// A file was given for a directory.
     #[error(
-        "{}: a checkpoint is a directory (with config.json, model.safetensors, tokenizer.json), this is a file; give the directory that holds it",
-        path.display()
+        "{}: {}",
+        path.display(),
+        formats::of_file(path).unwrap_or(
+            "a checkpoint is a directory (with config.json, model.safetensors, tokenizer.json), this is a file; give the directory that holds it"
+        )
     )]
     NotADirectory { path: PathBuf },
     /// The operating system refused.
@@ -88,16 +95,20 @@ pub enum WeightsError {
     Index { path: PathBuf, message: String },
     /// The index names a file that is not there.
     #[error(
-        "{}: the index names {shard:?} ({tensors} tensors), which is not there (an interrupted download?): fetch the checkpoint again",
-        path.display()
+        "{}: {missing} of the {shards} files that the index names are not there (an interrupted download?): fetch {shard:?}{}",
+        path.display(),
+        if *missing > 1 { " and the others" } else { "" }
     )]
-    MissingShard { path: PathBuf, shard: String, tensors: usize },
+    MissingShard { path: PathBuf, shard: String, missing: usize, shards: usize },
     /// A name in two shards.
     #[error("tensor {name:?} stands in {} and again in {}", first.display(), second.display())]
     Duplicate { name: String, first: PathBuf, second: PathBuf },
     /// Tensors that the configuration calls for and no file has.
-    #[error("{}: {count} tensors that config.json calls for are missing: {names}", path.display())]
-    Missing { path: PathBuf, count: usize, names: String },
+    #[error("{}: {count} tensors that config.json calls for are missing: {names}; {found}", path.display())]
+    Missing { path: PathBuf, count: usize, names: String, found: String },
+    /// Pieces of quantized weights, of which config.json says nothing.
+    #[error("{}: the weights are quantized by {maker} ({tensor}); {}", path.display(), quantization::REMEDY)]
+    Quantized { path: PathBuf, maker: &'static str, tensor: String },
     /// A tensor of another shape.
     #[error("{}: tensor {name:?} should have shape {expected:?}, got {got:?}", path.display())]
     Shape { path: PathBuf, name: String, expected: Vec<usize>, got: Vec<usize> },
@@ -147,27 +158,45 @@ impl Checkpoint {
     /// Opens model.safetensors or the shards of model.safetensors.index.json in `directory`.
     pub fn open(directory: &Path) -> Result<Checkpoint, WeightsError> {
         let io = |source| WeightsError::Io { path: directory.to_owned(), source };
-        match std::fs::metadata(directory) {
+        match look_up(directory) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(WeightsError::NotADirectory { path: directory.to_owned() }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(WeightsError::NoDirectory { path: directory.to_owned() });
-            }
-            Err(error) => return Err(io(error)),
+            Err(FileError::NotFound { path }) => return Err(WeightsError::NoDirectory { path }),
+            Err(error) => return Err(error.into()),
         }
         let single = directory.join("model.safetensors");
         let index = directory.join("model.safetensors.index.json");
         // transformers prefers the single file as well.
-        if single.try_exists().map_err(io)? {
+        if is_there(&single)? {
             Checkpoint::open_file(&single)
-        } else if index.try_exists().map_err(io)? {
+        } else if is_there(&index)? {
             open_index(directory, &index)
         } else {
             Err(WeightsError::NoWeights {
                 directory: directory.to_owned(),
-                advice: other_formats(directory).map_err(io)?,
+                advice: formats::of_directory(directory).map_err(io)?,
             })
         }
+    }
+
+    /// Opens the checkpoint in `directory` and its config.json, and [checks](Checkpoint::check) one against the other.
+    pub fn open_checked<E: From<WeightsError> + From<ConfigError>>(
+        directory: &Path,
+    ) -> Result<(Checkpoint, Config), E> {
+        // Before the configuration, so that a wrong path is called one.
+        let checkpoint = match Checkpoint::open(directory) {
+            // Unless config.json says that other files than these would not do either.
+            Err(error @ WeightsError::NoWeights { .. }) => {
+                return Err(match Config::load(directory) {
+                    Err(quantized @ ConfigError::Quantized { .. }) => quantized.into(),
+                    _ => error.into(),
+                });
+            }
+            opened => opened?,
+        };
+        let config = Config::load(directory)?;
+        checkpoint.check(&config)?;
+        Ok((checkpoint, config))
     }
 
     /// Opens one safetensors file of any name.
@@ -180,6 +209,11 @@ impl Checkpoint {
     /// Checks name, shape and type of every tensor that `config` calls for. Further tensors are ignored, as transformers does,
     /// but a redundant LM head beside tied embeddings must at least have the head's shape.
     pub fn check(&self, config: &Config) -> Result<(), WeightsError> {
+        if let Some((name, maker)) = quantization::of_names(self.names()) {
+            let path = self.files[self.tensors[name].file].path.clone();
+            let tensor = format!("it has {:?}", excerpt(name));
+            return Err(WeightsError::Quantized { path, maker, tensor });
+        }
         let missing: Vec<String> = config
             .expected_tensors()
             .map(|tensor| tensor.name)
@@ -192,7 +226,8 @@ impl Checkpoint {
                 names.push_str(", …");
             }
             let path = self.files[0].path.parent().unwrap_or(Path::new("")).to_owned();
-            return Err(WeightsError::Missing { path, count: missing.len(), names });
+            let found = missing::explain(self.names(), config, &missing);
+            return Err(WeightsError::Missing { path, count: missing.len(), names, found });
         }
         let redundant_head =
             Some(config.head()).filter(|head| self.tensors.contains_key(&head.name));
@@ -225,7 +260,7 @@ impl Checkpoint {
     }
 
     /// All names, sorted.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.tensors.keys().map(String::as_str)
     }
 
@@ -263,6 +298,12 @@ impl Checkpoint {
         let tensor = &self.tensors[&expected.name];
         let path = || self.files[tensor.file].path.clone();
         let name = || expected.name.clone();
+        let got = tensor.info.dtype;
+        if quantization::is_packed(got) {
+            let tensor = format!("{:?} is {got}", expected.name);
+            let maker = "a program that packs numbers into such types";
+            return Err(WeightsError::Quantized { path: path(), maker, tensor });
+        }
         if tensor.info.shape != expected.shape {
             return Err(WeightsError::Shape {
                 path: path(),
@@ -324,19 +365,20 @@ fn open_index(directory: &Path, index: &Path) -> Result<Checkpoint, WeightsError
     let weight_map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
         wrong("\"weight_map\" should be an object of tensor names to files".into())
     })?;
-    let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut shards: BTreeSet<&str> = BTreeSet::new();
     for (name, shard) in weight_map {
         let Some(shard) = shard.as_str() else {
             let (name, got) = (excerpt(name), excerpt(&shard.to_string()));
             return Err(wrong(format!("tensor {name:?} should name a file, got {got}")));
         };
-        *shards.entry(shard).or_default() += 1;
+        shards.insert(shard);
     }
     if shards.is_empty() || shards.len() > MAX_SHARDS {
         return Err(wrong(format!("names {} files, expected 1 to {MAX_SHARDS}", shards.len())));
     }
     let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
-    for (&shard, &tensors) in &shards {
+    let mut missing = Vec::new();
+    for &shard in &shards {
         let mut components = Path::new(shard).components();
         let plain = matches!(components.next(), Some(Component::Normal(_)));
         if !plain || components.next().is_some() || shard.contains('\\') {
@@ -345,53 +387,29 @@ fn open_index(directory: &Path, index: &Path) -> Result<Checkpoint, WeightsError
                 "the file name {shard:?} leaves the directory; shards lie beside the index"
             )));
         }
-        let path = directory.join(shard);
-        match path.try_exists() {
-            Ok(true) => checkpoint.add_file(&path)?,
-            Ok(false) => {
-                let (path, shard) = (index.to_owned(), excerpt(shard));
-                return Err(WeightsError::MissingShard { path, shard, tensors });
-            }
-            Err(source) => return Err(WeightsError::Io { path, source }),
+        if !is_there(&directory.join(shard))? {
+            missing.push(shard);
         }
     }
-    for (name, shard) in weight_map {
-        let shard = shard.as_str().unwrap_or_default();
-        let found = checkpoint.file_of(name).and_then(Path::file_name);
-        if found.is_none_or(|file| file != shard) {
-            let (name, shard) = (excerpt(name), excerpt(shard));
-            return Err(wrong(format!("tensor {name:?} should stand in {shard:?}, but does not")));
-        }
+    if let [first, ..] = missing.as_slice() {
+        return Err(WeightsError::MissingShard {
+            path: index.to_owned(),
+            shard: excerpt(first),
+            missing: missing.len(),
+            shards: shards.len(),
+        });
+    }
+    // Where a tensor stands is what the shards say, as in transformers: the index only names them.
+    for shard in shards {
+        checkpoint.add_file(&directory.join(shard))?;
     }
     Ok(checkpoint)
-}
-
-/// What to do with a directory that holds weights in another format.
-fn other_formats(directory: &Path) -> Result<&'static str, std::io::Error> {
-    let mut advice = "";
-    for entry in std::fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        if name.ends_with(".bin") && name.starts_with("pytorch_model") || name.ends_with(".pth") {
-            advice = ", only PyTorch's pickle format, which can run code and is not read: convert it with Python's \
-                transformers, `AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out, safe_serialization=True)`";
-        } else if name.ends_with(".gguf") && advice.is_empty() {
-            advice = ", only GGUF, which is not read: fetch the checkpoint that it was made from, in safetensors format";
-        } else if name == "adapter_model.safetensors" && advice.is_empty() {
-            advice = ", but a LoRA adapter: give it as the adapter and its base model as the model";
-        }
-    }
-    Ok(if advice.is_empty() {
-        "; give one that transformers saved a checkpoint in"
-    } else {
-        advice
-    })
 }
 
 fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     let io = |source| WeightsError::Io { path: path.to_owned(), source };
     // Asked before opening: opening a FIFO would block.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
+    if !look_up(path)?.is_file() {
         return Err(FileError::NotAFile { path: path.to_owned() }.into());
     }
     let file = File::open(path).map_err(io)?;
@@ -403,7 +421,11 @@ fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
             got_bytes,
         });
     }
-    map_read_only(&file).map_err(io)
+    let map = map_read_only(&file).map_err(io)?;
+    match stand_in(&map[..map.len().min(256)]) {
+        Some(what) => Err(FileError::StandIn { path: path.to_owned(), what }.into()),
+        None => Ok(map),
+    }
 }
 
 #[allow(unsafe_code)]

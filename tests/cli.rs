@@ -101,6 +101,7 @@ fn bad_usage_and_wrong_paths_are_explained() {
     };
     bad_eval("./no/such/model", &data, &["no/such/model"]);
     bad_eval(&data, &data, &["directory"]);
+    bad_eval(&write("q4.gguf", b"GGUF"), &data, &["q4.gguf", "GGUF, which is not read", "fetch"]);
     bad_eval(&model, "./no-such-file.jsonl", &["no-such-file.jsonl"]);
     bad_eval(&model, &write("empty.jsonl", b""), &["empty.jsonl"]);
     bad_eval(&model, &write("columns.jsonl", b"{\"question\": \"x\"}\n"), &["question", "prompt"]);

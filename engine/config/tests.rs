@@ -347,6 +347,65 @@ fn what_is_not_computed_is_refused_by_name() {
 }
 
 #[test]
+fn quantized_checkpoints_name_their_maker() {
+    let cases: Vec<(&str, &str, &str)> = vec![
+        (
+            "quantization_config",
+            r#"{"quant_method": "gptq", "bits": 4, "group_size": 128}"#,
+            "GPTQ",
+        ),
+        ("quantization_config", r#"{"quant_method": "awq", "bits": 4}"#, "AWQ"),
+        ("quantization_config", r#"{"quant_method": "AWQ"}"#, "AWQ"),
+        (
+            "quantization_config",
+            r#"{"quant_method": "bitsandbytes", "load_in_4bit": true}"#,
+            "bitsandbytes",
+        ),
+        ("quantization_config", r#"{"load_in_4bit": true}"#, "bitsandbytes, 4 bit"),
+        ("quantization_config", r#"{"load_in_8bit": true}"#, "bitsandbytes, 8 bit"),
+        (
+            "quantization_config",
+            r#"{"quant_method": "fp8", "weight_block_size": [128, 128]}"#,
+            "fp8",
+        ),
+        ("quantization_config", r#"{"quant_method": "fbgemm_fp8"}"#, "FBGEMM"),
+        ("quantization_config", r#"{"quant_method": "compressed-tensors"}"#, "compressed-tensors"),
+        ("compression_config", r#"{"format": "int-quantized"}"#, "compressed-tensors"),
+        ("quantization_config", r#"{"quant_method": "hqq"}"#, "HQQ"),
+        ("quantization_config", r#"{"quant_method": "eetq"}"#, "EETQ"),
+        ("quantization_config", r#"{"quant_method": "aqlm"}"#, "AQLM"),
+        ("quantization_config", r#"{"quant_method": "quanto"}"#, "Quanto"),
+        (
+            "quantization_config",
+            r#"{"quant_type": "torchao", "quant_method": "torchao"}"#,
+            "torchao",
+        ),
+        ("quantization_config", r#"{"quant_method": "exl2"}"#, "ExLlamaV2"),
+        ("quantization_config", r#"{"quant_method": "mxfp4"}"#, "MXFP4"),
+        ("quantization_config", r#"{"quant_method": "bitnet"}"#, "BitNet"),
+        (
+            "quantization_config",
+            r#"{"quant_algo": "NVFP4", "producer": {"name": "modelopt"}}"#,
+            "ModelOpt",
+        ),
+        ("quantization", r#"{"group_size": 64, "bits": 4}"#, "MLX"),
+        ("quantization_config", r#"{"group_size": 64, "bits": 4, "mode": "affine"}"#, "MLX"),
+        ("quantization_config", r#"{"quant_method": "newest"}"#, "newest"),
+        ("quantization_config", r#"{}"#, "does not name"),
+        ("quantization_config", r#""int4""#, "does not name"),
+    ];
+    for (key, text, maker) in cases {
+        let value = serde_json::from_str(text).unwrap();
+        let error =
+            message(with(key, value), &[&format!("{key:?}"), maker, "fetch the checkpoint"]);
+        assert!(matches!(error, ConfigError::Quantized { .. }), "{text}: {error:?}");
+    }
+    for key in ["quantization_config", "quantization"] {
+        assert!(with(key, Value::Null).is_ok());
+    }
+}
+
+#[test]
 fn an_unknown_model_type_names_the_supported_ones() {
     let error =
         message(with("model_type", "gemma3".into()), &["gemma3", "qwen3", "qwen2", "llama"]);

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::FileError;
+
 /// A failure to turn a path or an id into local files.
 ///
 /// Every message ends with what to do. None contains the token, a query string (download links are
@@ -19,11 +21,16 @@ pub enum HubError {
         /// The path as looked up.
         path: PathBuf,
     },
+    /// A link to nothing, or a file that is not what its name says.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A model or adapter is a directory; this is something else.
-    #[error("{path}: is a file; give the directory that contains it", path = path.display())]
+    #[error("{path}: {advice}", path = path.display())]
     NotADirectory {
         /// The path as looked up.
         path: PathBuf,
+        /// What it is, and what to do.
+        advice: &'static str,
     },
     /// Neither an existing path nor an id.
     #[error(

@@ -10,6 +10,7 @@
 use super::HubError;
 use super::config::expand_home;
 use super::error::io_error;
+use crate::error::is_there;
 use std::path::{Path, PathBuf};
 
 /// Endings of files, never of repositories.
@@ -43,7 +44,8 @@ pub(super) fn locate(spec: &str, home: Option<&Path>) -> Result<Location, HubErr
     let path = expand_home(Path::new(spec), home);
     match path.try_exists() {
         Ok(true) => return Ok(Location::Local(path)),
-        Ok(false) => {}
+        // An error where a link of that name leads to nothing.
+        Ok(false) => drop(is_there(&path)?),
         // Too long for a name, or through a file: not a path, maybe an id.
         Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {}
         Err(error) => return Err(io_error("look up", &path, error)),

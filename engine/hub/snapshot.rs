@@ -2,11 +2,11 @@
 
 use super::HubError;
 use super::cache::Repository;
-use super::error::io_error;
 use super::reference::{Reference, check_file_name};
+use crate::error::read_text;
+use crate::weights::unread_format;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
+use std::path::Path;
 
 const INDEX: &str = "model.safetensors.index.json";
 /// Configurations and tokenizers: the largest tokenizer.json in use has about 35 MB.
@@ -55,6 +55,12 @@ impl Contents {
     /// Files that a repository may do without.
     pub(super) fn wished(&self) -> impl Iterator<Item = &'static str> {
         self.expected.iter().chain(self.optional).copied()
+    }
+
+    /// What to do with a file that was given for the directory.
+    pub(super) fn advice(&self, file: &Path) -> &'static str {
+        let unread = unread_format(file).filter(|_| self.sharded);
+        unread.unwrap_or("is a file; give the directory that contains it")
     }
 
     /// The first file that a cached snapshot lacks.
@@ -108,7 +114,12 @@ impl Contents {
                     ("tokenizer.json", ..) => {
                         "this repository has no fast tokenizer: save one with transformers (AutoTokenizer, use_fast) and give the local directory"
                     }
-                    _ => "is it the repository you mean?",
+                    _ => match listing.iter().find_map(|name| unread_format(Path::new(name))) {
+                        Some(advice) if !has(self.weights) && !has(INDEX) => {
+                            return Err(not_found(file, format!("it has {advice}")));
+                        }
+                        _ => "is it the repository you mean?",
+                    },
                 };
                 return Err(not_found(file, hint.to_string()));
             }
@@ -124,13 +135,14 @@ impl Contents {
             let other = [".bin", ".gguf", ".pt", ".safetensors"];
             let other =
                 listing.iter().find(|name| other.iter().any(|ending| name.ends_with(ending)));
-            let hint = match other {
+            let hint = match (other, other.and_then(|name| unread_format(Path::new(name)))) {
+                (Some(_), Some(advice)) if self.sharded => format!("it has {advice}"),
                 // `{:?}`: a listing's name is the server's text.
-                Some(other) => format!(
+                (Some(other), _) => format!(
                     "it has {other:?}, which is not read: convert it to {} and give the local directory",
                     self.weights
                 ),
-                None => "it has no weights".to_string(),
+                (None, _) => "it has no weights".to_string(),
             };
             return Err(not_found(self.weights, hint));
         }
@@ -150,16 +162,8 @@ impl Contents {
         }
         let bad =
             |reason: &str| HubError::BadIndex { path: path.clone(), reason: reason.to_string() };
-        let mut bytes = Vec::new();
-        let file = File::open(&path).map_err(|error| io_error("open", &path, error))?;
-        file.take(INDEX_LIMIT + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|error| io_error("read", &path, error))?;
-        if bytes.len() as u64 > INDEX_LIMIT {
-            return Err(bad("it is longer than 64 MiB"));
-        }
-        let index: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|error| bad(&format!("no JSON: {error}")))?;
+        let index: serde_json::Value = serde_json::from_str(&read_text(&path, INDEX_LIMIT)?)
+            .map_err(|error| bad(&format!("no JSON: {error}")))?;
         let map = index["weight_map"].as_object();
         let map = map.ok_or_else(|| bad("it has no object \"weight_map\""))?;
         let mut shards = BTreeSet::new();

@@ -194,6 +194,24 @@ fn other_forms_of_the_old_weights_are_left_out() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_link_to_nothing_beside_the_weights_is_not_left_out() {
+    let (model, adapter) = parts("qwen2");
+    let scratch = tempfile::tempdir().unwrap();
+    let source = scratch.path().join("model");
+    fs::create_dir(&source).unwrap();
+    for entry in fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, source.join(path.file_name().unwrap())).unwrap();
+    }
+    std::os::unix::fs::symlink("../blobs/4d7a", source.join("tokenizer.json")).unwrap();
+    let out = scratch.path().join("out");
+    let error = plain_merge(&source, &adapter, &out).unwrap_err();
+    assert!(matches!(error, MergeError::File(FileError::DanglingLink { .. })), "{error}");
+    assert!(error.to_string().contains("../blobs/4d7a") && !out.exists(), "{error}");
+}
+
+#[test]
 fn a_place_that_is_taken_is_refused_before_anything_is_written() {
     let (model, adapter) = parts("qwen2");
     let scratch = tempfile::tempdir().unwrap();

@@ -77,6 +77,7 @@ impl Checkpoint {
             path: self.files[0].path.clone(),
             count: 1,
             names: name.to_string(),
+            found: "the files do not have it".to_owned(),
         };
         let TensorView { dtype, shape, bytes } = self.tensor(name)?.ok_or_else(missing)?;
         let tensor = &self.tensors[name];

@@ -1,5 +1,7 @@
 //! Sound checkpoints in every layout, and hostile ones: each asserts the variant and that the message names what is wrong.
 
+mod refusals;
+
 use std::time::Instant;
 
 use serde_json::json;
@@ -192,10 +194,22 @@ fn shards_are_joined_and_duplicates_refused() {
     );
     assert!(matches!(error, WeightsError::Duplicate { .. }), "{error:?}");
 
-    // The index says that a tensor stands where it does not.
+    // The index says that tensors stand where they do not, and names one that is nowhere: as in transformers, the shards
+    // say where, and only what config.json calls for must be there.
+    write("b.safetensors", &tensors_bytes(second, Dtype::F32));
+    let mut map = index["weight_map"].clone();
+    map[&tensors[0].name] = "b.safetensors".into();
+    map[&tensors[7].name] = "a.safetensors".into();
+    map["model.layers.0.self_attn.rotary_emb.inv_freq"] = "a.safetensors".into();
+    let moved = json!({"weight_map": map}).to_string();
+    write("model.safetensors.index.json", moved.as_bytes());
+    Checkpoint::open(directory.path()).unwrap().check(&config).unwrap();
     write("b.safetensors", &tensors_bytes(&tensors[6..], Dtype::F32));
-    let error = refused(Checkpoint::open(directory.path()), &[&tensors[5].name, "b.safetensors"]);
-    assert!(matches!(error, WeightsError::Index { .. }), "{error:?}");
+    let error = refused(
+        Checkpoint::open(directory.path()).unwrap().check(&config),
+        &["1 tensors", &tensors[5].name],
+    );
+    assert!(matches!(error, WeightsError::Missing { .. }), "{error:?}");
 
     std::fs::remove_file(directory.path().join("b.safetensors")).unwrap();
     let error =

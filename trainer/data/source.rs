@@ -382,11 +382,13 @@ pub(super) fn format(
                 "the old Feather format; write it again with pyarrow.feather.write_feather",
             );
         }
-        _ if text.starts_with(b"version https://git-lfs") => {
-            return unknown("a Git LFS pointer; fetch the file itself with git lfs pull");
-        }
-        _ if text.starts_with(b"<") => return unknown("a web page or XML"),
         _ => {}
+    }
+    if let Some(stand_in) = engine::error::stand_in(start) {
+        return unknown(stand_in);
+    }
+    if text.starts_with(b"<") {
+        return unknown("a web page or XML");
     }
     match extension {
         "csv" => Ok(Format::Csv),

@@ -230,7 +230,7 @@ fn a_repository_without_what_a_model_needs() {
     let cases = [
         ("config.json", "config.json"),
         ("tokenizer.json", "no fast tokenizer"),
-        ("model.safetensors", "it has \"pytorch_model.bin\", which is not read"),
+        ("model.safetensors", "it has PyTorch's pickle format"),
     ];
     for (lacking, expected) in cases {
         let (scratch, mut fake) = (Scratch::new(), FakeHub::model());

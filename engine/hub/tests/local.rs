@@ -1,6 +1,7 @@
 //! Paths, ids and settings: nothing here connects.
 
 use super::*;
+use crate::error::FileError;
 use crate::hub::reference::{Location, locate, parse};
 use std::collections::HashMap;
 use std::fs;
@@ -28,6 +29,52 @@ fn a_path_that_exists_wins() {
     assert_eq!(data.unwrap(), file);
     let error = model(file.to_str().unwrap()).unwrap_err();
     assert!(matches!(error, HubError::NotADirectory { .. }), "{error}");
+}
+
+#[test]
+fn a_file_for_a_model_says_at_once_what_it_is() {
+    let scratch = Scratch::new();
+    let hub = offline(&scratch);
+    for (name, model, adapter) in [
+        ("q4.gguf", "GGUF, which is not read: fetch the checkpoint", "give the directory"),
+        ("pytorch_model.bin", "pickle", "give the directory"),
+        (
+            "adapter_model.safetensors",
+            "a LoRA adapter: give it as the adapter",
+            "give the directory",
+        ),
+        ("model.safetensors", "give the directory", "give the directory"),
+    ] {
+        let file = scratch.0.join(name);
+        fs::write(&file, "x").unwrap();
+        let spec = file.to_str().unwrap();
+        for (resolved, part) in [
+            (hub.resolve_model(spec, &mut |_| {}), model),
+            (hub.resolve_adapter(spec, &mut |_| {}), adapter),
+        ] {
+            let error = resolved.unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains(name), "{error}");
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_to_nothing_is_no_id() {
+    let scratch = Scratch::new();
+    let hub = offline(&scratch);
+    let link = scratch.0.join("judge");
+    std::os::unix::fs::symlink("/nowhere/judge", &link).unwrap();
+    let spec = link.to_str().unwrap();
+    for resolved in [
+        hub.resolve_model(spec, &mut |_| {}),
+        hub.resolve_adapter(spec, &mut |_| {}),
+        hub.resolve_data(spec, &mut |_| {}),
+    ] {
+        let error = resolved.unwrap_err();
+        assert!(matches!(error, HubError::File(FileError::DanglingLink { .. })), "{error}");
+        assert!(error.to_string().contains("/nowhere/judge"), "{error}");
+    }
 }
 
 #[test]
