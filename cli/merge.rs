@@ -50,11 +50,20 @@ pub(crate) fn run(args: &Merge) -> Result<ExitCode, Failure> {
         }
         merged => merged?,
     };
+    merged.notes.iter().for_each(|text| note(&format!("note: {text}")));
+    let matrices = match merged.changed == merged.matrices {
+        true => format!("{} matrices changed", merged.matrices),
+        false => format!("{} of {} matrices changed", merged.changed, merged.matrices),
+    };
+    if merged.changed == 0 && merged.notes.is_empty() {
+        note(
+            "note: every change is lost in the rounding of the weights' type: the result is the base model",
+        );
+    }
     let files = if merged.weight_files == 1 { "file" } else { "files" };
     print(&format!(
-        "{}: {} matrices changed, {} of weights in {} {files}\n",
+        "{}: {matrices}, {} of weights in {} {files}\n",
         args.out.display(),
-        merged.matrices,
         bytes(merged.weight_bytes),
         merged.weight_files,
     ))?;

@@ -2,7 +2,6 @@
 
 use std::{process::ExitCode, sync::atomic::Ordering};
 
-use engine::language_model::LanguageModel;
 use indicatif::ProgressBar;
 use trainer::{
     data::{self, Wanted},
@@ -20,7 +19,7 @@ use crate::{
     args::{Rollout, SettingsArgs},
     interrupt, machine,
     output::{bar_style, note},
-    session::{data_source, precision, resolve},
+    session::{data_source, open_language_model, precision, resolve},
     train::{base_settings, check_positions, template},
 };
 
@@ -34,7 +33,7 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let device = machine::device(args.device, args.dtype, args.threads)?;
     let precision = precision(args.dtype);
     let mut language_model =
-        LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+        open_language_model(&args.model, &directory, adapter.as_deref(), precision, &device)?;
     machine::place_weights(&mut language_model.model, args.weights)?;
     check_positions(&language_model, &settings)?;
     let template =

@@ -8,12 +8,14 @@ use std::{
 };
 
 use engine::{
-    config::GenerationConfig,
+    adapter::Adapter,
+    config::{Config, GenerationConfig},
     generate::Options,
     hub::{self, Hub},
     kv_cache::KvCache,
-    language_model::LanguageModel,
+    language_model::{LanguageModel, OpenError},
     model::Precision,
+    tensor::Device,
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kernels::cpu::sample::SamplingParams;
@@ -55,7 +57,7 @@ impl Session {
         let precision = precision(runtime.dtype);
         let device = machine::device(runtime.device, runtime.dtype, runtime.threads)?;
         let mut language_model =
-            LanguageModel::open(&directory, adapter.as_deref(), precision, &device)?;
+            open_language_model(model, &directory, adapter.as_deref(), precision, &device)?;
         let weights = machine::place_weights(&mut language_model.model, runtime.weights)?;
         let template = match &generation.template {
             Some(path) => Template::from_file(path)?,
@@ -135,6 +137,26 @@ impl Session {
             "max_prompt_tokens": judge.max_prompt_tokens,
         }))
     }
+}
+
+/// Opens the checkpoint in `directory`, which the user calls `model`, with an adapter if there is one; what is odd about that
+/// goes to stderr.
+pub(crate) fn open_language_model(
+    model: &str,
+    directory: &Path,
+    adapter: Option<&Path>,
+    precision: Option<Precision>,
+    device: &Device,
+) -> Result<LanguageModel, OpenError> {
+    let Some(adapter) = adapter else {
+        return LanguageModel::open(directory, None, precision, device);
+    };
+    let load = |config: &Config| {
+        let adapter = Adapter::load(adapter, config)?;
+        adapter.notes(model).iter().for_each(|text| note(&format!("note: {text}")));
+        Ok(adapter)
+    };
+    Ok(LanguageModel::open_with(directory, load, precision, device)?.0)
 }
 
 /// The directories of a model and an adapter, fetched if they have to be.

@@ -2,12 +2,14 @@
 //!
 //! y = W x + scale * B (A x), with A [r, in], B [out, r], and scale = alpha / r, or alpha / sqrt(r) with `use_rslora`
 //! (Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732). The factors are read as f32, whatever the file holds: they are
-//! masters in training, and small. Every option of PEFT that would change this formula or the set of adapted matrices
-//! beyond what the file's keys say is refused by name, an unknown one as well.
+//! masters in training, and small. r and alpha may differ by matrix (`rank_pattern`, `alpha_pattern`). An option of PEFT that
+//! would change this formula, or which tensors there are, is refused by name; a key that PEFT does not know is worth a note.
 
 mod config;
 mod initialize;
 mod keys;
+mod modules;
+mod notes;
 #[cfg(test)]
 mod peft_tests;
 mod save;
@@ -21,10 +23,11 @@ use crate::error::{FileError, excerpt, is_there, read_text};
 use crate::files::WriteError;
 use crate::weights::{Checkpoint, Dtype, WeightsError};
 
-use config::{Targets, parse_config};
+use config::parse_config;
 pub use initialize::AdapterSettings;
 pub(crate) use keys::peft_key;
 use keys::{parse_key, read_factor};
+use modules::{Module, Patterns};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -104,9 +107,9 @@ pub struct LoraFactors {
 /// A checked adapter for one model configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
-    /// r, the same for all matrices.
+    /// r of the matrices for which rank_pattern has no other.
     pub rank: usize,
-    /// lora_alpha
+    /// lora_alpha of those for which alpha_pattern has no other.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(r).
     pub rank_stabilized: bool,
@@ -114,6 +117,10 @@ pub struct Adapter {
     pub dropout: f64,
     /// The model for which it says that it was made; a path or id, for messages.
     pub base_model: Option<String>,
+    rank_pattern: Patterns<usize>,
+    alpha_pattern: Patterns<f64>,
+    /// Keys of the file that are not understood, with their values.
+    unknown_keys: Vec<String>,
     layers: Vec<[Option<LoraFactors>; 7]>,
 }
 
@@ -182,7 +189,7 @@ impl Adapter {
             }
             result => result?,
         };
-        let (mut adapter, targets) = parse_config(&config_path, &text, config)?;
+        let (mut adapter, modules) = parse_config(&config_path, &text, config)?;
         let path = directory.join(WEIGHTS);
         if !is_there(&path)? {
             return Err(not_an_adapter(if directory.join("adapter_model.bin").exists() {
@@ -193,8 +200,8 @@ impl Adapter {
             }));
         }
         let checkpoint = Checkpoint::open_file(&path)?;
-        adapter.read_factors(&path, &checkpoint, config)?;
-        adapter.check_targets(&config_path, &targets)?;
+        adapter.read_factors(&path, &checkpoint, config, &modules)?;
+        adapter.check_targets(&config_path, &modules)?;
         Ok(adapter)
     }
 
@@ -222,9 +229,9 @@ impl Adapter {
     }
 
     /// What multiplies B (A x).
-    pub fn scale(&self) -> f32 {
-        let rank = self.rank as f64;
-        (self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }) as f32
+    fn scale(&self, rank: usize, alpha: f64) -> f32 {
+        let rank = rank as f64;
+        (alpha / if self.rank_stabilized { rank.sqrt() } else { rank }) as f32
     }
 
     /// Elements of all factors.
@@ -238,8 +245,8 @@ impl Adapter {
         path: &Path,
         checkpoint: &Checkpoint,
         config: &Config,
+        modules: &[[Module; 7]],
     ) -> Result<(), AdapterError> {
-        let (rank, scale) = (self.rank, self.scale());
         for key in checkpoint.names() {
             let place = parse_key(key, config.num_hidden_layers).map_err(|reason| {
                 AdapterError::UnknownKey { path: path.to_owned(), key: excerpt(key), reason }
@@ -256,8 +263,14 @@ impl Adapter {
                 continue; // read with its A
             }
             let [outputs, inputs] = place.projection.shape(config);
-            let a = read_factor(path, checkpoint, key, [rank, inputs], "[r, in]")?;
-            let b = read_factor(path, checkpoint, &other, [outputs, rank], "[out, r]")?;
+            let Module { rank, alpha, .. } = modules[place.layer][place.projection as usize];
+            let [of_a, of_b] = match rank == self.rank {
+                true => ["[r, in]", "[out, r]"],
+                false => ["[r, in], r by rank_pattern", "[out, r], r by rank_pattern"],
+            };
+            let a = read_factor(path, checkpoint, key, [rank, inputs], of_a)?;
+            let b = read_factor(path, checkpoint, &other, [outputs, rank], of_b)?;
+            let scale = self.scale(rank, alpha);
             let slot = &mut self.layers[place.layer][place.projection as usize];
             if slot.replace(LoraFactors { a, b, rank, scale }).is_some() {
                 return Err(AdapterError::UnknownKey {
@@ -270,7 +283,7 @@ impl Adapter {
         Ok(())
     }
 
-    fn check_targets(&self, path: &Path, targets: &Targets) -> Result<(), AdapterError> {
+    fn check_targets(&self, path: &Path, modules: &[[Module; 7]]) -> Result<(), AdapterError> {
         let wrong = |message| Err(AdapterError::Targets { path: path.to_owned(), message });
         if self.layers.iter().flatten().all(Option::is_none) {
             return wrong("adapter_model.safetensors holds no factors".to_owned());
@@ -278,8 +291,8 @@ impl Adapter {
         for (layer, slots) in self.layers.iter().enumerate() {
             for projection in Projection::ALL {
                 let module = format!("model.layers.{layer}.{}", projection.module());
-                let (named, present) =
-                    (targets.name(&module, layer), slots[projection as usize].is_some());
+                let named = modules[layer][projection as usize].named;
+                let present = slots[projection as usize].is_some();
                 if named && !present {
                     return wrong(format!(
                         "target_modules names {module}, but adapter_model.safetensors has no factors for it (cut short, or of another model?)"

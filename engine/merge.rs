@@ -48,9 +48,13 @@ pub struct Progress {
 }
 
 /// What was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
-    /// Matrices that the adapter changed.
+    /// What is odd about the adapter: see [`Adapter::notes`].
+    pub notes: Vec<String>,
+    /// Matrices whose bytes are others than the base's.
+    pub changed: usize,
+    /// Matrices that the adapter has factors for.
     pub matrices: usize,
     /// Files with weights.
     pub weight_files: usize,
@@ -118,6 +122,7 @@ pub fn merge(
 ) -> Result<Merged, MergeError> {
     let (checkpoint, config) = Checkpoint::open_checked::<MergeError>(model)?;
     let adapter = Adapter::load(adapter, &config)?;
+    let notes = adapter.notes(&model.to_string_lossy());
     let mut updates = updates(&adapter, &config);
     let files = checkpoint.stored_files();
     let companions = companions(model, &files)?;
@@ -137,7 +142,13 @@ pub fn merge(
         copy(&model.join(name), &staging.path(name))?;
     }
     staging.finish()?;
-    Ok(Merged { matrices: updates.len(), weight_files: files.len(), weight_bytes: total_bytes })
+    Ok(Merged {
+        notes,
+        changed: updates.values().filter(|update| update.changed).count(),
+        matrices: updates.len(),
+        weight_files: files.len(),
+        weight_bytes: total_bytes,
+    })
 }
 
 /// The adapter's factors by the name of the matrix they change.

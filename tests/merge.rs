@@ -141,3 +141,41 @@ fn ctrl_c_leaves_nothing_behind() {
     left.sort();
     assert_eq!(left, ["adapter", "model"]);
 }
+
+/// An adapter that changes nothing, or was made for another model, is told wherever it is put on a model.
+#[test]
+fn an_adapter_that_changes_nothing_is_told() {
+    let scratch = tempfile::tempdir().unwrap();
+    let adapter = scratch.path().join("adapter");
+    fs::create_dir(&adapter).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden("qwen3-tied", "adapter") + "/" + name, adapter.join(name)).unwrap();
+    }
+    let path = adapter.join("adapter_config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["lora_alpha"] = 0.into();
+    config["base_model_name_or_path"] = "Qwen/Qwen2.5-7B".into();
+    config["of_a_later_version"] = 16.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let (model, adapter) = (golden("qwen3-tied", "model"), adapter.display().to_string());
+    let out = scratch.path().join("out").display().to_string();
+    let pair = ["--prompt", "1", "--a", "2", "--b", "3", "--max-new-tokens", "2"];
+    let merge = ["merge", "--model", &model, "--adapter", &adapter, "--out", &out];
+    let judge = [&["judge", "--model", &model, "--adapter", &adapter][..], &pair].concat();
+    for args in [&merge[..], &judge] {
+        let output = j1(args);
+        let says = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{says}");
+        for part in
+            ["changes nothing: lora_alpha is 0", "\"Qwen/Qwen2.5-7B\"", "of_a_later_version = 16"]
+        {
+            assert_eq!(says.matches(part).count(), 1, "{part}: {says}");
+        }
+        if args[0] == "merge" {
+            let said = stdout(&output);
+            assert!(said.contains("0 of 14 matrices changed"), "{said}");
+        }
+    }
+    let weights = |directory: &str| fs::read(format!("{directory}/model.safetensors")).unwrap();
+    assert!(weights(&out) == weights(&model));
+}

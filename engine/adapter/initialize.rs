@@ -6,11 +6,9 @@
 
 use kernels::cpu::philox::{Philox, Stream};
 
+use super::modules::{MAX_ALPHA, Patterns};
 use super::{Adapter, AdapterError, LoraFactors, MAX_RANK, Projection};
 use crate::config::Config;
-
-/// The largest lora_alpha that [`Adapter::load`] takes.
-const MAX_ALPHA: f64 = 1e6;
 
 /// What a new adapter is like.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,9 +41,12 @@ impl Adapter {
             rank_stabilized,
             dropout,
             base_model: None,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            unknown_keys: Vec::new(),
             layers: std::iter::repeat_with(Default::default).take(layers).collect(),
         };
-        let scale = adapter.scale();
+        let scale = adapter.scale(rank, alpha);
         for layer in 0..layers {
             for &projection in &settings.targets {
                 let [outputs, inputs] = projection.shape(config);
@@ -105,7 +106,7 @@ mod tests {
     fn a_is_uniform_and_b_zero() {
         let rank = 2000;
         let adapter = Adapter::initialize(&config(), &settings(rank, &Projection::ALL), 3).unwrap();
-        assert_eq!(adapter.scale(), (16.0 / 2000.0) as f32);
+        assert_eq!(adapter.factors(0, Projection::Up).unwrap().scale, (16.0 / 2000.0) as f32);
         for layer in 0..2 {
             for projection in Projection::ALL {
                 let LoraFactors { a, b, .. } = adapter.factors(layer, projection).unwrap();

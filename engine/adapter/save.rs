@@ -10,8 +10,10 @@ use std::io;
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::modules::Patterns;
 use super::{Adapter, AdapterError, CONFIG, LIMIT_BYTES, Projection, WEIGHTS, peft_key};
 use crate::error::read_text;
 use crate::files::{Prepared, WriteError, sync_parent};
@@ -74,14 +76,10 @@ impl Adapter {
 
     /// adapter_config.json.
     fn config_file(&self) -> String {
-        // An integer where it is one, as people write it.
-        let alpha = match self.alpha.fract() == 0.0 {
-            true => json!(self.alpha as u64),
-            false => json!(self.alpha),
-        };
+        let [ranks, alphas] =
+            [self.rank_pattern.json(|rank| json!(rank)), self.alpha_pattern.json(alpha)];
         let entries = [
             ("alora_invocation_tokens", Value::Null),
-            ("alpha_pattern", json!({})),
             ("arrow_config", Value::Null),
             ("auto_mapping", Value::Null),
             ("base_model_name_or_path", json!(self.base_model)),
@@ -98,7 +96,7 @@ impl Adapter {
             ("layers_pattern", Value::Null),
             ("layers_to_transform", Value::Null),
             ("loftq_config", json!({})),
-            ("lora_alpha", alpha),
+            ("lora_alpha", alpha(&self.alpha)),
             ("lora_bias", json!(false)),
             ("lora_dropout", json!(self.dropout)),
             ("lora_ga_config", Value::Null),
@@ -110,7 +108,6 @@ impl Adapter {
             ("peft_version", json!(PEFT_VERSION)),
             ("qalora_group_size", json!(16)),
             ("r", json!(self.rank)),
-            ("rank_pattern", json!({})),
             ("revision", Value::Null),
             ("target_modules", json!(self.target_modules())),
             ("target_parameters", Value::Null),
@@ -122,7 +119,9 @@ impl Adapter {
             ("use_rslora", json!(self.rank_stabilized)),
             ("velora_config", Value::Null),
         ];
-        let entries = BTreeMap::from(entries);
+        let mut entries = BTreeMap::from(entries.map(|(key, value)| (key, Entry::Value(value))));
+        entries.insert("rank_pattern", Entry::Patterns(ranks));
+        entries.insert("alpha_pattern", Entry::Patterns(alphas));
         serde_json::to_string_pretty(&entries).expect("no map with other keys than strings") + "\n"
     }
 
@@ -145,6 +144,22 @@ impl Adapter {
         names.sort();
         names
     }
+}
+
+/// An integer where it is one, as people write it.
+fn alpha(alpha: &f64) -> Value {
+    match alpha.fract() == 0.0 {
+        true => json!(*alpha as u64),
+        false => json!(alpha),
+    }
+}
+
+/// A value of adapter_config.json.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry {
+    Value(Value),
+    Patterns(Patterns<Value>),
 }
 
 #[cfg(test)]

@@ -130,9 +130,10 @@ fn every_weight_is_the_rounded_sum_and_all_else_is_copied() {
                 }
             }
         }
-        let expected =
-            Merged { matrices: changed, weight_files: old.files().count(), weight_bytes: total };
-        assert_eq!(summary, expected, "{case}");
+        let weight_files = old.files().count();
+        let expected = (changed, changed, weight_files, total);
+        let Merged { changed: others, matrices, weight_files, weight_bytes, .. } = summary;
+        assert_eq!((others, matrices, weight_files, weight_bytes), expected, "{case}");
         assert_eq!(changed, updates.len());
     }
 }
@@ -153,8 +154,37 @@ fn a_new_adapter_changes_no_byte() {
     Adapter::initialize(&config, &settings, 1).unwrap().save(&adapter).unwrap();
     let out = scratch.path().join("out");
     fs::create_dir(&out).unwrap();
-    plain_merge(&model, &adapter, &out).unwrap();
+    let merged = plain_merge(&model, &adapter, &out).unwrap();
     assert!(files(&out) == files(&model));
+    assert_eq!((merged.changed, merged.matrices), (0, 7 * config.num_hidden_layers));
+    assert!(
+        merged.notes.iter().any(|note| note.contains("changes nothing: B is zero")),
+        "{:?}",
+        merged.notes
+    );
+}
+
+/// Counted are matrices whose bytes changed, not those that the adapter has factors for.
+#[test]
+fn only_matrices_that_changed_are_counted() {
+    let (model, _) = parts("qwen3-tied-bf16");
+    let config = Config::load(&model).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let (rank, targets) = (2, Projection::ALL.to_vec());
+    let settings =
+        AdapterSettings { rank, alpha: 4.0, rank_stabilized: false, dropout: 0.0, targets };
+    let mut adapter = Adapter::initialize(&config, &settings, 1).unwrap();
+    // One that changes weights, and one that is lost in the rounding to bf16.
+    for (layer, b) in [(0, 0.5), (1, 1e-30)] {
+        let mut factors = adapter.factors(layer, Projection::Up).unwrap().clone();
+        factors.b.fill(b);
+        adapter.set_factors(layer, Projection::Up, factors);
+    }
+    adapter.save(&scratch.path().join("adapter")).unwrap();
+    let merged = plain_merge(&model, &scratch.path().join("adapter"), &scratch.path().join("out"));
+    let merged = merged.unwrap();
+    assert_eq!((merged.changed, merged.matrices), (1, 7 * config.num_hidden_layers));
+    assert_eq!(merged.notes, Vec::<String>::new());
 }
 
 /// A copy of a golden model, for tests that add to it.

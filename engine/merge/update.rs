@@ -12,11 +12,13 @@ pub(super) struct Update<'a> {
     inputs: usize,
     /// A row of B A.
     sums: Vec<f64>,
+    /// Whether any byte became another.
+    pub(super) changed: bool,
 }
 
 impl<'a> Update<'a> {
     pub(super) fn new(factors: &'a LoraFactors, inputs: usize) -> Update<'a> {
-        Update { factors, inputs, sums: vec![0.0; inputs] }
+        Update { factors, inputs, sums: vec![0.0; inputs], changed: false }
     }
 
     /// Bytes of a row of W.
@@ -46,6 +48,7 @@ impl<'a> Update<'a> {
             Dtype::F16 => add::<2, f16>(w, &self.sums, scale, y),
             other => unreachable!("{other} is not among the types that were checked"),
         };
+        self.changed |= y.as_slice() != w;
         overflow.map_or(Ok(()), |(column, value)| {
             let (name, dtype) = (tensor.name.to_owned(), tensor.dtype);
             Err(MergeError::Overflow { name, row, column, value, dtype })
