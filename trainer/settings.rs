@@ -96,7 +96,7 @@ pub struct RewardWeights {
     pub format: f64,
     /// Chosen strictly above rejected: 1, else `wrong_verdict`.
     pub verdict: f64,
-    /// Right in both orders: 1, else 0.
+    /// Right: the share of right verdicts in the other order, else 0.
     pub consistency: f64,
     /// From 0 down to -1 as a completion nears the limit.
     pub length: f64,

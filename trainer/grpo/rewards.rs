@@ -5,19 +5,18 @@
 //!                  original's score (haizelabs/j1-micro, rewards.py)
 //! verdict          1 if the chosen reply has the strictly higher score, else 0; or another number
 //!                  for what is wrong, such as SPCT's -1 (arXiv 2504.02495)
-//! consistency      1 if this judgement and its partner in the other order are both right, else 0
-//!                  (J1, arXiv 2505.10320)
+//! consistency      if right, the share of the other order's judgements that are right, else 0
+//!                  (J1, arXiv 2505.10320, in expectation: see below)
 //! length           0 up to max - cache tokens, then down in a line to -1 at max
 //!                  (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13)
 //! ```
 //!
 //! A tie, or a judgement without a verdict, is not right: it earns what a wrong one does.
 //!
-//! Partners: a pair's two orders are two prompts, so two groups of G samples in the same step, and
-//! sample i of one is the partner of sample i of the other. Samples are exchangeable, so pairing by
-//! index is as good as by chance, and it is the same when a run is repeated. Given a right sample, its
-//! expected reward is the other order's share of right samples: a judge that always favors one slot
-//! earns nothing.
+//! A pair's two orders are two prompts, so two groups of samples in the same step. J1 pairs sample i of one with sample i
+//! of the other and asks that both are right. Samples are exchangeable, so that any pairing is chance: the mean over all
+//! pairings, which is the other order's share, has the same expectation and less variance, and no right verdict
+//! earns nothing because of whom it met. A judge that always favors one slot still earns nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +37,9 @@ pub struct Rollout<'a> {
     pub order: Order,
     /// Generated tokens, the end token included.
     pub tokens: usize,
-    /// The rollout of the same pair in the other order, as its index in the step: see the top of
-    /// the file. Only `consistency` asks for it.
-    pub partner: Option<usize>,
+    /// The rollouts of the same pair in the other order: from which index in the step, up to which. Only
+    /// `consistency` asks for them.
+    pub other_order: Option<[usize; 2]>,
 }
 
 impl Rollout<'_> {
@@ -64,7 +63,7 @@ pub enum Reward {
         /// What a wrong verdict, a tie or none earns: 0, or SPCT's -1.
         wrong: f64,
     },
-    /// Right in both orders is 1, else 0.
+    /// Right is the other order's share of right ones.
     Consistency,
     /// Punishes what nears the token limit.
     Length {
@@ -89,13 +88,14 @@ impl Reward {
     /// The reward of every rollout of a step.
     ///
     /// # Panics
-    /// `consistency`, if a rollout's partner is missing, in the same order, or not its partner in turn.
+    /// `consistency`, if a rollout's other order is missing, the same order, or has another other order.
     pub fn values(self, rollouts: &[Rollout<'_>]) -> Vec<f64> {
         let flag = |right: bool, wrong: f64| if right { 1.0 } else { wrong };
         let of = |(i, rollout): (usize, &Rollout)| match self {
             Reward::Format => format(rollout.text, rollout.verdict),
             Reward::Verdict { wrong } => flag(rollout.is_right(), wrong),
-            Reward::Consistency => flag(rollout.is_right() && partner(rollouts, i).is_right(), 0.0),
+            Reward::Consistency if rollout.is_right() => share_of_right(other_order(rollouts, i)),
+            Reward::Consistency => 0.0,
             Reward::Length { max_tokens, cache_tokens } => {
                 length(rollout.tokens, max_tokens, cache_tokens)
             }
@@ -126,12 +126,21 @@ pub fn length(tokens: usize, max_tokens: usize, cache_tokens: usize) -> f64 {
     }
 }
 
-fn partner<'a, 'b>(rollouts: &'a [Rollout<'b>], i: usize) -> &'a Rollout<'b> {
-    let index = rollouts[i].partner.unwrap_or_else(|| panic!("rollout {i} has no partner"));
-    let partner = &rollouts[index];
-    assert_eq!(partner.partner, Some(i), "partner of rollout {index}, partner of {i}");
-    assert_ne!(partner.order, rollouts[i].order, "rollouts {i} and {index} have one order");
-    partner
+fn share_of_right(rollouts: &[Rollout<'_>]) -> f64 {
+    let right = rollouts.iter().filter(|rollout| rollout.is_right()).count();
+    right as f64 / rollouts.len().max(1) as f64
+}
+
+fn other_order<'a, 'b>(rollouts: &'a [Rollout<'b>], i: usize) -> &'a [Rollout<'b>] {
+    let [from, to] =
+        rollouts[i].other_order.unwrap_or_else(|| panic!("rollout {i} has no other order"));
+    let others = &rollouts[from..to];
+    for (index, other) in (from..).zip(others) {
+        let back = other.other_order.is_some_and(|[from, to]| (from..to).contains(&i));
+        assert!(back, "rollout {index} belongs to {i}, and not in turn");
+        assert_ne!(other.order, rollouts[i].order, "rollouts {i} and {index} have one order");
+    }
+    others
 }
 
 /// A reward and how much it counts.
@@ -195,8 +204,12 @@ mod tests {
     const WHOLE: &str = "<think>t</think>\n<specific_criteria>c</specific_criteria>\n\
         <analysis>a</analysis>\n<scores>\n\\boxed{8, 6}\n</scores>";
 
-    fn rollout(verdict: Verdict, order: Order, partner: Option<usize>) -> Rollout<'static> {
-        Rollout { text: "", verdict, order, tokens: 1, partner }
+    fn rollout(
+        verdict: Verdict,
+        order: Order,
+        other_order: Option<[usize; 2]>,
+    ) -> Rollout<'static> {
+        Rollout { text: "", verdict, order, tokens: 1, other_order }
     }
 
     #[test]
@@ -236,29 +249,36 @@ mod tests {
     }
 
     #[test]
-    fn consistency_is_right_in_both_orders_or_nothing() {
-        // Two groups of four: right in both, in the first, in the second, in neither.
+    fn consistency_of_a_right_verdict_is_the_other_orders_share() {
         let (a, b) = (Verdict::Scores(9.0, 1.0), Verdict::Scores(1.0, 9.0));
-        let tie = Verdict::Scores(5.0, 5.0);
-        let first = [a, a, tie, b];
-        let second = [b, a, b, Verdict::Unparsed(Reason::Empty)];
-        let mut rollouts = Vec::new();
-        for (i, verdict) in first.into_iter().enumerate() {
-            rollouts.push(rollout(verdict, Order::ChosenFirst, Some(4 + i)));
-        }
-        for (i, verdict) in second.into_iter().enumerate() {
-            rollouts.push(rollout(verdict, Order::RejectedFirst, Some(i)));
-        }
-        let want = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
-        assert_eq!(Reward::Consistency.values(&rollouts), want);
-        assert_eq!(
-            Reward::Verdict { wrong: 0.0 }.values(&rollouts),
-            [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
-        );
+        let (tie, none) = (Verdict::Scores(5.0, 5.0), Verdict::Unparsed(Reason::Empty));
+        let consistency = |first: &[Verdict], second: &[Verdict]| {
+            let (n, all) = (first.len(), first.len() + second.len());
+            let mut rollouts = Vec::new();
+            for verdict in first {
+                rollouts.push(rollout(*verdict, Order::ChosenFirst, Some([n, all])));
+            }
+            for verdict in second {
+                rollouts.push(rollout(*verdict, Order::RejectedFirst, Some([0, n])));
+            }
+            Reward::Consistency.values(&rollouts)
+        };
+        // 2 of 4 are right with the chosen reply first, 3 of 4 with it second. Pairing by index, the second would earn
+        // nothing for having met a tie.
+        let want = [0.75, 0.75, 0.0, 0.0, 0.5, 0.0, 0.5, 0.5];
+        assert_eq!(consistency(&[a, a, tie, b], &[b, tie, b, b]), want);
+        // A judge that always says A is right in one order and earns nothing in either.
+        assert_eq!(consistency(&[a; 4], &[a; 4]), [0.0; 8]);
+        assert_eq!(consistency(&[a; 2], &[b; 2]), [1.0; 4]);
+        // What wrote no verdict is not right, and counts.
+        assert_eq!(consistency(&[a, none], &[b, none]), [0.5, 0.0, 0.5, 0.0]);
+        assert_eq!(consistency(&[none; 2], &[b; 2]), [0.0; 4]);
+        // Groups need not be equally large.
+        assert_eq!(consistency(&[a], &[b, b, a]), [2.0 / 3.0, 1.0, 1.0, 0.0]);
     }
 
     #[test]
-    fn partners_are_checked() {
+    fn other_orders_are_checked() {
         let right = Verdict::Scores(9.0, 1.0);
         let panics = |rollouts: &[Rollout]| {
             let rollouts = rollouts.to_vec();
@@ -266,10 +286,11 @@ mod tests {
         };
         let (chosen, rejected) = (Order::ChosenFirst, Order::RejectedFirst);
         let pair = |order, i, j| [rollout(right, chosen, i), rollout(right, order, j)];
-        assert!(!panics(&pair(rejected, Some(1), Some(0))));
-        assert!(panics(&pair(rejected, None, Some(0))));
-        assert!(panics(&pair(rejected, Some(1), Some(1))));
-        assert!(panics(&pair(chosen, Some(1), Some(0))));
+        let (first, second) = (Some([0, 1]), Some([1, 2]));
+        assert!(!panics(&pair(rejected, second, first)));
+        assert!(panics(&pair(rejected, None, first)));
+        assert!(panics(&pair(rejected, second, second)));
+        assert!(panics(&pair(chosen, second, first)));
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn keys() -> Vec<Key> {
 
         "reward.weights.format" => reward.weights.format: "Tags and box, a reward from 0 to 0.2."; AMOUNT, |x| is_amount(*x);
         "reward.weights.verdict" => reward.weights.verdict: "The chosen reply scored strictly above the other."; AMOUNT, |x| is_amount(*x);
-        "reward.weights.consistency" => reward.weights.consistency: "Right in both orders of the pair, or nothing; needs data.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
+        "reward.weights.consistency" => reward.weights.consistency: "Of a right verdict, the share of right ones in the pair's other order; needs data.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
         "reward.weights.length" => reward.weights.length: "The soft penalty for long completions."; AMOUNT, |x| is_amount(*x);
 
         "loss.type" => loss.kind: "How tokens are averaged: in each completion first, over each part, over the step, or by the\nmost there could be."; ANY, |_| true;

@@ -130,13 +130,14 @@ impl<'a> Sampler<'a> {
             .iter()
             .enumerate()
             .map(|(index, completion)| {
-                let (slot, sample) = (&slots[index / group_size], index % group_size);
+                let slot = &slots[index / group_size];
+                let group = |group: usize| [group * group_size, (group + 1) * group_size];
                 Rollout {
                     text: &completion.text,
                     verdict: completion.verdict,
                     order: slot.order,
                     tokens: completion.tokens.len(),
-                    partner: slot.partner.map(|partner| partner * group_size + sample),
+                    other_order: slot.partner.map(group),
                 }
             })
             .collect();
@@ -165,7 +166,7 @@ impl<'a> Sampler<'a> {
                 verdict: completion.verdict,
                 order: slot.order,
                 tokens: completion.tokens.len(),
-                partner: None,
+                other_order: None,
             };
             let named = rewards
                 .columns
