@@ -199,6 +199,22 @@ pub(crate) fn resolve_checkpointing(
     prompt: usize,
     cache: u64,
 ) -> Result<u64, Failure> {
+    // An adapter that is trained further may have larger ranks than `lora.r`, by its patterns.
+    let largest_rank = model.parameters().map(|(_, factor)| factor.shape()[0]).max();
+    let lora_r = settings.lora.r;
+    settings.lora.r = largest_rank.unwrap_or(lora_r);
+    let peak = resolve_auto(settings, model, directory, prompt, cache);
+    settings.lora.r = lora_r;
+    peak
+}
+
+fn resolve_auto(
+    settings: &mut Settings,
+    model: &Model,
+    directory: &Path,
+    prompt: usize,
+    cache: u64,
+) -> Result<u64, Failure> {
     if let Device::Cuda(device) = model.device() {
         return cuda::resolve_checkpointing(settings, model.config(), device, prompt, cache);
     }

@@ -19,7 +19,7 @@ use trainer::{
     data::{self, Pair, Wanted},
     prepare,
     prompt::Template,
-    settings::{LoraSettings, Preset, Settings, SettingsError, Weights},
+    settings::{LoraSettings, Preset, Reference, Settings, SettingsError, Weights},
     train::{
         StepError, Trainer,
         directory::RunDirectory,
@@ -188,9 +188,15 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     let opened = LanguageModel::open_with(
         &directory,
         |config| {
-            let mut adapter = match from {
-                Some(path) => Adapter::load(path, config)?,
-                None => {
+            let mut adapter = match (&checkpoint, &start) {
+                (Some(path), _) => Adapter::load(path, config)?,
+                (None, Some(path)) => {
+                    let adapter = Adapter::load(path, config)?;
+                    let notes = adapter.notes_for_training(&model);
+                    notes.iter().for_each(|text| note(&format!("note: {text}")));
+                    adapter
+                }
+                (None, None) => {
                     let lora = adapter_settings(&settings.lora);
                     Adapter::initialize(config, &lora, settings.train.seed)?
                 }
@@ -282,6 +288,9 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         }
         None => &RunDirectory::start(out, &written, fingerprints, about)?,
     };
+    if start.is_some() {
+        set_reference(&mut trainer, run_directory, &adapter, checkpoint.is_some())?;
+    }
     let mut view = view.start(done, trainer.steps());
     let ended = run::run(
         &mut trainer,
@@ -317,6 +326,28 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         )),
     }
     Ok(ended)
+}
+
+/// Where an adapter is trained further, the KL term compares with it as training began, if the settings say so.
+fn set_reference(
+    trainer: &mut Trainer,
+    directory: &RunDirectory,
+    adapter: &Adapter,
+    resumed: bool,
+) -> Result<(), Failure> {
+    let loss = &trainer.settings().loss;
+    if loss.beta == 0.0 || loss.reference == Reference::Base {
+        return Ok(());
+    }
+    if !resumed {
+        directory.keep_start(adapter)?;
+    }
+    let start = directory.start_adapter(trainer.language_model().model.config());
+    let start = start.map_err(|error| {
+        format!("{error}; the run keeps the adapter it began with there, for its KL term: put a copy of that back")
+    })?;
+    trainer.set_reference(&start);
+    Ok(())
 }
 
 /// What run.json says for people.

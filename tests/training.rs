@@ -1,6 +1,7 @@
 //! Training as its users run it: what a group computes, and that a run ends with the same bytes whatever
 //! happened to it.
 
+mod delivered;
 mod kill;
 mod log_probs;
 mod packed;
@@ -149,10 +150,15 @@ pub(crate) fn succeeded(output: &Output) -> String {
     stderr
 }
 
-/// The lines of metrics.jsonl without what depends on the machine.
-pub(crate) fn metrics(out: &Path) -> Vec<Map<String, Value>> {
+/// The lines of metrics.jsonl without what depends on the machine; the first may be of step 0.
+pub(crate) fn lines(out: &Path) -> Vec<Map<String, Value>> {
     let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| without_timing(line).unwrap()).collect()
+}
+
+/// Those of the steps taken.
+pub(crate) fn metrics(out: &Path) -> Vec<Map<String, Value>> {
+    lines(out).into_iter().filter(|line| line["step"] != 0).collect()
 }
 
 #[track_caller]
@@ -170,8 +176,8 @@ pub(crate) fn files(out: &Path) -> BTreeMap<String, Vec<u8>> {
             if path.is_dir() {
                 pending.push(path);
             } else if name == "metrics.jsonl" {
-                let lines = metrics(out).into_iter().map(|line| Value::from(line).to_string());
-                found.insert(name, lines.collect::<Vec<_>>().join("\n").into_bytes());
+                let all = lines(out).into_iter().map(|line| Value::from(line).to_string());
+                found.insert(name, all.collect::<Vec<_>>().join("\n").into_bytes());
             } else if name != ".j1.lock" && !name.starts_with("events.out.tfevents.") {
                 let bytes = without_about(&name, fs::read(&path).unwrap());
                 found.insert(name, bytes);

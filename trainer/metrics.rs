@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: a line a step, under the names that TRL uses.
 //!
-//! A line is one flat JSON object. First stands what the run computed, which is the same bits in every run with
+//! A line is one flat JSON object; that of step 0, if there is one, has the evaluation before training alone. First stands what the run computed, which is the same bits in every run with
 //! the same settings; last stands what the machine and the day add: `step_time` and everything under `time/`
 //! (seconds, tokens a second, memory). [`without_timing`] cuts the second part off, so that two files can be
 //! compared. Not a number and the infinities, which JSON does not have, are `null`.
@@ -83,10 +83,10 @@ pub struct StepMetrics {
     pub completions: CompletionMetrics,
     /// Mean k3 divergence from the reference, if there is one.
     pub kl: Option<f64>,
-    /// Mean entropy of the policy, in nats.
-    pub entropy: f64,
-    /// Clipping.
-    pub clip_ratio: ClipMetrics,
+    /// Mean entropy of the policy in nats, over the tokens that were trained on, if there are any.
+    pub entropy: Option<f64>,
+    /// Clipping of them.
+    pub clip_ratio: Option<ClipMetrics>,
     /// Norm of the gradient before it was clipped.
     pub grad_norm: f64,
     /// The learning rate of this step.
@@ -122,12 +122,17 @@ impl StepMetrics {
         if let Some(kl) = self.kl {
             add("kl", kl);
         }
-        add("entropy", self.entropy);
-        add("clip_ratio/low_mean", self.clip_ratio.low_mean);
-        add("clip_ratio/low_min", self.clip_ratio.low_min);
-        add("clip_ratio/high_mean", self.clip_ratio.high_mean);
-        add("clip_ratio/high_max", self.clip_ratio.high_max);
-        add("clip_ratio/region_mean", self.clip_ratio.region_mean);
+        // A mean of nothing is no 0: it would look like a collapse.
+        if let Some(entropy) = self.entropy {
+            add("entropy", entropy);
+        }
+        if let Some(clip_ratio) = &self.clip_ratio {
+            add("clip_ratio/low_mean", clip_ratio.low_mean);
+            add("clip_ratio/low_min", clip_ratio.low_min);
+            add("clip_ratio/high_mean", clip_ratio.high_mean);
+            add("clip_ratio/high_max", clip_ratio.high_max);
+            add("clip_ratio/region_mean", clip_ratio.region_mean);
+        }
         add("grad_norm", self.grad_norm);
         add("learning_rate", self.learning_rate);
         add("num_tokens", self.num_tokens as f64);
@@ -144,12 +149,16 @@ impl StepMetrics {
 
     /// The line, with its line feed.
     pub fn line(&self) -> String {
-        let mut line = format!("{{\"step\":{}", self.step);
-        for (name, value) in self.entries() {
-            line += &format!(",{}:{}", Value::from(name), number(value));
-        }
-        line + "}\n"
+        line(self.step, &self.entries())
     }
+}
+
+fn line(step: u64, entries: &[(String, f64)]) -> String {
+    let mut line = format!("{{\"step\":{step}");
+    for (name, value) in entries {
+        line += &format!(",{}:{}", Value::from(name.as_str()), number(*value));
+    }
+    line + "}\n"
 }
 
 /// Whether a name belongs to the part of a line that depends on the machine.
@@ -178,47 +187,65 @@ fn number(value: f64) -> Value {
 #[derive(Debug)]
 pub struct MetricsFile {
     journal: Journal,
-    last_step: u64,
+    last_step: Option<u64>,
 }
 
 impl MetricsFile {
     /// Opens or creates the file for a run that continues after `step` (0: from the start), without the
-    /// lines of later steps. Errors: the system's, or a line before that which is none of ours.
-    pub fn resume(path: &Path, step: u64) -> Result<MetricsFile, ResultsError> {
-        let (length, last_step) = whole_lines(path, step)?;
+    /// lines of later steps; `observe` is shown those that stay. Errors: the system's, or a line before that which is none
+    /// of ours.
+    pub fn resume(
+        path: &Path,
+        step: u64,
+        observe: &mut dyn FnMut(u64, &Map<String, Value>),
+    ) -> Result<MetricsFile, ResultsError> {
+        let (length, last_step) = whole_lines(path, step, observe)?;
         Ok(MetricsFile { journal: Journal::open(path, length)?, last_step })
     }
 
-    /// The last step that stands in the file; 0 if there is none.
-    pub fn last_step(&self) -> u64 {
+    /// The last step that stands in the file.
+    pub fn last_step(&self) -> Option<u64> {
         self.last_step
     }
 
     /// Appends a step; it is on the disk when this returns.
     pub fn append(&mut self, metrics: &StepMetrics) -> Result<(), ResultsError> {
-        let (last, step) = (self.last_step, metrics.step);
-        assert!(step > last, "step {step} is logged after step {last}");
-        self.journal.append(metrics.line().as_bytes())?;
-        self.last_step = step;
+        self.append_line(metrics.step, &metrics.line())
+    }
+
+    /// Appends what was evaluated before the first step.
+    pub fn append_start(&mut self, entries: &[(String, f64)]) -> Result<(), ResultsError> {
+        self.append_line(0, &line(0, entries))
+    }
+
+    fn append_line(&mut self, step: u64, line: &str) -> Result<(), ResultsError> {
+        let last = self.last_step;
+        assert!(last.is_none_or(|last| step > last), "step {step} is logged after {last:?}");
+        self.journal.append(line.as_bytes())?;
+        self.last_step = Some(step);
         Ok(())
     }
 }
 
 /// The last step up to `step` that stands in the file; 0 if there is none, or no file.
 pub fn last_step(path: &Path, step: u64) -> Result<u64, ResultsError> {
-    Ok(whole_lines(path, step)?.1)
+    Ok(whole_lines(path, step, &mut |_, _| ())?.1.unwrap_or(0))
 }
 
 /// Bytes of the lines of steps up to `step`, and the last of these.
-fn whole_lines(path: &Path, step: u64) -> Result<(u64, u64), ResultsError> {
+fn whole_lines(
+    path: &Path,
+    step: u64,
+    observe: &mut dyn FnMut(u64, &Map<String, Value>),
+) -> Result<(u64, Option<u64>), ResultsError> {
     let io = |source| ResultsError::io("read", path, source);
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, None)),
         Err(error) => return Err(io(error)),
     };
     let mut lines = Lines::new(BufReader::new(file));
-    let (mut length, mut last) = (0, 0);
+    let (mut length, mut last) = (0, None);
     loop {
         let line = match lines.next_line() {
             Ok(Some(line)) => line,
@@ -239,8 +266,14 @@ fn whole_lines(path: &Path, step: u64) -> Result<(u64, u64), ResultsError> {
             serde_json::from_slice(line.bytes).map_err(|error| corrupt(error.to_string()))?;
         match values.get("step").and_then(Value::as_u64) {
             Some(found) if found > step => break,
-            Some(found) if found > last => last = found,
-            _ => return Err(corrupt(format!("it has no step above {last}"))),
+            Some(found) if last.is_none_or(|last| found > last) => {
+                observe(found, &values);
+                last = Some(found);
+            }
+            _ => {
+                let above = last.map_or(String::new(), |last| format!(" above {last}"));
+                return Err(corrupt(format!("it has no step{above}")));
+            }
         }
         length = line.offset + line.bytes.len() as u64 + 1;
     }
@@ -258,6 +291,8 @@ mod tests {
             loss: 0.1 + 0.2,
             rewards: vec![RewardMetrics { name: "verdict".into(), mean: 0.5, std: 1.0 / 3.0 }],
             kl: Some(0.0),
+            entropy: Some(0.0),
+            clip_ratio: Some(ClipMetrics::default()),
             grad_norm: f64::NAN,
             learning_rate: 1e-5,
             num_tokens: 1 << 40,
@@ -286,6 +321,9 @@ mod tests {
         assert_eq!(number(1e300).to_string(), "1e+300");
         let no_reference = StepMetrics { kl: None, ..step(7, 2.0) };
         assert!(!no_reference.line().contains("\"kl\""));
+        let no_tokens = StepMetrics { entropy: None, clip_ratio: None, ..step(7, 2.0) };
+        let line = no_tokens.line();
+        assert!(!line.contains("entropy") && !line.contains("clip_ratio"), "{line}");
     }
 
     #[test]
@@ -302,9 +340,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metrics.jsonl");
         let write = |resumed: u64, last: u64| {
-            let mut file = MetricsFile::resume(&path, resumed).unwrap();
+            let mut file = MetricsFile::resume(&path, resumed, &mut |_, _| ()).unwrap();
+            if file.last_step().is_none() {
+                file.append_start(&[("eval/accuracy".to_owned(), 0.25)]).unwrap();
+            }
             (resumed + 1..=last).for_each(|n| file.append(&step(n, 1.0)).unwrap());
-            file.last_step()
+            file.last_step().unwrap()
         };
         assert_eq!(write(0, 10), 10);
         let whole = std::fs::read(&path).unwrap();
@@ -314,18 +355,26 @@ mod tests {
             assert_eq!(write(4, 10), 10);
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
-        // A checkpoint without its lines: they are gone, which last_step tells.
-        assert_eq!(MetricsFile::resume(&path, 20).unwrap().last_step(), 10);
-        // From the start again, nothing stays.
-        MetricsFile::resume(&path, 0).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        // A checkpoint without its lines: they are gone, which last_step tells. All that stays is shown.
+        let mut shown = Vec::new();
+        let mut show = |step, values: &Map<String, Value>| {
+            shown.push((step, values["eval/accuracy"].as_f64()))
+        };
+        assert_eq!(MetricsFile::resume(&path, 20, &mut show).unwrap().last_step(), Some(10));
+        let expected: Vec<_> =
+            (0..=10).map(|step| (step, Some(if step == 0 { 0.25 } else { 0.75 }))).collect();
+        assert_eq!(shown, expected);
+        // From the start again, what was evaluated there stays.
+        let start = MetricsFile::resume(&path, 0, &mut |_, _| ()).unwrap();
+        assert_eq!(start.last_step(), Some(0));
+        assert_eq!(std::fs::read(&path).unwrap(), b"{\"step\":0,\"eval/accuracy\":0.25}\n");
         for (damage, says) in [
-            ("{}\n", "no step above 0"),
+            ("{}\n", "no step"),
             ("x\n", "line 1"),
-            ("{\"step\":1}\n{\"step\":1}\n", "line 2"),
+            ("{\"step\":1}\n{\"step\":1}\n", "line 2: it has no step above 1"),
         ] {
             std::fs::write(&path, damage).unwrap();
-            let error = MetricsFile::resume(&path, 5).unwrap_err().to_string();
+            let error = MetricsFile::resume(&path, 5, &mut |_, _| ()).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("metrics.jsonl"), "{error}");
             assert_eq!(
                 std::fs::read_to_string(&path).unwrap(),

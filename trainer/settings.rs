@@ -16,8 +16,8 @@ mod value;
 use std::{collections::BTreeSet, path::Path};
 
 pub use choices::{
-    GradientCheckpointing, LossType, Orders, OverLong, Preset, ScaleRewards, Schedule, Thinking,
-    Weights,
+    Deliver, GradientCheckpointing, LossType, Orders, OverLong, Preset, Reference, ScaleRewards,
+    Schedule, Thinking, Weights,
 };
 pub use error::SettingsError;
 use serde_json::{Map, Value};
@@ -126,6 +126,8 @@ pub struct LossSettings {
     pub kind: LossType,
     /// Weight of the KL divergence from the reference.
     pub beta: f64,
+    /// What that divergence is from.
+    pub reference: Reference,
     /// The importance ratio is clipped below 1 - this.
     pub epsilon_low: f64,
     /// The importance ratio is clipped above 1 + this.
@@ -182,6 +184,8 @@ pub struct TrainSettings {
     pub eval_every: u64,
     /// Held-out pairs of an evaluation; 0: all.
     pub eval_pairs: usize,
+    /// Which step's adapter is the result.
+    pub deliver: Deliver,
 }
 
 /// All of it.

@@ -12,7 +12,9 @@
 //! So a run is continued from a checkpoint bit for bit, at any number of threads, and nothing of a
 //! random generator has to be kept. [`run`] is the loop around it: evaluation, checkpoints, logs.
 
+pub mod alarms;
 pub mod checkpoint;
+pub mod deliver;
 pub mod directory;
 pub mod memory;
 pub mod plan;
@@ -27,12 +29,14 @@ use std::{
 };
 
 use engine::{
+    adapter::Adapter,
     generate::{self, Stats},
     kv_cache::KvCache,
     language_model::LanguageModel,
     model::Model,
     optimizer::{self, AdamW},
     schedule::{self, Schedule},
+    tensor::Tensor,
 };
 
 use crate::{
@@ -44,7 +48,7 @@ use crate::{
     metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
     prompt::Template,
     results::Finish,
-    rollout::{RolloutError, RolloutRecord},
+    rollout::{Completion, RolloutError, RolloutRecord},
     settings::{self, GradientCheckpointing, LossType, Settings},
 };
 use plan::Plan;
@@ -83,6 +87,8 @@ pub struct Trainer {
     steps: u64,
     /// Tokens of prompts and completions so far.
     tokens: u64,
+    /// The factors that the KL term compares with; `None` for the model without its adapter.
+    reference: Option<Vec<Tensor>>,
 }
 
 /// How far a step is.
@@ -100,8 +106,10 @@ pub struct StepReport {
     pub metrics: StepMetrics,
     /// For rollouts/step-N.jsonl.
     pub rollouts: Vec<RolloutRecord>,
-    /// Whether any group had a gradient.
+    /// Whether any completion had a gradient.
     pub moved: bool,
+    /// Completions that were left out because they were cut off.
+    pub masked: usize,
 }
 
 /// Why training stopped.
@@ -184,7 +192,17 @@ impl Trainer {
             step: 0,
             steps,
             tokens: 0,
+            reference: None,
         }
+    }
+
+    /// Lets the KL term compare with the model under `adapter`, which has the factors that are trained, instead of with the
+    /// model without one.
+    ///
+    /// # Panics
+    /// If the adapter has other matrices or ranks.
+    pub fn set_reference(&mut self, adapter: &Adapter) {
+        self.reference = Some(self.language_model.model.factors_of(adapter));
     }
 
     /// Steps taken.
@@ -242,8 +260,11 @@ impl Trainer {
         let started = Instant::now();
         let step = self.step + 1;
         let groups = self.groups(sampled);
-        let moved = groups.iter().flat_map(|group| &group.items).any(|item| item.weight != 0.0);
         let settings = self.update_settings();
+        let learns = |item: &Item| {
+            item.weight != 0.0 && (item.advantage != 0.0 || settings.loss.beta != 0.0)
+        };
+        let moved = groups.iter().flat_map(|group| &group.items).any(learns);
         let schedule = self.schedule;
         // Sampling's buffers fit no pass of training, nor the other way round.
         let device = self.language_model.model.device().clone();
@@ -251,6 +272,7 @@ impl Trainer {
         let report = update(
             &mut self.language_model.model,
             &mut self.optimizer,
+            self.reference.as_deref_mut(),
             &groups,
             &settings,
             self.step * settings.iterations as u64,
@@ -265,7 +287,13 @@ impl Trainer {
         let prompt_tokens: usize = sampled.prompts.iter().map(|prompt| prompt.len()).sum();
         self.tokens += (completion_tokens + prompt_tokens * group_size) as u64;
         let metrics = self.metrics(sampled, &report, started.elapsed());
-        Ok(StepReport { metrics, rollouts: self.sampler().records(sampled, step), moved })
+        let masked = sampled.completions.iter().filter(|completion| self.masks(completion)).count();
+        Ok(StepReport { metrics, rollouts: self.sampler().records(sampled, step), moved, masked })
+    }
+
+    /// Whether a completion is left out because it was cut off.
+    fn masks(&self, completion: &Completion) -> bool {
+        self.settings.loss.mask_truncated && completion.finish == Finish::Length
     }
 
     /// What the update sees: completions with their advantages and weights.
@@ -279,7 +307,7 @@ impl Trainer {
             .map(|(index, completion)| {
                 let silent =
                     reward.drop_zero_variance && advantages.zero_variance[index / group_size];
-                let part = if loss.mask_truncated && completion.finish == Finish::Length {
+                let part = if self.masks(completion) {
                     Participation::Masked
                 } else if silent {
                     Participation::Silent
@@ -349,21 +377,31 @@ impl Trainer {
             .filter(|completion| completion.finish == Finish::Stop)
             .map(|completion| completion.tokens.len() as f64)
             .collect();
-        let least = |of: &[f64]| of.iter().copied().reduce(f64::min).unwrap_or(0.0);
-        let most = |of: &[f64]| of.iter().copied().reduce(f64::max).unwrap_or(0.0);
+        let least = |of: &[f64]| of.iter().copied().reduce(f64::min);
+        let most = |of: &[f64]| of.iter().copied().reduce(f64::max);
         let loss = report.sums.report();
         let share = |count: usize| count as f64 / completions.len().max(1) as f64;
         let unparsed =
             completions.iter().filter(|completion| completion.verdict.scores().is_none()).count();
-        let mut more = vec![
-            ("completions/mean_terminated_length".to_owned(), advantages::mean(&terminated)),
-            ("completions/min_terminated_length".to_owned(), least(&terminated)),
-            ("completions/max_terminated_length".to_owned(), most(&terminated)),
-            ("completions/unparsed_ratio".to_owned(), share(unparsed)),
-        ];
-        if let Some(difference) = report.log_prob_difference {
-            more.push(("sampling/sampling_logp_difference/max".to_owned(), difference));
-        }
+        let mut more = Vec::new();
+        let mut add = |name: &str, value: Option<f64>| {
+            more.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        let mean = (!terminated.is_empty()).then(|| advantages::mean(&terminated));
+        add("completions/mean_terminated_length", mean);
+        add("completions/min_terminated_length", least(&terminated));
+        add("completions/max_terminated_length", most(&terminated));
+        add("completions/unparsed_ratio", Some(share(unparsed)));
+        let scores: Vec<(f64, f64)> =
+            completions.iter().filter_map(|completion| completion.verdict.scores()).collect();
+        let of_scores =
+            |count: usize| (!scores.is_empty()).then(|| count as f64 / scores.len() as f64);
+        let (for_a, ties) = scores.iter().fold((0, 0), |(for_a, ties), (a, b)| {
+            (for_a + usize::from(a > b), ties + usize::from(a == b))
+        });
+        add("verdicts/share_of_a", of_scores(for_a));
+        add("verdicts/tied_ratio", of_scores(ties));
+        add("sampling/sampling_logp_difference/max", report.log_prob_difference);
         let (generation_s, update_s) = (sampled.elapsed.as_secs_f64(), update.as_secs_f64());
         let mut timing = vec![
             ("generation_s".to_owned(), generation_s),
@@ -395,19 +433,19 @@ impl Trainer {
             frac_reward_zero_std: advantages.zero_variance_share,
             completions: CompletionMetrics {
                 mean_length: advantages::mean(&lengths),
-                min_length: least(&lengths),
-                max_length: most(&lengths),
+                min_length: least(&lengths).unwrap_or(0.0),
+                max_length: most(&lengths).unwrap_or(0.0),
                 clipped_ratio: share(completions.len() - terminated.len()),
             },
             kl: loss.kl,
-            entropy: report.entropy.0 / report.entropy.1.max(1) as f64,
-            clip_ratio: ClipMetrics {
+            entropy: (report.entropy.1 > 0).then(|| report.entropy.0 / report.entropy.1 as f64),
+            clip_ratio: (report.sums.tokens > 0).then_some(ClipMetrics {
                 low_mean: loss.low_mean,
                 low_min: loss.low_min,
                 high_mean: loss.high_mean,
                 high_max: loss.high_max,
                 region_mean: loss.region_mean,
-            },
+            }),
             grad_norm: report.gradient_norm,
             learning_rate: report.learning_rate,
             num_tokens: self.tokens,

@@ -44,7 +44,7 @@ stopped, to the bit.
 
 DIR gets config.toml (every setting), metrics.jsonl (a line a step), TensorBoard events,
 rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end,
-adapter/ in PEFT's form.")]
+adapter/ in PEFT's form: that of the best step on held-out pairs, or the last (train.deliver).")]
 pub(crate) struct Train {
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,

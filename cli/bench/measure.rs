@@ -399,7 +399,7 @@ fn train(
     };
     time(run, &mut |number| {
         let (started, first) = (Instant::now(), u64::from(number));
-        update(model, &mut optimizer, &groups, &settings, first, &|_| 1e-5, &mut |_, _| ())?;
+        update(model, &mut optimizer, None, &groups, &settings, first, &|_| 1e-5, &mut |_, _| ())?;
         wait(model)?;
         Ok(started.elapsed().as_secs_f64())
     })

@@ -171,6 +171,9 @@ impl View {
                 }
             }
             Event::Warning(message) => self.say(&format!("warning: {message}")),
+            Event::Delivered(delivered) => {
+                delivered.sentences().iter().for_each(|sentence| self.say(sentence));
+            }
         }
     }
 
@@ -210,7 +213,8 @@ impl View {
             format!("{:.0}%", 100.0 * metrics.frac_reward_zero_std),
             format!("{:.0}", metrics.completions.mean_length),
             format!("{:.0}%", 100.0 * metrics.completions.clipped_ratio),
-            format!("{:.4}", metrics.kl.unwrap_or(0.0)),
+            // Without a reference, or where no token was trained on, there is none.
+            metrics.kl.map_or("-".to_owned(), |kl| format!("{kl:.4}")),
             format!("{:.3}", metrics.grad_norm),
             difference,
             format!("{:.0}", timed("generated_tokens_per_s")),
@@ -242,8 +246,12 @@ impl View {
 fn evaluated(step: u64, scores: &Scores) -> String {
     let percent =
         |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{:.1} %", 100.0 * s));
+    let when = match step {
+        0 => "before training".to_owned(),
+        step => format!("after step {step}"),
+    };
     format!(
-        "after step {step}: held-out pairs {} right in both orders, {} of judgements right, {} unparsed",
+        "{when}: held-out pairs {} right in both orders, {} of judgements right, {} unparsed",
         percent(scores.consistent.map(|share| share.share)),
         percent(scores.plain_accuracy),
         scores.unparsed_strict.total,

@@ -8,7 +8,7 @@
 
 use kernels::cpu::{log_prob::RowError, profile};
 
-use super::{Layer, Model, transposed};
+use super::{Layer, Model, lora, transposed};
 use crate::{
     adapter::{Adapter, LoraFactors, Projection, peft_key},
     device::{DeviceError, Resident},
@@ -111,6 +111,11 @@ impl ParameterName {
         Ok(if self.is_a { values } else { transposed(&values, rank, n) })
     }
 
+    /// Values in the order of PEFT's files in that of a factor of this shape, `[rank, n]`.
+    pub fn out_of_peft_order(&self, values: &[f32], [rank, n]: [usize; 2]) -> Vec<f32> {
+        if self.is_a { values.to_vec() } else { transposed(values, n, rank) }
+    }
+
     /// Its name in PEFT's files.
     pub fn peft_key(&self) -> String {
         let ParameterName { layer, projection, is_a } = *self;
@@ -190,6 +195,35 @@ impl Model {
             }
         }
         all
+    }
+
+    /// The factors of `adapter` as [`Model::parameters`] has its own, in the same order.
+    ///
+    /// # Panics
+    /// If the adapter has other matrices or ranks than the model's.
+    pub fn factors_of(&self, adapter: &Adapter) -> Vec<Tensor> {
+        let factors = self.loras().flat_map(|(layer, projection, own)| {
+            let factors = adapter.factors(layer, projection).expect("the model's matrices");
+            let Lora { a, b_transposed, .. } = lora(&self.device, factors, layer, projection);
+            assert_eq!(
+                (a.shape(), b_transposed.shape()),
+                (own.a.shape(), own.b_transposed.shape())
+            );
+            [a, b_transposed]
+        });
+        factors.collect()
+    }
+
+    /// Puts `factors`, which are in the order of [`Model::parameters`], in the place of the model's, and those in theirs.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
+    pub fn exchange_factors(&mut self, factors: &mut [Tensor]) {
+        let own = self.parameters_mut();
+        assert_eq!(own.len(), factors.len(), "factors of another adapter");
+        for ((_, own), other) in own.into_iter().zip(factors) {
+            std::mem::swap(own, other);
+        }
     }
 
     /// Writes the factors as they are now to `adapter`, which has factors for the same projections.

@@ -163,6 +163,11 @@ fn a_reward_out_of_reach_is_told() {
     assert_eq!(still, step(5).map(|line| line + 1), "{says}");
     assert_eq!(zero, step(10).map(|line| line + 1), "{says}");
     for line in metrics(&out) {
+        assert!(
+            !line.contains_key("entropy") && !line.contains_key("clip_ratio/low_mean"),
+            "{line:?}"
+        );
+        assert!(!line.contains_key("kl"), "{line:?}");
         assert_eq!(number(&line, "grad_norm"), 0.0);
         assert_eq!(number(&line, "frac_reward_zero_std"), 1.0);
     }
@@ -170,6 +175,32 @@ fn a_reward_out_of_reach_is_told() {
     let run = Run::new("qwen3-tied-bf16");
     let says = succeeded(&finish(&run.start(&run.path("out"))));
     assert!(!says.contains("warning: the adapter") && !says.contains("still zero"), "{says}");
+}
+
+/// Where nothing is learned because of what is left out, the advice is another.
+#[test]
+fn completions_that_are_all_left_out_are_told() {
+    let mut run = short();
+    run.set(&["loss.mask_truncated=true", "rollout.max_completion_tokens=2", "train.steps=6"]);
+    run.set(&["reward.weights.length=0", "reward.weights.format=1", "train.eval_every=0"]);
+    // So that none happens to end by itself.
+    run.set(&["rollout.temperature=0.05"]);
+    let says = succeeded(&finish(&run.start(&run.path("out"))));
+    assert!(
+        says.contains("every completion was cut off at rollout.max_completion_tokens = 2"),
+        "{says}"
+    );
+    assert!(
+        says.contains("loss.mask_truncated=false") && !says.contains("earned the same"),
+        "{says}"
+    );
+    for line in metrics(&run.path("out")) {
+        assert_eq!(number(&line, "completions/clipped_ratio"), 1.0);
+        let of_nothing =
+            ["entropy", "kl", "clip_ratio/region_mean", "completions/mean_terminated_length"];
+        assert!(of_nothing.iter().all(|name| !line.contains_key(*name)), "{line:?}");
+        assert!(!format!("{line:?}").contains("-0.0"), "{line:?}");
+    }
 }
 
 #[test]

@@ -142,7 +142,8 @@ pub fn advantages(settings: Settings, rewards: &[Weighted<'_>], group_size: usiz
 
 /// The mean; 0 of nothing.
 pub fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
+    // From 0: the sum of nothing is -0.
+    values.iter().fold(0.0, |sum, value| sum + value) / values.len().max(1) as f64
 }
 
 /// The unbiased standard deviation, √(Σ (x - mean)² / (n - 1)); 0 of a single value, as newer TRL has it.

@@ -83,6 +83,20 @@ choices! {
         /// It does not.
         Off = "off",
     }
+    /// What the KL term compares with.
+    Reference {
+        /// The policy as training began: with the adapter it started from, if it did.
+        Start = "start",
+        /// The base model, whatever adapter training started from.
+        Base = "base",
+    }
+    /// Which step's adapter is the result.
+    Deliver {
+        /// The best on held-out pairs, where there are any.
+        Best = "best",
+        /// The last.
+        Last = "last",
+    }
     /// What advantages are divided by.
     ScaleRewards {
         /// The standard deviation of the group.

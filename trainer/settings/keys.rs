@@ -158,7 +158,8 @@ fn keys() -> Vec<Key> {
         "reward.weights.length" => reward.weights.length: "The soft penalty for long completions."; AMOUNT, |x| is_amount(*x);
 
         "loss.type" => loss.kind: "How tokens are averaged: in each completion first, over each part, over the step, or by the\nmost there could be."; ANY, |_| true;
-        "loss.beta" => loss.beta: "Weight of the KL divergence from the reference (adapter off)."; AMOUNT, |x| is_amount(*x);
+        "loss.beta" => loss.beta: "Weight of the KL divergence from the reference."; AMOUNT, |x| is_amount(*x);
+        "loss.reference" => loss.reference: "What that divergence is from: the policy as training began, or the base model. They differ where an\nadapter is trained further (model.adapter): from \"base\", its earlier training is pulled back."; ANY, |_| true;
         "loss.epsilon_low" => loss.epsilon_low: "The importance ratio is clipped below 1 - epsilon_low."; SHARE, |x| (0.0..=1.0).contains(x);
         "loss.epsilon_high" => loss.epsilon_high: "The importance ratio is clipped above 1 + epsilon_high."; AMOUNT, |x| is_amount(*x);
         "loss.bias_corrected_kl" => loss.bias_corrected_kl: "Multiply the KL term by the importance ratio."; ANY, |_| true;
@@ -182,8 +183,9 @@ fn keys() -> Vec<Key> {
         "train.gradient_checkpointing" => train.gradient_checkpointing: "Recompute activations in the backward pass; auto: unless training without it would fit half of the\nmemory that is free at the start. It changes no bit."; ANY, |_| true;
         "train.save_every" => train.save_every: "Steps between two checkpoints."; COUNT, |n| is_count(*n);
         "train.keep_last" => train.keep_last: "Checkpoints that are kept, beside the best one."; COUNT, |n| is_count(*n as u64);
-        "train.eval_every" => train.eval_every: "Steps between two evaluations on held-out pairs, in both orders; 0: none."; FROM_0, |n| is_from_0(*n);
+        "train.eval_every" => train.eval_every: "Steps between two evaluations on held-out pairs, in both orders, the first before any step; 0: none."; FROM_0, |n| is_from_0(*n);
         "train.eval_pairs" => train.eval_pairs: "Held-out pairs of an evaluation; 0: all."; FROM_0, |n| is_from_0(*n as u64);
+        "train.deliver" => train.deliver: "Which step's adapter becomes adapter/: of those evaluated, the one right in both orders most often; or\nthe last. Without held-out pairs it is the last."; ANY, |_| true;
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::keys::MODULES;
 use super::{
-    DataSettings, GradientCheckpointing, LoraSettings, LossSettings, LossType, ModelSettings,
-    OptimizerSettings, Orders, OverLong, Preset, RewardSettings, RewardWeights, RolloutSettings,
-    ScaleRewards, Schedule, Settings, Thinking, TrainSettings, Weights,
+    DataSettings, Deliver, GradientCheckpointing, LoraSettings, LossSettings, LossType,
+    ModelSettings, OptimizerSettings, Orders, OverLong, Preset, Reference, RewardSettings,
+    RewardWeights, RolloutSettings, ScaleRewards, Schedule, Settings, Thinking, TrainSettings,
+    Weights,
 };
 
 pub(super) fn settings(preset: Preset) -> Settings {
@@ -70,6 +71,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
         loss: LossSettings {
             kind: LossType::Dapo,
             beta: 0.0005,
+            reference: Reference::Start,
             epsilon_low: 0.2,
             epsilon_high: 0.2,
             bias_corrected_kl: false,
@@ -97,6 +99,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
             keep_last: 3,
             eval_every: 100,
             eval_pairs: 100,
+            deliver: Deliver::Best,
         },
     }
 }
@@ -133,6 +136,7 @@ fn trl_0_15_2() -> Settings {
     settings.reward.drop_zero_variance = false;
     settings.loss.kind = LossType::Grpo;
     settings.loss.temperature_scaled = false;
+    settings.loss.reference = Reference::Base; // the adapter is switched off
     settings.loss.accumulation_steps = 4;
     settings.train.steps = 0;
     settings.train.epochs = 10.0;

@@ -69,6 +69,7 @@ fn what_is_written_is_read_back() {
         [loss]
         type = 'dr_grpo'
         beta = 0
+        reference = 'start'
         epsilon_low = 1
         epsilon_high = 0.28
         bias_corrected_kl = true
@@ -94,6 +95,7 @@ fn what_is_written_is_read_back() {
         keep_last = 1
         eval_every = 0
         eval_pairs = 0
+        deliver = 'last'
     ";
     let settings = parse(other);
     assert_eq!(parse(&settings.to_toml()), settings);
@@ -167,6 +169,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         [loss]
         type = \"dapo\"
         beta = 0.0005
+        reference = \"start\"
         epsilon_low = 0.2
         epsilon_high = 0.2
         bias_corrected_kl = false
@@ -192,6 +195,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         keep_last = 3
         eval_every = 100
         eval_pairs = 100
+        deliver = \"best\"
     ";
     let expected: Vec<&str> = expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     assert_eq!(plain(&Settings::preset(Preset::J1Nano)), expected);
@@ -232,6 +236,7 @@ fn the_other_presets_differ_in_these_lines_only() {
             "drop_zero_variance = false",
             "format = 1.0",
             "type = \"grpo\"",
+            "reference = \"base\"",
             "temperature_scaled = false",
             "accumulation_steps = 4",
             "steps = 0",
@@ -255,7 +260,7 @@ fn unknown_keys_are_refused_with_the_nearest_name() {
         ("[reward.weights]\nverdit = 1", "did you mean reward.weights.verdict?"),
         ("reward.weight.format = 1", "did you mean reward.weights?"),
         ("[train]\nseeds = 1", "did you mean train.seed?"),
-        ("[loss]\nwhatever_this_is = 1", "[loss] has type, beta, epsilon_low,"),
+        ("[loss]\nwhatever_this_is = 1", "[loss] has type, beta, reference, epsilon_low,"),
         ("[frobnication]", "there are preset and the sections model, lora, data, rollout, reward,"),
         ("[[lora]]\nr = 1", "lora = "),
         ("lora = 3", "line 1: lora = 3; it must be a section"),
@@ -414,6 +419,7 @@ fn values_are_read_back_as_the_same_settings() {
             "train.keep_last",
             "train.eval_every",
             "train.eval_pairs",
+            "train.deliver",
         ];
         assert_eq!(Settings::may_change(key), may.contains(&key.as_str()), "{key}");
     }

@@ -10,6 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use engine::{
+    adapter::{Adapter, AdapterError},
+    config::Config,
+};
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::{self, CheckpointError, State};
@@ -28,6 +32,7 @@ pub(super) const METRICS: &str = "metrics.jsonl";
 pub(super) const ROLLOUTS: &str = "rollouts";
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 pub(super) const ADAPTER: &str = "adapter";
+const START: &str = "start";
 /// What of run.json holds every setting.
 const SETTINGS: &str = "settings";
 /// What of run.json names the instruction set.
@@ -143,7 +148,9 @@ fn took_a_step(directory: &Path) -> Result<bool, DirectoryError> {
         let mut entries = fs::read_dir(directory.join(name)).into_iter().flatten().flatten();
         entries.any(|entry| entry.file_name() != but)
     };
-    let logged = fs::metadata(directory.join(METRICS)).is_ok_and(|file| file.len() > 0);
+    // The line of step 0 is of no step. What cannot be read may be of one.
+    let logged =
+        metrics::last_step(&directory.join(METRICS), u64::MAX).map_or(true, |last| last > 0);
     // A step's rollouts are written before its line, and the same again by whoever takes it again.
     let sampled = has_entries(ROLLOUTS, "step-1.jsonl");
     let saved = !checkpoint::list(&directory.join(CHECKPOINTS))?.is_empty();
@@ -169,7 +176,7 @@ impl RunDirectory {
         for entry in fs::read_dir(directory).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
             let name = name.to_string_lossy();
-            let is_ours = [CONFIG, RUN, METRICS, ROLLOUTS, CHECKPOINTS].contains(&&*name)
+            let is_ours = [CONFIG, RUN, METRICS, ROLLOUTS, CHECKPOINTS, START].contains(&&*name)
                 || name.starts_with("events.out.tfevents.")
                 || name.starts_with('.');
             if !is_ours {
@@ -192,6 +199,13 @@ impl RunDirectory {
         let claimed = RunDirectory::claim(directory)?;
         // Somebody else may have been first.
         RunDirectory::check_free(directory)?;
+        // Of an earlier start, which may have evaluated another model.
+        match fs::remove_file(directory.join(METRICS)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ResultsError::io("remove", &directory.join(METRICS), error).into());
+            }
+            _ => {}
+        }
         claimed.write(settings, fingerprints.clone(), json!({"started": about}))?;
         Ok(claimed)
     }
@@ -233,11 +247,22 @@ impl RunDirectory {
     /// Locks the directory, and removes what runs left in it that were killed.
     fn claim(directory: &Path) -> Result<RunDirectory, DirectoryError> {
         let lock = lock(directory)?;
-        for part in [directory.to_owned(), directory.join(ROLLOUTS), directory.join(ADAPTER)] {
-            remove_temporaries(&part)?;
+        remove_temporaries(directory)?;
+        for part in [ROLLOUTS, ADAPTER, START] {
+            remove_temporaries(&directory.join(part))?;
         }
         checkpoint::remove_leftovers(&directory.join(CHECKPOINTS))?;
         Ok(RunDirectory { path: directory.to_owned(), _lock: lock })
+    }
+
+    /// Keeps the adapter that training begins with: what it was read from may change before the run is continued.
+    pub fn keep_start(&self, adapter: &Adapter) -> Result<(), AdapterError> {
+        adapter.save(&self.path.join(START))
+    }
+
+    /// The adapter that training began with.
+    pub fn start_adapter(&self, config: &Config) -> Result<Adapter, AdapterError> {
+        Adapter::load(&self.path.join(START), config)
     }
 
     /// The checkpoint to go on from: that of step `from`, or the newest; `None` if none was written yet. A damaged one is

@@ -8,10 +8,12 @@
 //! | `events.out.tfevents.*` | the same for TensorBoard |
 //! | `rollouts/step-N.jsonl` | every rollout of a step, with what it earned |
 //! | `checkpoints/step-N/` | see [`super::checkpoint`] |
-//! | `adapter/` | the trained adapter, at the end |
+//! | `start/` | the adapter that training began with, where the KL term compares with it |
+//! | `adapter/` | the trained adapter, at the end: of the best step on held-out pairs, or the last |
 //! | `.j1.lock` | an empty file; locked while a run is at work |
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -23,10 +25,13 @@ use engine::{
     device::DeviceError,
 };
 use kernels::cpu::profile;
+use serde_json::{Map, Value};
 
 use super::{
     Progress, StepError, StepReport, Trainer,
+    alarms::Alarms,
     checkpoint::{self, Best, CheckpointError},
+    deliver::{Delivered, RIGHT_IN_BOTH, deliver},
     directory::{ADAPTER, CHECKPOINTS, METRICS, ROLLOUTS, RunDirectory},
 };
 use crate::{
@@ -62,6 +67,8 @@ pub enum Event<'e> {
     Saved(u64),
     /// Something that the user should know.
     Warning(String),
+    /// The adapter was written.
+    Delivered(Delivered),
 }
 
 /// How a run ended.
@@ -108,15 +115,33 @@ pub fn run(
         Some(from) => checkpoint::restore(trainer, from)?.best,
         None => None,
     };
-    let mut metrics = MetricsFile::resume(&path.join(METRICS), trainer.step)?;
-    let events = EventFile::create(path, now(), (trainer.step > 0).then_some(trainer.step));
+    let mut history = History::new(trainer);
+    let mut metrics = MetricsFile::resume(&path.join(METRICS), trainer.step, &mut |step, line| {
+        history.remember(step, line);
+    })?;
+    let resumed = (trainer.step > 0 || metrics.last_step().is_some()).then_some(trainer.step);
+    let events = EventFile::create(path, now(), resumed);
     let mut events = events.map_err(|source| ResultsError::io("create", path, source))?;
     let rollouts = path.join(ROLLOUTS);
     fs::create_dir_all(&rollouts).map_err(|e| ResultsError::io("create", &rollouts, e))?;
 
     let train = trainer.settings.train.clone();
     let never = AtomicBool::new(false);
-    let mut still = 0;
+    let evaluates = train.eval_every > 0 && !held_out.is_empty();
+    if evaluates && trainer.step == 0 && metrics.last_step().is_none() {
+        let scores = held_out_scores(trainer, held_out, on)?;
+        on(Event::Evaluated { step: 0, scores: &scores });
+        let entries = eval_metrics(&scores);
+        metrics.append_start(&entries)?;
+        events
+            .write(now(), 0, &entries)
+            .map_err(|source| ResultsError::io("write", events.path(), source))?;
+        history.evaluated(0, &entries);
+        if stop.load(Ordering::Relaxed) {
+            return Ok(Ended::Interrupted);
+        }
+    }
+    let mut still = Still::default();
     while trainer.step < trainer.steps {
         let sampled = trainer.sample(&never, &mut |progress| on(Event::Progress(progress)))?;
         let sampled = sampled.expect("nobody raises the flag");
@@ -133,13 +158,11 @@ pub fn run(
 
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
         let (mut improved, mut evaluation) = (false, None);
-        if due(train.eval_every) && !held_out.is_empty() {
-            let judge = trainer.sampler().judge();
-            let evaluated = evaluate(judge, held_out, &mut |done, all| {
-                on(Event::Evaluating(done, all));
-            });
-            let (_, scores) = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
-            report.metrics.more.extend(eval_metrics(&scores));
+        if evaluates && due(train.eval_every) {
+            let scores = held_out_scores(trainer, held_out, on)?;
+            let entries = eval_metrics(&scores);
+            history.evaluated(step, &entries);
+            report.metrics.more.extend(entries);
             let share = scores.consistent.map_or(0.0, |share| share.share);
             if best.is_none_or(|best| share > best.right_in_both) {
                 best = Some(Best { step, right_in_both: share });
@@ -147,6 +170,9 @@ pub fn run(
             }
             evaluation = Some(scores);
         }
+        let alarms = history.alarms.after(step, &report.metrics.entries());
+        let begins = alarms.iter().map(|alarm| (format!("alarm/{}", alarm.kind.name()), 1.0));
+        report.metrics.more.extend(begins);
         metrics.append(&report.metrics)?;
         events
             .write(now(), step, &report.metrics.entries())
@@ -156,13 +182,12 @@ pub fn run(
             on(Event::Evaluated { step, scores });
         }
 
-        still = if report.moved { 0 } else { still + 1 };
-        if still == STILL {
-            on(Event::Warning(format!(
-                "the adapter did not move in the last {STILL} steps: every group earned the same throughout, so there is \
-                 nothing to learn from. Raise rollout.group_size or rollout.temperature, or give a reward that the \
-                 judge reaches sometimes (reward.weights.format)"
-            )));
+        for alarm in alarms {
+            on(Event::Warning(alarm.message));
+        }
+        if let Some(message) = still.after(&report, trainer.settings.rollout.max_completion_tokens)
+        {
+            on(Event::Warning(message));
         }
         if trainer.step == 2 * STILL && is_unchanged(trainer)? {
             on(Event::Warning(format!(
@@ -181,12 +206,93 @@ pub fn run(
             return Ok(Ended::Interrupted);
         }
     }
-    trainer.language_model.model.store_adapter(adapter)?;
-    let final_adapter = path.join(ADAPTER);
-    fs::create_dir_all(&final_adapter)
-        .map_err(|e| ResultsError::io("create", &final_adapter, e))?;
-    adapter.save(&final_adapter)?;
+    let target = path.join(ADAPTER);
+    let held_out = history.held_out;
+    on(Event::Delivered(deliver(trainer, adapter, &checkpoints, &target, best, held_out)?));
     Ok(Ended::Complete)
+}
+
+/// What the steps so far tell the next ones: of a continued run, read from its file.
+struct History {
+    alarms: Alarms,
+    /// Right in both orders, by step.
+    held_out: BTreeMap<u64, f64>,
+}
+
+impl History {
+    fn new(trainer: &Trainer) -> History {
+        let rollout = &trainer.settings.rollout;
+        let alarms = Alarms::new(rollout.prompts_per_step * rollout.group_size);
+        History { alarms, held_out: BTreeMap::new() }
+    }
+
+    /// Takes up a line of `metrics.jsonl`.
+    fn remember(&mut self, step: u64, line: &Map<String, Value>) {
+        let entries: Vec<(String, f64)> =
+            line.iter().filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
+        self.evaluated(step, &entries);
+        if step > 0 {
+            self.alarms.after(step, &entries);
+        }
+    }
+
+    fn evaluated(&mut self, step: u64, entries: &[(String, f64)]) {
+        let share = entries.iter().find(|(name, _)| name == RIGHT_IN_BOTH);
+        self.held_out.extend(share.map(|(_, share)| (step, *share)));
+    }
+}
+
+/// Counts steps in which nothing was learned.
+#[derive(Default)]
+struct Still {
+    steps: u64,
+    /// Completions of these steps, and those that were left out because they were cut off.
+    completions: usize,
+    masked: usize,
+}
+
+impl Still {
+    /// What to say after a step, if anything: once.
+    fn after(&mut self, report: &StepReport, limit: usize) -> Option<String> {
+        if report.moved {
+            *self = Still::default();
+            return None;
+        }
+        self.steps += 1;
+        self.completions += report.rollouts.len();
+        self.masked += report.masked;
+        (self.steps == STILL).then(|| {
+            let why = match self.masked {
+                0 => "every group earned the same throughout, so there is nothing to learn from. Raise \
+                    rollout.group_size or rollout.temperature, or give a reward that the judge reaches sometimes \
+                    (reward.weights.format)"
+                    .to_owned(),
+                all if all == self.completions => format!(
+                    "every completion was cut off at rollout.max_completion_tokens = {limit}, and loss.mask_truncated leaves \
+                     those out. Raise rollout.max_completion_tokens, or set loss.mask_truncated=false"
+                ),
+                some => format!(
+                    "of {} completions {some} were cut off at rollout.max_completion_tokens = {limit} and left out \
+                     (loss.mask_truncated), and all others were in groups that earned the same. Raise \
+                     rollout.max_completion_tokens, rollout.group_size or rollout.temperature",
+                    self.completions
+                ),
+            };
+            format!("the adapter did not move in the last {STILL} steps: {why}")
+        })
+    }
+}
+
+/// Judges the held-out pairs with the policy as it is.
+fn held_out_scores(
+    trainer: &Trainer,
+    held_out: &[Pair],
+    on: &mut dyn FnMut(Event),
+) -> Result<Scores, RunError> {
+    let judge = trainer.sampler().judge();
+    let evaluated = evaluate(judge, held_out, &mut |done, all| on(Event::Evaluating(done, all)));
+    let (_, scores) = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
+    Ok(scores)
 }
 
 /// Judges pairs greedily in both orders: the records by row, and their scores by the published rule.

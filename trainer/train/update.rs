@@ -168,11 +168,14 @@ pub fn largest_batch(
 }
 
 /// Updates the model's adapter on the groups of a step. `first_update` counts the updates before it;
-/// `rate` gives each its learning rate. `progress` is told after every micro-batch how many of how many
+/// `rate` gives each its learning rate. The KL term compares with the model under the factors in `reference`, or without an
+/// adapter. `progress` is told after every micro-batch how many of how many
 /// are done.
+#[allow(clippy::too_many_arguments)] // the state of a run, and a step's input
 pub fn update(
     model: &mut Model,
     optimizer: &mut AdamW,
+    reference: Option<&mut [Tensor]>,
     groups: &[Group],
     settings: &UpdateSettings,
     first_update: u64,
@@ -187,7 +190,7 @@ pub fn update(
     }
     let total = batches.len() * settings.iterations;
     let mut report = UpdateReport::default();
-    let mut fixed: Vec<Fixed> = Vec::new();
+    let mut fixed = references(model, reference, groups, &batches, settings)?;
     let mut last_rows = None;
     for iteration in 0..settings.iterations {
         let update = first_update + iteration as u64;
@@ -196,13 +199,9 @@ pub fn update(
             let batch = Batch::new(groups, parts);
             let _span =
                 profile::phase("micro-batch", [batch.packed.rows(), batch.packed.targets()]);
-            // Few buffers fit a batch of another size: both batches' would be held.
-            let rows = batch.packed.rows();
-            if last_rows.replace(rows).is_some_and(|last| last != rows) {
-                model.device().trim();
-            }
+            trim_for(model, &batch, &mut last_rows);
             if iteration == 0 {
-                fixed.push(batch.fixed(model, settings)?);
+                batch.fix(model, settings, &mut fixed[index])?;
             }
             let number = (update as u32).wrapping_mul(1 << 10).wrapping_add(index as u32);
             let first = iteration == 0;
@@ -228,6 +227,14 @@ pub fn update(
     Ok(report)
 }
 
+/// Few buffers fit a batch of another size: both batches' would be held.
+fn trim_for(model: &Model, batch: &Batch, last_rows: &mut Option<usize>) {
+    let rows = batch.packed.rows();
+    if last_rows.replace(rows).is_some_and(|last| last != rows) {
+        model.device().trim();
+    }
+}
+
 /// A micro-batch, packed.
 struct Batch<'a> {
     packed: PackedBatch,
@@ -239,8 +246,36 @@ struct Batch<'a> {
 struct Fixed {
     /// Log-probabilities of the policy that sampled, where iterations need them.
     old: Option<Vec<f32>>,
-    /// Of the base model, where the loss has a KL term.
+    /// Of the reference policy, where the loss has a KL term.
     reference: Option<Vec<f32>>,
+}
+
+/// What is known of each batch before its first pass: with a reference that has factors, its log-probabilities. All batches'
+/// are taken at once, so that the model changes its factors twice a step.
+fn references(
+    model: &mut Model,
+    reference: Option<&mut [Tensor]>,
+    groups: &[Group],
+    batches: &[Vec<Part>],
+    settings: &UpdateSettings,
+) -> Result<Vec<Fixed>, UpdateError> {
+    let mut fixed = Vec::new();
+    fixed.resize_with(batches.len(), Fixed::default);
+    let Some(factors) = reference.filter(|_| settings.loss.beta != 0.0) else { return Ok(fixed) };
+    model.exchange_factors(factors);
+    let mut last_rows = None;
+    let of_batch = |parts: &Vec<Part>| {
+        let batch = Batch::new(groups, parts);
+        trim_for(model, &batch, &mut last_rows);
+        batch.log_probs(model, settings, true)
+    };
+    let found: Result<Vec<_>, UpdateError> = batches.iter().map(of_batch).collect();
+    // On an error too: what is trained goes back to its place.
+    model.exchange_factors(factors);
+    for (fixed, reference) in fixed.iter_mut().zip(found?) {
+        fixed.reference = Some(reference);
+    }
+    Ok(fixed)
 }
 
 impl<'a> Batch<'a> {
@@ -257,35 +292,38 @@ impl<'a> Batch<'a> {
         Batch { packed, items: all }
     }
 
-    fn fixed(&self, model: &Model, settings: &UpdateSettings) -> Result<Fixed, UpdateError> {
-        let pass = TrainingPass {
-            temperature: settings.temperature,
-            adapter: true,
-            dropout: None,
-            checkpoint: false,
-        };
-        let log_probs = |adapter: bool| {
-            let pass = TrainingPass { adapter, ..pass };
-            let y = model.log_probs(&mut Tape::off(), &self.packed, pass)?;
-            let values = y.to_vec()?;
-            Ok::<_, UpdateError>(values.chunks_exact(2).map(|of_token| of_token[0]).collect())
-        };
-        let reference = match settings.loss.beta {
-            0.0 => None,
-            _ => Some(log_probs(false)?),
-        };
-        let old = match settings.iterations {
-            1 => None,
-            _ => {
-                let sampled: Option<Vec<&[f32]>> =
-                    self.items.iter().map(|item| item.sampled).collect();
-                Some(match sampled {
-                    Some(sampled) => sampled.concat(),
-                    None => log_probs(true)?,
-                })
-            }
-        };
-        Ok(Fixed { old, reference })
+    /// Log-probabilities that no gradient is taken of.
+    fn log_probs(
+        &self,
+        model: &Model,
+        settings: &UpdateSettings,
+        adapter: bool,
+    ) -> Result<Vec<f32>, UpdateError> {
+        let temperature = settings.temperature;
+        let pass = TrainingPass { temperature, adapter, dropout: None, checkpoint: false };
+        let y = model.log_probs(&mut Tape::off(), &self.packed, pass)?;
+        let values = y.to_vec().map_err(UpdateError::Device)?;
+        Ok(values.chunks_exact(2).map(|of_token| of_token[0]).collect())
+    }
+
+    /// Completes what does not change over the iterations, before the first of them.
+    fn fix(
+        &self,
+        model: &Model,
+        settings: &UpdateSettings,
+        fixed: &mut Fixed,
+    ) -> Result<(), UpdateError> {
+        if settings.loss.beta != 0.0 && fixed.reference.is_none() {
+            fixed.reference = Some(self.log_probs(model, settings, false)?);
+        }
+        if settings.iterations > 1 {
+            let sampled: Option<Vec<&[f32]>> = self.items.iter().map(|item| item.sampled).collect();
+            fixed.old = Some(match sampled {
+                Some(sampled) => sampled.concat(),
+                None => self.log_probs(model, settings, true)?,
+            });
+        }
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments)] // one call site
