@@ -21,6 +21,13 @@ grpo.safetensors     old_logps, ref_logps, mask [2, C] over completion tokens, p
 step.safetensors     one optimizer step by these formulas, in the form of a dump of TRL's trainer: microN.* are the
                      inputs and the loss of a micro-batch, grad0.KEY the sum of their gradients, grad0._norm its norm,
                      after.KEY the factors after clipping and AdamW
+
+Beside the cases, of the one in ITERATED:
+
+iterations.safetensors, iterations.json
+                     two updates on the same completions in that form, as TRL's num_iterations = 2 makes them: micro0 and
+                     micro1 are the first's, micro2 and micro3 the second's, whose losses are at the factors after the first
+                     (grad0.KEY); after.KEY the factors after both. The json is what a dump's case.json has
 """
 
 import argparse
@@ -47,11 +54,14 @@ CASES = [
 ]
 LEARNING = ["qwen3-tied", "qwen3-untied"]
 OPTIMIZER = ["qwen3-untied"]
+ITERATED = "qwen3-tied"
 PROMPT_LENS = (3, 5)
 ADVANTAGES = (1.25, -0.75)
 ADAMW = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 EPSILON, BETA, MAX_COMPLETION_LENGTH = 0.2, 0.04, 64
 KEPT = ("grpo.beta0.04.off", "bnpo.beta0.0.on")
+# A rate at which the second update's ratios leave the clip range.
+ITERATIONS = {"loss": "grpo", "beta": BETA, "temperature": 1.0, "lr": 3e-2, "kl_correction": 0, "accum": 2, "iters": 2}
 STEP = {"loss": "bnpo", "beta": BETA, "temperature": 0.9, "lr": 1e-3, "kl_correction": 0}
 
 
@@ -205,6 +215,62 @@ def step(trained, info):
     return tensors
 
 
+def iterations(trained):
+    """Two updates on the same completions, each of two micro-batches of one sequence."""
+    tensors, rates = {}, (ITERATIONS["lr"], 0.5 * ITERATIONS["lr"])
+    references = trained.reference()
+    with torch.no_grad():
+        old = trained.log_probs()
+    optimizer = torch.optim.AdamW(trained.factors.values(), **ADAMW)
+    clipped = 0
+    for update, rate in enumerate(rates):
+        new, losses = trained.log_probs(), []
+        for i, (ids, prompt) in enumerate(zip(trained.sequences, PROMPT_LENS)):
+            one, advantage = torch.ones(1, len(ids), dtype=torch.int64), torch.tensor(ADVANTAGES[i : i + 1])
+            row, before = new[i][None], old[i][None]
+            mask = torch.ones_like(row)
+            loss = grpo_loss(row, before, references[i][None], advantage, mask, ITERATIONS["loss"], BETA) / 2
+            losses.append(loss)
+            clipped += ((row - before).exp() - 1).abs().gt(EPSILON).sum().item() if update else 0
+            micro = {
+                "prompt_ids": ids[None, :prompt],
+                "prompt_mask": one[:, :prompt],
+                "completion_ids": ids[None, prompt:],
+                "completion_mask": one[:, prompt:],
+                "advantages": advantage,
+                "old_per_token_logps": before,
+                "ref_per_token_logps": references[i][None],
+                "loss": loss.detach()[None],
+            }
+            tensors |= {f"micro{2 * update + i}.{name}": tensor.clone() for name, tensor in micro.items()}
+        gradients = trained.gradients(sum(losses))
+        total = norm(gradients)
+        tensors |= {f"grad{update}.{name}": gradient for name, gradient in gradients.items()}
+        tensors[f"grad{update}._norm"] = total[None]
+        optimizer.param_groups[0]["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(list(trained.factors.values()), 0.5)
+        optimizer.step()
+    assert clipped > 0, "no ratio left the clip range"
+    tensors |= trained.now("after")
+    trained.reset()
+    return tensors, {
+        "args": ITERATIONS,
+        "trl_defaults": {"epsilon": EPSILON},
+        "max_completion_length": MAX_COMPLETION_LENGTH,
+        "max_grad_norm": 0.5,
+        "param_groups": [ADAMW],
+        "log": [{"learning_rate": rate} for rate in rates],
+    }
+
+
+def write_iterations():
+    directory = HERE / ITERATED
+    trained = Trained(directory, json.loads((directory / "case.json").read_text(encoding="utf-8")))
+    tensors, info = iterations(trained)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, HERE / "iterations.safetensors")
+    (HERE / "iterations.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
 def exact_error(trained, gradients, tokens):
     """How far the float32 gradients are from float64 ones, relative to each tensor's largest."""
     trained.model.double()
@@ -246,6 +312,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     for name in parser.parse_args().cases or CASES:
         write(HERE / name)
+    write_iterations()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-//! GRPO against PyTorch's and TRL's dumps: `grpo.safetensors` of a model's dump, and `step.safetensors`, one
-//! step of TRL's GRPOTrainer. What the optimizer makes of the gradients is compared in [`super::steps`].
+//! GRPO against PyTorch's and TRL's dumps: `grpo.safetensors` of a model's dump, and `step.safetensors`, the
+//! updates of one step of TRL's GRPOTrainer. What the optimizer makes of the gradients is compared in [`super::steps`].
 //!
 //! Losses are compared relative to 1, gradients relative to each tensor's largest.
 
@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::{
     Bound, Case, CheckError, Errors, ROUNDING,
     gradients::{PLAIN, relative},
-    largest,
+    largest, steps,
 };
 use crate::grpo::loss::{
     self, Completion, Counted, Kind, Participation, completion_loss, token_weights,
@@ -44,7 +44,7 @@ pub(super) fn compare(
     if tensors.iter().all(Option::is_none) {
         return Ok(errors);
     }
-    let models = Models {
+    let mut models = Models {
         own: case.trained_model(precision, device)?,
         exact: match precision {
             Precision::F32 => None,
@@ -59,7 +59,7 @@ pub(super) fn compare(
         grpo(case, &models, &tensors, &mut errors)?;
     }
     if let Some(tensors) = of_step {
-        trl_step(case, &models, &tensors, &mut errors)?;
+        trl_step(case, &mut models, &tensors, &mut errors)?;
     }
     Ok(errors)
 }
@@ -128,7 +128,7 @@ struct Item {
 fn loss_and_gradients(
     case: &Case,
     models: &Models,
-    items: &[Item],
+    items: &[&Item],
     (kind, max_tokens, parts): (Kind, usize, &[usize]),
     settings: &loss::Settings,
     temperature: f32,
@@ -164,7 +164,7 @@ fn loss_and_gradients(
 
 /// The loss at these log-probabilities, and its derivative with respect to each.
 fn loss_of(
-    items: &[Item],
+    items: &[&Item],
     weights: &[f64],
     settings: &loss::Settings,
     log_probs: &[f32],
@@ -231,6 +231,7 @@ fn grpo(
             });
         }
         let how = (kind_of(case, kind)?, max_tokens, &[items.len()][..]);
+        let items: Vec<&Item> = items.iter().collect();
         let (loss, rounding, gradients) =
             loss_and_gradients(case, models, &items, how, &settings, 1.0)?;
         let expected = expected["loss"].as_f64().ok_or_else(unknown)?;
@@ -248,10 +249,17 @@ fn grpo(
     Ok(())
 }
 
-/// One step of TRL's trainer: loss, gradients before clipping, their norm.
+/// A micro-batch of a dump of TRL's.
+struct Micro {
+    items: Vec<Item>,
+    loss: f64,
+}
+
+/// The updates of TRL's trainer, each at the parameters that the dump's gradients before it lead to: loss, gradients before
+/// clipping, their norm. There are several where completions are used again (`args.iters`).
 fn trl_step(
     case: &Case,
-    models: &Models,
+    models: &mut Models,
     tensors: &Tensors,
     errors: &mut Errors,
 ) -> Result<(), CheckError> {
@@ -266,49 +274,114 @@ fn trl_step(
         beta,
         bias_corrected_kl: case.number(&["args", "kl_correction"])? != 0.0,
     };
-    let (mut items, mut parts, mut expected) = (Vec::new(), Vec::new(), 0.0);
-    while tensors.contains_key(&format!("micro{}.loss", parts.len())) {
-        let micro = format!("micro{}", parts.len());
-        let part = |part: &str| case.get(tensors, &format!("{micro}.{part}"));
-        let optional = |name: &str| tensors.get(&format!("{micro}.{name}")).map(Vec::as_slice);
-        let advantages = part("advantages")?;
-        let rows = |ids: &[f32], mask: &[f32], row: usize| -> Vec<u32> {
-            let width = ids.len() / advantages.len().max(1);
-            let own = row * width..(row + 1) * width;
-            let kept = ids[own.clone()].iter().zip(&mask[own]).filter(|(_, mask)| **mask != 0.0);
-            kept.map(|(id, _)| *id as u32).collect()
-        };
-        for (row, &advantage) in advantages.iter().enumerate() {
-            let prompt = rows(part("prompt_ids")?, part("prompt_mask")?, row);
-            let completion = rows(part("completion_ids")?, part("completion_mask")?, row);
-            let own =
-                |of: &[f32]| of[row * (of.len() / advantages.len())..][..completion.len()].to_vec();
-            let (old, reference) = (
-                optional("old_per_token_logps").map(own),
-                optional("ref_per_token_logps").map(own),
-            );
-            items.push(Item { prompt, completion, advantage, old, reference });
-        }
-        parts.push(advantages.len());
-        expected += f64::from(part("loss")?[0]);
+    let mut micros = Vec::new();
+    while tensors.contains_key(&format!("micro{}.loss", micros.len())) {
+        micros.push(micro(case, tensors, micros.len())?);
     }
-    let how = (kind_of(case, name)?, max_tokens, parts.as_slice());
-    let (loss, rounding, gradients) =
-        loss_and_gradients(case, models, &items, how, &settings, temperature)?;
-    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
-    errors.add("TRL's losses", parts.len(), (loss - expected).abs(), bound);
-
-    let theirs = f64::from(case.get(tensors, "grad0._norm")?[0]);
-    let error = (norm(case, &models.own, &gradients)? / theirs - 1.0).abs();
-    let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING };
-    errors.add("TRL's gradient norm (relative)", 1, error, bound);
-    for (name, tensor) in models.own.parameters() {
-        let gradient = gradients.get(tensor).expect("every factor has a gradient");
-        let ours = name.in_peft_order(gradient).map_err(|e| case.failed(e))?;
-        let theirs = case.get(tensors, &format!("grad0.{}", name.peft_key()))?;
-        relative(errors, "TRL's gradients (relative)", &ours, theirs);
+    let TrlUpdates { count, micros_each } = TrlUpdates::of(case, tensors)?;
+    for (update, micros) in micros.chunks(micros_each).enumerate() {
+        if update > 0 {
+            models.set(&steps::trl_parameters(case, tensors, update)?);
+        }
+        let parts: Vec<usize> = micros.iter().map(|micro| micro.items.len()).collect();
+        let expected: f64 = micros.iter().map(|micro| micro.loss).sum();
+        let items: Vec<&Item> = micros.iter().flat_map(|micro| &micro.items).collect();
+        let how = (kind_of(case, name)?, max_tokens, parts.as_slice());
+        let (loss, rounding, gradients) =
+            loss_and_gradients(case, models, &items, how, &settings, temperature)?;
+        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding };
+        errors.add("TRL's losses", parts.len(), (loss - expected).abs(), bound);
+        if update + 1 == count && !tensors.contains_key(&format!("grad{update}._norm")) {
+            continue; // the trainer was stopped before its step
+        }
+        let theirs = f64::from(case.get(tensors, &format!("grad{update}._norm"))?[0]);
+        let error = (norm(case, &models.own, &gradients)? / theirs - 1.0).abs();
+        let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING };
+        errors.add("TRL's gradient norm (relative)", 1, error, bound);
+        for (name, tensor) in models.own.parameters() {
+            let gradient = gradients.get(tensor).expect("every factor has a gradient");
+            let ours = name.in_peft_order(gradient).map_err(|e| case.failed(e))?;
+            let theirs = case.get(tensors, &format!("grad{update}.{}", name.peft_key()))?;
+            relative(errors, "TRL's gradients (relative)", &ours, theirs);
+        }
     }
     Ok(())
+}
+
+fn micro(case: &Case, tensors: &Tensors, index: usize) -> Result<Micro, CheckError> {
+    let part = |part: &str| case.get(tensors, &format!("micro{index}.{part}"));
+    let optional = |name: &str| tensors.get(&format!("micro{index}.{name}")).map(Vec::as_slice);
+    let advantages = part("advantages")?;
+    let rows = |ids: &[f32], mask: &[f32], row: usize| -> Vec<u32> {
+        let width = ids.len() / advantages.len().max(1);
+        let own = row * width..(row + 1) * width;
+        let kept = ids[own.clone()].iter().zip(&mask[own]).filter(|(_, mask)| **mask != 0.0);
+        kept.map(|(id, _)| *id as u32).collect()
+    };
+    let mut items = Vec::new();
+    for (row, &advantage) in advantages.iter().enumerate() {
+        let prompt = rows(part("prompt_ids")?, part("prompt_mask")?, row);
+        let completion = rows(part("completion_ids")?, part("completion_mask")?, row);
+        let own =
+            |of: &[f32]| of[row * (of.len() / advantages.len())..][..completion.len()].to_vec();
+        let (old, reference) =
+            (optional("old_per_token_logps").map(own), optional("ref_per_token_logps").map(own));
+        items.push(Item { prompt, completion, advantage, old, reference });
+    }
+    Ok(Micro { items, loss: f64::from(part("loss")?[0]) })
+}
+
+/// How a dump's micro-batches make updates.
+pub(super) struct TrlUpdates {
+    pub(super) count: usize,
+    micros_each: usize,
+}
+
+impl TrlUpdates {
+    /// Micro-batches are `micro0` and so on; `args.accum` of them are an update, or all. The gradients of every update but the
+    /// last must be there: the next one's parameters follow from them.
+    pub(super) fn of(case: &Case, tensors: &Tensors) -> Result<TrlUpdates, CheckError> {
+        let micros = (0..).take_while(|n| tensors.contains_key(&format!("micro{n}.loss"))).count();
+        if micros == 0 {
+            return Err(case.error("step.safetensors has no micro0.loss"));
+        }
+        let micros_each = match &case.json["args"]["accum"] {
+            Value::Null => micros,
+            accum => accum.as_u64().filter(|n| *n > 0).map_or(0, |n| n as usize),
+        };
+        if micros_each == 0 || !micros.is_multiple_of(micros_each) {
+            return Err(case.error(format!(
+                "step.safetensors has {micros} micro-batches, and args.accum = {} make an update: these are no whole updates",
+                case.json["args"]["accum"]
+            )));
+        }
+        let count = micros / micros_each;
+        if let Some(missing) =
+            (0..count - 1).find(|n| !tensors.contains_key(&format!("grad{n}._norm")))
+        {
+            return Err(case.error(format!(
+                "step.safetensors has the micro-batches of {count} updates (args.iters = {}) and no grad{missing}.*: without it \
+                 the parameters of the next update, at which its loss was taken, are not known",
+                case.json["args"]["iters"]
+            )));
+        }
+        Ok(TrlUpdates { count, micros_each })
+    }
+}
+
+impl Models {
+    /// Puts parameters, in the order and the form of PEFT's files, in the place of all models'.
+    fn set(&mut self, values: &BTreeMap<String, Vec<f32>>) {
+        for model in [Some(&mut self.own), self.exact.as_mut()].into_iter().flatten() {
+            let device = model.device().clone();
+            for (name, factor) in model.parameters_mut() {
+                let [rank, n] = factor.shape();
+                let own = name.out_of_peft_order(&values[&name.peft_key()], [rank, n]);
+                *factor = Tensor::from_slice(&device, rank, n, &own);
+                factor.set_requires_grad(true);
+            }
+        }
+    }
 }
 
 /// The norm of all gradients, as a step of the optimizer finds it on their device.
@@ -331,4 +404,81 @@ fn norm(case: &Case, model: &Model, gradients: &Gradients) -> Result<f64, CheckE
         })
         .collect();
     Ok(adamw.step_factors(0.0, &mut factors).map_err(|e| case.failed(e))?.norm())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+    use crate::check::{Finding, check};
+
+    /// A dump of two updates on the same completions, with the tensors that `keep` leaves.
+    fn checked(
+        keep: impl Fn(&str) -> bool,
+        change: impl Fn(&mut Value),
+    ) -> Result<Vec<Finding>, CheckError> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+        let dump = tempfile::tempdir().unwrap();
+        for part in ["model", "adapter"] {
+            fs::create_dir(dump.path().join(part)).unwrap();
+            for entry in fs::read_dir(golden.join("qwen3-tied").join(part)).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, dump.path().join(part).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        let text = fs::read_to_string(golden.join("iterations.json")).unwrap();
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        change(&mut json);
+        fs::write(dump.path().join("case.json"), json.to_string()).unwrap();
+        let bytes = fs::read(golden.join("iterations.safetensors")).unwrap();
+        let all = SafeTensors::deserialize(&bytes).unwrap();
+        let kept: Vec<(String, TensorView)> =
+            all.tensors().into_iter().filter(|(name, _)| keep(name)).collect();
+        let bytes = safetensors::serialize(kept, None).unwrap();
+        fs::write(dump.path().join("step.safetensors"), bytes).unwrap();
+        check(dump.path(), &Device::new(Cpu::new(1)))
+    }
+
+    fn finding<'f>(findings: &'f [Finding], quantity: &str) -> &'f Finding {
+        findings.iter().find(|finding| finding.quantity == quantity).unwrap()
+    }
+
+    #[test]
+    fn the_second_update_is_compared_at_the_parameters_after_the_first() {
+        let findings = checked(|_| true, |_| ()).unwrap();
+        for finding in &findings {
+            assert!(finding.passes(), "{finding:?}");
+        }
+        assert_eq!(finding(&findings, "TRL's losses").count, 4, "two micro-batches of each update");
+        assert_eq!(finding(&findings, "TRL's gradient norm (relative)").count, 2);
+        assert!(finding(&findings, "TRL's gradients (relative)").count > 0);
+        assert!(finding(&findings, "parameters after AdamW").count > 0);
+        // At another rate of the first update the second's parameters are others.
+        let wrong =
+            checked(|_| true, |json| json["log"][0]["learning_rate"] = 0.029.into()).unwrap();
+        assert!(!finding(&wrong, "TRL's losses").passes(), "{wrong:?}");
+    }
+
+    #[test]
+    fn an_update_whose_gradients_are_missing_is_the_last_or_refused_by_name() {
+        // Stopped before its second step: the second loss is compared all the same, and `after.` would be the first's.
+        let stopped = |name: &str| !name.starts_with("grad1.");
+        let findings = checked(stopped, |_| ()).unwrap();
+        assert!(finding(&findings, "TRL's losses").passes());
+        assert_eq!(finding(&findings, "TRL's gradient norm (relative)").count, 1);
+        for (keep, accum, parts) in [
+            ("grad0.", 2, ["args.iters = 2", "no grad0.*"]),
+            ("", 3, ["4 micro-batches", "args.accum = 3"]),
+            ("", 0, ["args.accum = 0", "no whole updates"]),
+            ("micro0.loss", 2, ["step.safetensors", "no micro0.loss"]),
+        ] {
+            let keep = |name: &str| keep.is_empty() || !name.starts_with(keep);
+            let error = checked(keep, |json| json["args"]["accum"] = accum.into()).unwrap_err();
+            let error = error.to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
 }

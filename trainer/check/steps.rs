@@ -3,6 +3,8 @@
 //! They start from the dump's own gradients: Adam's first steps turn the rounding of a gradient near 0 into a
 //! whole learning rate. The optimizer computes in f32 on every device, and a GPU has the CPU's bits.
 
+use std::collections::BTreeMap;
+
 use engine::{
     model::{Model, Precision},
     optimizer::{AdamW, Factor, Outcome, Settings},
@@ -10,7 +12,10 @@ use engine::{
 };
 use kernels::cpu::Cpu;
 
-use super::{Bound, ByVariant, Case, CheckError, Errors, largest_difference, learning::Tensors};
+use super::{
+    Bound, ByVariant, Case, CheckError, Errors, largest_difference,
+    learning::{Tensors, TrlUpdates},
+};
 
 /// What parameters may differ by after a step of 1e-3: a few units in the last place of values near 1.
 const PARAMETER_BOUND: f64 = 5e-7;
@@ -66,7 +71,7 @@ fn adamw(
     clipped.compare(case, tensors, "clip1.", errors)
 }
 
-/// The parameters after a step of TRL's trainer.
+/// The parameters after all updates of a step of TRL's trainer.
 fn trl_step(
     case: &Case,
     device: &Device,
@@ -74,22 +79,54 @@ fn trl_step(
     tensors: &Tensors,
     errors: &mut Errors,
 ) -> Result<(), CheckError> {
+    let TrlUpdates { count, .. } = TrlUpdates::of(case, tensors)?;
+    let made = (0..count).take_while(|n| tensors.contains_key(&format!("grad{n}._norm"))).count();
+    let mut optimized = Optimized::new(case, device, model, trl_settings(case)?)?;
+    for update in 0..made {
+        optimized.step(case, rate(case, update)?, &under(tensors, &format!("grad{update}.")))?;
+    }
+    optimized.compare(case, tensors, "after.", errors)
+}
+
+/// The parameters before update number `update` of such a step, from the gradients of those before it.
+pub(super) fn trl_parameters(
+    case: &Case,
+    tensors: &Tensors,
+    update: usize,
+) -> Result<BTreeMap<String, Vec<f32>>, CheckError> {
+    let host = Device::new(Cpu::new(1));
+    let model = case.model(Some("adapter"), Precision::F32, &host)?;
+    let mut optimized = Optimized::new(case, &host, &model, trl_settings(case)?)?;
+    for before in 0..update {
+        optimized.step(case, rate(case, before)?, &under(tensors, &format!("grad{before}.")))?;
+    }
+    let values = optimized.sides[0].values.iter().map(|values| values.to_vec());
+    let values: Result<Vec<Vec<f32>>, _> = values.collect();
+    Ok(optimized.names.into_iter().zip(values.map_err(|e| case.failed(e))?).collect())
+}
+
+/// The learning rate of an update: as the trainer logged it, or `args.lr`.
+fn rate(case: &Case, update: usize) -> Result<f64, CheckError> {
+    match case.json["log"][update]["learning_rate"].as_f64() {
+        Some(rate) => Ok(rate),
+        None => case.number(&["args", "lr"]),
+    }
+}
+
+fn trl_settings(case: &Case) -> Result<Settings, CheckError> {
     let group = &case.json["param_groups"][0];
     let number = |key: &str| {
         let value = group[key].as_f64();
         value.ok_or_else(|| case.error(format!("param_groups[0].{key} is not a number")))
     };
     let beta = |index: usize| group["betas"][index].as_f64().unwrap_or(f64::NAN);
-    let settings = Settings {
+    Ok(Settings {
         beta1: beta(0),
         beta2: beta(1),
         epsilon: number("eps")?,
         weight_decay: number("weight_decay")?,
         max_norm: Some(case.number(&["max_grad_norm"])?),
-    };
-    let mut optimized = Optimized::new(case, device, model, settings)?;
-    optimized.step(case, case.number(&["args", "lr"])?, &under(tensors, "grad0."))?;
-    optimized.compare(case, tensors, "after.", errors)
+    })
 }
 
 /// The tensors under `prefix`, without it.
