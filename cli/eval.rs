@@ -65,13 +65,14 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let spec = args.data.as_deref().expect(required);
 
     let columns = args.columns.clone().unwrap_or_default();
-    let wanted = Wanted { columns, ..Wanted::default() };
+    let wanted = Wanted { columns, several: true, ..Wanted::default() };
     let mut pairs = data::read_with(&data_source(spec)?, None, &wanted)?;
-    let (data_fingerprint, rows) = (data::fingerprint(&pairs), pairs.len());
+    let (data_fingerprint, rows) = (data::fingerprint(&pairs), data::row_count(&pairs));
+    note_empty_replies(&pairs);
     if let Some(limit) = args.limit {
         pairs = data::sample(pairs, limit as usize, args.generation.seed);
     }
-    let sample = Sample { rows: pairs.len() as u64, of: rows as u64 };
+    let sample = Sample { rows: data::row_count(&pairs) as u64, of: rows as u64 };
     let session = Session::open(model, &args.runtime, &args.generation)?;
     let judge = session.judge(args.max_prompt_tokens)?;
     let protocol = Protocol {
@@ -145,6 +146,19 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     note(&format!("wrote outputs.jsonl, results.csv and scores.json to {}", out.display()));
     report(args, &scores, name, timing.as_ref())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An empty cell is an empty text; pandas writes one where a value is missing.
+fn note_empty_replies(pairs: &[Pair]) {
+    let is_empty =
+        |pair: &&Pair| [&pair.chosen, &pair.rejected].iter().any(|text| text.trim().is_empty());
+    let empty = pairs.iter().filter(is_empty).count();
+    if empty > 0 {
+        note(&format!(
+            "{empty} of {} pairs have an empty reply, which is judged as it is (j1 data inspect shows which)",
+            pairs.len()
+        ));
+    }
 }
 
 /// All judgements of a run, those of one pair and order side by side.

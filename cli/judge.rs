@@ -53,7 +53,7 @@ fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
     if let Some(spec) = &args.data {
         let limit = args.limit.map(|limit| limit as usize);
         let columns = args.columns.clone().unwrap_or_default();
-        let wanted = Wanted { replies: Replies::Any, columns };
+        let wanted = Wanted { replies: Replies::Any, columns, ..Wanted::default() };
         return Ok(data::read_with(&data_source(spec)?, limit, &wanted)?);
     }
     let given = [&args.prompt, &args.a, &args.b];
@@ -86,6 +86,7 @@ fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
         chosen: text("--a", &args.a)?,
         rejected: text("--b", &args.b)?,
         subset: None,
+        candidates: None,
     }])
 }
 

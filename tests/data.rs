@@ -238,3 +238,51 @@ fn a_text_may_begin_with_an_at_sign() {
     let model = stderr(ask("@-", "@@a"));
     assert!(model.contains("./none: no such file"), "{model}");
 }
+
+#[test]
+fn several_replies_are_evaluated_together_and_continued() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    let (model, data, whole, part) =
+        (crate::cli::model(), path("rb2.json"), path("whole"), path("part"));
+    let rows = r#"[
+        {"id": "0", "prompt": "q?", "chosen": ["good"], "rejected": ["b1", "b2", "b3"], "subset": "Focus"},
+        {"id": "ref:1", "prompt": "sky?", "chosen": ["blue"], "rejected": ["red", "brown"], "subset": "Ties"},
+        {"id": "tied:1", "prompt": "flag?", "chosen": ["red", "blue"], "rejected": ["brown"], "subset": "Ties"}]"#;
+    fs::write(&data, rows).unwrap();
+    let args = crate::cli::eval_args(&model, &data, &whole, &[]);
+    let table = stdout(&j1(&args));
+    for line in ["Best of all replies", "  Ties", "Mean of the subsets"] {
+        assert!(table.contains(line), "{line} is not in {table}");
+    }
+    let read = |path: &Path| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let scores = read(&Path::new(&whole).join("scores.json"));
+    let several = &scores["j1"]["several"];
+    assert_eq!(
+        (&several["best_of"][0]["rows"], &several["ties"]["rows"]),
+        (&1.into(), &serde_json::json!([1, 1]))
+    );
+    assert_eq!(scores["Ties"], several["ties"]["score"]);
+
+    // Stopped after five of fourteen judgements.
+    let outputs = fs::read_to_string(Path::new(&whole).join("outputs.jsonl")).unwrap();
+    assert_eq!(outputs.lines().count(), 14);
+    fs::create_dir(&part).unwrap();
+    fs::copy(Path::new(&whole).join("run.json"), Path::new(&part).join("run.json")).unwrap();
+    let begun: String = outputs.lines().take(5).map(|line| format!("{line}\n")).collect();
+    fs::write(Path::new(&part).join("outputs.jsonl"), begun).unwrap();
+    stdout(&j1(&crate::cli::eval_args(&model, &data, &part, &[])));
+    assert!(crate::cli::bytes(Path::new(&part)) == crate::cli::bytes(Path::new(&whole)));
+    let rescored = stdout(&j1(&["eval", "--rescore", &format!("{whole}/outputs.jsonl"), "--json"]));
+    let rescored: serde_json::Value = serde_json::from_str(&rescored).unwrap();
+    assert_eq!(&rescored["j1"]["several"], several);
+
+    let refused = j1(&["judge", "--model", &model, "--data", &data]);
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        stderr.contains("1 chosen and 3 rejected replies, which only j1 eval compares"),
+        "{stderr}"
+    );
+}

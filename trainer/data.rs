@@ -56,17 +56,25 @@ pub use layout::{Columns, Field};
 pub use reason::Reason;
 pub(crate) use reason::Refusal;
 pub(crate) use rows::{Place, Row};
-pub use sample::sample;
+pub use sample::{row_count, sample};
 pub use source::Source;
 
 use crate::fingerprint::Fingerprint;
 
+/// The most text that pairs are made of, in bytes: a row of many replies makes many.
+const MAX_PAIRS: u64 = 4 << 30;
+
 /// Data sets that `--data` knows by name; they are fetched as files like any other.
-pub const KNOWN: [Known; 2] = [
+pub const KNOWN: [Known; 3] = [
     Known {
         name: "rewardbench",
         dataset: "allenai/reward-bench",
         file: "data/filtered-00000-of-00001.parquet",
+    },
+    Known {
+        name: "rewardbench2",
+        dataset: "allenai/reward-bench-2",
+        file: "data/test-00000-of-00001.parquet",
     },
     Known {
         name: "skywork",
@@ -122,6 +130,27 @@ pub struct Pair {
     pub rejected: String,
     /// RewardBench's subset or the like.
     pub subset: Option<String>,
+    /// Which of a row's replies these are, if it has several.
+    pub candidates: Option<Candidates>,
+}
+
+/// Two of several replies to one prompt, as benchmarks with more than one wrong reply have them. Each chosen reply makes
+/// a pair with each rejected one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidates {
+    /// The row of the file, counted from 0.
+    pub row: u64,
+    /// Which of its chosen replies, counted from 0.
+    pub chosen: u32,
+    /// Which of its rejected replies, counted from 0.
+    pub rejected: u32,
+}
+
+impl Candidates {
+    /// What a pair's id ends with, after that of its row.
+    pub(crate) fn suffix(self) -> String {
+        format!("/c{}r{}", self.chosen, self.rejected)
+    }
 }
 
 /// A file format of preference data.
@@ -297,6 +326,8 @@ pub struct Wanted {
     pub replies: Replies,
     /// Names of columns, where the file has its own.
     pub columns: Columns,
+    /// Whether a row may have several chosen and rejected replies; it becomes several pairs.
+    pub several: bool,
 }
 
 /// Reads the labeled pairs of a file. At least one pair is returned.
@@ -310,7 +341,7 @@ pub fn read_with(
     limit: Option<usize>,
     wanted: &Wanted,
 ) -> Result<Vec<Pair>, DataError> {
-    let mut pairs = Vec::new();
+    let (mut rows, mut bytes) = (Vec::new(), 0_u64);
     visit(source, limit, wanted, |at, _, row| {
         let problem = |refusal: Refusal| DataError::Row {
             path: source.parts()[at.part].path().to_owned(),
@@ -318,19 +349,18 @@ pub fn read_with(
             problem: refusal.sentence(),
         };
         let row = row.map_err(problem)?;
-        let [chosen, rejected] = row.only_replies().map_err(problem)?.map(str::to_owned);
-        let number = pairs.len() as u64;
-        pairs.push(Pair {
-            id: row.id.unwrap_or_else(|| number.to_string()),
-            row: number,
-            prompt: row.prompt,
-            chosen,
-            rejected,
-            subset: row.subset,
-        });
+        if !wanted.several {
+            row.only_replies().map_err(problem)?;
+        }
+        bytes = bytes.saturating_add(row.bytes_of_pairs());
+        if bytes > MAX_PAIRS {
+            let message = format!("its rows make more than {MAX_PAIRS} bytes of pairs");
+            return Err(DataError::TooLarge { path: source.path().to_owned(), message });
+        }
+        rows.push(row);
         Ok::<_, DataError>(())
     })?;
-    Ok(rows::with_unique_ids(pairs))
+    Ok(rows::pairs(rows))
 }
 
 /// Where a row stands in a source.
@@ -416,7 +446,7 @@ pub(crate) fn visit_prompts(
     source: &Source,
     mut each: impl FnMut(Vec<Message>),
 ) -> Result<(), DataError> {
-    let wanted = Wanted { replies: Replies::Any, columns: Columns::default() };
+    let wanted = Wanted { replies: Replies::Any, ..Wanted::default() };
     visit_values(source, None, &wanted, |at, _, names, layout, values| {
         let path = || source.parts()[at.part].path().to_owned();
         match values.and_then(|values| rows::prompt(layout, values)) {
@@ -501,6 +531,10 @@ fn list(names: &[String]) -> String {
 /// The format of a file, by its first bytes and then by its extension.
 pub fn detect(path: &Path) -> Result<Format, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
+    if path.is_dir() {
+        let found = "a directory; give a file in it".to_owned();
+        return Err(DataError::UnknownFormat { path: path.to_owned(), found });
+    }
     let mut start = Vec::new();
     File::open(path).map_err(io)?.take(64).read_to_end(&mut start).map_err(io)?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();

@@ -292,6 +292,7 @@ fn record(
         row: pair.row,
         id: pair.id.clone(),
         subset: pair.subset.clone(),
+        candidates: pair.candidates,
         order: vote.task.order,
         vote: vote.task.vote,
         prompt_tokens: prompt_tokens as u32,

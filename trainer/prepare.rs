@@ -137,7 +137,8 @@ pub fn prepare(
     refuse_own_inputs(input, out, options)?;
     let benchmark = Benchmark::read(&options.exclude)?;
     let print = input.fingerprint()?;
-    let wanted = Wanted { replies: Replies::Prepared, columns: options.columns.clone() };
+    let columns = options.columns.clone();
+    let wanted = Wanted { replies: Replies::Prepared, columns, ..Wanted::default() };
     let survey = Survey::take(input, &wanted, options, &benchmark, stop, progress, &mut |_, _| {})?;
     if survey.kept() == 0 {
         return Err(PrepareError::NothingKept {

@@ -236,6 +236,7 @@ impl<'a> Table<'a> {
             row,
             id: id.unwrap_or_else(|| row.to_string()),
             subset,
+            candidates: None,
             order: order.unwrap_or(Order::ChosenFirst),
             vote: 0,
             prompt_tokens: 0,

@@ -28,7 +28,7 @@ use files::{Journal, replace};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::data::Pair;
+use crate::data::{Candidates, Pair};
 use crate::fingerprint;
 use crate::lines::{LineError, Lines, MAX_LINE};
 use crate::prompt::{Order, conversation_text};
@@ -71,6 +71,9 @@ pub struct Record {
     pub id: String,
     /// The pair's subset.
     pub subset: Option<String>,
+    /// Which of the row's replies the pair is made of, if it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Candidates>,
     /// Which reply stood in slot A.
     pub order: Order,
     /// Which sample of this pair and order, counted from 0.

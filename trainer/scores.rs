@@ -20,6 +20,7 @@
 //! about it. Results do not depend on the order of the records.
 
 mod render;
+mod several;
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,7 @@ use crate::prompt::{Order, OrderPlan};
 use crate::results::{Finish, Record};
 use crate::rewardbench::{self, PUBLISHED, SUBSETS, SubsetScore, Table};
 use crate::verdict::{MatchRule, Reason, Verdict, Winner};
+pub use several::{BestOf, Several, Styles, Ties};
 
 /// How judgements were made and are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -179,6 +181,8 @@ pub struct Scores {
     pub judgements: u64,
     /// RewardBench's table: subsets, sections, overall.
     pub rewardbench: Table,
+    /// What benchmarks with several replies to a prompt report; `None` for pairs.
+    pub several: Option<Several>,
     /// Of the overall score; `None` if there is none.
     pub overall_interval: Option<Interval>,
     /// Mean of the rows' values; for data without RewardBench's subsets this is the score. `None` without rows.
@@ -313,6 +317,7 @@ impl Scores {
             rows: rows.len() as u64,
             judgements: sorted.len() as u64,
             rewardbench: rewardbench::table(subsets(&rows)),
+            several: Several::compute(&sorted, protocol),
             overall_interval,
             accuracy: mean(rows.iter().map(|row| row.value)),
             plain_accuracy: mean(rows.iter().map(|row| row.plain)),
@@ -370,6 +375,8 @@ impl Scores {
             .chain(&self.rewardbench.other)
             .filter_map(|subset| Some((subset.name.clone()?, json!(subset.accuracy))))
             .collect();
+        let several = self.several.iter().flat_map(Several::subset_scores);
+        json.extend(several.map(|(name, score)| (name.to_owned(), json!(score))));
         // After the subsets: data cannot put a subset in the place of these.
         json.insert("model".to_owned(), model.into());
         json.insert("model_type".to_owned(), "Generative RM".into());
@@ -413,14 +420,8 @@ fn rows_of<'a>(sorted: &[&'a Record], protocol: Protocol) -> Vec<Row<'a>> {
 
 /// The row that these records, at least one, are about.
 fn row<'a>(records: &[&'a Record], protocol: Protocol) -> Row<'a> {
-    let ballot = |keep: &dyn Fn(&Record) -> bool| {
-        Ballot::of(records.iter().copied().filter(|record| keep(record)), protocol.rule)
-    };
-    let orders = [Order::ChosenFirst, Order::RejectedFirst].map(|o| ballot(&|r| r.order == o));
-    let deciding = match protocol.order {
-        OrderPlan::Random => [ballot(&|_| true), None],
-        OrderPlan::Both | OrderPlan::ChosenFirst => orders,
-    };
+    let orders = in_orders(records, protocol.rule);
+    let deciding = deciding(records, protocol);
     let over = |value: fn(Ballot) -> f64| {
         mean(deciding.iter().flatten().copied().map(value)).expect("a row has a record")
     };
@@ -429,6 +430,21 @@ fn row<'a>(records: &[&'a Record], protocol: Protocol) -> Row<'a> {
         value: over(Ballot::value),
         plain: over(|ballot| flag(ballot.is_right())),
         orders,
+    }
+}
+
+/// The ballots with the chosen reply first, and with the rejected one first.
+fn in_orders(records: &[&Record], rule: MatchRule) -> [Option<Ballot>; 2] {
+    [Order::ChosenFirst, Order::RejectedFirst].map(|order| {
+        Ballot::of(records.iter().copied().filter(|record| record.order == order), rule)
+    })
+}
+
+/// The ballots that decide about a pair together.
+fn deciding(records: &[&Record], protocol: Protocol) -> [Option<Ballot>; 2] {
+    match protocol.order {
+        OrderPlan::Random => [Ballot::of(records.iter().copied(), protocol.rule), None],
+        OrderPlan::Both | OrderPlan::ChosenFirst => in_orders(records, protocol.rule),
     }
 }
 

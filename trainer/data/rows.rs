@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::conversation::{Turn, Turns, human_assistant, is_list_of_texts, kind, turns};
 use super::layout::{Field, Layout};
 use super::reason::{Reason, Refusal};
-use super::{Message, Pair, Replies};
+use super::{Candidates, Message, Pair, Replies};
 
 /// Where a row stands in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,19 @@ impl Row {
                 rejected.len()
             ))),
         }
+    }
+}
+
+impl Row {
+    /// How much text its pairs hold, in bytes.
+    pub(crate) fn bytes_of_pairs(&self) -> u64 {
+        let sum = |texts: &[String]| texts.iter().map(|text| text.len() as u64).sum::<u64>();
+        let prompt: u64 = self.prompt.iter().map(|message| message.content.len() as u64 + 64).sum();
+        let (chosen, rejected) = (self.chosen.len() as u64, self.rejected.len() as u64);
+        let replies = sum(&self.chosen)
+            .saturating_mul(rejected)
+            .saturating_add(sum(&self.rejected).saturating_mul(chosen));
+        prompt.saturating_mul(chosen).saturating_mul(rejected).saturating_add(replies)
     }
 }
 
@@ -391,24 +404,52 @@ fn id(cells: &mut Cells<'_>) -> Result<Option<String>, Refusal> {
     }
 }
 
+/// The pairs of all rows, one or several of each.
+pub(super) fn pairs(mut rows: Vec<Row>) -> Vec<Pair> {
+    for (number, row) in rows.iter_mut().enumerate() {
+        row.id.get_or_insert_with(|| number.to_string());
+    }
+    make_ids_unique(&mut rows);
+    let mut pairs = Vec::with_capacity(rows.len());
+    for (number, row) in rows.into_iter().enumerate() {
+        let several = row.chosen.len() > 1 || row.rejected.len() > 1;
+        let id = row.id.unwrap_or_default();
+        for (c, chosen) in row.chosen.iter().enumerate() {
+            for (r, rejected) in row.rejected.iter().enumerate() {
+                let candidates =
+                    Candidates { row: number as u64, chosen: c as u32, rejected: r as u32 };
+                pairs.push(Pair {
+                    id: if several { format!("{id}{}", candidates.suffix()) } else { id.clone() },
+                    row: pairs.len() as u64,
+                    prompt: row.prompt.clone(),
+                    chosen: chosen.clone(),
+                    rejected: rejected.clone(),
+                    subset: row.subset.clone(),
+                    candidates: several.then_some(candidates),
+                });
+            }
+        }
+    }
+    pairs
+}
+
 /// Renames the second and later rows of an id to `id#2`, `id#3`, and so on.
-pub(super) fn with_unique_ids(mut pairs: Vec<Pair>) -> Vec<Pair> {
-    let mut taken: HashSet<String> = HashSet::with_capacity(pairs.len());
+fn make_ids_unique(rows: &mut [Row]) {
+    let mut taken: HashSet<String> = HashSet::with_capacity(rows.len());
     // How often an id was seen, so that a thousand equal ids do not take a million look-ups.
     let mut seen: HashMap<String, u64> = HashMap::new();
-    for pair in &mut pairs {
-        if taken.contains(&pair.id) {
-            let count = seen.entry(pair.id.clone()).or_insert(1);
+    for id in rows.iter_mut().filter_map(|row| row.id.as_mut()) {
+        if taken.contains(id) {
+            let count = seen.entry(id.clone()).or_insert(1);
             loop {
                 *count += 1;
-                let candidate = format!("{}#{count}", pair.id);
+                let candidate = format!("{id}#{count}");
                 if !taken.contains(&candidate) {
-                    pair.id = candidate;
+                    *id = candidate;
                     break;
                 }
             }
         }
-        taken.insert(pair.id.clone());
+        taken.insert(id.clone());
     }
-    pairs
 }

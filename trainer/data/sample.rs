@@ -8,16 +8,29 @@
 //! - every subset has about its share of it, and none is missing unless there are more subsets than pairs to
 //!   take (the divisor method of Adams: shares are rounded up);
 //! - a larger sample holds every smaller one of the same seed.
+//!
+//! Pairs of one row ([`super::Candidates`]) are drawn together, by the first of them: `limit` counts rows.
 
 use std::collections::BTreeMap;
 
 use super::{Pair, add_content};
 use crate::fingerprint::Fingerprint;
 
-/// A sample of `limit` pairs, all if there are no more, in the order of the file.
+/// How many rows pairs are made of: those of several replies make one.
+pub fn row_count(pairs: &[Pair]) -> usize {
+    let is_first = |pair: &&Pair| pair.candidates.is_none_or(|one| one.chosen + one.rejected == 0);
+    pairs.iter().filter(is_first).count()
+}
+
+/// A sample of `limit` rows, all if there are no more, in the order of the file.
 pub fn sample(pairs: Vec<Pair>, limit: usize, seed: u64) -> Vec<Pair> {
     let mut subsets: BTreeMap<Option<String>, Vec<(String, Pair)>> = BTreeMap::new();
+    let mut others: BTreeMap<u64, Vec<Pair>> = BTreeMap::new();
     for pair in pairs {
+        if let Some(one) = pair.candidates.filter(|one| one.chosen + one.rejected > 0) {
+            others.entry(one.row).or_default().push(pair);
+            continue;
+        }
         let drawn = (draw(&pair, seed), pair);
         subsets.entry(drawn.1.subset.clone()).or_default().push(drawn);
     }
@@ -35,6 +48,8 @@ pub fn sample(pairs: Vec<Pair>, limit: usize, seed: u64) -> Vec<Pair> {
     });
     ranked.truncate(limit);
     let mut taken: Vec<Pair> = ranked.into_iter().map(|(_, _, (_, pair))| pair).collect();
+    let rows: Vec<u64> = taken.iter().filter_map(|pair| Some(pair.candidates?.row)).collect();
+    taken.extend(rows.iter().filter_map(|row| others.remove(row)).flatten());
     taken.sort_by_key(|pair| pair.row);
     taken
 }
@@ -66,6 +81,7 @@ mod tests {
                 chosen: "good".to_owned(),
                 rejected: "bad".to_owned(),
                 subset: (subset > 0).then(|| format!("subset {subset}")),
+                candidates: None,
             })
             .collect()
     }

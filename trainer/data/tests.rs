@@ -57,7 +57,8 @@ fn jsonl_rows_become_pairs() {
             prompt: user("Hi"),
             chosen: "a".into(),
             rejected: String::new(),
-            subset: Some("s".into())
+            subset: Some("s".into()),
+            candidates: None
         }
     );
     assert_eq!((pairs[1].id.as_str(), pairs[1].row, pairs[1].prompt.len()), ("1", 1, 3));
@@ -472,7 +473,8 @@ fn unlabeled_replies_are_read_where_they_may_be() {
 #[test]
 fn known_names_are_data_only() {
     assert_eq!(known("rewardbench").unwrap().dataset, "allenai/reward-bench");
-    assert_eq!(known("rewardbench2"), None);
+    assert_eq!(known("rewardbench2").unwrap().dataset, "allenai/reward-bench-2");
+    assert_eq!(known("rewardbench3"), None);
 }
 
 #[test]

@@ -98,7 +98,7 @@ pub fn inspect(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Inspection, PrepareError> {
     let look = |replies, progress: &mut dyn FnMut(Progress)| {
-        let wanted = Wanted { replies, columns: columns.clone() };
+        let wanted = Wanted { replies, columns: columns.clone(), ..Wanted::default() };
         look(source, &wanted, examples, stop, progress)
     };
     match look(Replies::Prepared, progress) {

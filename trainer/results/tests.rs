@@ -15,6 +15,7 @@ fn pairs() -> Vec<Pair> {
             chosen: format!("good {row}"),
             rejected: "bad".to_owned(),
             subset: (row > 0).then(|| "hep-go".to_owned()),
+            candidates: None,
         })
         .collect()
 }
@@ -35,6 +36,7 @@ fn record(row: u64, order: Order, vote: u32) -> Record {
         row,
         id,
         subset,
+        candidates: None,
         order,
         vote,
         prompt_tokens,

@@ -9,7 +9,7 @@ use crate::rewardbench::{PUBLISHED, SubsetScore};
 use crate::verdict::MatchRule;
 
 /// Width of the column of names.
-const NAME: usize = 32;
+pub(super) const NAME: usize = 32;
 /// The most columns of a line, but for a long name.
 const WIDTH: usize = 80;
 
@@ -20,7 +20,7 @@ const DIRECTION: [char; 9] = [
 ];
 
 /// Writing to a `String` cannot fail.
-const TO_MEMORY: &str = "a string grows";
+pub(super) const TO_MEMORY: &str = "a string grows";
 
 pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> String {
     let mut out = String::new();
@@ -30,6 +30,9 @@ pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> S
     writeln!(out, "order {order}, match {rule}, {votes} vote{plural}").expect(TO_MEMORY);
     if let Some(Sample { rows, of }) = sample {
         writeln!(out, "a sample of {rows} of {of} rows, by subset, seed {seed}").expect(TO_MEMORY);
+    }
+    if let Some(several) = &scores.several {
+        several.render(&mut out);
     }
     table(&mut out, scores);
     diagnostics(&mut out, scores, timing);
@@ -218,7 +221,7 @@ fn line(out: &mut String, name: &str, value: &str) {
     writeln!(out, "{}", format!("{name:NAME$} {value}").trim_end()).expect(TO_MEMORY);
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:>6.2}", 100.0 * share)
 }
 
@@ -230,7 +233,7 @@ fn with_interval(value: f64, interval: Option<Interval>) -> String {
 }
 
 /// Names come from data: control characters must not reach the terminal, and a long one not break the table.
-fn printable(name: &str) -> String {
+pub(super) fn printable(name: &str) -> String {
     let mut text = String::new();
     for (index, c) in name.chars().enumerate() {
         if index == 200 {

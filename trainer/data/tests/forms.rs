@@ -268,3 +268,46 @@ fn odd_values_cost_what_is_read_only() {
         }
     }
 }
+
+#[test]
+fn several_replies_make_a_pair_each() {
+    let rows = [
+        json!({"id": "7", "prompt": "q?", "chosen": ["good"], "rejected": ["b1", "b2", "b3"], "subset": "Focus"}),
+        json!({"id": "tied:0", "prompt": "colors?", "chosen": ["red", "blue"], "rejected": ["brown"], "subset": "Ties"}),
+        json!({"id": "7", "prompt": "p", "chosen": "c", "rejected": ["r"]}),
+        json!({"id": 1, "prompt": "q", "chosen": ["c0", "c1", "c2"], "rejected": ["r0", "r1", "r2"], "domain": "chat"}),
+    ];
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("d.json");
+    std::fs::write(&path, Value::from(rows.to_vec()).to_string()).unwrap();
+    let wanted = Wanted { several: true, ..Wanted::default() };
+    let source = Source::open(&path).unwrap();
+    let pairs = read_with(&source, None, &wanted).unwrap();
+    let ids: Vec<&str> = pairs[..6].iter().map(|pair| pair.id.as_str()).collect();
+    assert_eq!(ids, ["7/c0r0", "7/c0r1", "7/c0r2", "tied:0/c0r0", "tied:0/c1r0", "7#2"]);
+    assert_eq!((pairs.len(), pairs[5].candidates, row_count(&pairs)), (15, None, 4));
+    let last = pairs.last().unwrap();
+    assert_eq!((last.chosen.as_str(), last.rejected.as_str(), last.row), ("c2", "r2", 14));
+    assert_eq!(last.candidates, Some(Candidates { row: 3, chosen: 2, rejected: 2 }));
+    assert_eq!(last.subset.as_deref(), Some("chat"));
+    let sampled = sample(pairs.clone(), 2, 0);
+    assert_eq!(row_count(&sampled), 2);
+    for pair in pairs.iter().filter(|pair| pair.candidates.is_some()) {
+        let row = |other: &&Pair| other.candidates.map(|c| c.row) == pair.candidates.map(|c| c.row);
+        let (all, taken) = (pairs.iter().filter(row).count(), sampled.iter().filter(row).count());
+        assert!(taken == 0 || taken == all, "{}", pair.id);
+    }
+    assert_eq!(sample(pairs.clone(), 4, 0), pairs);
+
+    let error = read(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("1 chosen and 3 rejected replies, which only j1 eval compares"),
+        "{error}"
+    );
+    // Ten thousand times ten thousand of them would not fit.
+    let many = vec!["x".repeat(50); 10_000];
+    std::fs::write(&path, json!({"prompt": "p", "chosen": many, "rejected": many}).to_string())
+        .unwrap();
+    let error = read_with(&Source::open(&path).unwrap(), None, &wanted).unwrap_err().to_string();
+    assert!(error.contains("bytes of pairs"), "{error}");
+}
