@@ -36,7 +36,10 @@ pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> S
     }
     table(&mut out, scores);
     diagnostics(&mut out, scores, timing);
-    published(&mut out, scores);
+    // Those are of RewardBench's first version.
+    if scores.several.is_none() {
+        published(&mut out, scores);
+    }
     if order == OrderPlan::ChosenFirst {
         inflation(&mut out, scores.share_of_a);
     }

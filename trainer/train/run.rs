@@ -383,6 +383,7 @@ mod tests {
                 row,
                 id: row.to_string(),
                 subset: None,
+                candidates: None,
                 order: *order,
                 vote: 0,
                 prompt_tokens: 1,
