@@ -327,10 +327,8 @@ pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
-    /// Pairs: a file (.jsonl, .json, .csv, .parquet) with prompt, chosen, rejected and perhaps subset, -
-    /// for standard input, a directory or pattern of shards, a Hugging Face id (owner/name:file), or a
-    /// known name: rewardbench, rewardbench2. Of rows with several replies (RewardBench 2, RM-Bench) each
-    /// rejected one is compared with each chosen one
+    /// Pairs: a file (.jsonl, .json, .csv, .parquet), - for standard input, a directory or pattern of shards,
+    /// a Hugging Face id (owner/name:file), or a known name: rewardbench, rewardbench2
     #[arg(
         long,
         value_name = "FILE|ID|NAME",
