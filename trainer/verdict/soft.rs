@@ -177,20 +177,20 @@ fn not_decimal_commas(text: &str, before: Option<Boxed>, last: &Boxed) -> Result
 }
 
 /// What only sets text off.
-const DECORATION: [char; 12] = [' ', '\n', '\r', '\t', '*', '_', '`', '$', '#', '.', '\\', ']'];
+const DECORATION: [char; 14] =
+    [' ', '\n', '\r', '\t', '*', '_', '`', '$', '#', '.', '\\', ']', '-', '|'];
 
-/// What leads up to the end of `text`: the rest of its sentence or line and, where a line begins there, a heading
-/// above that ends in a colon. `None` if that is long.
+/// What leads up to the end of `text`: the rest of its sentence or line and, before it, a heading: one that ends in a
+/// colon, where a line begins, or one of names only. `None` if that is long.
 fn introduction(text: &str) -> Option<&str> {
     let from = sentence_start(text)?;
-    if !text[from..].trim_matches(DECORATION).is_empty() {
-        return Some(&text[from..]);
-    }
     let above = text[..from].trim_end_matches(DECORATION);
-    match above.ends_with([':', '：']) {
-        true => Some(&text[sentence_start(above)?..]),
-        false => Some(&text[from..]),
-    }
+    let begins = text[from..].trim_matches(DECORATION).is_empty();
+    let heading = sentence_start(above).filter(|&start| {
+        let names = names(&above[start..], Place::Section);
+        (begins && above.ends_with([':', '：'])) || names.is_some_and(|names| !names.is_empty())
+    });
+    Some(&text[heading.unwrap_or(from)..])
 }
 
 /// Where the sentence begins that the text's end is in: after a full stop, a line's end or a tag.

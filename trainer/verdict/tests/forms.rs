@@ -257,6 +257,7 @@ fn reasons_may_follow_a_named_score_in_a_section() {
         5.0,
     );
     reads("<scores>\n1. Response B: \\boxed{5}\n2. Response A: \\boxed{8}\n</scores>", 8.0, 5.0);
+    reads("**Response B, Response A**\n\n\\boxed{5}, \\boxed{8}", 8.0, 5.0);
     reads("<scores>\n2. \\boxed{5}\n1. \\boxed{8}\n</scores>", 8.0, 5.0);
     reads("<scores>\n\\boxed{5}\n\\boxed{8}\n(Response B, Response A)</scores>", 8.0, 5.0);
     refuses("<scores>\nResponse B: \\boxed{5}, worse than A\nResponse A: \\boxed{8}\n</scores>");
@@ -393,6 +394,9 @@ fn quoted_answers_and_echoes_are_no_verdicts() {
         "\\boxed{2, 3} is the answer of Response B",
         "Solving gives x = 2 and x = 3, thus the set \\boxed{2, 3}.",
         "Scores (B, A): \\boxed{8, 5}",
+        "Response B, Response A\n\n\\boxed{8}, \\boxed{5}, both for clarity",
+        "**Response A**\n\\boxed{3, 5}",
+        "Response B. \\boxed{8} \\boxed{5}",
         "I shall end with \\boxed{x, y}.",
         "<scores>\n\\boxed{..., ...}\n</scores>",
         "<scores>\n[The overall scores of both replies in order, A before B, separated by a comma in one box, as in \
