@@ -369,9 +369,11 @@ mod tests {
         verdict::{Reading, VerdictForm, read},
     };
 
+    type Judged = (Order, Option<(u32, u32)>);
+
     /// Records of one judgement per row and order: the scores of slots A and B, or none.
-    fn metrics(judged: &[(Order, Option<(u32, u32)>)]) -> std::collections::BTreeMap<String, f64> {
-        let record = |(index, (order, scores)): (usize, &(Order, Option<(u32, u32)>))| {
+    fn metrics(judged: &[Judged]) -> std::collections::BTreeMap<String, f64> {
+        let record = |(index, (order, scores)): (usize, &Judged)| {
             let text = scores.map_or("no verdict".to_owned(), |(a, b)| {
                 format!("<scores>\\boxed{{{a}, {b}}}</scores>")
             });

@@ -475,7 +475,8 @@ fn one_place_decides() {
 fn scores_are_on_the_templates_scale() {
     let hundred = VerdictForm::Boxed(Scale { low: 0.0, high: 100.0 });
     let five = VerdictForm::Boxed(Scale { low: 1.0, high: 5.0 });
-    let cases: &[(&str, VerdictForm, Option<(f64, f64)>)] = &[
+    type Case = (&'static str, VerdictForm, Option<(f64, f64)>);
+    let cases: &[Case] = &[
         ("<scores>\\boxed{10, 1}</scores>", VerdictForm::default(), Some((10.0, 1.0))),
         ("<scores>\\boxed{10.5, 1}</scores>", VerdictForm::default(), None),
         ("<scores>\\boxed{11, 1}</scores>", VerdictForm::default(), None),
