@@ -52,6 +52,7 @@ pub use graph::{Graph, Workspace};
 pub use log_prob::{Distributions, Head, padded_vocab};
 pub use matmul::{FEW_ROWS, Factor, Pair};
 pub use rows::{Output, RopeTable};
+pub use sample::Penalties;
 
 use buffer::Pool;
 use driver::{check, describe};

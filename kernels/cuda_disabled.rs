@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::cpu::adamw::Step;
 use crate::cpu::attention::{Shape, Span, Tree};
 use crate::cpu::log_prob::{LogitsError, RowError};
+use crate::cpu::repetition_penalty::Penalized;
 use crate::cpu::sample::Sample;
 
 pub use crate::cuda_args::{Draws, Queued, SampleRequest};
@@ -119,6 +120,7 @@ absent! {
     AttentionPlan {}
     BackwardPlan {}
     Distributions {}
+    Penalties {}
     RopeTable {
         fn positions() -> usize;
         fn head_dim() -> usize;
@@ -257,6 +259,9 @@ functions! {
     fn check_distributions(distributions: &Distributions) -> Result<(), RowError>;
     fn sample_requests(requests: &[SampleRequest]) -> U32;
     fn rewrite_requests(to: &mut U32, requests: &[SampleRequest]) -> ();
+    fn penalties(rows: &[Penalized<'_>], room: usize, vocab: usize) -> Penalties;
+    fn rewrite_penalties(to: &mut Penalties, rows: &[Penalized<'_>]) -> ();
+    fn repetition_penalty(logits: &mut F32, penalties: &Penalties) -> ();
     fn sample(out: &mut U32, logits: &F32, requests: &U32, vocab: usize) -> ();
     fn samples(out: &U32) -> Vec<Result<Sample, LogitsError>>;
     fn adamw(w: &mut F32, m: &mut F32, v: &mut F32, dw: &F32, step: &Step) -> ();

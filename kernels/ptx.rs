@@ -166,6 +166,9 @@ entries! {
         LOG_PROB_FINISH = "log_prob_finish"(p p p p p u32 f32);
         LOG_PROB_BACKWARD = "log_prob_backward"(p p p p p u32 u32 u32 f32);
     }
+    "repetition_penalty" {
+        REPETITION_PENALTY_APPLY = "repetition_penalty_apply"(p p u32 u32);
+    }
     "sample" {
         SAMPLE_DRAW = "sample_draw"(p p p p p p p u32 u32);
     }

@@ -5,9 +5,10 @@ use kernels::{
     cpu::{
         log_prob::{self, Slope, Sums},
         philox::Stream,
+        repetition_penalty::{self, Penalized},
         sample::{self, Sample, SamplingParams, Scratch},
     },
-    cuda::{Draws, Error, Head, SampleRequest},
+    cuda::{Draws, Error, Head, SampleRequest, padded_vocab},
 };
 
 use super::{
@@ -28,6 +29,7 @@ pub(crate) fn bench(suite: &mut Suite) {
     for Widths { hidden, .. } in MODELS {
         with_head(suite, hidden);
     }
+    penalty(suite);
     let all = SamplingParams { temperature: 0.9, ..SamplingParams::default() };
     draw(suite, "greedy", SamplingParams::GREEDY);
     draw(suite, "all", all);
@@ -226,6 +228,59 @@ fn with_head(suite: &mut Suite, k: usize) {
         suite
             .bench_cuda("log_prob", id.clone(), work, |gpu| Headed::new(gpu, k).run(backward, &id));
     }
+}
+
+/// A step of 16 sequences that hold 1024 tokens each. The penalty is taken back in every second run, so that logits
+/// stay what they are.
+fn penalty(suite: &mut Suite) {
+    const TOKENS: usize = 1024;
+    let id = format!("r{ROWS}-v{VOCAB}-t{TOKENS}");
+    // An id, a logit read and one written.
+    let work = Work { bytes: 12.0 * (ROWS * TOKENS) as f64, ..Work::default() };
+    let tokens: Vec<u32> = (0..TOKENS).map(|i| (i * 131 % VOCAB) as u32).collect();
+    let turns = [1.25f32, 0.8];
+    let check = |got: &[f32], logits: &[f32], stride: usize, tokens: &[u32], id: &str| {
+        for row in [0, ROWS - 1] {
+            for &token in [&tokens[..4], &tokens[TOKENS - 4..]].concat().iter() {
+                let z = f64::from(logits[row * stride + token as usize]);
+                let exact = if z < 0.0 { z * 1.25 } else { z / 1.25 };
+                Exact::of(exact).check(got[row * stride + token as usize], id, row);
+            }
+            let other = row * stride + 1;
+            Exact::of(f64::from(logits[other])).check(got[other], id, other);
+        }
+    };
+    suite.bench("repetition_penalty", id.clone(), work, |cpu| -> Run<'_> {
+        let (before, tokens) = (logits(1, ROWS), tokens.clone());
+        let mut z = before.clone();
+        let mut turn = 0;
+        let mut run = move |z: &mut [f32]| {
+            let penalized = Penalized { tokens: [&tokens, &[]], penalty: turns[turn % 2] };
+            repetition_penalty::apply(cpu, z, VOCAB, &|_| penalized);
+            turn += 1;
+        };
+        run(&mut z);
+        let first: Vec<u32> = (0..TOKENS).map(|i| (i * 131 % VOCAB) as u32).collect();
+        check(&z, &before, VOCAB, &first, &id);
+        Box::new(move || run(&mut z))
+    });
+    suite.bench_cuda("repetition_penalty", id.clone(), work, |gpu| {
+        let stride = padded_vocab(VOCAB);
+        let before: Vec<f32> = values(1, ROWS * stride).into_iter().map(|z| 8.0 * z).collect();
+        let mut z = gpu.upload(&before)?;
+        let [there, back] = turns.map(|penalty| {
+            let rows = [Penalized { tokens: [&tokens, &[]], penalty }; ROWS];
+            gpu.penalties(&rows, ROWS * TOKENS, VOCAB)
+        });
+        let turns = [there?, back?];
+        gpu.repetition_penalty(&mut z, &turns[0])?;
+        check(&gpu.download(&z)?, &before, stride, &tokens, &id);
+        let mut turn = 0;
+        Ok(Box::new(move || {
+            turn += 1;
+            gpu.repetition_penalty(&mut z, &turns[turn % 2])
+        }))
+    });
 }
 
 fn draw(suite: &mut Suite, name: &str, params: SamplingParams) {

@@ -21,6 +21,7 @@ pub mod peak;
 pub mod philox;
 pub mod product;
 pub mod profile;
+pub mod repetition_penalty;
 pub mod rms_norm;
 pub mod rope;
 pub mod round;

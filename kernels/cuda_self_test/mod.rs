@@ -43,6 +43,7 @@ macro_rules! for_each_check {
             }
             log_prob {
                 log_prob_has_the_bits_of_the_twin_on_the_same_logits
+                penalized_logits_equal_their_twins_bit_for_bit
                 tokens_are_those_of_the_twin
                 rows_without_a_distribution_are_named
             }
