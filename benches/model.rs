@@ -104,7 +104,14 @@ fn request(model: &Model, tokens: usize, seed: u32, max_new_tokens: usize) -> Re
     let token = |i: u32| (i * 7919 + seed * 104_729 + 13) % vocab;
     let sampling = SamplingParams { temperature: 0.9, ..SamplingParams::default() };
     let prompt = (0..tokens as u32).map(token).collect();
-    Request { prompt, samples: vec![seed.into()], seed: 1, max_new_tokens, sampling }
+    Request {
+        prompt,
+        samples: vec![seed.into()],
+        seed: 1,
+        max_new_tokens,
+        sampling,
+        repetition_penalty: 1.0,
+    }
 }
 
 /// Nanoseconds from a prompt to its first token.

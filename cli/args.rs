@@ -1,6 +1,7 @@
 //! The command line: every flag once, with its help.
 
 mod bench;
+mod generation;
 mod train;
 mod values;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 
 pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use generation::{GenerationArgs, OnOff};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{data::Columns, prompt::OrderPlan, settings::Weights, verdict::MatchRule};
 pub(crate) use values::DeviceArg;
@@ -133,63 +135,6 @@ pub(crate) enum DtypeArg {
     Auto,
     Bf16,
     F32,
-}
-
-/// How judgements are written.
-#[derive(Args, Debug, Clone)]
-#[command(next_help_heading = "Generation")]
-pub(crate) struct GenerationArgs {
-    /// Tokens of a judgement at most
-    #[arg(long, value_name = "N", default_value_t = 2048,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub(crate) max_new_tokens: u32,
-
-    /// Sampling temperature, 0 for greedy [default: generation_config.json's, else 0]
-    #[arg(long, value_name = "T")]
-    pub(crate) temperature: Option<f32>,
-
-    /// Keep the likeliest tokens that hold this much probability, 1 for all
-    /// [default: generation_config.json's, else 1]
-    #[arg(long, value_name = "P")]
-    pub(crate) top_p: Option<f32>,
-
-    /// Keep the K likeliest tokens, 0 for all [default: generation_config.json's, else 0]
-    #[arg(long, value_name = "K")]
-    pub(crate) top_k: Option<u32>,
-
-    /// Keep tokens at least this likely relative to the likeliest, 0 for all
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    pub(crate) min_p: f32,
-
-    /// Seed: the same seed gives the same judgements, in any batch and at any number of threads
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub(crate) seed: u64,
-
-    /// Whether the model may think before it answers (Qwen3's enable_thinking)
-    /// [default: as the chat template has it]
-    #[arg(long, value_enum, value_name = "on|off")]
-    pub(crate) thinking: Option<OnOff>,
-
-    /// Your own judge prompt, a minijinja file (see README, "Your own prompt"). Scores are read from 1 to
-    /// 10, unless its first line names another verdict, such as ---verdict: \boxed{a, b} from 0 to 100---
-    /// or ---verdict: [[A]], [[B]] or [[C]]---
-    #[arg(long, value_name = "FILE")]
-    pub(crate) template: Option<PathBuf>,
-
-    /// Judgements written at once
-    #[arg(long, value_name = "N", default_value_t = 16,
-          value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) batch: u32,
-
-    /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) cache_memory: Option<u64>,
-}
-
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnOff {
-    On,
-    Off,
 }
 
 /// Which reply stands in slot A.

@@ -16,6 +16,7 @@ mod merge;
 mod output;
 mod profile;
 mod rollout;
+mod sampling;
 mod session;
 mod train;
 

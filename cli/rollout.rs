@@ -19,6 +19,7 @@ use crate::{
     args::{Rollout, SettingsArgs},
     interrupt, machine,
     output::{bar_style, note},
+    sampling::left_out_of_training,
     session::{data_source, open_language_model, precision, resolve},
     train::{base_settings, check_positions, template},
 };
@@ -36,6 +37,9 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
         open_language_model(&args.model, &directory, adapter.as_deref(), precision, &device)?;
     machine::place_weights(&mut language_model.model, args.weights)?;
     check_positions(&language_model, &settings)?;
+    if let Some(line) = left_out_of_training(&language_model.generation) {
+        note(&line);
+    }
     let template =
         template(&settings)?.with_special_tokens(language_model.tokenizer.special_tokens());
 

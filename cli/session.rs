@@ -9,7 +9,7 @@ use std::{
 
 use engine::{
     adapter::Adapter,
-    config::{Config, GenerationConfig},
+    config::Config,
     generate::Options,
     hub::{self, Hub},
     kv_cache::KvCache,
@@ -33,14 +33,19 @@ use crate::{
     args::{DtypeArg, GenerationArgs, OnOff, RuntimeArgs},
     machine,
     output::note,
+    sampling::Sampling,
 };
+
+/// Tokens of a judgement where no flag says otherwise; of a model with few positions half of those, so that
+/// prompts have the other half.
+const MAX_NEW_TOKENS: usize = 2048;
 
 /// A judge's parts, opened.
 pub(crate) struct Session {
     pub(crate) language_model: LanguageModel,
     pub(crate) weights: Weights,
     template: Template,
-    sampling: SamplingParams,
+    sampling: Sampling,
     generation: GenerationArgs,
     directory: PathBuf,
     adapter: Option<PathBuf>,
@@ -64,8 +69,9 @@ impl Session {
             None => Template::bundled(),
         };
         let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
-        let sampling = sampling(generation, &language_model.generation);
+        let sampling = Sampling::of(generation, &language_model.generation);
         sampling.validate()?;
+        sampling.notes.iter().for_each(|line| note(line));
         let generation = generation.clone();
         Ok(Session { language_model, weights, template, sampling, generation, directory, adapter })
     }
@@ -73,7 +79,10 @@ impl Session {
     /// The judge. `max_prompt_tokens`: `None` for what the model's positions leave.
     pub(crate) fn judge(&self, max_prompt_tokens: Option<usize>) -> Result<Judge<'_>, Failure> {
         let limit = self.language_model.model.config().max_position_embeddings;
-        let max_new_tokens = self.generation.max_new_tokens as usize;
+        let max_new_tokens = match self.generation.max_new_tokens {
+            Some(tokens) => tokens as usize,
+            None => MAX_NEW_TOKENS.min(limit / 2).max(1),
+        };
         let Some(room) = limit.checked_sub(max_new_tokens).filter(|&room| room > 0) else {
             return Err(format!(
                 "--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has \
@@ -85,7 +94,9 @@ impl Session {
             language_model: &self.language_model,
             template: &self.template,
             thinking: self.generation.thinking.map(|thinking| thinking == OnOff::On),
-            sampling: self.sampling,
+            sampling: self.sampling.params,
+            repetition_penalty: self.sampling.repetition_penalty,
+            stop_strings: &self.sampling.stop_strings,
             seed: self.generation.seed,
             max_new_tokens,
             max_prompt_tokens: max_prompt_tokens.unwrap_or(room).min(room),
@@ -133,6 +144,8 @@ impl Session {
             "top_k": top_k,
             "top_p": top_p,
             "min_p": min_p,
+            "repetition_penalty": judge.repetition_penalty,
+            "stop_strings": judge.stop_strings,
             "max_new_tokens": judge.max_new_tokens,
             "max_prompt_tokens": judge.max_prompt_tokens,
         }))
@@ -179,19 +192,6 @@ pub(crate) fn precision(flag: DtypeArg) -> Option<Precision> {
         DtypeArg::Auto => None,
         DtypeArg::Bf16 => Some(Precision::Bf16),
         DtypeArg::F32 => Some(Precision::F32),
-    }
-}
-
-/// Flags first, then generation_config.json, then greedy.
-fn sampling(flags: &GenerationArgs, recommended: &GenerationConfig) -> SamplingParams {
-    let or = |flag: Option<f32>, file: Option<f64>, default: f32| {
-        flag.or(file.map(|value| value as f32)).unwrap_or(default)
-    };
-    SamplingParams {
-        temperature: or(flags.temperature, recommended.temperature, 0.0),
-        top_p: or(flags.top_p, recommended.top_p, 1.0),
-        top_k: flags.top_k.or(recommended.top_k).unwrap_or(0),
-        min_p: flags.min_p,
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
     args::{PresetArg, SettingsArgs, Train, WeightsArg},
     interrupt, machine, memory,
     output::{note, print},
+    sampling::left_out_of_training,
     session::{data_source, directory_fingerprint, precision, resolve},
 };
 use plan::{Ahead, Pace, Pairs, first_prompt, fitting_pairs, show_prompt};
@@ -233,6 +234,9 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     }
     let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
     check_positions(&language_model, &settings)?;
+    if let Some(line) = left_out_of_training(&language_model.generation) {
+        note(&line);
+    }
 
     let fingerprints = json!({
         "j1": env!("CARGO_PKG_VERSION"),

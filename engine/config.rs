@@ -6,6 +6,7 @@
 //! activations, quantization) is refused by name, so that a loaded model is computed as its authors meant it.
 //! Absent keys take the defaults of transformers' configuration classes.
 
+mod generation;
 mod rope;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use serde_json::Value;
 use crate::error::{FileError, excerpt, parse_json, read_text};
 use crate::json_object::JsonObject;
 use crate::quantization;
+
+pub use generation::{GenerationConfig, MAX_STOP_BYTES};
 pub use rope::RopeScaling;
 
 /// Sound files have a few kilobytes.
@@ -118,19 +121,6 @@ pub struct ExpectedTensor {
     pub name: String,
     /// Shape, row-major; a projection is [out, in].
     pub shape: Vec<usize>,
-}
-
-/// What generation_config.json says, with config.json behind it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationConfig {
-    /// Ids that end a generation; empty if neither file names one.
-    pub eos_token_ids: Vec<u32>,
-    /// Divides the logits.
-    pub temperature: Option<f64>,
-    /// Nucleus mass.
-    pub top_p: Option<f64>,
-    /// Number of candidates; 0 means all.
-    pub top_k: Option<u32>,
 }
 
 /// A configuration that cannot be read, contradicts itself, or asks for what this engine does not compute.
@@ -338,48 +328,6 @@ impl Config {
         let parameters = layers.checked_add(tables)?.checked_add(self.hidden_size as u64)?;
         // Bytes of it in f32 must fit as well.
         parameters.checked_mul(4).map(|_| parameters)
-    }
-}
-
-impl GenerationConfig {
-    /// The ids that end a generation; an error if there are none. `directory` is for the message only.
-    pub fn stop_ids(&self, directory: &Path) -> Result<&[u32], ConfigError> {
-        match self.eos_token_ids.as_slice() {
-            [] => Err(ConfigError::NoEndOfSequence { directory: directory.to_owned() }),
-            ids => Ok(ids),
-        }
-    }
-
-    /// Reads `directory`/generation_config.json, if there is one; what it does not say comes from config.json.
-    pub fn load(directory: &Path, config: &Config) -> Result<GenerationConfig, ConfigError> {
-        let path = directory.join("generation_config.json");
-        match read_text(&path, LIMIT_BYTES) {
-            Ok(text) => GenerationConfig::parse(&text, &path, config),
-            Err(FileError::NotFound { .. }) => Ok(GenerationConfig {
-                eos_token_ids: config.eos_token_ids.clone(),
-                ..GenerationConfig::default()
-            }),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Parses the text of a generation_config.json; `path` is for messages only.
-    pub fn parse(
-        text: &str,
-        path: &Path,
-        config: &Config,
-    ) -> Result<GenerationConfig, ConfigError> {
-        let value = parse_json(path, text)?;
-        let reader = JsonObject::new(path, &value)?;
-        let eos_token_ids =
-            reader.ids("eos_token_id")?.unwrap_or_else(|| config.eos_token_ids.clone());
-        let top_k = reader.whole("top_k", 0, u32::MAX as usize)?.map(|top_k| top_k as u32);
-        Ok(GenerationConfig {
-            eos_token_ids,
-            temperature: reader.number("temperature", 0.0, 1e6)?,
-            top_p: reader.number("top_p", 0.0, 1.0)?,
-            top_k,
-        })
     }
 }
 

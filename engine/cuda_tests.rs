@@ -277,6 +277,7 @@ fn sampled_log_probs_have_the_bits_of_training_at_any_batch() {
                     seed: 11,
                     max_new_tokens: 7,
                     sampling,
+                    repetition_penalty: 1.0,
                 };
                 generator.submit(request).unwrap();
             }

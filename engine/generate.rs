@@ -9,15 +9,19 @@
 //! and its sample's number only, never on what else ran in the batch.
 
 mod cuda;
+mod sequence;
 
-use std::{collections::VecDeque, sync::Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
 
 use kernels::{
     cpu::{
         attention::PAGE,
         log_prob::LogitsError,
         philox::{Philox, Stream},
-        profile,
+        profile, repetition_penalty,
         sample::{self, Sample, SamplingParams, Scratch},
     },
     cuda::Draws,
@@ -25,6 +29,7 @@ use kernels::{
 
 use cuda::Recordings;
 pub(crate) use cuda::recorded_rows;
+use sequence::{Seen, Sequence, distinct};
 
 use crate::{
     device::{Device, DeviceError},
@@ -47,6 +52,9 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// Temperature and truncation.
     pub sampling: SamplingParams,
+    /// Makes tokens of the prompt and of the completion so far less likely; see
+    /// [`kernels::cpu::repetition_penalty`]. 1 is none, and costs nothing.
+    pub repetition_penalty: f32,
 }
 
 /// Identifies a request within its generator, in order of submission.
@@ -72,7 +80,8 @@ pub struct Event {
     /// The token. A stop token is reported too.
     pub token: u32,
     /// Its log-probability in nats at the sampling temperature, under the whole softmax. At
-    /// temperature 0 (greedy) that of temperature 1.
+    /// temperature 0 (greedy) that of temperature 1. Where repetition is penalized, that of the
+    /// penalized logits, which is not the model's own: nothing can be learned from it.
     pub log_prob: f32,
     /// Set with the sample's last token.
     pub finish: Option<FinishReason>,
@@ -178,6 +187,8 @@ impl std::error::Error for Error {}
 struct Job {
     id: RequestId,
     request: Request,
+    /// The prompt's distinct tokens, where they are penalized.
+    distinct: Arc<[u32]>,
     /// Which of the request's samples: `first_sample..first_sample + samples`.
     first_sample: usize,
     samples: usize,
@@ -186,21 +197,6 @@ struct Job {
 struct Prefill {
     job: Job,
     table: PageTable,
-}
-
-struct Sequence {
-    id: RequestId,
-    sample: usize,
-    draws: Draws,
-    sampling: SamplingParams,
-    max_new_tokens: usize,
-    table: PageTable,
-    last_token: u32,
-    generated: usize,
-    /// Pages it may still take.
-    reserved_pages: usize,
-    /// Leaves at the end of the step.
-    ended: bool,
 }
 
 /// Where a row of logits goes.
@@ -249,6 +245,9 @@ struct Step {
     destinations: Vec<Destination>,
     prefilled: Vec<Prefill>,
     draws: Vec<Draw>,
+    /// By row of logits, the first sequence that draws from it. All others of a row are its samples, and have its
+    /// prompt's tokens.
+    first_of_row: Vec<usize>,
 }
 
 impl<'m> Generator<'m> {
@@ -286,6 +285,9 @@ impl<'m> Generator<'m> {
     pub fn submit(&mut self, request: Request) -> Result<RequestId, Error> {
         assert!(!request.samples.is_empty(), "a request for no samples");
         assert!(request.max_new_tokens > 0, "a request for no tokens");
+        if let Err(error) = repetition_penalty::validate(request.repetition_penalty) {
+            panic!("{error}");
+        }
         let config = self.model.config();
         if request.prompt.is_empty() {
             return Err(Error::EmptyPrompt);
@@ -315,9 +317,11 @@ impl<'m> Generator<'m> {
         let shared = needed_pages - each;
         let fitting = ((self.pages - shared) / each).clamp(1, self.options.max_batch);
         let total = request.samples.len();
+        let distinct = distinct(&request.prompt, request.repetition_penalty);
         for first_sample in (0..total).step_by(fitting) {
             let samples = fitting.min(total - first_sample);
-            self.queue.push_back(Job { id, request: request.clone(), first_sample, samples });
+            let (request, distinct) = (request.clone(), distinct.clone());
+            self.queue.push_back(Job { id, request, distinct, first_sample, samples });
         }
         Ok(id)
     }
@@ -345,6 +349,7 @@ impl<'m> Generator<'m> {
         step.batch.clear();
         step.destinations.clear();
         step.draws.clear();
+        step.first_of_row.clear();
         for (index, sequence) in self.running.iter_mut().enumerate() {
             if sequence.table.len() % PAGE == 0 {
                 sequence.reserved_pages -= 1;
@@ -382,14 +387,15 @@ impl<'m> Generator<'m> {
             self.plan_draws(step);
             return self.decode_recorded(cuda, &mut step.draws);
         }
-        let logits = model.forward(&step.batch, &mut self.cache);
+        let mut logits = model.forward(&step.batch, &mut self.cache);
         self.plan_draws(step);
         match model.device() {
             Device::Cpu(_) => {
+                self.penalize(&mut logits, &step.first_of_row);
                 self.draw(&logits, &mut step.draws);
                 Ok(())
             }
-            Device::Cuda(cuda) => self.draw_on_cuda(cuda, &logits, &mut step.draws),
+            Device::Cuda(cuda) => self.draw_on_cuda(cuda, logits, &mut step.draws),
         }
     }
 
@@ -462,6 +468,7 @@ impl<'m> Generator<'m> {
                     start..self.running.len()
                 }
             };
+            step.first_of_row.push(sequences.start);
             let draw = |sequence| Draw { logits_row, sequence, result: None };
             step.draws.extend(sequences.map(draw));
         }
@@ -497,6 +504,7 @@ impl<'m> Generator<'m> {
                 .map_err(|source| Error::Sampling { request: sequence.id, source })?;
             sequence.generated += 1;
             sequence.last_token = sampled.token;
+            sequence.seen.push(sampled.token);
             self.stats.generated_tokens += 1;
             let finish = if self.stop_tokens.contains(&sampled.token) {
                 Some(FinishReason::Stop)
@@ -514,6 +522,11 @@ impl<'m> Generator<'m> {
             });
             sequence.ended = finish.is_some();
         }
+        self.release_ended();
+        Ok(())
+    }
+
+    fn release_ended(&mut self) {
         for index in (0..self.running.len()).rev() {
             if self.running[index].ended {
                 let ended = self.running.swap_remove(index);
@@ -521,7 +534,6 @@ impl<'m> Generator<'m> {
                 self.cache.release(ended.table);
             }
         }
-        Ok(())
     }
 
     /// Turns a prefilled prompt into its running samples. The last takes the prompt's own table.
@@ -549,6 +561,11 @@ impl<'m> Generator<'m> {
                     stream: Stream::TOKENS,
                 },
                 sampling: job.request.sampling,
+                seen: Seen::new(
+                    job.request.repetition_penalty,
+                    job.distinct.clone(),
+                    job.request.max_new_tokens,
+                ),
                 max_new_tokens: job.request.max_new_tokens,
                 reserved_pages: all - own.pages().len(),
                 table: own,

@@ -352,7 +352,7 @@ fn a_closed_stdout_is_no_failure() {
     let model = model();
     let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
         .args(["judge", "--model", &model, "--prompt", "Hi", "--a", "yes", "--b", "no"])
-        .args(["--max-new-tokens", "2000"])
+        .args(["--max-new-tokens", "2000", "--temperature", "0"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

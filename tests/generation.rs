@@ -81,7 +81,8 @@ fn requests(vocab: usize) -> Vec<Request> {
             2 => sampling,
             _ => SamplingParams::GREEDY,
         };
-        Request { prompt, samples, seed: 7, max_new_tokens: 40, sampling }
+        let repetition_penalty = [1.0, 1.0, 1.3, 0.9][index / 4 % 4];
+        Request { prompt, samples, seed: 7, max_new_tokens: 40, sampling, repetition_penalty }
     };
     lengths.iter().enumerate().map(request).collect()
 }
@@ -124,7 +125,9 @@ fn decoding_gives_the_log_probs_of_one_forward_over_the_whole_sequence() {
     {
         for isa in Isa::available() {
             let model = open(case, true, precision, Cpu::with_isa(2, isa));
-            let requests = requests(model.config().vocab_size);
+            let mut requests = requests(model.config().vocab_size);
+            // A penalty makes others of them.
+            requests.iter_mut().for_each(|request| request.repetition_penalty = 1.0);
             let written = generate(&model, &[], WIDE, &requests);
             for (request, completions) in requests.iter().zip(&written) {
                 for (tokens, log_probs, _) in completions {
@@ -184,6 +187,7 @@ fn a_prompt_is_computed_once_for_all_its_samples_and_for_prompts_that_begin_alik
         seed: 0,
         max_new_tokens: 3,
         sampling: SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
+        repetition_penalty: 1.0,
     };
     let mut generator = Generator::new(&model, &[], WIDE);
     generator.submit(request(&prompt, 0..8)).unwrap();
@@ -223,6 +227,7 @@ fn requests_that_cannot_run_are_refused_with_the_reason() {
         seed: 0,
         max_new_tokens,
         sampling: SamplingParams::GREEDY,
+        repetition_penalty: 1.0,
     };
     let mut submit = |prompt, new| generator.submit(request(prompt, new));
     assert_eq!(submit(vec![], 1), Err(Error::EmptyPrompt));

@@ -13,6 +13,7 @@ mod instructions;
 mod memory;
 mod merge;
 mod profile;
+mod sampling;
 mod smollm2;
 mod tidy;
 mod training;

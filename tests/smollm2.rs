@@ -59,6 +59,7 @@ fn compare(opened: &LanguageModel, case: &Value, precision: Precision) {
         seed: 0,
         max_new_tokens: case["max_new_tokens"].as_u64().unwrap() as usize,
         sampling: SamplingParams::GREEDY,
+        repetition_penalty: 1.0,
     };
     generator.submit(request).unwrap();
     let mut written = Vec::new();

@@ -4,6 +4,8 @@
 //! orders of a pair share what their prompts have in common. What a judgement says depends on its
 //! pair, order, vote and the seed alone, so a run may be cut and continued anywhere.
 
+mod stop;
+
 use std::{
     collections::HashMap,
     sync::atomic::{AtomicBool, Ordering},
@@ -23,6 +25,7 @@ use crate::{
     results::{Finish, Record},
     verdict::{self, Reading, VerdictForm},
 };
+use stop::{Watch, kept};
 
 /// Votes of one pair and order at most.
 pub const MAX_VOTES: u32 = 1 << 16;
@@ -37,6 +40,11 @@ pub struct Judge<'a> {
     pub thinking: Option<bool>,
     /// Temperature and truncation.
     pub sampling: SamplingParams,
+    /// Of tokens that prompt or judgement hold already; 1 is none. See [`kernels::cpu::repetition_penalty`].
+    pub repetition_penalty: f32,
+    /// Texts that end a judgement, none of them empty. It keeps the one that ended it, as with transformers, and
+    /// nothing behind it.
+    pub stop_strings: &'a [String],
     /// Seed of the run.
     pub seed: u64,
     /// Tokens of a judgement at most.
@@ -111,6 +119,7 @@ struct Open<'a> {
 struct Vote<'a> {
     task: Task,
     text: DecodeStream<'a>,
+    watch: Option<Watch<'a>>,
     tokens: usize,
     log_prob: f64,
 }
@@ -173,11 +182,17 @@ impl Judge<'_> {
                 return Ok(End::Interrupted);
             }
             let mut failure = None;
+            let mut stopped = Vec::new();
             let step = generator.step(&mut |event| {
                 if failure.is_none() {
-                    failure = self.receive(&mut open, pairs, event, on).err();
+                    match self.receive(&mut open, pairs, event, on) {
+                        Ok(false) => {}
+                        Ok(true) => stopped.push((event.request, event.sample)),
+                        Err(error) => failure = Some(error),
+                    }
                 }
             });
+            stopped.into_iter().for_each(|(request, sample)| generator.end(request, sample));
             if let Err(source) = step {
                 let generate::Error::Sampling { request, .. } = &source else {
                     unreachable!("a step fails by its logits only: {source}");
@@ -207,7 +222,7 @@ impl Judge<'_> {
         let prompt_tokens = prompt.len();
         if prompt_tokens > self.max_prompt_tokens {
             for &task in votes {
-                let vote = Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
+                let vote = self.vote(task);
                 let (finish, form) = (Finish::PromptTooLong, self.template.verdict_form());
                 let record = record(pair, &vote, prompt_tokens, finish, String::new(), form);
                 on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
@@ -220,26 +235,26 @@ impl Judge<'_> {
             seed: self.seed,
             max_new_tokens: self.max_new_tokens,
             sampling: self.sampling,
+            repetition_penalty: self.repetition_penalty,
         };
         let id = generator.submit(request).map_err(|source| JudgeError::Generate {
             row: pair.row,
             id: pair.id.clone(),
             source,
         })?;
-        let vote = |&task: &Task| Vote { task, text: self.stream(), tokens: 0, log_prob: 0.0 };
-        let votes: Vec<Vote> = votes.iter().map(vote).collect();
+        let votes: Vec<Vote> = votes.iter().map(|&task| self.vote(task)).collect();
         open.insert(id, Open { prompt_tokens, left: votes.len(), votes });
         Ok(())
     }
 
-    /// Takes one token.
+    /// Takes one token. Says whether a stop string ended the judgement, where the generator would go on.
     fn receive(
         &self,
         open: &mut HashMap<RequestId, Open>,
         pairs: &[Pair],
         event: generate::Event,
         on: &mut dyn FnMut(Event) -> Result<(), Sink>,
-    ) -> Result<(), JudgeError> {
+    ) -> Result<bool, JudgeError> {
         let request = open.get_mut(&event.request).expect("events of open requests only");
         let vote = &mut request.votes[event.sample];
         let task = vote.task;
@@ -248,34 +263,46 @@ impl Judge<'_> {
             |source| JudgeError::Tokenizer { row: pair.row, id: pair.id.clone(), source };
         vote.tokens += 1;
         vote.log_prob += f64::from(event.log_prob);
+        let said = vote.text.text().len();
+        let mut fresh = String::new();
+        let mut behind = None;
         if event.finish != Some(FinishReason::Stop) {
-            let text = vote.text.push(event.token).map_err(tokenizer_failed)?;
-            if !text.is_empty() {
-                on(Event::Text { task, text: &text }).map_err(JudgeError::Sink)?;
+            fresh = vote.text.push(event.token).map_err(tokenizer_failed)?;
+            if let Some(watch) = &mut vote.watch {
+                behind = watch.push(event.token).map_err(tokenizer_failed)?;
             }
         }
-        let Some(finish) = event.finish else { return Ok(()) };
-        let mut text = vote.text.text().to_string();
-        let rest = vote.text.clone().finish().map_err(tokenizer_failed)?;
-        if !rest.is_empty() {
-            on(Event::Text { task, text: &rest }).map_err(JudgeError::Sink)?;
-            text += &rest;
+        if event.finish.is_some() && behind.is_none() {
+            // With what was held back.
+            fresh = [fresh, vote.text.clone().finish().map_err(tokenizer_failed)?].concat();
+            if let Some(watch) = &mut vote.watch {
+                behind = watch.finish().map_err(tokenizer_failed)?;
+            }
         }
-        let finish = match finish {
-            FinishReason::Stop => Finish::Stop,
-            FinishReason::Length => Finish::Length,
+        let fresh = kept(&fresh, behind.unwrap_or(0));
+        if !fresh.is_empty() {
+            on(Event::Text { task, text: fresh }).map_err(JudgeError::Sink)?;
+        }
+        let finish = match (event.finish, behind) {
+            (_, Some(_)) | (Some(FinishReason::Stop), None) => Finish::Stop,
+            (Some(FinishReason::Length), None) => Finish::Length,
+            (None, None) => return Ok(false),
         };
+        let text = vote.text.text()[..said].to_owned() + fresh;
         let form = self.template.verdict_form();
         let record = record(pair, vote, request.prompt_tokens, finish, text, form);
         request.left -= 1;
         if request.left == 0 {
             open.remove(&event.request);
         }
-        on(Event::Done(task, record)).map_err(JudgeError::Sink)
+        on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
+        Ok(event.finish.is_none())
     }
 
-    fn stream(&self) -> DecodeStream<'_> {
-        self.language_model.tokenizer.stream(true)
+    fn vote(&self, task: Task) -> Vote<'_> {
+        let tokenizer = &self.language_model.tokenizer;
+        let watch = Watch::new(self.stop_strings, tokenizer);
+        Vote { task, text: tokenizer.stream(true), watch, tokens: 0, log_prob: 0.0 }
     }
 }
 

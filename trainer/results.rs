@@ -340,12 +340,25 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
     }
 }
 
+/// Settings that earlier versions did not write, and the values with which they judged.
+const LATER: [(&str, fn() -> Value); 2] =
+    [("repetition_penalty", || 1.0.into()), ("stop_strings", || Value::Array(Vec::new()))];
+
 /// The first setting, by name, that differs between what the directory was made with and this run.
 pub(crate) fn compare_settings(
     path: &Path,
     stored: &Value,
     given: &Value,
 ) -> Result<(), ResultsError> {
+    let mut stored = stored.clone();
+    for (name, value) in LATER {
+        if given.get(name).is_some()
+            && let Some(stored) = stored.as_object_mut()
+        {
+            stored.entry(name).or_insert_with(value);
+        }
+    }
+    let stored = &stored;
     let Some((name, stored, given)) = difference("", Some(stored), Some(given)) else {
         return Ok(());
     };

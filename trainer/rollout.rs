@@ -67,6 +67,8 @@ pub fn rollouts(
             seed: judge.seed,
             max_new_tokens: judge.max_new_tokens,
             sampling: judge.sampling,
+            // The policy that samples is the one that is trained: nothing stands between its logits and the draws.
+            repetition_penalty: 1.0,
         };
         generator.submit(request).map_err(failed(index))?;
     }

@@ -1,5 +1,7 @@
 //! Values of flags that are more than a number or a name.
 
+use engine::config::MAX_STOP_BYTES;
+
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeviceArg {
@@ -37,6 +39,14 @@ pub(super) fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
         _ => Err("not a share; write a number from 0 to below 1, such as 0.2".to_string()),
+    }
+}
+
+/// A text that ends a judgement, as long as generation_config.json may have one; or an empty one.
+pub(super) fn parse_stop(text: &str) -> Result<String, String> {
+    match text.len() {
+        ..=MAX_STOP_BYTES => Ok(text.to_string()),
+        long => Err(format!("{long} bytes; write {MAX_STOP_BYTES} at most")),
     }
 }
 

@@ -118,6 +118,7 @@ impl Pace {
                 seed: 0,
                 max_new_tokens: decoded,
                 sampling: SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
+                repetition_penalty: 1.0,
             })?;
             let mut is_first = true;
             while !generator.is_idle() {

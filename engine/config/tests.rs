@@ -516,33 +516,6 @@ fn a_config_over_one_mebibyte_is_refused_unread() {
 }
 
 #[test]
-fn generation_config_overrides_the_stop_ids_of_config() {
-    let config = parse(&qwen3()).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let absent = GenerationConfig::load(directory.path(), &config).unwrap();
-    assert_eq!(absent.eos_token_ids, [151645]);
-    let text =
-        r#"{"eos_token_id": [151645, 151643], "temperature": 0.6, "top_k": 20, "top_p": 0.95}"#;
-    std::fs::write(directory.path().join("generation_config.json"), text).unwrap();
-    let read = GenerationConfig::load(directory.path(), &config).unwrap();
-    assert_eq!(read.eos_token_ids, [151645, 151643]);
-    assert_eq!((read.temperature, read.top_p, read.top_k), (Some(0.6), Some(0.95), Some(20)));
-    let parse = |text: &str| GenerationConfig::parse(text, Path::new("g.json"), &config);
-    assert_eq!(parse("{}").unwrap().eos_token_ids, [151645]);
-    assert_eq!(read.stop_ids(Path::new("dir")).unwrap(), [151645, 151643]);
-    let none = parse(r#"{"eos_token_id": []}"#).unwrap();
-    let error = none.stop_ids(Path::new("dir")).unwrap_err();
-    assert!(matches!(error, ConfigError::NoEndOfSequence { .. }), "{error:?}");
-    assert!(error.to_string().contains("dir") && error.to_string().contains("eos_token_id"));
-    let error = parse(r#"{"temperature": -1}"#).unwrap_err().to_string();
-    assert!(error.contains("g.json") && error.contains("temperature"), "{error}");
-    let error = parse(r#"{"top_p": 1.5}"#).unwrap_err().to_string();
-    assert!(error.contains("top_p") && error.contains("1.5"), "{error}");
-    let error = parse(r#"{"eos_token_id": 1.5}"#).unwrap_err().to_string();
-    assert!(error.contains("eos_token_id"), "{error}");
-}
-
-#[test]
 fn mutated_configs_never_panic() {
     let text = qwen3().to_string().into_bytes();
     crate::fuzz::mutations(&text, |bytes| {

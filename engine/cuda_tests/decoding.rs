@@ -25,6 +25,7 @@ fn request(prompt: usize, samples: u64, new: usize, sampling: SamplingParams) ->
         seed: 5,
         max_new_tokens: new,
         sampling,
+        repetition_penalty: 1.0,
     }
 }
 
@@ -106,6 +107,46 @@ fn recorded_steps_have_the_bits_of_others() {
         });
         assert_eq!(one, plain, "{family:?}, one at a time");
     }
+}
+
+/// Samples of one prompt, others that are not penalized beside them, more distinct tokens with every step.
+#[test]
+fn recorded_steps_penalize_repetition() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::new(Family::Qwen3, 16, 8);
+    let model = fixture.model(Precision::Bf16, &device);
+    let narrow = SamplingParams { temperature: 0.7, top_k: 20, top_p: 0.9, min_p: 0.02 };
+    let with = |repetition_penalty, request| Request { repetition_penalty, ..request };
+    let requests = [
+        with(1.3, request(PAGE - 2, 3, 9, PLAIN)),
+        with(1.0, request(7, 2, 12, narrow)),
+        with(0.8, request(5, 1, 14, SamplingParams::GREEDY)),
+        with(1.5, request(40, 1, 12, SamplingParams::GREEDY)),
+    ];
+    let plain = generate(&model, &requests, 0, &mut |_| ());
+    let recorded = generate(&model, &requests, 16, &mut |_| ());
+    assert_eq!(recorded, plain);
+    let unpenalized = requests.clone().map(|request| with(1.0, request));
+    let others = generate(&model, &unpenalized, 16, &mut |_| ());
+    let of = |written: &Written, request: u64| -> Vec<_> {
+        written
+            .iter()
+            .filter(|(key, _)| key.0 == RequestId(request))
+            .map(|(_, t)| t.clone())
+            .collect()
+    };
+    assert_eq!(of(&others, 1), of(&plain, 1), "it was not penalized before either");
+    for request in [0, 2, 3] {
+        assert_ne!(of(&others, request), of(&plain, request), "request {request}");
+    }
+    // One more copy and launch a step.
+    let Device::Cuda(cuda) = model.device() else { panic!("a model on a CPU") };
+    let mut queued = Vec::new();
+    let one = [with(1.3, request(5, 3, 4, PLAIN))];
+    generate(&model, &one, 16, &mut |_| queued.push(cuda.gpu().queued()));
+    let [.., before, last] = queued[..] else { panic!("two steps and more") };
+    let difference = (last.kernels - before.kernels, last.copies - before.copies);
+    assert_eq!((difference, last.graphs - before.graphs), ((0, 7), 1));
 }
 
 /// Three sequences fill the cache; the row that pads has a page beside it.

@@ -14,11 +14,14 @@
 use std::sync::Arc;
 
 use kernels::{
-    cpu::{attention::PAGE, philox::Stream, profile, sample::SamplingParams},
-    cuda::{Buffer, Draws, Gpu, Graph, SampleRequest, Workspace},
+    cpu::{
+        attention::PAGE, philox::Stream, profile, repetition_penalty::Penalized,
+        sample::SamplingParams,
+    },
+    cuda::{Buffer, Draws, Gpu, Graph, Penalties, SampleRequest, Workspace},
 };
 
-use super::{Draw, Generator, Sequence};
+use super::{Draw, Generator, Seen, Sequence};
 use crate::{
     device::{CudaDevice, DeviceError},
     kv_cache::{KvCache, PageTable},
@@ -56,6 +59,7 @@ struct Recorded {
     graph: Graph,
     batch: Batch,
     requests: Buffer<u32>,
+    penalties: Option<Penalties>,
     drawn: Buffer<u32>,
 }
 
@@ -65,12 +69,16 @@ struct Bucket {
     rows: usize,
     /// Tokens of a sequence.
     longest: usize,
+    /// Whether any sequence penalizes repetition.
+    penalized: bool,
 }
 
 impl Bucket {
-    fn of(sequences: usize, longest: usize) -> Bucket {
-        let rows = recorded_rows(sequences);
-        Bucket { rows, longest: longest.max(SHORTEST).next_power_of_two() }
+    fn of(running: &[Sequence]) -> Bucket {
+        let longest = running.iter().map(|sequence| sequence.table.len()).max();
+        let longest = longest.expect("a step of no rows").max(SHORTEST).next_power_of_two();
+        let penalized = running.iter().any(|sequence| sequence.seen.is_penalized());
+        Bucket { rows: recorded_rows(running.len()), longest, penalized }
     }
 }
 
@@ -127,14 +135,6 @@ impl Recordings {
     }
 }
 
-impl Sequence {
-    /// The next draw.
-    fn request(&self) -> SampleRequest {
-        let position = self.generated as u32;
-        SampleRequest { params: self.sampling, draws: self.draws, position }
-    }
-}
-
 impl Generator<'_> {
     /// Keeps at most so many recordings; with none, kernels are launched one by one.
     #[cfg(all(test, feature = "cuda"))]
@@ -154,8 +154,7 @@ impl Generator<'_> {
         cuda: &CudaDevice,
         draws: &mut [Draw],
     ) -> Result<(), DeviceError> {
-        let longest = self.running.iter().map(|sequence| sequence.table.len()).max();
-        let bucket = Bucket::of(self.running.len(), longest.expect("a step of no rows"));
+        let bucket = Bucket::of(&self.running);
         self.recordings.batch.clear();
         self.recordings.requests.clear();
         self.recordings.fill(&self.running, bucket);
@@ -164,8 +163,12 @@ impl Generator<'_> {
             Some(index) => {
                 let mut step = self.recordings.steps.remove(index);
                 let Recordings { batch, requests, .. } = &self.recordings;
+                let penalized = self.penalized(bucket.rows);
                 cuda.finish(|gpu| {
                     step.batch.rewrite(gpu, batch)?;
+                    if let Some(penalties) = &mut step.penalties {
+                        gpu.rewrite_penalties(penalties, &penalized)?;
+                    }
                     gpu.rewrite_requests(&mut step.requests, requests)
                 })?;
                 step
@@ -195,30 +198,50 @@ impl Generator<'_> {
         gpu: &Gpu,
         bucket: Bucket,
     ) -> Result<Recorded, DeviceError> {
-        let Bucket { rows, longest } = bucket;
+        let Bucket { rows, longest, penalized } = bucket;
         let _span = profile::phase("record", [rows]);
         let batch = std::mem::take(&mut self.recordings.batch);
         self.model.upload_batch(gpu, &batch, &self.cache, longest)?;
         let requests = gpu.sample_requests(&self.recordings.requests)?;
+        let vocab = self.model.config().vocab_size;
+        let penalties = match penalized {
+            // A sequence has no more distinct tokens than tokens.
+            true => {
+                let room = rows * longest.min(vocab);
+                Some(gpu.penalties(&self.penalized(rows), room, vocab)?)
+            }
+            false => None,
+        };
         let mut drawn = gpu.uninitialized(4 * rows)?;
         let workspace = match &self.recordings.workspace {
             Some(workspace) => workspace.clone(),
             None => self.recordings.workspace.insert(gpu.workspace()?).clone(),
         };
         let graph = gpu.record("a decoding step", &workspace, || {
-            let logits = self.model.forward(&batch, &mut self.cache);
+            let mut logits = self.model.forward(&batch, &mut self.cache);
             // An op has no error to return.
             cuda.status()?;
-            gpu.sample(&mut drawn, logits.f32(), &requests, self.model.config().vocab_size)
+            if let Some(penalties) = &penalties {
+                gpu.repetition_penalty(logits.f32_mut(), penalties)?;
+            }
+            gpu.sample(&mut drawn, logits.f32(), &requests, vocab)
         })?;
-        Ok(Recorded { bucket, graph, batch, requests, drawn })
+        Ok(Recorded { bucket, graph, batch, requests, penalties, drawn })
+    }
+
+    /// What the first rows, the running sequences', are penalized for; the others for nothing.
+    fn penalized(&self, rows: usize) -> Vec<Penalized<'_>> {
+        let mut all: Vec<_> =
+            self.running.iter().map(|sequence| sequence.seen.penalized()).collect();
+        all.resize(rows, Penalized::NOT);
+        all
     }
 
     /// Draws tokens on the device of the logits; only what was drawn comes to the host.
     pub(super) fn draw_on_cuda(
         &self,
         cuda: &CudaDevice,
-        logits: &Tensor,
+        logits: Tensor,
         draws: &mut [Draw],
     ) -> Result<(), DeviceError> {
         let _span = profile::phase("draw tokens", [draws.len()]);
@@ -227,14 +250,25 @@ impl Generator<'_> {
         // Samples of one prompt draw from one row.
         let rows: Vec<u32> = draws.iter().map(|draw| draw.logits_row as u32).collect();
         let in_order = rows.iter().copied().eq(0..logits.shape()[0] as u32);
-        let logits = match in_order {
-            true => logits.clone(),
-            false => gather::forward(logits, &rows.into()),
+        let mut logits = match in_order {
+            true => logits,
+            false => gather::forward(&logits, &rows.into()),
+        };
+        let vocab = self.model.config().vocab_size;
+        let seen = draws.iter().map(|draw| &self.running[draw.sequence].seen);
+        let penalized: Vec<Penalized<'_>> = match seen.clone().any(Seen::is_penalized) {
+            true => seen.map(Seen::penalized).collect(),
+            false => Vec::new(),
         };
         let samples = cuda.finish(|gpu| {
+            if !penalized.is_empty() {
+                let room = penalized.iter().flat_map(|row| row.tokens).map(<[u32]>::len).sum();
+                let penalties = gpu.penalties(&penalized, room, vocab)?;
+                gpu.repetition_penalty(logits.f32_mut(), &penalties)?;
+            }
             let mut out = gpu.uninitialized(4 * draws.len())?;
             let requests = gpu.sample_requests(&requests)?;
-            gpu.sample(&mut out, logits.f32(), &requests, self.model.config().vocab_size)?;
+            gpu.sample(&mut out, logits.f32(), &requests, vocab)?;
             gpu.samples(&out)
         })?;
         for (draw, sample) in draws.iter_mut().zip(samples) {

@@ -40,6 +40,7 @@ fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
                     top_p: 1.0,
                     min_p: 0.0,
                 },
+                repetition_penalty: 1.0,
             })
             .unwrap();
         groups.push((prompt, vec![(Vec::new(), Vec::new()); 4]));

@@ -188,6 +188,26 @@ fn other_settings_are_refused_by_name_and_value() {
 }
 
 #[test]
+fn a_run_of_a_version_without_a_setting_goes_on_with_what_it_had() {
+    let scratch = tempfile::tempdir().unwrap();
+    run(scratch.path()).unwrap();
+    let mut now = settings();
+    now["repetition_penalty"] = json!(1.0f32);
+    now["stop_strings"] = json!([] as [&str; 0]);
+    assert!(Results::open(scratch.path(), &now).is_ok());
+    now["repetition_penalty"] = json!(1.5f32);
+    let message = Results::open(scratch.path(), &now).unwrap_err().to_string();
+    assert!(message.contains("repetition_penalty = 1.0, and this run has"), "{message}");
+    now["repetition_penalty"] = json!(1.0f32);
+    now["stop_strings"] = json!(["END"]);
+    let message = Results::open(scratch.path(), &now).unwrap_err().to_string();
+    assert!(
+        message.contains("stop_strings = [], and this run has stop_strings = [\"END\"]"),
+        "{message}"
+    );
+}
+
+#[test]
 fn damage_other_than_a_torn_last_line_is_an_error_with_its_line() {
     let scratch = tempfile::tempdir().unwrap();
     run(scratch.path()).unwrap();

@@ -78,6 +78,9 @@ impl<'a> Sampler<'a> {
                 top_p: rollout.top_p as f32,
                 min_p: rollout.min_p as f32,
             },
+            // Those of generation_config.json would make another policy of the one that is trained.
+            repetition_penalty: 1.0,
+            stop_strings: &[],
             seed: self.settings.train.seed,
             max_new_tokens: rollout.max_completion_tokens,
             max_prompt_tokens: self.settings.data.max_prompt_tokens,

@@ -1,0 +1,104 @@
+//! A running sequence: its end, and the tokens it holds where they are penalized.
+
+use std::sync::Arc;
+
+use kernels::{
+    cpu::{
+        repetition_penalty::{self, Penalized},
+        sample::SamplingParams,
+    },
+    cuda::{Draws, SampleRequest},
+};
+
+use super::{Generator, RequestId};
+use crate::{kv_cache::PageTable, tensor::Tensor};
+
+pub(super) struct Sequence {
+    pub(super) id: RequestId,
+    pub(super) sample: usize,
+    pub(super) draws: Draws,
+    pub(super) sampling: SamplingParams,
+    pub(super) seen: Seen,
+    pub(super) max_new_tokens: usize,
+    pub(super) table: PageTable,
+    pub(super) last_token: u32,
+    pub(super) generated: usize,
+    /// Pages it may still take.
+    pub(super) reserved_pages: usize,
+    /// Leaves at the end of the step.
+    pub(super) ended: bool,
+}
+
+impl Sequence {
+    /// The next draw.
+    pub(super) fn request(&self) -> SampleRequest {
+        let position = self.generated as u32;
+        SampleRequest { params: self.sampling, draws: self.draws, position }
+    }
+}
+
+/// The distinct tokens of a sequence. Kept only where a penalty asks for them.
+pub(super) struct Seen {
+    penalty: f32,
+    /// Those of the prompt, sorted; one list for all its samples.
+    prompt: Arc<[u32]>,
+    /// The others, sorted.
+    written: Vec<u32>,
+}
+
+/// The distinct tokens of a prompt, sorted; none where nothing asks for them.
+pub(super) fn distinct(prompt: &[u32], penalty: f32) -> Arc<[u32]> {
+    if penalty == 1.0 {
+        return Arc::new([]);
+    }
+    let mut tokens = prompt.to_vec();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens.into()
+}
+
+impl Seen {
+    /// Of a sequence that has its prompt and will write `most` tokens at most.
+    pub(super) fn new(penalty: f32, prompt: Arc<[u32]>, most: usize) -> Seen {
+        let room = if penalty == 1.0 { 0 } else { most };
+        Seen { penalty, prompt, written: Vec::with_capacity(room) }
+    }
+
+    pub(super) fn is_penalized(&self) -> bool {
+        self.penalty != 1.0
+    }
+
+    /// Takes in a token that was written.
+    pub(super) fn push(&mut self, token: u32) {
+        if self.is_penalized()
+            && self.prompt.binary_search(&token).is_err()
+            && let Err(place) = self.written.binary_search(&token)
+        {
+            self.written.insert(place, token);
+        }
+    }
+
+    pub(super) fn penalized(&self) -> Penalized<'_> {
+        Penalized { tokens: [&self.prompt, &self.written], penalty: self.penalty }
+    }
+}
+
+impl Generator<'_> {
+    /// Ends a sample before its time, between steps: no more of its tokens come. One that has ended stays ended.
+    pub fn end(&mut self, request: RequestId, sample: usize) {
+        for sequence in &mut self.running {
+            sequence.ended |= sequence.id == request && sequence.sample == sample;
+        }
+        self.release_ended();
+    }
+
+    /// Penalizes repetition, where any sequence asks for it.
+    pub(super) fn penalize(&self, logits: &mut Tensor, first_of_row: &[usize]) {
+        if !self.running.iter().any(|sequence| sequence.seen.is_penalized()) {
+            return;
+        }
+        let (cpu, vocab) = (self.model.device().cpu(), self.model.config().vocab_size);
+        let of_row = |row: usize| self.running[first_of_row[row]].seen.penalized();
+        repetition_penalty::apply(cpu, logits.data_mut(), vocab, &of_row);
+    }
+}
