@@ -87,9 +87,9 @@ mod tests {
 
     #[test]
     fn the_time_left_is_not_known_at_first() {
-        let left = std::time::Duration::from_secs(90);
+        let left = std::time::Duration::from_secs(40);
         assert_eq!(time_left(0.0, std::time::Duration::ZERO), "estimating");
-        assert_eq!(time_left(2.0, left), "90s left");
+        assert_eq!(time_left(2.0, left), "40s left");
     }
 
     #[test]
