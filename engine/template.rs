@@ -221,4 +221,6 @@ fn describe(error: &Error) -> String {
 }
 
 #[cfg(test)]
+mod expression_tests;
+#[cfg(test)]
 mod tests;

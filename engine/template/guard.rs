@@ -7,15 +7,17 @@
 //! - What makes a value (a literal, an operator, a call) is followed by a look at the whole value: it pays for every part, it fails
 //!   below [`MAX_DEPTH`], and a lazy view becomes a list.
 //! - What reads values as a whole (comparisons, `in`, `~`, hashing a key) is preceded by a look that pays for what will be read.
-//! - Filters, tests, methods and slices become filters and tests of our own with names that no template can write, which look at
-//!   the arguments, call the crate's, and look at the result.
+//! - Filters, tests and methods become filters and tests of our own with names that no template can write, which look at
+//!   the arguments, call what `python` has, and look at the result. Operators, attributes and items become Python's.
 //! - A namespace, whose parts may change later, can be in no other value, or it could come to contain itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::machinery::{self, Instruction, Instructions};
-use minijinja::value::{Rest, Tuple, ValueKind, ValueOrKwargs};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
+use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
+
+use super::python::{self, Generator, Method, View};
 
 /// Deepest nesting of values.
 pub(super) const MAX_DEPTH: usize = 64;
@@ -83,18 +85,19 @@ const PAY_FOR_TEXT: &str = "=pay-for-text";
 const REFUSE_NAMESPACE: &str = "=refuse-namespace";
 const IS_LAZY: &str = "=is-lazy";
 const MAKE_LIST: &str = "=make-list";
-const SLICE: &str = "=slice";
 
 /// Adds the checks, and a guarded twin of every filter, test and method that template `name` uses.
 pub(super) fn install(environment: &mut Environment<'static>, name: &str) {
     let template = environment.get_template(name).expect("added before");
     let instructions = &machinery::get_compiled_template(&template).instructions;
-    let (mut filters, mut tests, mut methods) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut filters, mut tests) = (BTreeSet::new(), BTreeSet::new());
+    let (mut methods, mut attributes) = (BTreeSet::new(), BTreeSet::new());
     for instruction in each(instructions) {
         match instruction {
             Instruction::ApplyFilter(name, ..) => filters.insert(spaceless(name)),
             Instruction::PerformTest(name, ..) => tests.insert(spaceless(name)),
             Instruction::CallMethod(name, ..) => methods.insert((*name).to_owned()),
+            Instruction::GetAttr(name) => attributes.insert((*name).to_owned()),
             _ => false,
         };
     }
@@ -116,6 +119,12 @@ pub(super) fn install(environment: &mut Environment<'static>, name: &str) {
             call_method(state, &name, &arguments.into_values())
         });
     }
+    for name in attributes {
+        let twin = format!("@{name}");
+        environment.add_filter(twin, move |state: &State, value: ValueOrKwargs| {
+            python::attribute(state, &value, &name)
+        });
+    }
     environment.add_test(PAY_TO_READ, |state: &State, value: ValueOrKwargs| {
         pay(state, &value, READ_BYTES_PER_FUEL).map(|()| true)
     });
@@ -133,14 +142,13 @@ pub(super) fn install(environment: &mut Environment<'static>, name: &str) {
         if is_mutable(&value) { Err(namespace_inside()) } else { Ok(true) }
     });
     environment.add_test(IS_LAZY, |state: &State, value: ValueOrKwargs| {
-        let lazy = value.kind() == ValueKind::Iterable;
+        let lazy = is_lazy(&value);
         // A lazy value is looked at once it is a list.
         if lazy { Ok(true) } else { pay(state, &value, usize::MAX).map(|()| false) }
     });
     environment.add_filter(MAKE_LIST, |state: &State, value: ValueOrKwargs| {
         settled(state, value.into_value())
     });
-    environment.add_filter(SLICE, slice);
 }
 
 /// Renders template `name`, with the checks between its instructions.
@@ -160,6 +168,7 @@ pub(super) fn render(
             Instruction::CallMethod(name, ..) => {
                 Some((('.', (*name).to_owned()), format!(".{name}")))
             }
+            Instruction::GetAttr(name) => Some((('@', (*name).to_owned()), format!("@{name}"))),
             _ => None,
         })
         .collect();
@@ -205,8 +214,13 @@ fn guarded<'a>(
             Instruction::CallMethod(name, arguments) => {
                 Instruction::ApplyFilter(twin('.', name), *arguments, NO_SLOT)
             }
-            Instruction::Slice => Instruction::ApplyFilter(SLICE, Some(4), NO_SLOT),
-            other => other.clone(),
+            Instruction::GetAttr(name) => {
+                Instruction::ApplyFilter(twin('@', name), Some(1), NO_SLOT)
+            }
+            other => match operator(other) {
+                Some((name, operands)) => Instruction::ApplyFilter(name, Some(operands), NO_SLOT),
+                None => other.clone(),
+            },
         });
         if target(&mut instruction.clone()).is_some() {
             jumps.push(place);
@@ -221,6 +235,31 @@ fn guarded<'a>(
         }
     }
     copy.result
+}
+
+/// Python's operator in place of the crate's, and how many operands it has.
+fn operator(instruction: &Instruction) -> Option<(&'static str, u16)> {
+    Some(match instruction {
+        Instruction::Add => ("=op-add", 2),
+        Instruction::Sub => ("=op-sub", 2),
+        Instruction::Mul => ("=op-mul", 2),
+        Instruction::Div => ("=op-div", 2),
+        Instruction::IntDiv => ("=op-floordiv", 2),
+        Instruction::Rem => ("=op-rem", 2),
+        Instruction::Pow => ("=op-pow", 2),
+        Instruction::StringConcat => ("=op-concat", 2),
+        Instruction::Eq => ("=op-eq", 2),
+        Instruction::Ne => ("=op-ne", 2),
+        Instruction::Lt => ("=op-lt", 2),
+        Instruction::Lte => ("=op-le", 2),
+        Instruction::Gt => ("=op-gt", 2),
+        Instruction::Gte => ("=op-ge", 2),
+        Instruction::In => ("=op-in", 2),
+        Instruction::GetItem => (python::ITEM, 2),
+        Instruction::Slice => (python::SLICE, 4),
+        Instruction::Neg => (python::NEGATE, 1),
+        _ => return None,
+    })
 }
 
 /// Where an instruction may lead to.
@@ -295,8 +334,28 @@ impl<'source> Copy<'_, 'source> {
                 self.look_below(PAY_FOR_TEXT);
             }
             Instruction::SetAttr(_) => self.look_below(REFUSE_NAMESPACE),
-            Instruction::PushLoop(_) => self.look(PAY_FOR_TEXT),
+            Instruction::PushLoop(_) => {
+                self.look(PAY_FOR_TEXT);
+                self.add(Instruction::ApplyFilter(python::ITERATE, Some(1), NO_SLOT));
+            }
+            Instruction::UnpackList(_) => {
+                self.add(Instruction::ApplyFilter(python::UNPACK, Some(1), NO_SLOT));
+            }
+            Instruction::GetClosure => self.enclose_namespaces(),
             _ => {}
+        }
+    }
+
+    /// The crate gives a macro the variables that it reads, but not the namespaces whose attributes it only sets.
+    fn enclose_namespaces(&mut self) {
+        let Some(Instruction::BuildMacro(_, body, _)) = self.plain.get(self.at + 2) else { return };
+        for at in *body..self.at {
+            let (set, namespace) = (self.plain.get(at + 1), self.plain.get(at));
+            if let (Some(Instruction::SetAttr(_)), Some(Instruction::Lookup(name))) =
+                (set, namespace)
+            {
+                self.add(Instruction::Enclose(name));
+            }
         }
     }
 
@@ -325,7 +384,11 @@ impl<'source> Copy<'_, 'source> {
     }
 }
 
-fn apply_filter(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+pub(super) fn apply_filter(
+    state: &mut State,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
     let Some((value, rest)) = arguments.split_first() else {
         return Err(Error::from(ErrorKind::MissingArgument));
     };
@@ -362,7 +425,11 @@ fn apply_filter(state: &mut State, name: &str, arguments: &[Value]) -> Result<Va
     }
 }
 
-fn perform_test(state: &mut State, name: &str, arguments: &[Value]) -> Result<bool, Error> {
+pub(super) fn perform_test(
+    state: &mut State,
+    name: &str,
+    arguments: &[Value],
+) -> Result<bool, Error> {
     if !SHALLOW_TESTS.contains(&name) {
         for argument in arguments {
             pay(state, argument, WRITTEN_BYTES_PER_FUEL)?;
@@ -376,7 +443,11 @@ fn perform_test(state: &mut State, name: &str, arguments: &[Value]) -> Result<bo
     })
 }
 
-fn call_method(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+pub(super) fn call_method(
+    state: &mut State,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
     let Some((value, rest)) = arguments.split_first() else {
         return Err(Error::from(ErrorKind::MissingArgument));
     };
@@ -387,70 +458,22 @@ fn call_method(state: &mut State, name: &str, arguments: &[Value]) -> Result<Val
     if value.as_str().is_none() && !is_mutable(value) && !SHALLOW_METHODS.contains(&name) {
         pay(state, value, WRITTEN_BYTES_PER_FUEL)?;
     }
-    let result = value.call_method(state, name, rest)?;
+    let result = python::call_method(state, value, name, rest)?;
     settled(state, result)
-}
-
-/// `value[start:stop:step]` as in Python, not lazily.
-fn slice(
-    state: &State,
-    value: ValueOrKwargs,
-    start: Option<i64>,
-    stop: Option<i64>,
-    step: Option<i64>,
-) -> Result<Value, Error> {
-    let invalid = |message: String| Error::new(ErrorKind::InvalidOperation, message);
-    let step = step.unwrap_or(1);
-    if step == 0 {
-        return Err(invalid("cannot slice by step size of 0".to_owned()));
-    }
-    if value.is_undefined() && matches!(state.undefined_behavior(), UndefinedBehavior::Strict) {
-        return Err(Error::from(ErrorKind::UndefinedError));
-    }
-    let places = |len: usize| {
-        let len = i64::try_from(len).unwrap_or(i64::MAX);
-        let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
-        let place = |given: Option<i64>, otherwise: i64| match given {
-            Some(given) if given < 0 => given.saturating_add(len).max(lowest),
-            Some(given) => given.min(highest),
-            None => otherwise,
-        };
-        let (first, end) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
-        let (first, end) = (place(start, first), place(stop, end));
-        let inside = move |place: &i64| if step > 0 { *place < end } else { *place > end };
-        std::iter::successors(Some(first), move |place| place.checked_add(step))
-            .take_while(inside)
-            .map(|place| usize::try_from(place).unwrap_or(0))
-    };
-    match value.kind() {
-        ValueKind::String => {
-            let text = value.as_str().unwrap_or_default();
-            if text.is_ascii() {
-                let letters = text.as_bytes();
-                return Ok(places(letters.len())
-                    .map(|at| char::from(letters[at]))
-                    .collect::<String>()
-                    .into());
-            }
-            let letters: Vec<char> = text.chars().collect();
-            Ok(places(letters.len()).map(|at| letters[at]).collect::<String>().into())
-        }
-        ValueKind::Undefined | ValueKind::None => Ok(Value::from(Vec::<Value>::new())),
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items = collect(state, &value)?;
-            let picked: Vec<Value> = places(items.len()).map(|at| items[at].clone()).collect();
-            Ok(if value.is_tuple() { Tuple::from(picked).into() } else { picked.into() })
-        }
-        kind => Err(invalid(format!("value of type {kind} cannot be sliced"))),
-    }
 }
 
 /// A new value, looked at; a lazy one becomes a list.
 fn settled(state: &State, value: Value) -> Result<Value, Error> {
-    let lazy = value.kind() == ValueKind::Iterable;
-    let value = if lazy { collect(state, &value)?.into() } else { value };
+    let value = if is_lazy(&value) { collect(state, &value)?.into() } else { value };
     pay(state, &value, usize::MAX)?;
     Ok(value)
+}
+
+/// A list that the crate has not made yet. Views and generators of our own have all their items.
+fn is_lazy(value: &Value) -> bool {
+    value.kind() == ValueKind::Iterable
+        && value.downcast_object_ref::<View>().is_none()
+        && value.downcast_object_ref::<Generator>().is_none()
 }
 
 /// The items of a list, paid for as they come: a lazy list may never end.
@@ -498,6 +521,15 @@ impl Look<'_, '_, '_> {
         if depth >= MAX_DEPTH {
             let message = format!("a value is nested deeper than {MAX_DEPTH}");
             return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+        // Looking at a generator would use it up.
+        let items = value.downcast_object_ref::<Generator>().map(|generator| &generator.items);
+        let items = items.or(value.downcast_object_ref::<View>().map(|view| &view.items));
+        if let Some(items) = items {
+            return items.iter().try_for_each(|item| self.part(item, depth));
+        }
+        if let Some(method) = value.downcast_object_ref::<Method>() {
+            return self.part(&method.value, depth);
         }
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => {
