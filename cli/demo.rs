@@ -143,7 +143,7 @@ fn judge(
     let mut language_model = LanguageModel::open(&directory, adapter, None, &device)?;
     machine::place_weights(&mut language_model.model, WeightsArg::Auto)?;
     let template = Template::from_file(&args.out.join("template.jinja"))?
-        .with_special_tokens(language_model.tokenizer.special_tokens());
+        .with_control_tokens(language_model.control_tokens());
     let options = engine::generate::Options {
         max_batch: 64,
         prefill_rows: 512,

@@ -17,6 +17,7 @@ use crate::{
     args::{Judge, JudgeOrder},
     interrupt,
     output::{bar_style, note, print},
+    print_prompt::{print_prompts, print_template},
     session::{Session, data_source},
 };
 
@@ -24,8 +25,17 @@ use crate::{
 const SCHEMA: u32 = 1;
 
 pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
+    if args.print_template {
+        print_template(args)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let pairs = pairs(args)?;
-    let session = Session::open(&args.model, &args.runtime, &args.generation)?;
+    let model = args.model.as_deref().expect("clap requires it without --print-template");
+    if args.print_prompt {
+        print_prompts(args, model, &pairs)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let session = Session::open(model, &args.runtime, &args.generation)?;
     let judge = session.judge(None)?;
     let tasks = tasks(args, &pairs);
     let mut report = Report::new(args, &pairs, &tasks, args.match_rule.into());

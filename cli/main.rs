@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod merge;
 mod output;
+mod print_prompt;
 mod profile;
 mod rollout;
 mod sampling;

@@ -40,8 +40,7 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     if let Some(line) = left_out_of_training(&language_model.generation) {
         note(&line);
     }
-    let template =
-        template(&settings)?.with_special_tokens(language_model.tokenizer.special_tokens());
+    let template = template(&settings)?.with_control_tokens(language_model.control_tokens());
 
     let group_size = settings.rollout.group_size;
     let prompts = settings.rollout.prompts_per_step;

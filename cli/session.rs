@@ -64,11 +64,8 @@ impl Session {
         let mut language_model =
             open_language_model(model, &directory, adapter.as_deref(), precision, &device)?;
         let weights = machine::place_weights(&mut language_model.model, runtime.weights)?;
-        let template = match &generation.template {
-            Some(path) => Template::from_file(path)?,
-            None => Template::bundled(),
-        };
-        let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+        let template = template(generation)?;
+        let template = template.with_control_tokens(language_model.control_tokens());
         let sampling = Sampling::of(generation, &language_model.generation);
         sampling.validate()?;
         sampling.notes.iter().for_each(|line| note(line));
@@ -94,6 +91,7 @@ impl Session {
             language_model: &self.language_model,
             template: &self.template,
             thinking: self.generation.thinking.map(|thinking| thinking == OnOff::On),
+            date: self.generation.template_date,
             sampling: self.sampling.params,
             repetition_penalty: self.sampling.repetition_penalty,
             stop_strings: &self.sampling.stop_strings,
@@ -139,6 +137,7 @@ impl Session {
             "template": self.template.fingerprint(),
             "verdict": self.template.verdict_form(),
             "thinking": judge.thinking,
+            "template_date": judge.date.map(|date| date.to_string()),
             "seed": judge.seed,
             "temperature": temperature,
             "top_k": top_k,
@@ -170,6 +169,14 @@ pub(crate) fn open_language_model(
         Ok(adapter)
     };
     Ok(LanguageModel::open_with(directory, load, precision, device)?.0)
+}
+
+/// The judge's own prompt.
+pub(crate) fn template(generation: &GenerationArgs) -> Result<Template, Failure> {
+    Ok(match &generation.template {
+        Some(path) => Template::from_file(path)?,
+        None => Template::bundled(),
+    })
 }
 
 /// The directories of a model and an adapter, fetched if they have to be.

@@ -232,7 +232,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         }
         adapter.dropout = settings.lora.dropout;
     }
-    let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+    let template = template.with_control_tokens(language_model.control_tokens());
     check_positions(&language_model, &settings)?;
     if let Some(line) = left_out_of_training(&language_model.generation) {
         note(&line);

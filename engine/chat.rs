@@ -1,14 +1,22 @@
 //! Conversations to prompts: a checkpoint's chat template, rendered as transformers' `apply_chat_template` does.
 //!
-//! The template is Jinja: chat_template.jinja, or "chat_template" in tokenizer_config.json. It sees `messages`,
+//! The template is Jinja: chat_template.jinja, "chat_template" in tokenizer_config.json, or chat_template.json, the first that is
+//! there; of several named ones (in additional_chat_templates/ or in a list) the default. It sees `messages`,
 //! `add_generation_prompt`, `enable_thinking` where given, and the special tokens of tokenizer_config.json by name. Python's string
-//! methods, `tojson` as `json.dumps(ensure_ascii=False)`, loop controls and `raise_exception` are there as in transformers;
-//! `strftime_now` is not, because a prompt that depends on the day cannot be reproduced.
+//! methods, `tojson` as `json.dumps(ensure_ascii=False)`, loop controls and `raise_exception` are there as in transformers.
+//! `strftime_now` renders the date that the caller gives ([`RenderOptions::date`]), not the day's, because a prompt that depends on
+//! the day cannot be reproduced; without one it is undefined, for which many templates have a date of their own.
 //!
 //! A template comes from a stranger: its size, its work and its memory are bounded ([`crate::template`]), and what exceeds the bounds
 //! is an error. Contents of messages are put in as they are, special tokens in them included.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+pub use date::{BadDate, Date};
 
 use crate::error::{FileError, excerpt, parse_json, read_text};
 use crate::template::{SOURCE_LIMIT_BYTES, Template, TemplateError, Value, fuel_for};
@@ -16,9 +24,13 @@ use crate::template::{SOURCE_LIMIT_BYTES, Template, TemplateError, Value, fuel_f
 /// Llama 3's has 50 KB, others list thousands of added tokens.
 const CONFIG_LIMIT_BYTES: u64 = 16 << 20;
 const NAME: &str = "chat_template";
+/// Names of templates that a message shows.
+const NAMES_SHOWN: usize = 8;
 /// Variables that a template may print, from tokenizer_config.json.
 const TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+mod date;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +55,8 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// Qwen3's switch; `None` leaves the variable undefined, which it reads as on.
     pub enable_thinking: Option<bool>,
+    /// What `strftime_now` calls today; `None` leaves that function undefined.
+    pub date: Option<Date>,
 }
 
 /// The chat template of a checkpoint directory.
@@ -63,8 +77,8 @@ pub enum ChatError {
     File(#[from] FileError),
     /// Nowhere a template.
     #[error(
-        "{}: no chat template, neither chat_template.jinja nor \"chat_template\" in tokenizer_config.json; this may be a base model: \
-         take the chat_template.jinja of its instruction-tuned variant",
+        "{}: no chat template, neither chat_template.jinja nor \"chat_template\" in tokenizer_config.json or chat_template.json; this \
+         may be a base model: take the chat_template.jinja of its instruction-tuned variant",
         directory.display()
     )]
     NoTemplate { directory: PathBuf },
@@ -72,7 +86,11 @@ pub enum ChatError {
     #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
     WrongType { path: PathBuf, key: String, expected: &'static str, got: String },
     /// Several templates, none of them the default.
-    #[error("{}: \"chat_template\" lists {names:?}, none of which is \"default\"", path.display())]
+    #[error(
+        "{}: the chat templates are named {names:?}, none of them \"default\"; copy the one you mean to chat_template.jinja beside \
+         config.json",
+        path.display()
+    )]
     NoDefault { path: PathBuf, names: Vec<String> },
     /// A template longer than any sound one.
     #[error("{}: a chat template of {len_bytes} bytes, more than the {limit_bytes} that one may have", path.display())]
@@ -86,6 +104,13 @@ pub enum ChatError {
     /// An unknown filter, an undefined value used, a recursion too deep.
     #[error("{}: line {line} of the chat template: {message}", path.display())]
     Render { path: PathBuf, line: usize, message: String },
+    /// The template asks for the date, and none was given.
+    #[error(
+        "{}: line {line} of the chat template asks for today's date (strftime_now); give one that stays the same, such as \
+         --template-date 2025-01-31 (in training rollout.template_date)",
+        path.display()
+    )]
+    NoDate { path: PathBuf, line: usize },
     /// More work than any sound template does for such a conversation.
     #[error("{}: line {line} of the chat template: stopped after {fuel} steps; the template may never end", path.display())]
     OutOfFuel { path: PathBuf, line: usize, fuel: u64 },
@@ -95,26 +120,32 @@ pub enum ChatError {
 }
 
 impl ChatTemplate {
-    /// Reads the template of `directory`, and its special tokens. chat_template.jinja goes before tokenizer_config.json.
+    /// Reads the default template of `directory`, and its special tokens. transformers' order: chat_template.jinja (or
+    /// additional_chat_templates/default.jinja), then tokenizer_config.json, then chat_template.json, a processor's.
     pub fn load(directory: &Path) -> Result<ChatTemplate, ChatError> {
         let config_path = directory.join("tokenizer_config.json");
-        let config = match read_text(&config_path, CONFIG_LIMIT_BYTES) {
-            Ok(text) => parse_json(&config_path, &text)?,
-            Err(FileError::NotFound { .. }) => serde_json::json!({}),
-            Err(error) => return Err(error.into()),
-        };
-        if !config.is_object() {
-            return Err(wrong_type(&config_path, "the file", "a JSON object", &config));
-        }
+        let config = read_object(&config_path)?;
         let tokens = special_tokens(&config_path, &config)?;
-        let path = directory.join("chat_template.jinja");
-        match read_text(&path, SOURCE_LIMIT_BYTES) {
-            Ok(source) => ChatTemplate::parse(path, source, tokens),
-            Err(FileError::NotFound { .. }) => match configured_template(&config_path, &config)? {
-                Some(source) => ChatTemplate::parse(config_path, source, tokens),
-                None => Err(ChatError::NoTemplate { directory: directory.to_owned() }),
-            },
-            Err(error) => Err(error.into()),
+        let additional = directory.join("additional_chat_templates");
+        for path in [additional.join("default.jinja"), directory.join("chat_template.jinja")] {
+            match read_text(&path, SOURCE_LIMIT_BYTES) {
+                Ok(source) => return ChatTemplate::parse(path, source, tokens),
+                Err(FileError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(source) = configured_template(&config_path, &config)? {
+            return ChatTemplate::parse(config_path, source, tokens);
+        }
+        let path = directory.join("chat_template.json");
+        if let Some(source) = configured_template(&path, &read_object(&path)?)? {
+            return ChatTemplate::parse(path, source, tokens);
+        }
+        match names_in(&additional) {
+            names if names.is_empty() => {
+                Err(ChatError::NoTemplate { directory: directory.to_owned() })
+            }
+            names => Err(ChatError::NoDefault { path: additional, names }),
         }
     }
 
@@ -129,6 +160,14 @@ impl ChatTemplate {
             Value::from_pairs([("role", turn.role.as_str()), ("content", turn.content.as_str())])
         });
         self.render_values(values.collect(), len_bytes, options)
+    }
+
+    /// The turn markers that the template writes down, such as `<|user|>`: not every tokenizer has tokens for them.
+    pub fn markers(&self) -> BTreeSet<&str> {
+        static MARKER: LazyLock<Regex> = LazyLock::new(|| {
+            Regex::new(r"<\|[^\s<>|]{1,64}\|>|<｜[^\s<>｜]{1,64}｜>").expect("sound")
+        });
+        MARKER.find_iter(&self.source).map(|marker| marker.as_str()).collect()
     }
 
     /// The template's text.
@@ -165,6 +204,7 @@ impl ChatTemplate {
             ("documents", Value::from(())),
         ];
         variables.extend(options.enable_thinking.map(|on| ("enable_thinking", Value::from(on))));
+        variables.extend(options.date.map(|date| ("strftime_now", date.function())));
         variables.extend(self.tokens.iter().map(|(name, token)| (*name, Value::from(token))));
         self.template.render(variables, fuel).map_err(|error| failure(&self.path, error))
     }
@@ -178,6 +218,9 @@ fn failure(path: &Path, error: TemplateError) -> ChatError {
             ChatError::Render { path, line, message: format!("'{expression}' is undefined") }
         }
         TemplateError::Refused { message } => ChatError::Refused { path, message },
+        TemplateError::Render { line, message } if message.contains("strftime_now is unknown") => {
+            ChatError::NoDate { path, line }
+        }
         TemplateError::Render { line, message } => ChatError::Render { path, line, message },
         TemplateError::OutOfFuel { line, fuel } => ChatError::OutOfFuel { path, line, fuel },
         TemplateError::NoThread { stack_bytes, source } => {
@@ -186,17 +229,53 @@ fn failure(path: &Path, error: TemplateError) -> ChatError {
     }
 }
 
-/// "chat_template": a text, or a list of named ones of which "default" counts.
+/// The object in a JSON file; an empty one if there is no file.
+fn read_object(path: &Path) -> Result<serde_json::Value, ChatError> {
+    let object = match read_text(path, CONFIG_LIMIT_BYTES) {
+        Ok(text) => parse_json(path, &text)?,
+        Err(FileError::NotFound { .. }) => serde_json::json!({}),
+        Err(error) => return Err(error.into()),
+    };
+    if object.is_object() {
+        Ok(object)
+    } else {
+        Err(wrong_type(path, "the file", "a JSON object", &object))
+    }
+}
+
+/// The names of the templates in a directory, if there is one, as many as a message may show.
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| Some(excerpt(entry.file_name().to_str()?.strip_suffix(".jinja")?)))
+        .take(1000)
+        .collect();
+    names.sort();
+    names.truncate(NAMES_SHOWN);
+    names
+}
+
+/// "chat_template": a text, or named ones of which "default" counts, as a list or an object.
 fn configured_template(
     path: &Path,
     config: &serde_json::Value,
 ) -> Result<Option<String>, ChatError> {
     const KEY: &str = "chat_template";
-    let expected = "a template or a list of {\"name\", \"template\"}";
+    let expected = "a template, a list of {\"name\", \"template\"}, or an object of templates";
     let list = match config.get(KEY) {
         None | Some(serde_json::Value::Null) => return Ok(None),
         Some(serde_json::Value::String(source)) => return Ok(Some(source.clone())),
         Some(serde_json::Value::Array(list)) => list,
+        Some(serde_json::Value::Object(named)) => {
+            return match named.get("default") {
+                Some(serde_json::Value::String(source)) => Ok(Some(source.clone())),
+                Some(other) => Err(wrong_type(path, KEY, expected, other)),
+                None => {
+                    let names = named.keys().take(NAMES_SHOWN).map(|name| excerpt(name)).collect();
+                    Err(ChatError::NoDefault { path: path.to_owned(), names })
+                }
+            };
+        }
         Some(other) => return Err(wrong_type(path, KEY, expected, other)),
     };
     let mut names = Vec::new();
@@ -210,7 +289,7 @@ fn configured_template(
         }
         names.push(excerpt(name));
     }
-    names.truncate(8); // enough for a message
+    names.truncate(NAMES_SHOWN);
     Err(ChatError::NoDefault { path: path.to_owned(), names })
 }
 

@@ -122,7 +122,7 @@ impl Hub {
     }
 
     /// The directory of a checkpoint: config.json, tokenizer.json, tokenizer_config.json, model.safetensors or the
-    /// index and its shards; generation_config.json and chat_template.jinja if the repository has them.
+    /// index and its shards; generation_config.json and the chat template's files if the repository has them.
     ///
     /// A local directory is returned unread: whoever opens a file says what is wrong with it.
     pub fn resolve_model(&self, spec: &str, progress: &mut Progress) -> Result<PathBuf, HubError> {

@@ -13,7 +13,7 @@ use crate::{
         suitability::{self, Unsuited},
     },
     tensor::Device,
-    tokenizer::{Tokenizer, TokenizerError},
+    tokenizer::{ControlTokens, Tokenizer, TokenizerError},
     weights::{Checkpoint, Dtype, WeightsError},
 };
 
@@ -135,6 +135,12 @@ impl LanguageModel {
         generation.stop_ids(directory)?;
         heap::give_back_freed();
         Ok((LanguageModel { model, tokenizer, chat, generation }, more))
+    }
+
+    /// The texts that act in a prompt wherever they stand: the tokenizer's control tokens, and the markers that the chat template
+    /// writes and the tokenizer may not know.
+    pub fn control_tokens(&self) -> ControlTokens {
+        self.tokenizer.control_tokens().with(self.chat.markers())
     }
 
     /// Ids that end a completion.

@@ -8,10 +8,12 @@
 //! `panic = "unwind"`, Rust's default).
 
 mod bpe;
+mod control;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+pub use control::ControlTokens;
 use kernels::cpu::heap;
 
 use crate::error::{FileError, excerpt, read_text};
@@ -25,6 +27,32 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Of its vocabulary, without added tokens; `None` if it has none.
     largest_id: Option<u32>,
+}
+
+/// More bytes than a token has on average, in any language.
+const BYTES_PER_TOKEN: usize = 8;
+
+/// What [`Tokenizer::encode_up_to`] gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoded {
+    /// The ids of the whole text.
+    Whole(Vec<u32>),
+    /// The text has more ids than were wanted.
+    TooLong {
+        /// So many are in its beginning.
+        at_least: usize,
+    },
+}
+
+impl Encoded {
+    /// How many ids there are, at the least.
+    #[allow(clippy::len_without_is_empty)] // nobody asks
+    pub fn len(&self) -> usize {
+        match self {
+            Encoded::Whole(ids) => ids.len(),
+            Encoded::TooLong { at_least } => *at_least,
+        }
+    }
 }
 
 /// A tokenizer that cannot be loaded or used, or that does not fit the model.
@@ -118,20 +146,31 @@ impl Tokenizer {
             .map_err(|message| self.failed("encoding", message))
     }
 
+    /// The ids of a text as [`Tokenizer::encode`] gives them, if it has about `most` of them or fewer. Encoding takes some hundred
+    /// times the text's memory, so a text that is far too long is found out by its beginning.
+    pub fn encode_up_to(&self, text: &str, most: usize) -> Result<Encoded, TokenizerError> {
+        let mut len = most.saturating_mul(BYTES_PER_TOKEN).max(1 << 16);
+        while len < text.len() {
+            // The last word of a beginning may have more tokens than it has in the text.
+            let at_least = self.encode(&text[..text.floor_char_boundary(len)])?.len();
+            if at_least > most.saturating_add(most / 8) {
+                return Ok(Encoded::TooLong { at_least });
+            }
+            len = len.saturating_mul(4);
+        }
+        Ok(Encoded::Whole(self.encode(text)?))
+    }
+
     /// The text of these ids, with or without special tokens.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
         caught(|| self.inner.decode(ids, skip_special_tokens))
             .map_err(|message| self.failed("decoding", message))
     }
 
-    /// Every piece of text that encoding takes for one token wherever it stands, such as `<|im_end|>` or `<think>`, by id. Text
-    /// from a stranger that holds one of them can end a turn or open one.
-    pub fn special_tokens(&self) -> Vec<String> {
-        let mut added: Vec<(u32, String)> = (self.inner.get_added_tokens_decoder().into_iter())
-            .map(|(id, token)| (id, token.content))
-            .collect();
-        added.sort();
-        added.into_iter().map(|(_, content)| content).collect()
+    /// The tokens that act wherever they stand in a text, such as `<|im_end|>` or `<think>`.
+    pub fn control_tokens(&self) -> ControlTokens {
+        let added = self.inner.get_added_tokens_decoder();
+        ControlTokens::new(added.into_values(), self.inner.get_normalizer())
     }
 
     /// Text that grows as tokens arrive, from none.

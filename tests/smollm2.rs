@@ -45,7 +45,7 @@ fn compare(opened: &LanguageModel, case: &Value, precision: Precision) {
         .iter()
         .map(|message| Message::new(text(&message["role"]), text(&message["content"])))
         .collect();
-    let options = RenderOptions { add_generation_prompt: true, enable_thinking: None };
+    let options = RenderOptions { add_generation_prompt: true, enable_thinking: None, date: None };
     let prompt = opened.chat.render(&messages, options).unwrap();
     assert_eq!(prompt, text(&case["prompt"]), "{name}");
     let prompt = opened.tokenizer.encode(&prompt).unwrap();

@@ -176,7 +176,7 @@ fn trainer(
     )
     .unwrap();
     let template = Template::from_file(&below_root("cli/demo/template.jinja")).unwrap();
-    let template = template.with_special_tokens(language_model.tokenizer.special_tokens());
+    let template = template.with_control_tokens(language_model.control_tokens());
     let pairs = data::read(&below_root("cli/demo/pairs.jsonl")).unwrap();
     let mut trainer = Trainer::new(language_model, template, settings.clone(), pairs, 64 << 20);
     if let Some(from) = from {

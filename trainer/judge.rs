@@ -12,10 +12,10 @@ use std::{
 };
 
 use engine::{
-    chat::{self, ChatError, RenderOptions},
+    chat::{self, ChatError, ChatTemplate, Date, RenderOptions},
     generate::{self, FinishReason, Generator, Request, RequestId, Stats},
     language_model::LanguageModel,
-    tokenizer::{DecodeStream, TokenizerError},
+    tokenizer::{DecodeStream, Encoded, Tokenizer, TokenizerError},
 };
 use kernels::cpu::sample::SamplingParams;
 
@@ -38,6 +38,8 @@ pub struct Judge<'a> {
     pub template: &'a Template,
     /// Whether it may think first; `None` leaves it to the chat template.
     pub thinking: Option<bool>,
+    /// What the chat template is told of the day; `None`: nothing.
+    pub date: Option<Date>,
     /// Temperature and truncation.
     pub sampling: SamplingParams,
     /// Of tokens that prompt or judgement hold already; 1 is none. See [`kernels::cpu::repetition_penalty`].
@@ -101,6 +103,17 @@ pub enum JudgeError {
     Prompt { row: u64, id: String, source: PromptError },
     #[error("row {row} ({id}): {source}")]
     Chat { row: u64, id: String, source: ChatError },
+    #[error(
+        "row {row} ({id}): {source}; without the system prompt it accepts it: use a --template file that begins with an empty system \
+         part, the line ---system--- followed by the line ---user--- (`j1 judge --print-template` writes the bundled one to start \
+         from)"
+    )]
+    NoSystem { row: u64, id: String, source: ChatError },
+    #[error(
+        "row {row} ({id}): the prompt has more than {at_least} tokens, and the model {positions} positions; if the template does not \
+         repeat anything, leave the pair out"
+    )]
+    TooLong { row: u64, id: String, at_least: usize, positions: usize },
     #[error("row {row} ({id}): {source}")]
     Tokenizer { row: u64, id: String, source: TokenizerError },
     #[error("row {row} ({id}): {source}")]
@@ -124,9 +137,24 @@ struct Vote<'a> {
     log_prob: f64,
 }
 
-impl Judge<'_> {
-    /// The prompt of a pair in an order, as token ids.
-    pub fn prompt(&self, pair: &Pair, order: Order) -> Result<Vec<u32>, JudgeError> {
+/// Pairs to prompts, without a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompter<'a> {
+    /// What the judge is asked.
+    pub template: &'a Template,
+    /// How that becomes a conversation with the model.
+    pub chat: &'a ChatTemplate,
+    /// Text to ids.
+    pub tokenizer: &'a Tokenizer,
+    /// What the chat template is told.
+    pub options: RenderOptions,
+    /// The model's: a prompt of many more tokens is not encoded to its end.
+    pub positions: usize,
+}
+
+impl Prompter<'_> {
+    /// The prompt of a pair in an order, as the model reads it.
+    pub fn text(&self, pair: &Pair, order: Order) -> Result<String, JudgeError> {
         let (row, id) = (pair.row, || pair.id.clone());
         let (response_a, response_b) = order.slots(pair);
         let input = PromptInput { messages: &pair.prompt, response_a, response_b };
@@ -140,17 +168,47 @@ impl Judge<'_> {
             .into_iter()
             .map(|message| chat::Message { role: message.role, content: message.content })
             .collect();
-        let options = RenderOptions { add_generation_prompt: true, enable_thinking: self.thinking };
-        let text = self
-            .language_model
-            .chat
-            .render(&messages, options)
-            .map_err(|source| JudgeError::Chat { row, id: id(), source })?;
-        self.language_model.tokenizer.encode(&text).map_err(|source| JudgeError::Tokenizer {
-            row,
-            id: id(),
+        let render = |messages: &[chat::Message]| self.chat.render(messages, self.options);
+        render(&messages).map_err(|source| {
+            let refused = matches!(source, ChatError::Refused { .. } | ChatError::Render { .. });
+            if refused && prompt.system.is_some() && render(&messages[1..]).is_ok() {
+                return JudgeError::NoSystem { row, id: id(), source };
+            }
+            JudgeError::Chat { row, id: id(), source }
+        })
+    }
+
+    /// The ids of a prompt's text.
+    pub fn encode(&self, pair: &Pair, text: &str) -> Result<Encoded, JudgeError> {
+        let encoded = self.tokenizer.encode_up_to(text, self.positions);
+        encoded.map_err(|source| JudgeError::Tokenizer {
+            row: pair.row,
+            id: pair.id.clone(),
             source,
         })
+    }
+}
+
+impl Judge<'_> {
+    /// What makes its prompts.
+    pub fn prompter(&self) -> Prompter<'_> {
+        Prompter {
+            template: self.template,
+            chat: &self.language_model.chat,
+            tokenizer: &self.language_model.tokenizer,
+            options: RenderOptions {
+                add_generation_prompt: true,
+                enable_thinking: self.thinking,
+                date: self.date,
+            },
+            positions: self.language_model.model.config().max_position_embeddings,
+        }
+    }
+
+    /// The prompt of a pair in an order, as token ids.
+    pub fn prompt(&self, pair: &Pair, order: Order) -> Result<Encoded, JudgeError> {
+        let prompter = self.prompter();
+        prompter.encode(pair, &prompter.text(pair, order)?)
     }
 
     /// Makes the judgements `tasks` asks for (those of one pair and order side by side), telling
@@ -220,7 +278,11 @@ impl Judge<'_> {
         let pair = &pairs[votes[0].pair];
         let prompt = self.prompt(pair, votes[0].order)?;
         let prompt_tokens = prompt.len();
-        if prompt_tokens > self.max_prompt_tokens {
+        let prompt = match prompt {
+            Encoded::Whole(ids) if prompt_tokens <= self.max_prompt_tokens => Some(ids),
+            _ => None,
+        };
+        let Some(prompt) = prompt else {
             for &task in votes {
                 let vote = self.vote(task);
                 let (finish, form) = (Finish::PromptTooLong, self.template.verdict_form());
@@ -228,7 +290,7 @@ impl Judge<'_> {
                 on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
             }
             return Ok(());
-        }
+        };
         let request = Request {
             prompt,
             samples: votes.iter().map(|task| sequence(pair, task)).collect(),

@@ -35,7 +35,10 @@ mod order;
 
 use std::path::{Path, PathBuf};
 
-use engine::template::{self, SOURCE_LIMIT_BYTES, TemplateError, Value, fuel_for};
+use engine::{
+    template::{self, SOURCE_LIMIT_BYTES, TemplateError, Value, fuel_for},
+    tokenizer::ControlTokens,
+};
 pub use neutralize::neutralize;
 pub use order::{Order, OrderPlan};
 
@@ -178,7 +181,7 @@ pub struct Template {
     /// None: there is no system message.
     system: Option<Part>,
     user: Part,
-    special_tokens: Vec<String>,
+    control: ControlTokens,
     verdict_form: VerdictForm,
     fingerprint: String,
 }
@@ -248,16 +251,31 @@ impl Template {
         Err(PromptError::NoUserPart { name: name.to_owned() })
     }
 
-    /// Names further strings that must not reach the tokenizer whole from untrusted text: the
-    /// special tokens of the model at hand.
-    pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = String>) -> Template {
-        self.special_tokens = tokens.into_iter().filter(|token| token.len() > 1).collect();
+    /// Names what must not reach the tokenizer whole from untrusted text: the control tokens of the
+    /// model at hand.
+    pub fn with_control_tokens(mut self, control: ControlTokens) -> Template {
+        self.control = control;
         self
     }
 
     /// In which form it asks for its verdict.
     pub fn verdict_form(&self) -> VerdictForm {
         self.verdict_form
+    }
+
+    /// The source in the form of a template file, which gives the same prompts.
+    pub fn to_source(&self) -> String {
+        let line = |part: &Part| {
+            let source = part.template.source();
+            // Jinja drops one line end at the end of a source.
+            if source.ends_with('\n') { source.to_owned() } else { format!("{source}\n") }
+        };
+        let system = self.system.as_ref().map(line).unwrap_or_default();
+        let form = match self.verdict_form {
+            form if form == VerdictForm::default() => String::new(),
+            form => format!("---verdict: {form}---\n"),
+        };
+        format!("{form}---system---\n{system}---user---\n{}", line(&self.user))
     }
 
     /// A fingerprint of the template's source (not of its name).
@@ -267,7 +285,7 @@ impl Template {
 
     /// Renders the prompt for two replies. Untrusted text is passed through [`neutralize`].
     pub fn render(&self, input: &PromptInput<'_>) -> Result<Prompt, PromptError> {
-        let clean = |text: &str| neutralize(text, &self.special_tokens).into_owned();
+        let clean = |text: &str| neutralize(text, &self.control).into_owned();
         let messages: Vec<Message> = (input.messages.iter())
             .map(|message| Message::new(&clean(&message.role), &clean(&message.content)))
             .collect();
@@ -317,7 +335,7 @@ impl Template {
             name: name.to_owned(),
             system: system.map(|source| part("system", source)).transpose()?,
             user: part("user", user)?,
-            special_tokens: Vec::new(),
+            control: ControlTokens::default(),
             verdict_form,
             fingerprint: fingerprint.finish(),
         };

@@ -87,6 +87,8 @@ pub struct RolloutSettings {
     pub max_completion_tokens: usize,
     /// Whether the model thinks first.
     pub thinking: Thinking,
+    /// The day that a chat template's `strftime_now` is told, YYYY-MM-DD. Empty: none.
+    pub template_date: String,
 }
 
 /// Weights of the rewards in the sum; 0 computes and logs a reward without learning from it.
@@ -217,7 +219,7 @@ impl Settings {
         presets::settings(preset)
     }
 
-    /// Reads a file.
+    /// Reads a file. A template that it names by a relative path lies beside it.
     pub fn from_file(path: &Path) -> Result<Settings, SettingsError> {
         Ok(Settings::from_file_with_keys(path)?.0)
     }
@@ -234,7 +236,15 @@ impl Settings {
         if text.len() as u64 > MAX_FILE {
             return Err(SettingsError::TooLarge { path: path.to_owned() });
         }
-        Settings::parse_with_keys(&path.display().to_string(), &text)
+        let (mut settings, keys) = Settings::parse_with_keys(&path.display().to_string(), &text)?;
+        let template = &mut settings.data.template;
+        let beside = path.parent().map(|directory| directory.join(template.as_str()));
+        if let Some(beside) = beside.as_deref().and_then(Path::to_str)
+            && !template.is_empty()
+        {
+            *template = beside.to_owned();
+        }
+        Ok((settings, keys))
     }
 
     /// Reads settings from text; `name` stands in errors.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use engine::chat::Date;
 
 use super::values::{parse_size, parse_stop};
 
@@ -53,6 +54,10 @@ pub(crate) struct GenerationArgs {
     /// [default: as the chat template has it]
     #[arg(long, value_enum, value_name = "on|off")]
     pub(crate) thinking: Option<OnOff>,
+
+    /// The day that a chat template is told when it asks for today's (strftime_now) [default: none]
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub(crate) template_date: Option<Date>,
 
     /// Your own judge prompt, a minijinja file (see README, "Your own prompt"). Scores are read from 1 to
     /// 10, unless its first line names another verdict, such as ---verdict: \boxed{a, b} from 0 to 100---

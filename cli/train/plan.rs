@@ -227,13 +227,7 @@ fn count(number: f64) -> String {
 
 /// The first prompt of the run, in its tokens' text.
 pub(super) fn first_prompt(trainer: &Trainer, pair: &Pair) -> Result<Vec<u32>, Failure> {
-    let settings = trainer.settings();
-    let mut tokens = trainer.sampler().judge().prompt(pair, Order::ChosenFirst)?;
-    let limit = settings.data.max_prompt_tokens;
-    if settings.data.over_long == OverLong::TruncateLeft && tokens.len() > limit {
-        tokens.drain(..tokens.len() - limit);
-    }
-    Ok(tokens)
+    Ok(trainer.sampler().prompt(pair, Order::ChosenFirst)?)
 }
 
 /// Shows a prompt as the model reads it.

@@ -41,6 +41,7 @@ fn render(template: &ChatTemplate, case: &Json, options: &Json) -> Result<String
     let options = RenderOptions {
         add_generation_prompt: options["add_generation_prompt"].as_bool().unwrap(),
         enable_thinking: options.get("enable_thinking").and_then(Json::as_bool),
+        date: None,
     };
     let json = case["messages"].as_array().unwrap();
     let values = json.iter().map(message).collect();
@@ -133,4 +134,27 @@ fn templates_render_and_refuse_as_in_transformers() {
     }
     assert_eq!(rendered + refused + DIFFERENT.len(), 258);
     assert!(refused > 5, "{refused} refused");
+}
+
+#[test]
+fn templates_of_many_families_render_and_refuse_as_in_jinja2() {
+    let cases = cases("families.json");
+    assert_eq!(cases.len(), 432);
+    let mut refused = 0;
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let source = std::fs::read_to_string(fixtures().join("families").join(name)).unwrap();
+        let template = Template::compile(NAME, &source, false).unwrap();
+        let messages = case["messages"].as_array().unwrap().iter().map(message);
+        let mut variables = vec![("messages", Value::from(messages.collect::<Vec<Value>>()))];
+        for (name, json) in case["variables"].as_object().unwrap() {
+            let name: &'static str = name.clone().leak();
+            variables.push((name, value(json)));
+        }
+        let result = template.render(variables, fuel_for(10, 1000));
+        let rendered = case["rendered"].as_str();
+        assert_eq!(result.as_deref().ok(), rendered, "{name}, {}: {result:?}", case["messages"]);
+        refused += usize::from(rendered.is_none());
+    }
+    assert!((20..200).contains(&refused), "{refused} refused");
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::*;
 
 const GENERATE: RenderOptions =
-    RenderOptions { add_generation_prompt: true, enable_thinking: None };
+    RenderOptions { add_generation_prompt: true, enable_thinking: None, date: None };
 
 fn parse(source: &str) -> Result<ChatTemplate, ChatError> {
     ChatTemplate::parse("dir/chat_template.jinja".into(), source.to_owned(), Vec::new())
@@ -54,6 +54,66 @@ fn the_default_of_several_templates_and_tokens_as_objects_are_read() {
 }
 
 #[test]
+fn templates_are_found_where_transformers_finds_them() {
+    let config = |text: &'static str| ("tokenizer_config.json", text.as_bytes());
+    let named = r#"{"chat_template": {"rag": "r", "default": "object"}}"#;
+    let list = r#"{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "list"}]}"#;
+    let processor = ("chat_template.json", &br#"{"chat_template": "processor"}"#[..]);
+    let jinja = ("chat_template.jinja", &b"jinja"[..]);
+    let tools = ("additional_chat_templates/tool_use.jinja", &b"tools"[..]);
+    let default = ("additional_chat_templates/default.jinja", &b"additional"[..]);
+    let cases: [(&[(&str, &[u8])], &str); 10] = [
+        (&[config(named)], "object"),
+        (&[config(list)], "list"),
+        (&[config("{}"), processor], "processor"),
+        (&[processor], "processor"),
+        (&[("chat_template.json", named.as_bytes())], "object"),
+        (&[config(named), processor], "object"),
+        (&[config(named), processor, jinja, tools], "jinja"),
+        (&[config(named), default], "additional"),
+        (&[jinja, default], "additional"),
+        (&[config(named), tools], "object"),
+    ];
+    for (files, expected) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        assert_eq!(ChatTemplate::load(directory.path()).unwrap().source(), expected);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("additional_chat_templates")).unwrap();
+    let load = || ChatTemplate::load(directory.path()).unwrap_err().to_string();
+    assert!(load().contains("base model"));
+    std::fs::write(directory.path().join("additional_chat_templates/rag.jinja"), "r").unwrap();
+    assert!(load().contains(r#"named ["rag"], none of them "default""#), "{}", load());
+}
+
+#[test]
+fn the_date_is_the_one_that_is_given() {
+    let unguarded = parse("\n{{ strftime_now('%d %B %Y') }}").unwrap();
+    let dated = RenderOptions { date: "2025-01-31".parse().ok(), ..GENERATE };
+    assert_eq!(unguarded.render(&[], dated).unwrap(), "\n31 January 2025");
+    let error = unguarded.render(&[], GENERATE).unwrap_err();
+    assert!(matches!(error, ChatError::NoDate { line: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("--template-date 2025-01-31"), "{error}");
+    let guarded =
+        parse("{{ strftime_now('%Y') if strftime_now is defined else 'never' }}").unwrap();
+    assert_eq!(guarded.render(&[], GENERATE).unwrap(), "never");
+    assert_eq!(guarded.render(&[], dated).unwrap(), "2025");
+}
+
+#[test]
+fn markers_are_what_the_template_writes_between_bars() {
+    let template =
+        parse("{{ '<|user|>' ~ m }}<｜end▁of▁turn｜> a <|b c|> <||> <|user|> if a <| b |> c");
+    let markers: Vec<_> = template.as_ref().unwrap().markers().into_iter().collect();
+    assert_eq!(markers, ["<|user|>", "<｜end▁of▁turn｜>"]);
+}
+
+#[test]
 fn a_missing_template_says_what_to_do() {
     for files in [&[][..], &[("tokenizer_config.json", &b"{\"chat_template\": null}"[..])]] {
         let error = load_error(files);
@@ -70,7 +130,7 @@ fn broken_files_give_typed_errors() {
     for (text, key) in [
         ("[]", "the file"),
         ("{\"chat_template\": 7}", "chat_template"),
-        ("{\"chat_template\": {\"default\": \"x\"}}", "chat_template"),
+        ("{\"chat_template\": {\"default\": 7}}", "chat_template"),
         ("{\"chat_template\": [\"x\"]}", "chat_template"),
         ("{\"chat_template\": [{\"name\": \"default\", \"template\": 1}]}", "chat_template"),
         ("{\"chat_template\": \"x\", \"eos_token\": 7}", "eos_token"),
@@ -125,7 +185,6 @@ fn what_fails_while_rendering_names_the_line() {
         "a\n{{ 1 is nonsense }}",
         "a\n{{ 1 // 0 }}",
         "a\n{{ 'x'.join([1]) }}",
-        "a\n{{ '{:>999999999}'.format('x') }}",
         "a\n{{ nothing | tojson }}",
         "a\n{{ range(1000000000) }}",
         "a\n{% include 'other' %}",
@@ -164,6 +223,8 @@ fn work_and_memory_are_bounded() {
         "{% set x = 'x' * 9000000 %}{% for i in range(99999) %}{% set y = x.upper() %}{% endfor %}",
         "{{ 'x' | indent(4000000000) }}",
         "{{ '%4000000000d' | format(1) }}",
+        "{{ '{:>4000000000}'.format('x') }}",
+        "{{ '%4000000000d' % 1 }}",
     ] {
         match render(source) {
             Err(ChatError::OutOfFuel { .. } | ChatError::Render { .. }) => {}

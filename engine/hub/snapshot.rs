@@ -33,7 +33,7 @@ pub(super) struct Contents {
 pub(super) const MODEL: Contents = Contents {
     required: &["config.json", "tokenizer.json"],
     expected: &["tokenizer_config.json"],
-    optional: &["generation_config.json", "chat_template.jinja"],
+    optional: &["generation_config.json", "chat_template.jinja", "chat_template.json"],
     weights: "model.safetensors",
     sharded: true,
 };

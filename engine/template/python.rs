@@ -7,6 +7,7 @@
 mod filters;
 mod format;
 mod methods;
+mod numbers;
 mod objects;
 mod operators;
 mod predicates;

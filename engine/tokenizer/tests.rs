@@ -16,7 +16,7 @@ fn byte_letters() -> Vec<String> {
 }
 
 /// Byte-level BPE: 256 bytes, the merges "he" and "ll", then <|end|> (special) and <think> (added, not special).
-fn byte_level() -> Value {
+pub(super) fn byte_level() -> Value {
     let mut vocabulary = serde_json::Map::new();
     for letter in byte_letters().into_iter().chain(["he".into(), "ll".into()]) {
         let id = vocabulary.len();
@@ -94,10 +94,24 @@ fn streams_as_it_decodes(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens
 }
 
 #[test]
+fn a_text_that_is_far_too_long_is_not_encoded_to_its_end() {
+    let tokenizer = parse(&byte_level()).unwrap();
+    let ids = |text: &str| Encoded::Whole(tokenizer.encode(text).unwrap());
+    let text = "hello 中 ".repeat(20_000);
+    assert_eq!(tokenizer.encode_up_to(&text, 1 << 20).unwrap(), ids(&text));
+    assert_eq!(tokenizer.encode_up_to("hello", 0).unwrap(), ids("hello"));
+    let found = tokenizer.encode_up_to(&text, 100).unwrap();
+    assert!(
+        matches!(found, Encoded::TooLong { at_least } if (101..=1 << 16).contains(&at_least)),
+        "{found:?}"
+    );
+    assert!(found.len() < ids(&text).len());
+}
+
+#[test]
 fn special_tokens_are_recognized_and_none_added() {
     let tokenizer = parse(&byte_level()).unwrap();
     assert!(tokenizer.encode("").unwrap().is_empty());
-    assert_eq!(tokenizer.special_tokens(), ["<|end|>", "<think>"]);
     let ids = tokenizer.encode("hell<|end|><think>").unwrap();
     assert_eq!(ids, [256, 257, 258, 259]);
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), "hell<|end|><think>");

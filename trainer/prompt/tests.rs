@@ -1,5 +1,7 @@
 //! The bundled template's form, users' templates, and what goes wrong with them.
 
+use engine::tokenizer::ControlTokens;
+
 use super::*;
 
 fn user(text: &str) -> [Message; 1] {
@@ -69,7 +71,11 @@ fn whole_conversations_are_shown() {
 
 #[test]
 fn replies_are_values_not_templates_and_cannot_break_out() {
-    let template = Template::bundled().with_special_tokens(["</s>".to_owned(), String::new()]);
+    let template = Template::bundled().with_control_tokens(ControlTokens::default().with([
+        "</s>",
+        "<|im_end|>",
+        "",
+    ]));
     let prompt = render(&template, "{{ response_b }} {% if %} & <b>", "x<|im_end|>\n</s>");
     assert!(prompt.user.contains("]\n{{ response_b }} {% if %} & <b>\n["));
     assert!(!prompt.user.contains("<|im_end|>") && !prompt.user.contains("</s>"));
@@ -128,6 +134,27 @@ fn a_template_file_may_name_the_form_of_its_verdict() {
         let error = refused(&format!("---verdict: {wrong}---\n{both}"));
         assert!(error.contains("t.jinja, line 1") && error.contains("from 0 to 100"), "{error}");
     }
+}
+
+#[test]
+fn a_template_written_out_gives_the_same_prompts() {
+    let prompts = |template: &Template| render(template, "one", "two");
+    for source in [
+        Template::bundled().to_source(),
+        "---system---\n---user---\n{{ response_a }}{{ response_b }}".to_owned(),
+        "---system---\nA\n\n---user---\n\n{{ response_a }}{{ response_b }}\n\n".to_owned(),
+        "{{ response_a }}{{ response_b }}".to_owned(),
+        "---verdict: \\boxed{a, b} from 0 to 100---\n{{ response_a }}{{ response_b }}".to_owned(),
+        "---verdict: [[A]], [[B]] or [[C]]---\n{{ response_a }}{{ response_b }}".to_owned(),
+    ] {
+        let template = Template::from_source("t", &source).unwrap();
+        let again = Template::from_source("t", &template.to_source()).unwrap();
+        assert_eq!(prompts(&template), prompts(&again), "{source}");
+        assert_eq!(again.to_source(), template.to_source());
+        assert_eq!(again.verdict_form(), template.verdict_form());
+    }
+    let bundled = Template::from_source("t", &Template::bundled().to_source()).unwrap();
+    assert_eq!(prompts(&bundled), prompts(&Template::bundled()));
 }
 
 #[test]

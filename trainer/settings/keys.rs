@@ -145,6 +145,7 @@ fn keys() -> Vec<Key> {
         "rollout.min_p" => rollout.min_p: "Sample from tokens at least this likely relative to the likeliest; 0: from all."; SHARE, |x| (0.0..=1.0).contains(x);
         "rollout.max_completion_tokens" => rollout.max_completion_tokens: "The longest completion, in tokens."; TOKENS, |n| (1..=1 << 20).contains(n);
         "rollout.thinking" => rollout.thinking: "Whether the model thinks first; auto: as its chat template has it."; ANY, |_| true;
+        "rollout.template_date" => rollout.template_date: "The day that a chat template's strftime_now is told, such as 2025-01-31; empty: none."; "a day such as \"2025-01-31\", or \"\"", |text| text.is_empty() || text.parse::<engine::chat::Date>().is_ok();
 
         "reward.wrong_verdict" => reward.wrong_verdict: "What a wrong, tied or unparsed verdict earns; a right one earns 1."; "a number from -1000000 to below 1", |x| (-1e6..1.0).contains(x);
         "reward.length_from_tokens" => reward.length_from_tokens: "Reward length falls from 0 at this many tokens to -1 at max_completion_tokens."; FROM_0, |n| is_from_0(*n as u64);

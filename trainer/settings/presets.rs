@@ -58,6 +58,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
             min_p: 0.0,
             max_completion_tokens: 2048,
             thinking: Thinking::Auto,
+            template_date: String::new(),
         },
         reward: RewardSettings {
             // Standardized, a reward's own size is gone: 0.2 is the published size of the format.

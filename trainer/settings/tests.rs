@@ -59,6 +59,7 @@ fn what_is_written_is_read_back() {
         min_p = 0.05
         max_completion_tokens = 64
         thinking = 'off'
+        template_date = '2025-01-31'
         [reward]
         wrong_verdict = -0.5
         length_from_tokens = 32
@@ -155,6 +156,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         min_p = 0.0
         max_completion_tokens = 2048
         thinking = \"auto\"
+        template_date = \"\"
         [reward]
         wrong_verdict = 0.0
         length_from_tokens = 1536
@@ -368,6 +370,15 @@ fn files_are_read_within_bounds() {
     let settings = Settings::preset(Preset::Spct);
     std::fs::write(&path, settings.to_toml()).unwrap();
     assert_eq!(read().unwrap(), settings);
+    std::fs::write(&path, "data.template = 'own/t.jinja'").unwrap();
+    let template = read().unwrap().data.template;
+    assert_eq!(
+        Path::new(&template),
+        directory.path().join("own/t.jinja"),
+        "it lies beside the file"
+    );
+    std::fs::write(&path, "data.template = '/own/t.jinja'").unwrap();
+    assert_eq!(read().unwrap().data.template, "/own/t.jinja");
     std::fs::write(&path, "#".repeat(2 << 20)).unwrap();
     assert!(read().unwrap_err().contains("larger than 1048576 bytes"));
     std::fs::write(&path, b"preset = \"\xff\"").unwrap();

@@ -9,6 +9,7 @@ use std::{
 use engine::{
     generate::{self, Stats},
     language_model::LanguageModel,
+    tokenizer::Encoded,
 };
 use kernels::cpu::{profile, sample::SamplingParams};
 
@@ -20,7 +21,7 @@ use crate::{
         rewards::{Entry, Reward, Rollout, Table},
     },
     judge::{Judge, JudgeError},
-    prompt::Template,
+    prompt::{Order, Template},
     rollout::{Completion, RolloutError, RolloutRecord, rollouts},
     settings::{self, OverLong, ScaleRewards, Settings, Thinking},
 };
@@ -72,6 +73,7 @@ impl<'a> Sampler<'a> {
                 Thinking::On => Some(true),
                 Thinking::Off => Some(false),
             },
+            date: rollout.template_date.parse().ok(),
             sampling: SamplingParams {
                 temperature: rollout.temperature as f32,
                 top_k: rollout.top_k,
@@ -115,16 +117,24 @@ impl<'a> Sampler<'a> {
 
     /// The slots' prompts, in their order.
     fn prompts(&self, slots: &[Slot]) -> Result<Vec<Vec<u32>>, JudgeError> {
-        let judge = self.judge();
+        slots.iter().map(|slot| self.prompt(&self.pairs[slot.pair], slot.order)).collect()
+    }
+
+    /// The prompt of a pair in an order, cut at its beginning where the settings say so.
+    pub fn prompt(&self, pair: &Pair, order: Order) -> Result<Vec<u32>, JudgeError> {
         let limit = self.settings.data.max_prompt_tokens;
-        let prompt = |slot: &Slot| {
-            let mut tokens = judge.prompt(&self.pairs[slot.pair], slot.order)?;
-            if self.settings.data.over_long == OverLong::TruncateLeft && tokens.len() > limit {
-                tokens.drain(..tokens.len() - limit);
+        let mut tokens = match self.judge().prompt(pair, order)? {
+            Encoded::Whole(tokens) => tokens,
+            Encoded::TooLong { at_least } => {
+                let positions = self.language_model.model.config().max_position_embeddings;
+                let (row, id) = (pair.row, pair.id.clone());
+                return Err(JudgeError::TooLong { row, id, at_least, positions });
             }
-            Ok(tokens)
         };
-        slots.iter().map(prompt).collect()
+        if self.settings.data.over_long == OverLong::TruncateLeft && tokens.len() > limit {
+            tokens.drain(..tokens.len() - limit);
+        }
+        Ok(tokens)
     }
 
     fn earn(&self, slots: &[Slot], completions: &[Completion]) -> (Table, Advantages) {
