@@ -164,7 +164,8 @@ fn decoding_gives_the_log_probs_of_one_forward_over_the_whole_sequence() {
     }
 }
 
-fn logits_of_all_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
+/// The logits after each of `ids`, one after the other, computed in one pass.
+pub(crate) fn logits_of_all_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
     let pages = KvCache::pages_for(ids.len());
     let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
     let mut table = PageTable::default();
