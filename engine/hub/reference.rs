@@ -14,7 +14,18 @@ use crate::error::is_there;
 use std::path::{Path, PathBuf};
 
 /// Endings of files, never of repositories.
-const FILE_ENDINGS: [&str; 6] = [".jsonl", ".json", ".csv", ".parquet", ".safetensors", ".gguf"];
+const FILE_ENDINGS: [&str; 10] = [
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".gz",
+    ".safetensors",
+    ".gguf",
+];
 
 /// A string resolved as far as the file system goes.
 #[derive(Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@
 //! | id | `id`, `pair_id` |
 //! | source | `source` |
 //!
-//! `a` and `b` count only where there is neither `chosen` nor `rejected`.
+//! `a` and `b` count only where there is neither `chosen` nor `rejected`; `input` not beside an `instruction`.
 
 use std::str::FromStr;
 
@@ -137,8 +137,13 @@ pub(crate) struct Layout {
 impl Layout {
     /// Of a file with columns of these names.
     pub(crate) fn of(names: &[String], replies: Replies, columns: &Columns) -> Layout {
+        let has = |name: &str| names.iter().any(|column| column.eq_ignore_ascii_case(name));
         let find = |field: Field| match columns.named(field) {
             Some(named) => named.map(str::to_owned),
+            // Beside an instruction, an input is only a part of what was asked.
+            None if field == Prompt && has("instruction") && !has("prompt") && !has("question") => {
+                None
+            }
             None => field.known().iter().find_map(|known| {
                 let exact = names.iter().find(|name| name == known);
                 exact
@@ -225,6 +230,8 @@ mod tests {
         let found = layout(&judge_bench, Replies::Labeled, "");
         assert_eq!(found, expected.map(|(field, name)| (field, name.to_owned())));
         assert_eq!(layout(&["text", "label"], Replies::Any, ""), []);
+        assert_eq!(layout(&["instruction", "input"], Replies::Any, ""), []);
+        assert_eq!(layout(&["input"], Replies::Any, ""), [(Prompt, "input".to_owned())]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub enum Reason {
     NoReply,
     /// The two conversations do not share the turns before their replies, or the prompt is another.
     PromptsDiffer,
-    /// The prompt does not end with a user's turn, or that turn is empty.
+    /// The prompt does not end with a user's turn (or what a tool answered to it), or that turn is empty.
     NoQuestion,
     /// A reply is empty, or nothing but white space.
     EmptyReply,

@@ -312,7 +312,8 @@ fn joined(name: &str, prompt: Turns, shared: Vec<Turn>) -> Result<Vec<Turn>, Ref
         let begins_a_system = shared.first().is_some_and(|turn| turn.role == "system");
         let answered = prompt.last().is_some_and(|turn| turn.role == "assistant")
             && shared.first().is_some_and(|turn| turn.role == "user");
-        !begins_a_system && (only_system || answered)
+        let repeats = shared.first().is_some_and(|first| prompt.contains(first));
+        !begins_a_system && !repeats && (only_system || answered)
     };
     match common {
         None if !follows() => differ("does not fit"),

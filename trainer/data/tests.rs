@@ -485,6 +485,20 @@ fn the_shared_rows_are_read() {
     }
 }
 
+#[test]
+fn names_of_any_type_are_ids() {
+    let ids = |name: &str| -> Vec<String> {
+        let pairs = read(&fixture(&format!("{name}.parquet"))).unwrap();
+        pairs.into_iter().map(|pair| pair.id).collect()
+    };
+    assert_eq!(ids("ids-date")[0], "2020-01-02");
+    assert_eq!(ids("ids-date")[2], "2");
+    assert_eq!(ids("ids-bool"), ["true", "false", "2"]);
+    assert_eq!(ids("ids-fixed")[0], "fafbfcfdfeff00000000000000000000");
+    let error = read(&fixture("date-reply.parquet")).unwrap_err().to_string();
+    assert!(error.contains("row 0: chosen is a date"), "{error}");
+}
+
 mod arrow;
 mod forms;
 mod sources;

@@ -74,9 +74,15 @@ pub(super) fn check(row: data::Row) -> Result<Row, Refusal> {
     let [chosen, rejected] = row.only_replies()?.map(str::to_owned);
     let data::Row { prompt, source, subset, .. } = row;
     check_roles(&prompt)?;
-    match prompt.last() {
-        Some(last) if last.role == "user" && !last.content.trim().is_empty() => {}
-        _ => return Err(Refusal::new(Reason::NoQuestion, "")),
+    // What a tool found is answered as a question is, if there was one.
+    let asked = |message: &&Message| message.role == "user" && !message.content.trim().is_empty();
+    let is_asked = match prompt.last() {
+        Some(last) if last.role == "tool" => prompt.iter().any(|message| asked(&message)),
+        Some(last) => asked(&last),
+        None => false,
+    };
+    if !is_asked {
+        return Err(Refusal::new(Reason::NoQuestion, ""));
     }
     if chosen.trim().is_empty() || rejected.trim().is_empty() {
         return Err(Refusal::new(Reason::EmptyReply, ""));

@@ -445,4 +445,9 @@ fn rows_of_one_reader_are_dropped_by_reason() {
     }
     let pairs = read(&scratch.out().join(TRAIN)).unwrap();
     assert_eq!((pairs[0].prompt.len(), pairs[0].prompt[1].content.as_str()), (4, ""));
+    // The reply to what a tool found.
+    let found = tool.replace(",{\"role\":\"user\",\"content\":\"So?\"}", "");
+    let scratch = Scratch::new("d.jsonl", &row(&found, "\"c\""));
+    let report = scratch.prepare(&Options::default()).unwrap();
+    assert_eq!((counts(&report), report.rows), (vec![], 1));
 }

@@ -57,6 +57,7 @@ fn all_of_the_prompt_is_used_or_the_row_is_refused() {
         (vec![go], vec![hi]),
         (vec![system], vec![("system", "In Greek."), hi]),
         (vec![hi, yo, go], vec![hi]),
+        (vec![hi, yo], vec![hi]),
     ] {
         let error = read(&prompt, &shared).unwrap_err();
         assert!(error.contains("prompt does not fit the turns"), "{error}");
