@@ -137,9 +137,8 @@ pub fn prepare(
     refuse_own_inputs(input, out, options)?;
     let benchmark = Benchmark::read(&options.exclude)?;
     let print = input.fingerprint()?;
-    let columns = options.columns.clone();
-    let wanted = Wanted { replies: Replies::Prepared, columns, ..Wanted::default() };
-    let survey = Survey::take(input, &wanted, options, &benchmark, stop, progress, &mut |_, _| {})?;
+    let survey =
+        Survey::take(input, &wanted(options), options, &benchmark, stop, progress, &mut |_, _| {})?;
     if survey.kept() == 0 {
         return Err(PrepareError::NothingKept {
             path: input.path().to_owned(),
@@ -149,7 +148,7 @@ pub fn prepare(
     }
     let existed = out.exists();
     fs::create_dir_all(out).map_err(|source| PrepareError::io("create", out, source))?;
-    let written = write(input, out, options, &wanted, &survey, &print, stop, progress);
+    let written = write(input, out, options, &survey, &print, stop, progress);
     if written.is_err() && !existed {
         // Only an empty directory goes; what somebody else put there stays.
         let _ = fs::remove_dir(out);
@@ -162,7 +161,6 @@ fn write(
     input: &Source,
     out: &Path,
     options: &Options,
-    wanted: &Wanted,
     survey: &Survey<'_>,
     print: &str,
     stop: &AtomicBool,
@@ -173,7 +171,7 @@ fn write(
     let mut files = [Staged::create(&out.join(TRAIN))?, Staged::create(&out.join(HELD_OUT))?];
     let mut sources: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut number = 0;
-    data::visit(input, None, wanted, |at, _, row| {
+    data::visit(input, None, &wanted(options), |at, _, row| {
         tick("writing", number, stop, progress)?;
         let expected = survey.kept_id(number);
         number += 1;
@@ -226,6 +224,12 @@ fn write(
     }
     write_whole(&settings, format!("{:#}\n", report.json).as_bytes())?;
     Ok(report)
+}
+
+/// What is read of the input, in both passes.
+fn wanted(options: &Options) -> Wanted {
+    let columns = options.columns.clone();
+    Wanted { replies: Replies::Prepared, columns, ..Wanted::default() }
 }
 
 /// Writing over what is read would lose it: the original's training file was replaced by its own test split.

@@ -69,7 +69,7 @@ fn json_is_read_in_any_arrangement() {
 fn gzip_is_unfolded_within_bounds() {
     let text = rows(0..300).join("\n");
     let expected = read_text("d.jsonl", &text).unwrap();
-    let two = [gzip(text[..1000].as_bytes()), gzip(text[1000..].as_bytes())].concat();
+    let two = [gzip(&text.as_bytes()[..1000]), gzip(&text.as_bytes()[1000..])].concat();
     for (name, bytes) in [
         ("d.jsonl.gz", gzip(text.as_bytes())),
         ("d.json.gz", gzip(format!("[{}]", rows(0..300).join(",")).as_bytes())),
