@@ -22,7 +22,7 @@ use trainer::{
     settings::{LoraSettings, Preset, Reference, Settings, SettingsError, Weights},
     train::{
         StepError, Trainer,
-        directory::RunDirectory,
+        directory::{RunDirectory, typed},
         run::{self, Ended, RunError},
     },
 };
@@ -326,7 +326,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
             "stopped after step {} of {}; go on with `j1 train --out {} --resume`",
             trainer.step_count(),
             trainer.steps(),
-            out.display()
+            typed(out)
         )),
     }
     Ok(ended)
@@ -373,13 +373,13 @@ fn about(settings: &Settings) -> Map<String, Value> {
 /// What can be done about numbers that are not finite: what there is to go on from, and not the same again.
 fn not_finite(error: &StepError, directory: &RunDirectory, out: &Path) -> Failure {
     let config = out.join("config.toml");
-    let again = format!("j1 train --config {}", config.display());
+    let again = format!("j1 train --config {}", typed(&config));
     let lower = "a lower optimizer.learning_rate or optimizer.max_grad_norm";
     let advice = match directory.newest_checkpoint() {
         Some(checkpoint) => format!(
             "--resume would compute the same again. Another run can go on from the last checkpoint's adapter with {lower}: \
              `{again} --adapter {} --set optimizer.learning_rate=... --out OTHER`",
-            checkpoint.display()
+            typed(&checkpoint)
         ),
         None if directory.took_a_step() => format!(
             "No checkpoint was written yet: start another run with {lower}: `{again} --set optimizer.learning_rate=... \

@@ -22,6 +22,9 @@ pub use choices::{
 pub use error::SettingsError;
 use serde_json::{Map, Value};
 
+/// Completions of a step at most: a list of them is made before it.
+const MAX_COMPLETIONS: usize = 1 << 20;
+
 /// The largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -321,6 +324,14 @@ impl Settings {
             return Err(format!(
                 "rollout.prompts_per_step = {} is odd, and data.orders = \"both\" makes two prompts of each pair",
                 rollout.prompts_per_step
+            ));
+        }
+        let completions = rollout.prompts_per_step.saturating_mul(rollout.group_size);
+        if completions > MAX_COMPLETIONS {
+            return Err(format!(
+                "rollout.prompts_per_step = {} times rollout.group_size = {} are {completions} completions a step; at \
+                 most {MAX_COMPLETIONS} are made",
+                rollout.prompts_per_step, rollout.group_size
             ));
         }
         if weights.length != 0.0 && reward.length_from_tokens >= rollout.max_completion_tokens {

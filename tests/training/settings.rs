@@ -278,6 +278,19 @@ fn numbers_that_are_not_finite_are_never_saved_and_the_way_on_exists() {
     assert!(!says.contains("--adapter"), "{says}");
 }
 
+/// As `j1 demo` writes it: wherever the command is given.
+#[test]
+fn a_template_lies_beside_the_config_that_names_it() {
+    let run = short();
+    let config = run.path("my.toml");
+    fs::write(&config, "[data]\ntemplate = \"template.jinja\"\n").unwrap();
+    let (config, data) =
+        (config.display().to_string(), run.path("pairs.jsonl").display().to_string());
+    let args = ["train", "--config", &config, "--model", &run.model, "--data", &data, "--dry-run"];
+    let output = cli::j1(&[&args[..], &["--cache-memory", "8MB"]].concat());
+    assert!(cli::stdout(&output).contains("Say 0|0|1"));
+}
+
 /// What was run, on what, when and where, beside the fingerprints.
 #[test]
 fn run_json_says_what_people_ask() {

@@ -334,6 +334,10 @@ fn keys_that_disagree_are_refused_together() {
         ("data.orders = 'random'\nreward.weights.consistency = 1".into(), "needs data.orders"),
         ("rollout.prompts_per_step = 5".into(), "prompts_per_step = 5 is odd"),
         (
+            "[rollout]\nprompts_per_step = 65536\ngroup_size = 1024".into(),
+            "are 67108864 completions a step",
+        ),
+        (
             "reward.weights.length = 1\nrollout.max_completion_tokens = 100".into(),
             "length_from_tokens = 1536",
         ),

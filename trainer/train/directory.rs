@@ -56,7 +56,7 @@ pub enum DirectoryError {
     NothingToResume { directory: PathBuf },
     #[error(
         "{} {problem}, and it says what the run was started with; put it back, or start another run with `j1 train \
-         --config {} --out OTHER`", run.display(), config.display()
+         --config {} --out OTHER`", run.display(), typed(config)
     )]
     NoRun { run: PathBuf, problem: String, config: PathBuf },
     #[error(
@@ -73,13 +73,13 @@ pub enum DirectoryError {
     #[error(
         "{}: {}. A run keeps what its steps depend on: put the old values back, or remove the file to have --resume \
          write it again as it was; or start another run with `j1 train --config {} --out OTHER`",
-        config.display(), changes.join("; "), config.display()
+        config.display(), changes.join("; "), typed(config)
     )]
     Edited { config: PathBuf, changes: Vec<String> },
     #[error(
         "a run that is resumed keeps what its steps depend on: {}. What may change are paths, train.steps, train.epochs, \
          and what is saved and evaluated; start another run with `j1 train --config {} --set ... --out OTHER`",
-        changes.join("; "), config.display()
+        changes.join("; "), typed(config)
     )]
     Refused { config: PathBuf, changes: Vec<String> },
     #[error(
@@ -94,7 +94,7 @@ pub enum DirectoryError {
     NoCheckpoint { directory: PathBuf, step: u64, there: Vec<u64> },
     #[error(
         "{} ends at step {last}, and the run has taken {step}: it was emptied, cut or removed. Put it back; or go on \
-         without what is lost, with `j1 train --out {} --resume --from step-{step}`", path.display(), directory.display()
+         without what is lost, with `j1 train --out {} --resume --from step-{step}`", path.display(), typed(directory)
     )]
     Metrics { path: PathBuf, directory: PathBuf, last: u64, step: u64 },
     #[error("{} is damaged: {message}. Put it back as it was, or move it away and add --from step-{step}", path.display())]
@@ -108,6 +108,16 @@ fn isa_hint(stored: &str, given: &str) -> String {
         _ => format!(
             "Where the CPU has it, the environment variable J1_ISA={stored} computes the same bits; "
         ),
+    }
+}
+
+/// A path as it is typed in a shell.
+pub fn typed(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 
@@ -300,7 +310,7 @@ impl RunDirectory {
         if !matches!(error, CheckpointError::Damaged { .. } | CheckpointError::Adapter(_)) {
             return error.into();
         }
-        let out = self.path.display();
+        let out = typed(&self.path);
         let advice = match self.newest_whole(step) {
             Some(before) => format!(
                 "Checkpoint step-{before} before it is whole: `j1 train --out {out} --resume --from step-{before}` goes on \
@@ -309,7 +319,7 @@ impl RunDirectory {
             None => format!(
                 "No whole checkpoint is left before it (train.keep_last says how many are kept): start again in another \
                  directory, with `j1 train --config {} --out OTHER`",
-                self.path.join(CONFIG).display()
+                typed(&self.path.join(CONFIG))
             ),
         };
         DirectoryError::Damaged { error: Box::new(error), advice }

@@ -107,7 +107,7 @@ fn a_cut_config_is_seen_at_any_line_and_written_again() {
     let (_scratch, out) = started();
     let (config, whole) = (out.join(CONFIG), settings().to_toml());
     let last = whole.lines().count() - 1;
-    assert_eq!(whole.lines().last(), Some("eval_pairs = 100"));
+    assert!(whole.lines().last().is_some_and(|line| line.contains(" = ")));
     for lines in 0..last {
         let text: String = whole.lines().take(lines).map(|line| format!("{line}\n")).collect();
         // And in the middle of the next line.
@@ -165,6 +165,18 @@ fn a_run_that_knows_no_settings_goes_on() {
     resume(&out, &fingerprints(), &["train.steps=9"], false).unwrap();
     assert!(resume(&out, &fingerprints(), &["train.seed=9"], false).is_err());
     assert_eq!(run_json(&out)[SETTINGS]["train.steps"], json!(9));
+}
+
+#[test]
+fn paths_can_be_typed_as_they_are_printed() {
+    for (path, text) in [
+        ("runs/x-1.0_b", "runs/x-1.0_b"),
+        ("my runs/é", "'my runs/é'"),
+        ("it's", "'it'\\''s'"),
+        ("a;b$(c)", "'a;b$(c)'"),
+    ] {
+        assert_eq!(typed(Path::new(path)), text);
+    }
 }
 
 #[test]
