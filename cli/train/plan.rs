@@ -170,7 +170,8 @@ impl Ahead<'_> {
         let judgements = 2.0 * self.held_out as f64;
         let evaluations = match (train.eval_every, self.held_out) {
             (0, _) | (_, 0) => 0.0,
-            (every, _) => (left / every as f64).ceil(),
+            // And one before the first step.
+            (every, _) => (left / every as f64).ceil() + f64::from(u8::from(self.steps[0] == 0)),
         };
         let evaluation = judgements * self.prompt * pace.row + decoding(judgements.max(1.0));
         left * (sampling + update) + evaluations * evaluation
@@ -272,6 +273,8 @@ mod tests {
         ahead.held_out = 3;
         let evaluation = 60.0 + 8.0 * (2.0 + 5.0);
         assert!((ahead.seconds(pace, 8.0) - 8.0 * step - 2.0 * evaluation).abs() < 1e-9);
+        ahead.steps = [0, 8];
+        assert!((ahead.seconds(pace, 8.0) - 8.0 * step - 3.0 * evaluation).abs() < 1e-9);
         let mut settings = settings.clone();
         settings.loss.beta = 0.1;
         settings.loss.num_iterations = 3;

@@ -211,3 +211,21 @@ fn the_reference_is_the_start_or_the_base() {
     assert_eq!(weights(&out.join("adapter")), weights(&whole.join("adapter")));
     assert_eq!(weights(&out.join("start")), weights(Path::new(&adapter)));
 }
+
+/// A run that was killed before its first step has evaluated at most: another may be started there, and evaluates anew.
+#[test]
+fn a_start_that_evaluated_only_is_no_run() {
+    let mut run = Run::new("qwen3-tied-bf16");
+    run.set(&["train.steps=2"]);
+    let whole = run.complete("whole", 1);
+    let out = run.path("out");
+    fs::create_dir(&out).unwrap();
+    for name in ["config.toml", "run.json"] {
+        fs::copy(whole.join(name), out.join(name)).unwrap();
+    }
+    fs::write(out.join("metrics.jsonl"), "{\"step\":0,\"eval/right_in_both_orders\":0.77}\n")
+        .unwrap();
+    succeeded(&finish(&with_threads(run.start(&out), 1)));
+    assert_eq!(lines(&out), lines(&whole));
+    assert_eq!(lines(&out)[0]["step"], 0);
+}

@@ -209,12 +209,17 @@ impl RunDirectory {
         let claimed = RunDirectory::claim(directory)?;
         // Somebody else may have been first.
         RunDirectory::check_free(directory)?;
-        // Of an earlier start, which may have evaluated another model.
-        match fs::remove_file(directory.join(METRICS)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(ResultsError::io("remove", &directory.join(METRICS), error).into());
+        // Of an earlier start, which may have evaluated another model and begun with another adapter.
+        let (metrics, start) = (directory.join(METRICS), directory.join(START));
+        for (path, removed) in
+            [(&metrics, fs::remove_file(&metrics)), (&start, fs::remove_dir_all(&start))]
+        {
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(ResultsError::io("remove", path, error).into());
+                }
+                _ => {}
             }
-            _ => {}
         }
         claimed.write(settings, fingerprints.clone(), json!({"started": about}))?;
         Ok(claimed)
