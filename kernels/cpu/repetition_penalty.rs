@@ -102,7 +102,7 @@ mod tests {
         for (rows, vocab) in [(0, 5), (1, 1), (7, 33), (40, 1030)] {
             let before = values(1, rows * vocab);
             let prompts: Vec<Vec<u32>> = (0..rows)
-                .map(|r| (0..vocab as u32).filter(|v| (v + r as u32) % 3 == 0).collect())
+                .map(|r| (0..vocab as u32).filter(|v| (v + r as u32).is_multiple_of(3)).collect())
                 .collect();
             let written: Vec<Vec<u32>> = (0..rows)
                 .map(|r| (0..vocab as u32).filter(|v| (v + r as u32) % 7 == 1).rev().collect())
