@@ -42,7 +42,7 @@ impl<'a> Watch<'a> {
         }
         // All but the last byte of the longest string may stand there.
         let longest = self.strings.iter().map(String::len).max().unwrap_or(0);
-        let done = self.tail.floor_char_boundary((self.tail.len() + 1).saturating_sub(longest));
+        let done = whole_characters(&self.tail, (self.tail.len() + 1).saturating_sub(longest));
         self.tail.drain(..done);
         None
     }
@@ -51,5 +51,10 @@ impl<'a> Watch<'a> {
 /// How much of `fresh`, the last text of a sample, stays where `behind` bytes follow a stop string.
 pub(super) fn kept(fresh: &str, behind: usize) -> &str {
     // A special token among them is no text.
-    &fresh[..fresh.floor_char_boundary(fresh.len().saturating_sub(behind))]
+    &fresh[..whole_characters(fresh, fresh.len().saturating_sub(behind))]
+}
+
+/// The most bytes, `most` at most, that are whole characters at the beginning of a text.
+fn whole_characters(text: &str, most: usize) -> usize {
+    (0..=most).rev().find(|&bytes| text.is_char_boundary(bytes)).expect("none are whole")
 }
