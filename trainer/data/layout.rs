@@ -177,6 +177,11 @@ impl Layout {
         self.columns[field as usize].as_deref()
     }
 
+    /// Reads a field no more.
+    pub(crate) fn leave_out(&mut self, field: Field) {
+        self.columns[field as usize] = None;
+    }
+
     pub(crate) fn has(&self, field: Field) -> bool {
         self.column(field).is_some()
     }

@@ -15,6 +15,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::{Arc, Once};
 
+use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::FileReader;
@@ -147,7 +148,15 @@ fn read_rows<E: From<DataError>>(
     let schema = metadata.file_metadata().schema();
     let fields: Vec<TypePtr> = schema.get_fields().to_vec();
     let names: Vec<String> = fields.iter().map(|field| field.name().to_owned()).collect();
-    let layout = layouts.of(&names);
+    let mut layout = (*layouts.of(&names)).clone();
+    // Bytes of a fixed length (a UUID) are not read (`pages.rs`); as names the rows' numbers do.
+    let is_fixed = |field: &TypePtr| {
+        field.is_primitive() && field.get_physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY
+    };
+    let id = layout.column(data::Field::Id);
+    if fields.iter().any(|field| Some(field.name()) == id && is_fixed(field)) {
+        layout.leave_out(data::Field::Id);
+    }
     let (needed, others): (Vec<TypePtr>, Vec<TypePtr>) =
         fields.into_iter().partition(|field| layout.reads(field.name()));
     let rows = metadata.file_metadata().num_rows();
