@@ -152,7 +152,8 @@ impl Tokenizer {
         let mut len = most.saturating_mul(BYTES_PER_TOKEN).max(1 << 16);
         while len < text.len() {
             // The last word of a beginning may have more tokens than it has in the text.
-            let at_least = self.encode(&text[..text.floor_char_boundary(len)])?.len();
+            let end = (0..=len).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+            let at_least = self.encode(&text[..end])?.len();
             if at_least > most.saturating_add(most / 8) {
                 return Ok(Encoded::TooLong { at_least });
             }

@@ -102,13 +102,13 @@ pub enum JudgeError {
     #[error("row {row} ({id}): {source}")]
     Prompt { row: u64, id: String, source: PromptError },
     #[error("row {row} ({id}): {source}")]
-    Chat { row: u64, id: String, source: ChatError },
+    Chat { row: u64, id: String, source: Box<ChatError> },
     #[error(
         "row {row} ({id}): {source}; without the system prompt it accepts it: use a --template file that begins with an empty system \
          part, the line ---system--- followed by the line ---user--- (`j1 judge --print-template` writes the bundled one to start \
          from)"
     )]
-    NoSystem { row: u64, id: String, source: ChatError },
+    NoSystem { row: u64, id: String, source: Box<ChatError> },
     #[error(
         "row {row} ({id}): the prompt has more than {at_least} tokens, and the model {positions} positions; if the template does not \
          repeat anything, leave the pair out"
@@ -172,9 +172,9 @@ impl Prompter<'_> {
         render(&messages).map_err(|source| {
             let refused = matches!(source, ChatError::Refused { .. } | ChatError::Render { .. });
             if refused && prompt.system.is_some() && render(&messages[1..]).is_ok() {
-                return JudgeError::NoSystem { row, id: id(), source };
+                return JudgeError::NoSystem { row, id: id(), source: source.into() };
             }
-            JudgeError::Chat { row, id: id(), source }
+            JudgeError::Chat { row, id: id(), source: source.into() }
         })
     }
 

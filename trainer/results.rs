@@ -341,8 +341,9 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
 }
 
 /// Settings that earlier versions did not write, and the values with which they judged.
-const LATER: [(&str, fn() -> Value); 2] =
-    [("repetition_penalty", || 1.0.into()), ("stop_strings", || Value::Array(Vec::new()))];
+fn later() -> [(&'static str, Value); 2] {
+    [("repetition_penalty", 1.0.into()), ("stop_strings", Value::Array(Vec::new()))]
+}
 
 /// The first setting, by name, that differs between what the directory was made with and this run.
 pub(crate) fn compare_settings(
@@ -351,11 +352,11 @@ pub(crate) fn compare_settings(
     given: &Value,
 ) -> Result<(), ResultsError> {
     let mut stored = stored.clone();
-    for (name, value) in LATER {
+    for (name, value) in later() {
         if given.get(name).is_some()
             && let Some(stored) = stored.as_object_mut()
         {
-            stored.entry(name).or_insert_with(value);
+            stored.entry(name).or_insert(value);
         }
     }
     let stored = &stored;

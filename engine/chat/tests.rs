@@ -62,7 +62,8 @@ fn templates_are_found_where_transformers_finds_them() {
     let jinja = ("chat_template.jinja", &b"jinja"[..]);
     let tools = ("additional_chat_templates/tool_use.jinja", &b"tools"[..]);
     let default = ("additional_chat_templates/default.jinja", &b"additional"[..]);
-    let cases: [(&[(&str, &[u8])], &str); 10] = [
+    type File<'a> = (&'a str, &'a [u8]);
+    let cases: [(&[File], &str); 10] = [
         (&[config(named)], "object"),
         (&[config(list)], "list"),
         (&[config("{}"), processor], "processor"),
