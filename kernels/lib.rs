@@ -13,6 +13,7 @@ pub mod cuda_memory;
 mod cuda_self_test;
 #[cfg(feature = "cuda")]
 pub mod ptx;
+pub mod signals;
 
 #[cfg(all(test, feature = "cuda"))]
 mod cuda_tests;

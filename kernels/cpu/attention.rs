@@ -27,7 +27,7 @@ use super::context::{Scratch, grown};
 use super::pool::Disjoint;
 use super::profile;
 use super::vector::Scalar;
-use super::{Cpu, round};
+use super::{Cpu, elements, round};
 pub use backward::{Saved, Tree, backward, backward_elements};
 use block::{Block, Kernel};
 
@@ -92,8 +92,9 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
     let Shape { kv_heads, head_dim, .. } = shape;
     let rows = slots.len();
     shape.check();
-    assert_eq!(k.len(), rows * kv_heads * head_dim, "k is not [{rows}, {kv_heads}, {head_dim}]");
-    assert_eq!(v.len(), rows * kv_heads * head_dim, "v is not [{rows}, {kv_heads}, {head_dim}]");
+    let len = elements([rows, kv_heads, head_dim]);
+    assert_eq!(k.len(), len, "k is not [{rows}, {kv_heads}, {head_dim}]");
+    assert_eq!(v.len(), len, "v is not [{rows}, {kv_heads}, {head_dim}]");
     let _span = profile::span("attention append", [rows, kv_heads, head_dim], || {
         work::append(&cache, rows, shape)
     });
@@ -137,7 +138,7 @@ pub fn forward(
         work::forward(cache, q.len(), spans, shape)
     });
     let pages = shape.pages(cache);
-    let (mut next_row, mut longest, mut cost) = (0, 0, 0);
+    let (mut next_row, mut longest, mut cost) = (0, 0, 0usize);
     for span in spans {
         let Span { first_row, rows, first_position, .. } = *span;
         assert!(
@@ -149,7 +150,7 @@ pub fn forward(
         if rows == 0 {
             continue;
         }
-        let len = first_position + rows;
+        let len = first_position.checked_add(rows).expect("positions that can be counted");
         let table = &tables[span.table.clone()];
         assert!(
             len <= table.len() * PAGE,
@@ -160,7 +161,7 @@ pub fn forward(
             assert!((page as usize) < pages, "page {page} in a cache of {pages} pages");
         }
         longest = longest.max(len);
-        cost += rows * len * width;
+        cost = cost.saturating_add(rows.saturating_mul(len).saturating_mul(width));
     }
     let scalar = match cache {
         Cache::Bf16 { .. } => size_of::<f32>(),
@@ -204,6 +205,7 @@ impl Shape {
         let Shape { heads, kv_heads, head_dim } = self;
         assert!(heads > 0 && kv_heads > 0 && head_dim > 0, "empty shape {self:?}");
         assert_eq!(heads % kv_heads, 0, "{heads} heads over {kv_heads} kv heads");
+        elements([heads, PAGE, head_dim]);
     }
 
     /// Pages the cache has.

@@ -3,7 +3,7 @@
 use super::pool::Disjoint;
 use super::profile::{self, Work};
 use super::vector::Element;
-use super::{Cpu, Matrix, round};
+use super::{Cpu, Matrix, elements, round};
 use half::{bf16, f16};
 
 /// Writes row `ids[i]` of `table` [vocab, n] to row i of `y` [ids.len(), n].
@@ -22,7 +22,7 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: Matrix<'_>, n: usiz
 fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: usize) {
     assert!(n > 0, "rows of the table are empty");
     assert_eq!(table.len() % n, 0, "a table of {} is not rows of {n}", table.len());
-    assert_eq!(y.len(), ids.len() * n, "y is not [{}, {n}]", ids.len());
+    assert_eq!(y.len(), elements([ids.len(), n]), "y is not [{}, {n}]", ids.len());
     let vocab = table.len() / n;
     let _span = profile::span("embedding", [ids.len(), n], || {
         Work::default().and_bytes(ids.len() * (size_of::<T>() + 4) * n)

@@ -1,16 +1,16 @@
 //! Rows of a matrix, some of them several times: `y[i] = x[rows[i]]`, and back: `dx[r]` = Σ `dy[i]` over the i
 //! with `rows[i] = r`, in their order. Bound: bytes.
 
-use super::Cpu;
 use super::pool::Disjoint;
 use super::profile::{self, Work};
+use super::{Cpu, elements};
 
 /// Writes row `rows[i]` of `x` `[.., n]` to row i of `y` `[rows.len(), n]`.
 ///
 /// # Panics
 /// If a row is beyond x.
 pub fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], rows: &[u32], n: usize) {
-    assert_eq!(y.len(), rows.len() * n, "y is not [{}, {n}]", rows.len());
+    assert_eq!(y.len(), elements([rows.len(), n]), "y is not [{}, {n}]", rows.len());
     check(rows, x.len() / n.max(1));
     let _span =
         profile::span("gather", [rows.len(), n], || Work::default().and_bytes(8 * rows.len() * n));
@@ -25,11 +25,12 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], rows: &[u32], n: usize) {
 
 /// Writes the gradient `dx` `[from, n]` of x, given that of y, `[rows, n]`, and where its rows went.
 pub fn backward(cpu: &Cpu, dx: &mut [f32], dy: &[f32], places: &Places, n: usize) {
+    assert!(!places.starts.is_empty(), "places without an end");
     let from = places.starts.len() - 1;
-    assert_eq!(dx.len(), from * n, "dx is not [{from}, {n}]");
-    assert_eq!(dy.len(), places.sources.len() * n, "dy is not [{}, {n}]", places.sources.len());
-    let _span =
-        profile::span("gather backward", [places.sources.len(), n], || Work::each(dy.len(), 1, 8));
+    assert_eq!(dx.len(), elements([from, n]), "dx is not [{from}, {n}]");
+    let to = places.sources.len();
+    assert_eq!(dy.len(), elements([to, n]), "dy is not [{to}, {n}]");
+    let _span = profile::span("gather backward", [to, n], || Work::each(dy.len(), 1, 8));
     let dx = Disjoint::new(dx);
     cpu.for_rows(from, n, &|first, count| {
         for row in first..first + count {
@@ -112,6 +113,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond any memory")]
+    fn a_shape_that_wraps_is_refused() {
+        // Four times 2^62 elements are none, modulo 2^64.
+        forward(&Cpu::new(1), &mut [], &[0.0; 8], &[0; 4], 1 << 62);
     }
 
     #[test]

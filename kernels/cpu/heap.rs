@@ -17,6 +17,8 @@ use std::{
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::signals;
+
 /// Gives memory that was freed back to the system. glibc keeps it for later, and after many small values, such
 /// as those of a tokenizer's file, that is tens of megabytes which nobody asks for again. Elsewhere it does nothing.
 pub fn give_back_freed() {
@@ -31,6 +33,7 @@ pub fn give_back_freed() {
 }
 
 /// The system's allocator, but for what is allocated inside [`in_large_pages`]. For a program's `#[global_allocator]`.
+/// What cannot be had ends the process with a sentence, except inside [`fallible`].
 #[derive(Debug)]
 pub struct Heap;
 
@@ -67,6 +70,7 @@ const NOWHERE: Filling = Filling { next: ptr::null_mut(), left: 0, blocks: 0 };
 
 thread_local! {
     static CURRENT: Cell<Filling> = const { Cell::new(NOWHERE) };
+    static FALLIBLE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `work` with this thread's allocations side by side in pages of 2 MiB, where the program's allocator is [`Heap`], the
@@ -153,6 +157,23 @@ impl Filling {
     }
 }
 
+/// Lets allocations that fail inside `work` be its own affair (`Vec::try_reserve`). Elsewhere one that fails ends the process
+/// with a sentence, where the program's allocator is [`Heap`]. Rust's own way to end is to print, which allocates, and can
+/// wait for ever on a lock that a panic holds.
+pub fn fallible<T>(work: impl FnOnce() -> T) -> T {
+    let outer = FALLIBLE.replace(true);
+    let result = work();
+    FALLIBLE.set(outer);
+    result
+}
+
+fn had(block: *mut u8, bytes: usize) -> *mut u8 {
+    if block.is_null() && !FALLIBLE.get() {
+        signals::out_of_memory(bytes);
+    }
+    block
+}
+
 // SAFETY: blocks come from the system's allocator and go back to it, or they are parts of a region: aligned, within it, and
 // disjoint, as `take` only moves forward and a region is filled once between being taken and being given back, which waits for
 // all of its blocks. Nothing here allocates (thread-local without a destructor) or panics.
@@ -166,13 +187,13 @@ unsafe impl GlobalAlloc for Heap {
             return block;
         }
         // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
+        had(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if CURRENT.get().left == 0 {
             // SAFETY: the caller's promise. The system need not clear what is new.
-            return unsafe { System.alloc_zeroed(layout) };
+            return had(unsafe { System.alloc_zeroed(layout) }, layout.size());
         }
         // SAFETY: the caller's promise, and what `alloc` returns has `layout.size()` bytes.
         unsafe {
@@ -195,7 +216,7 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_len: usize) -> *mut u8 {
         if region_of(block).is_none() {
             // SAFETY: the caller's promise; it stays the system's, inside `in_large_pages` too.
-            return unsafe { System.realloc(block, layout, new_len) };
+            return had(unsafe { System.realloc(block, layout, new_len) }, new_len);
         }
         let mut filling = CURRENT.get();
         let more = new_len.wrapping_sub(layout.size());

@@ -42,3 +42,13 @@ mod vector;
 pub use context::{Cpu, Matrix, Rounding};
 pub use isa::{Isa, UnknownIsa};
 pub use pool::Pool;
+
+/// Elements of an array of this shape, for the asserts that slices are what a kernel takes them for.
+///
+/// # Panics
+/// If they cannot be counted: a product that wrapped would be equal to the length of a slice that is too short.
+#[track_caller]
+pub(crate) fn elements<const N: usize>(shape: [usize; N]) -> usize {
+    let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
+    count.unwrap_or_else(|| panic!("an array of shape {shape:?} is beyond any memory"))
+}

@@ -60,7 +60,8 @@ thread_local! {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller counted: `threads - 1` are started.
+    /// A pool of `threads` threads, the caller counted: `threads - 1` are started. Of fewer, where the system refuses one
+    /// (for its memory, or the user's number of them): no result depends on how many there are.
     pub fn new(threads: usize) -> Pool {
         assert!(threads > 0, "a pool needs at least one thread");
         let shared = Arc::new(Shared {
@@ -71,12 +72,10 @@ impl Pool {
             panic: Mutex::new(None),
         });
         let workers = (1..threads)
-            .map(|index| {
+            .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                thread::Builder::new()
-                    .name(format!("kernel-{index}"))
-                    .spawn(move || work(&shared, index))
-                    .expect("the system refused a worker thread")
+                let worker = thread::Builder::new().name(format!("kernel-{index}"));
+                worker.spawn(move || work(&shared, index)).ok()
             })
             .collect();
         Pool { shared, workers, turn: Mutex::new(()) }

@@ -9,10 +9,10 @@
 
 use std::sync::OnceLock;
 
-use super::Cpu;
 use super::pool::Disjoint;
 use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
+use super::{Cpu, elements};
 
 /// Positions a block of the table covers.
 const BLOCK: usize = 256;
@@ -95,7 +95,11 @@ fn turn(
     direction: f32,
 ) {
     let (rows, head_dim) = (positions.len(), table.head_dim());
-    assert_eq!(x.len(), rows * heads * head_dim, "x is not [{rows}, {heads}, {head_dim}]");
+    assert_eq!(
+        x.len(),
+        elements([rows, heads, head_dim]),
+        "x is not [{rows}, {heads}, {head_dim}]"
+    );
     let x = Disjoint::new(x);
     let width = heads * head_dim;
     cpu.for_rows(rows, width, &|first, count| {
@@ -221,6 +225,13 @@ mod tests {
             let errors = x.iter().zip(&y).map(|(a, b)| (a - b).abs());
             assert!(errors.fold(0.0, f32::max) < 3e-7);
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond any memory")]
+    fn a_shape_that_wraps_is_refused() {
+        let table = RopeTable::new(&[1.0; 4], 1.0, 41);
+        forward(&Cpu::new(1), &mut [], &[0; 4], &table, 1 << 59);
     }
 
     #[test]

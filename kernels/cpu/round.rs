@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::profile::{self, Work};
 use super::vector::{Element, Vector, for_each_isa};
-use super::{Cpu, pool::Disjoint};
+use super::{Cpu, elements, pool::Disjoint};
 
 /// Elements a unit of distribution has.
 const UNIT: usize = 4096;
@@ -77,7 +77,8 @@ pub(crate) fn rows<T: Rounded>(cpu: &Cpu, y: &mut [T], stride: usize, x: &[f32],
         return;
     }
     let count = x.len() / k;
-    assert!(stride >= k && y.len() == count * stride && x.len() == count * k, "{stride}, {k}");
+    assert!(stride >= k && x.len() == count * k, "{stride}, {k}");
+    assert_eq!(y.len(), elements([count, stride]), "y is not [{count}, {stride}]");
     let y = Disjoint::new(y);
     cpu.for_rows(count, k, &|first, count| {
         for row in first..first + count {

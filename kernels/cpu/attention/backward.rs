@@ -25,7 +25,7 @@ use crate::cpu::dot::Rows;
 use crate::cpu::pool::Disjoint;
 use crate::cpu::product::{Strided, product};
 use crate::cpu::vector::{Vector, for_each_isa};
-use crate::cpu::{Cpu, Isa, profile, round};
+use crate::cpu::{Cpu, Isa, elements, profile, round};
 
 /// Query vectors (rows × heads of a kv head) that are taken through the keys together.
 const VECTORS: usize = 48;
@@ -52,8 +52,12 @@ impl Tree {
     }
 
     /// Rows in all.
+    ///
+    /// # Panics
+    /// If they cannot be counted: a sum that wrapped would let trees overlap.
     pub fn rows(&self) -> usize {
-        self.prompt + self.branches.iter().sum::<usize>()
+        let rows = self.segments().try_fold(0usize, |sum, rows| sum.checked_add(rows));
+        rows.expect("rows of a tree that can be counted")
     }
 }
 
@@ -90,16 +94,20 @@ pub fn backward(
     let rows = dy.len() / width;
     let Saved { q, k, v, y, log_sums, .. } = saved;
     for len in [dy.len(), dq.len(), q.len(), y.len()] {
-        assert_eq!(len, rows * width, "queries are not [{rows}, {heads}, {head_dim}]");
+        assert_eq!(len, elements([rows, width]), "queries are not [{rows}, {heads}, {head_dim}]");
     }
     for len in [dk.len(), dv.len(), k.len(), v.len()] {
-        assert_eq!(len, rows * kv_width, "keys are not [{rows}, {kv_heads}, {head_dim}]");
+        assert_eq!(
+            len,
+            elements([rows, kv_width]),
+            "keys are not [{rows}, {kv_heads}, {head_dim}]"
+        );
     }
-    assert_eq!(log_sums.len(), rows * heads, "log-sums are not [{rows}, {heads}]");
+    assert_eq!(log_sums.len(), elements([rows, heads]), "log-sums are not [{rows}, {heads}]");
     let mut next = 0;
     for tree in trees {
         assert!(next <= tree.first_row, "rows of trees overlap");
-        next = tree.first_row + tree.rows();
+        next = tree.first_row.checked_add(tree.rows()).expect("rows of trees that can be counted");
     }
     assert!(next <= rows, "trees have {next} rows of {rows}");
     let work = || work::backward(trees, shape);

@@ -213,3 +213,28 @@ fn rounds_what_the_forward_pass_rounded() {
     let (q, k, v) = (&rounded_q, &rounded_k, &rounded_v);
     assert_eq!(rounding, run(Saved { q, k, v, y, log_sums, rounded: false }));
 }
+
+/// Trees whose rows wrap lie over each other, and their tasks would write the same gradients.
+#[test]
+fn trees_whose_rows_wrap_are_refused() {
+    let shape = Shape { heads: 1, kv_heads: 1, head_dim: 2 };
+    let tree = |first_row, prompt, branches: &[usize]| Tree {
+        first_row,
+        prompt,
+        branches: branches.to_vec(),
+    };
+    for trees in
+        [[tree(0, 2, &[usize::MAX]), tree(1, 1, &[])], [tree(1, usize::MAX, &[]), tree(0, 1, &[])]]
+    {
+        let run = || {
+            let (x, mut d) = ([0.0; 4], [[0.0; 4]; 3]);
+            let saved = Saved { q: &x, k: &x, v: &x, y: &x, log_sums: &[0.0; 2], rounded: false };
+            let [dq, dk, dv] = &mut d;
+            backward(&contexts()[0], [dq, dk, dv], &x, saved, &trees, shape);
+        };
+        let panic = std::panic::catch_unwind(run).expect_err("refused");
+        let message = panic.downcast_ref::<String>().cloned();
+        let message = message.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        assert!(message.is_some_and(|message| message.contains("can be counted")));
+    }
+}

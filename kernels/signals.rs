@@ -1,0 +1,202 @@
+//! What ends a process without a word, with a sentence: a mapped file that was cut (SIGBUS), memory that ran out. And what does not
+//! end it any more: a file that reaches the limit of file sizes (SIGXFSZ) is an error of the write.
+
+use std::ops::Range;
+
+/// Makes SIGBUS name the mapped file that was cut ([`mapped`] knows them) and exit with 135, and `ulimit -f` fail the write that
+/// passes it. For the start of a program; where there are no signals, nothing.
+pub fn explain() {
+    #[cfg(unix)]
+    unix::explain();
+}
+
+/// Keeps the name of a file that is mapped at these addresses, escaped for a terminal, until it is dropped.
+#[derive(Debug)]
+pub struct Mapped(#[cfg_attr(not(unix), allow(dead_code))] Option<usize>);
+
+/// Says that the file `name` is mapped at `addresses`. Of very many files at once, the last are not named.
+pub fn mapped(addresses: Range<*const u8>, name: &str) -> Mapped {
+    #[cfg(unix)]
+    return Mapped(unix::keep(addresses, name));
+    #[cfg(not(unix))]
+    {
+        let _ = (addresses, name);
+        Mapped(None)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if let Some(slot) = self.0 {
+            unix::forget(slot);
+        }
+    }
+}
+
+/// Ends the process for want of memory, with a sentence and status 1. Allocates nothing. Where there are no signals it returns.
+pub(crate) fn out_of_memory(bytes: usize) {
+    #[cfg(unix)]
+    unix::out_of_memory(bytes);
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::{
+        ffi::{c_int, c_void},
+        ops::Range,
+        ptr,
+        sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+    };
+
+    /// A mapped file. `start` is 0 while the slot is free, and 1 while it is written.
+    struct Slot {
+        start: AtomicUsize,
+        end: AtomicUsize,
+        name: AtomicPtr<u8>,
+        len: AtomicUsize,
+    }
+
+    /// Checkpoints of the field have up to 191 files.
+    static SLOTS: [Slot; 256] = [const {
+        Slot {
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            name: AtomicPtr::new(ptr::null_mut()),
+            len: AtomicUsize::new(0),
+        }
+    }; 256];
+
+    pub(super) fn keep(addresses: Range<*const u8>, name: &str) -> Option<usize> {
+        let free =
+            |slot: &Slot| slot.start.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+        let index = SLOTS.iter().position(|slot| free(slot).is_ok())?;
+        let slot = &SLOTS[index];
+        // Never freed: a handler may be reading it. A few bytes a file.
+        let name: &'static mut [u8] = Box::leak(name.as_bytes().into());
+        slot.end.store(addresses.end as usize, Ordering::Relaxed);
+        slot.len.store(name.len(), Ordering::Relaxed);
+        slot.name.store(name.as_mut_ptr(), Ordering::Relaxed);
+        slot.start.store(addresses.start as usize, Ordering::Release);
+        Some(index)
+    }
+
+    pub(super) fn forget(slot: usize) {
+        SLOTS[slot].start.store(0, Ordering::Release);
+    }
+
+    /// The name of the file that is mapped at an address.
+    fn file_at(address: usize) -> Option<&'static [u8]> {
+        let slot = SLOTS.iter().find(|slot| {
+            let start = slot.start.load(Ordering::Acquire);
+            start > 1 && (start..slot.end.load(Ordering::Relaxed)).contains(&address)
+        })?;
+        let (name, len) = (slot.name.load(Ordering::Relaxed), slot.len.load(Ordering::Relaxed));
+        // SAFETY: `keep` leaks names, and publishes one with its length before `start`.
+        Some(unsafe { std::slice::from_raw_parts(name, len) })
+    }
+
+    pub(super) fn explain() {
+        answer(libc::SIGBUS, cut);
+        // SAFETY: no handler is installed; the signal is ignored from here on.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    }
+
+    type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+    fn answer(signal: c_int, handler: Handler) {
+        // SAFETY: all zero is an empty mask and no flags. The handler calls nothing but write, sigaction and _exit, which
+        // may be called from handlers (signal-safety(7)), and reads atomics.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            libc::sigaction(signal, &action, ptr::null_mut());
+        }
+    }
+
+    /// Lets the signal end the process as it does without us, once the handler has returned.
+    fn give_up(signal: c_int) {
+        // SAFETY: as in `answer`.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = libc::SIG_DFL;
+            libc::sigaction(signal, &action, ptr::null_mut());
+        }
+    }
+
+    extern "C" fn cut(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the system gives the handler a siginfo_t, which for this signal holds an address.
+        let address = unsafe { (*info).si_addr() } as usize;
+        match file_at(address) {
+            Some(name) => {
+                say(b"j1: ");
+                say(name);
+                say(b" was cut while it was in use (SIGBUS). Start again with the whole file; to replace a file that may ");
+                say(b"be in use, write another and rename it\n");
+                exit(128 + signal)
+            }
+            // Not ours. The access that failed fails again, without a handler.
+            None => give_up(signal),
+        }
+    }
+
+    pub(super) fn out_of_memory(bytes: usize) -> ! {
+        let mut digits = [0; 20];
+        say(b"j1: out of memory: the system has no room for ");
+        say(decimal(bytes, &mut digits));
+        say(b" more bytes. Where ulimit -v or a job's limit is what ends it, raise that; else a smaller model or batch, ");
+        say(b"fewer --threads or less --cache-memory may fit\n");
+        exit(1)
+    }
+
+    fn decimal(mut number: usize, digits: &mut [u8; 20]) -> &[u8] {
+        let mut at = digits.len();
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return &digits[at..];
+            }
+        }
+    }
+
+    fn say(text: &[u8]) {
+        // SAFETY: the pointer and length are of one slice. What cannot be written cannot be helped.
+        unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    }
+
+    fn exit(status: c_int) -> ! {
+        // SAFETY: ends the process without running anything.
+        unsafe { libc::_exit(status) }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn files_are_found_by_address_while_they_are_mapped() {
+            let at = |address: usize| file_at(address);
+            let range = |start: usize, end: usize| {
+                ptr::without_provenance(start)..ptr::without_provenance(end)
+            };
+            let first = super::super::mapped(range(0x7000, 0x9000), "a\\u{1b}");
+            let second = super::super::mapped(range(0x9000, 0x9001), "b");
+            assert_eq!((at(0x6fff), at(0x7000)), (None, Some(&b"a\\u{1b}"[..])));
+            assert_eq!((at(0x8fff), at(0x9000), at(0x9001)), (at(0x7000), Some(&b"b"[..]), None));
+            drop(first);
+            assert_eq!((at(0x7000), at(0x9000)), (None, Some(&b"b"[..])));
+            drop(second);
+        }
+
+        #[test]
+        fn numbers_are_written_without_memory() {
+            assert_eq!(decimal(0, &mut [0; 20]), b"0");
+            assert_eq!(decimal(usize::MAX, &mut [0; 20]), usize::MAX.to_string().as_bytes());
+        }
+    }
+}
