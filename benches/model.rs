@@ -97,6 +97,7 @@ fn generator(model: &Model, sequences: usize, tokens: usize) -> Generator<'_> {
         &[],
         Options { max_batch: sequences, prefill_rows: PREFILL_ROWS, cache_bytes },
     )
+    .unwrap()
 }
 
 fn request(model: &Model, tokens: usize, seed: u32, max_new_tokens: usize) -> Request {

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use engine::error::excerpt_of;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use trainer::prepare::{Inspection, Options, PrepareError, Progress, Report, inspect, prepare};
@@ -156,7 +157,7 @@ fn inspected(path: &Path, seen: &Inspection) -> String {
     text += &format!("{} rows have the prompt of an earlier one\n", seen.repeated_prompts);
 
     for example in &seen.examples {
-        text += &format!("\n{}\n", example["id"].as_str().unwrap_or(""));
+        text += &format!("\n{}\n", short(example["id"].as_str().unwrap_or(""), SHOWN));
         for turn in example["prompt"].as_array().into_iter().flatten() {
             text += &field(turn["role"].as_str().unwrap_or(""), &turn["content"]);
         }
@@ -168,20 +169,13 @@ fn inspected(path: &Path, seen: &Inspection) -> String {
 }
 
 fn field(name: &str, value: &Value) -> String {
-    format!("  {name}: {}\n", short(value.as_str().unwrap_or(""), SHOWN))
+    format!("  {}: {}\n", short(name, 60), short(value.as_str().unwrap_or(""), SHOWN))
 }
 
 /// The beginning of a text on one line, without what could steer a terminal.
 fn short(text: &str, most: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .take(most)
-        .map(|c| if c.is_control() || c.is_whitespace() { ' ' } else { c })
-        .collect();
-    if text.chars().nth(most).is_some() {
-        line += "...";
-    }
-    line
+    let line: String = text.chars().map(|c| if c.is_whitespace() { ' ' } else { c }).collect();
+    excerpt_of(&line, most)
 }
 
 /// Rows read so far: a spinner on a terminal, else a line now and then.
@@ -222,8 +216,8 @@ mod tests {
 
     #[test]
     fn texts_are_shown_on_one_line() {
-        assert_eq!(short("a\n\tb\u{1b}[2J", 20), "a  b [2J");
+        assert_eq!(short("a\n\tb\u{1b}[2J\u{202e}", 20), "a  b\\u{1b}[2J\\u{202e}");
         assert_eq!(short("éé", 2), "éé");
-        assert_eq!(short("ééé", 2), "éé...");
+        assert_eq!(short("ééé", 2), "éé…");
     }
 }

@@ -3,7 +3,13 @@
 use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use engine::{device::DeviceError, model::Model, tensor::Device, weights::Packing};
+use engine::{
+    device::DeviceError,
+    memory::{Room, room},
+    model::Model,
+    tensor::Device,
+    weights::Packing,
+};
 use kernels::cpu::Cpu;
 use serde_json::{Map, Value, json};
 use trainer::settings::Weights;
@@ -11,7 +17,7 @@ use trainer::settings::Weights;
 use crate::{
     Failure,
     args::{DeviceArg, DtypeArg, WeightsArg},
-    output::bytes,
+    output::{bytes, note},
 };
 
 /// The device that is asked for; the CPU has `threads` threads, or as many as there are cores.
@@ -42,7 +48,13 @@ pub(crate) fn device(
 /// The CPU, with `threads` threads or all cores.
 pub(crate) fn cpu(threads: Option<u16>) -> Cpu {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Cpu::new(threads.map_or(cores, usize::from))
+    let cpu = Cpu::new(threads.map_or(cores, usize::from));
+    if let Some(asked) = threads
+        && cpu.threads() < usize::from(asked)
+    {
+        note(&format!("the system has room for {} of {asked} threads", cpu.threads()));
+    }
+    cpu
 }
 
 /// What decides the bits of a result, beside its settings: the CPU's instruction set, or that it is a GPU.
@@ -71,12 +83,9 @@ pub(crate) fn about(names: &[(&str, Option<&str>)]) -> Map<String, Value> {
     about
 }
 
-/// Memory that can be taken without swapping, in bytes; unknown on systems without /proc.
+/// Memory that can be taken, in bytes: what is free, or what a limit leaves. Unknown on systems without /proc.
 pub(crate) fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    room().map(|room| room.bytes)
 }
 
 /// Lets `model` read its weights as `--weights` says; on a GPU, takes them there. What came of it: mapped, or packed
@@ -112,11 +121,23 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<We
 }
 
 /// Memory for keys and values: what the user names, or a quarter of what is free, of a GPU half. A GPU's is taken at
-/// once, so it must be there.
+/// once, so it must be there. A CPU's is taken as it is used, which no limit of the process may end.
 pub(crate) fn cache_bytes(device: &Device, named: Option<u64>) -> Result<u64, Failure> {
-    let Device::Cuda(cuda) = device else { return Ok(named.unwrap_or_else(quarter_of_memory)) };
+    let Device::Cuda(cuda) = device else { return cpu_cache_bytes(named, room()) };
     let (free, total) = cuda.gpu().memory()?;
     gpu_cache_bytes(named, free as u64, total as u64)
+}
+
+fn cpu_cache_bytes(named: Option<u64>, room: Option<Room>) -> Result<u64, Failure> {
+    let Some(named) = named else { return Ok(quarter_of(room)) };
+    match room.filter(|room| room.bound.is_hard() && room.bytes < named) {
+        Some(room) => Err(format!(
+            "--cache-memory asks for {}, and {room}; lower it, or leave it out for a quarter of what is left",
+            bytes(named)
+        )
+        .into()),
+        None => Ok(named),
+    }
 }
 
 fn gpu_cache_bytes(named: Option<u64>, free: u64, total: u64) -> Result<u64, Failure> {
@@ -144,7 +165,13 @@ const UNKNOWN: u64 = 8 << 30;
 
 /// A quarter of the memory that is free.
 pub(crate) fn quarter_of_memory() -> u64 {
-    (available_memory().unwrap_or(UNKNOWN) / 4).max(64 << 20)
+    quarter_of(room())
+}
+
+fn quarter_of(room: Option<Room>) -> u64 {
+    let bytes = room.map_or(UNKNOWN, |room| room.bytes);
+    // What a small model needs, if half of what is left is so much.
+    (bytes / 4).max((64 << 20).min(bytes / 2))
 }
 
 /// Makes the peak of resident memory count from now on. Whether the system did: Linux does, where /proc is not
@@ -156,7 +183,27 @@ pub(crate) fn reset_peak_memory() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::gpu_cache_bytes;
+    use engine::memory::{Bound, Room};
+
+    use super::{cpu_cache_bytes, gpu_cache_bytes};
+
+    #[test]
+    fn a_cpus_keys_and_values_stay_within_a_limit() {
+        let free = Some(Room { bytes: 20 << 30, bound: Bound::Free });
+        let bound = Bound::AddressSpace(4 << 30);
+        let limited = |bytes| Some(Room { bytes, bound });
+        assert_eq!(cpu_cache_bytes(None, free).unwrap(), 5 << 30);
+        assert_eq!(cpu_cache_bytes(None, limited(2 << 30)).unwrap(), 512 << 20);
+        assert_eq!(cpu_cache_bytes(None, limited(40 << 20)).unwrap(), 20 << 20);
+        // Memory that is swapped or never touched may be asked for; a limit may not be passed.
+        assert_eq!(cpu_cache_bytes(Some(30 << 30), free).unwrap(), 30 << 30);
+        assert_eq!(cpu_cache_bytes(Some(1 << 30), limited(2 << 30)).unwrap(), 1 << 30);
+        let error = cpu_cache_bytes(Some(3 << 30), limited(2 << 30)).unwrap_err().to_string();
+        for part in ["--cache-memory", "3.00 GiB", "2048 MiB", "4096 MiB", "ulimit -v", "lower it"]
+        {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
 
     #[test]
     fn keys_and_values_have_half_of_a_gpu_or_what_is_named_and_there() {

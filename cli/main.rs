@@ -28,6 +28,7 @@ use std::{
 };
 
 use clap::Parser;
+use engine::error::printable;
 use kernels::cpu::{Isa, heap::Heap};
 
 use args::{Cli, Command};
@@ -40,7 +41,11 @@ static HEAP: Heap = Heap;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    let Cli { command, profile } = Cli::parse();
+    kernels::signals::explain();
+    let Cli { command, profile } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     if let Err(error) = Isa::from_environment() {
         return failed(&error);
     }
@@ -76,6 +81,18 @@ fn run(command: &Command) -> ExitCode {
         // The reader has what it wanted (`j1 .. | head`).
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => failed(error.as_ref()),
+    }
+}
+
+/// Help, or what is wrong with the arguments, which may be names of files that somebody else made.
+fn misused(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    match error.use_stderr() && printable(&text) != text {
+        true => {
+            output::note(&text);
+            ExitCode::from(2)
+        }
+        false => error.exit(),
     }
 }
 

@@ -19,7 +19,10 @@ use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::{
     settings::{GradientCheckpointing, Settings},
-    train::memory::{RunMemory, RunShape},
+    train::{
+        memory::{RunMemory, RunShape},
+        update::TooLarge,
+    },
 };
 
 use crate::{
@@ -97,7 +100,7 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
         (None, None) => Subject::open(&settings.model.path)?,
     };
     if let Some(memory) = args.device_memory {
-        let budget = cuda::Budget::new(&settings, &subject.config, memory, args.cache_memory);
+        let budget = cuda::Budget::new(&settings, &subject.config, memory, args.cache_memory)?;
         return Ok((budget.rows(&subject.name, &settings), budget.report(&subject.name)));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -116,7 +119,7 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
             prompt: settings.data.max_prompt_tokens,
             cache: args.cache_memory.unwrap_or_else(machine::quarter_of_memory),
         },
-    );
+    )?;
     Ok((rows(&subject.name, &settings, &memory), report(&subject.name, &memory)))
 }
 
@@ -130,7 +133,7 @@ fn predict(
     (weights, precision): (Dtype, Precision),
     (threads, isa): (usize, Isa),
     shape: RunShape,
-) -> RunMemory {
+) -> Result<RunMemory, TooLarge> {
     let adapter = adapter_settings(&settings.lora);
     let (rank, targets) = (adapter.rank, &adapter.targets[..]);
     let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
@@ -230,7 +233,7 @@ fn resolve_auto(
             prompt,
             cache,
         },
-    );
+    )?;
     if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
         return Ok(memory.total(settings.train.gradient_checkpointing == GradientCheckpointing::On));
     }

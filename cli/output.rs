@@ -1,26 +1,29 @@
-//! Writing results to stdout, and tables.
+//! Writing results to stdout, and tables. All that the program says goes through here: nothing that a stranger wrote reaches a
+//! terminal as it is.
 
 use std::{
     fmt,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
 
+use engine::error::printable;
 use indicatif::{HumanDuration, ProgressState, ProgressStyle};
 
-/// Writes `text` to stdout at once. A reader that has gone away (`j1 .. | head`) is an error of
-/// kind `BrokenPipe`, which `main` turns into a quiet end.
+/// Writes `text` to stdout at once: as it is to a file or a pipe, [`printable`] to a terminal. A reader that has gone
+/// away (`j1 .. | head`) is an error of kind `BrokenPipe`, which `main` turns into a quiet end.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+    let shown = if stdout.is_terminal() { printable(text) } else { text.into() };
+    stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
         // The system's text alone ("No space left on device") would not say on what.
         io::Error::new(error.kind(), format!("cannot write to stdout: {error}"))
     })
 }
 
-/// Writes a line to stderr. Where it cannot be written, nothing can be said, and a long run does not
+/// Writes a line to stderr, [`printable`]. Where it cannot be written, nothing can be said, and a long run does not
 /// end for it, as with `eprintln!` it would.
 pub(crate) fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
 /// A progress bar's style. `{left}` is the time that is left, as far as it is known.

@@ -10,9 +10,9 @@ use std::{
 use engine::{
     adapter::Adapter,
     config::Config,
+    error::printable,
     generate::Options,
     hub::{self, Hub},
-    kv_cache::KvCache,
     language_model::{LanguageModel, OpenError},
     model::Precision,
     tensor::Device,
@@ -101,22 +101,12 @@ impl Session {
             options: Options {
                 max_batch: self.generation.batch as usize,
                 prefill_rows: 512,
-                cache_bytes: self.cache_bytes(limit)? as usize,
+                cache_bytes: machine::cache_bytes(
+                    self.language_model.model.device(),
+                    self.generation.cache_memory,
+                )? as usize,
             },
         })
-    }
-
-    /// Memory for keys and values. A GPU's is taken at once: no more of it than `length` tokens of all
-    /// sequences need.
-    fn cache_bytes(&self, length: usize) -> Result<u64, Failure> {
-        let model = &self.language_model.model;
-        let bytes = machine::cache_bytes(model.device(), self.generation.cache_memory)?;
-        if !model.device().is_cuda() {
-            return Ok(bytes);
-        }
-        let page = KvCache::page_bytes(model.config(), model.cache_dtype()) as u64;
-        let pages = u64::from(self.generation.batch) * KvCache::pages_for(length) as u64;
-        Ok(bytes.min(pages * page))
     }
 
     /// Everything that decides what judgements say, for run.json. Threads, batch and memory do not.
@@ -175,7 +165,7 @@ pub(crate) fn open_language_model(
 pub(crate) fn template(generation: &GenerationArgs) -> Result<Template, Failure> {
     Ok(match &generation.template {
         Some(path) => Template::from_file(path)?,
-        None => Template::bundled(),
+        None => Template::bundled()?,
     })
 }
 
@@ -256,7 +246,7 @@ impl Downloads {
                 let bar = ProgressBar::new(total_bytes.unwrap_or(0));
                 let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
                 bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
-                bar.set_message(file.to_string());
+                bar.set_message(printable(file).into_owned());
                 bar.set_position(resumed_bytes);
                 if bar.is_hidden() {
                     let size = total_bytes.map_or("?".to_string(), |b| HumanBytes(b).to_string());

@@ -82,7 +82,7 @@ fn beside(config: &Path, mut settings: Settings) -> Settings {
 /// The template that settings name.
 pub(crate) fn template(settings: &Settings) -> Result<Template, Failure> {
     Ok(match settings.data.template.as_str() {
-        "" => Template::bundled(),
+        "" => Template::bundled()?,
         path => Template::from_file(Path::new(path))?,
     })
 }

@@ -161,7 +161,7 @@ fn assert_as_near(got: &[f32], other: &[f32], exact: &[f32], what: &str) {
 fn logits(model: &Model) -> Vec<f32> {
     let prompts: [Vec<u32>; 2] =
         [(0..37).map(|i| i * 5 % 203).collect(), (0..3).map(|i| i + 100).collect()];
-    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), 16);
+    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), 16).unwrap();
     let mut batch = Batch::default();
     for prompt in &prompts {
         let mut table = PageTable::default();
@@ -268,7 +268,7 @@ fn sampled_log_probs_have_the_bits_of_training_at_any_batch() {
         let prompts: [Vec<u32>; 2] = [(0..33).collect(), (50..55).collect()];
         let generate = |max_batch, prefill_rows| {
             let options = Options { max_batch, prefill_rows, cache_bytes: 1 << 20 };
-            let mut generator = Generator::new(&model, &[202], options);
+            let mut generator = Generator::new(&model, &[202], options).unwrap();
             for (index, prompt) in prompts.iter().enumerate() {
                 let samples = vec![2 * index as u64, 2 * index as u64 + 1];
                 let request = Request {

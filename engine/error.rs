@@ -3,6 +3,7 @@
 //! These files come from strangers. A read is bounded before the first byte is allocated, only regular files are opened
 //! (a FIFO would block for ever), and text quoted in a message is escaped and cut.
 
+use std::borrow::Cow;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -111,17 +112,52 @@ pub(crate) fn parse_json(path: &Path, text: &str) -> Result<serde_json::Value, F
     serde_json::from_str(text).map_err(|source| FileError::Json { path: path.to_owned(), source })
 }
 
-/// A piece of a stranger's text for a message: control characters escaped, at most 100 characters.
-pub(crate) fn excerpt(text: &str) -> String {
-    const LIMIT_CHARS: usize = 100;
-    let mut short = String::new();
-    for character in text.chars().take(LIMIT_CHARS) {
-        match character {
-            '"' | '\'' | '\\' => short.push(character),
-            _ => short.extend(character.escape_debug()),
+/// A stranger's text for a terminal. What could steer it, or show the text as another than it is, is escaped as `\u{1b}`:
+/// control characters but line ends and tabs, marks of direction, what has no width or cannot be seen. Joiners stay, of
+/// which emoji and Persian are made.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match steers(character) {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
         }
     }
-    if text.chars().nth(LIMIT_CHARS).is_some() {
+    Cow::Owned(shown)
+}
+
+/// Whether a character is escaped by [`printable`].
+fn steers(character: char) -> bool {
+    match character {
+        '\n' | '\t' => false,
+        '\u{ad}' // soft hyphen
+        | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' // directions
+        | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{3164}' | '\u{ffa0}' // fillers
+        | '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}' | '\u{feff}' // spaces
+        | '\u{fff9}'..='\u{fffb}' // annotations
+        | '\u{e0000}'..='\u{e0fff}' => true, // tags
+        _ => character.is_control(),
+    }
+}
+
+/// A piece of a stranger's text for a message: on one line, [`printable`], at most 100 characters.
+pub fn excerpt(text: &str) -> String {
+    excerpt_of(text, 100)
+}
+
+/// The same of at most `limit_chars` characters.
+pub fn excerpt_of(text: &str, limit_chars: usize) -> String {
+    let mut short = String::new();
+    for character in text.chars().take(limit_chars) {
+        match character {
+            '\n' | '\t' => short.extend(character.escape_default()),
+            _ => short += &printable(character.encode_utf8(&mut [0; 4])),
+        }
+    }
+    if text.chars().nth(limit_chars).is_some() {
         short.push('…');
     }
     short
@@ -219,7 +255,31 @@ mod tests {
     }
 
     #[test]
+    fn what_steers_a_terminal_is_escaped_and_what_is_text_stays() {
+        for (text, shown) in [
+            ("\u{1b}]0;x\u{7}\r\n\t", "\\u{1b}]0;x\\u{7}\\r\n\t"),
+            ("\u{9b}31m \u{7f}\0", "\\u{9b}31m \\u{7f}\\u{0}"),
+            ("a\u{202e}b\u{2066}c\u{200f}", "a\\u{202e}b\\u{2066}c\\u{200f}"),
+            ("a\u{200b}\u{feff}\u{e0041}\u{2028}", "a\\u{200b}\\u{feff}\\u{e0041}\\u{2028}"),
+        ] {
+            assert_eq!(printable(text), shown);
+            assert_eq!(printable(shown), shown, "once is enough");
+        }
+        for text in [
+            "",
+            "é 中文 שלום مرحبا",
+            "👩\u{200d}👩 👍🏽 ❤\u{fe0f}",
+            "می\u{200c}خواهم",
+            "\\u{1b} \"'\\",
+            "e\u{301}",
+        ] {
+            assert!(matches!(printable(text), Cow::Borrowed(same) if same == text), "{text:?}");
+        }
+    }
+
+    #[test]
     fn an_excerpt_is_short_and_escaped() {
+        assert_eq!(excerpt("a\u{202e}\tb"), "a\\u{202e}\\tb");
         assert_eq!(excerpt("a\u{1b}[31m\n"), "a\\u{1b}[31m\\n");
         assert_eq!(excerpt("{\"a\": '\\'}"), "{\"a\": '\\'}");
         assert_eq!(excerpt(&"x".repeat(101)).chars().count(), 101);

@@ -33,7 +33,7 @@ use sequence::{Seen, Sequence, distinct};
 
 use crate::{
     device::{Device, DeviceError},
-    kv_cache::{KvCache, PageTable},
+    kv_cache::{KvCache, NoRoom, PageTable},
     model::{Batch, Model},
     tensor::Tensor,
 };
@@ -141,6 +141,8 @@ pub enum Error {
         /// Rows of the embedding table.
         vocab_size: usize,
     },
+    /// The system has no room for the keys and values of all sequences.
+    NoRoom(NoRoom),
     /// The device failed.
     Device(DeviceError),
     /// The model's logits cannot be sampled.
@@ -173,6 +175,7 @@ impl std::fmt::Display for Error {
                 "token id {token} is beyond the model's vocabulary of {vocab_size}; tokenizer.json \
                  does not belong to this model"
             ),
+            Error::NoRoom(error) => write!(f, "{error}"),
             Error::Device(error) => write!(f, "{error}"),
             Error::Sampling { request, source } => {
                 write!(f, "request {}: {source}", request.0)
@@ -251,15 +254,23 @@ struct Step {
 }
 
 impl<'m> Generator<'m> {
-    /// A generator over `model` that ends completions at `stop_tokens`.
-    pub fn new(model: &'m Model, stop_tokens: &[u32], options: Options) -> Generator<'m> {
+    /// A generator over `model` that ends completions at `stop_tokens`. Of the memory for keys and values no more is taken
+    /// than so many sequences of the model's length can use, and as many that keep prompts. Errors: [`Error::NoRoom`].
+    pub fn new(
+        model: &'m Model,
+        stop_tokens: &[u32],
+        options: Options,
+    ) -> Result<Generator<'m>, Error> {
         assert!(options.max_batch > 0 && options.prefill_rows > 0, "{options:?}");
         let dtype = model.cache_dtype();
         let page_bytes = KvCache::page_bytes(model.config(), dtype);
-        let pages = (options.cache_bytes / page_bytes).clamp(1, u32::MAX as usize - 1);
+        let longest = KvCache::pages_for(model.config().max_position_embeddings);
+        let usable = options.max_batch.saturating_mul(2 * longest).clamp(1, u32::MAX as usize - 1);
+        let pages = (options.cache_bytes / page_bytes).clamp(1, usable);
         let spare = usize::from(model.device().is_cuda());
-        let mut cache = KvCache::new(model.device(), model.config(), dtype, pages + spare);
-        Generator {
+        let mut cache = KvCache::new(model.device(), model.config(), dtype, pages + spare)
+            .map_err(Error::NoRoom)?;
+        Ok(Generator {
             model,
             recordings: Recordings::new(&mut cache, spare),
             cache,
@@ -269,7 +280,7 @@ impl<'m> Generator<'m> {
             stop_tokens: stop_tokens.to_vec(),
             queue: VecDeque::new(),
             prefill: None,
-            running: Vec::with_capacity(options.max_batch),
+            running: Vec::with_capacity(options.max_batch.min(pages)),
             reserved_pages: 0,
             next_id: 0,
             stats: Stats::default(),
@@ -278,7 +289,7 @@ impl<'m> Generator<'m> {
                 .map(|_| Mutex::new(Scratch::new(model.config().vocab_size)))
                 .collect(),
             options,
-        }
+        })
     }
 
     /// Queues a request. Its tokens come from [`Generator::step`].

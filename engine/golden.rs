@@ -38,7 +38,8 @@ pub(crate) fn open(model: &Path, adapter: Option<&Path>) -> Model {
 /// The logits after every token.
 pub(crate) fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
     let pages = KvCache::pages_for(ids.len());
-    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
+    let mut cache =
+        KvCache::new(model.device(), model.config(), model.cache_dtype(), pages).unwrap();
     let (mut table, mut batch) = (PageTable::default(), Batch::default());
     cache.extend(&mut table, ids.len());
     batch.push(ids, 0, table.pages());

@@ -18,10 +18,12 @@ use half::bf16;
 use kernels::cpu::arena::Arena;
 pub use kernels::cpu::attention::PAGE;
 use kernels::cpu::attention::{Cache, CacheMut};
+use kernels::cpu::heap::fallible;
 use kernels::cuda::Buffer;
 
 use crate::config::Config;
 use crate::device::Device;
+use crate::memory::{Room, room};
 
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,21 +58,21 @@ enum Layer {
 }
 
 impl Layer {
-    fn new(device: &Device, dtype: CacheDtype, len: usize) -> Layer {
+    fn new(device: &Device, dtype: CacheDtype, len: usize) -> std::io::Result<Layer> {
         if let Device::Cuda(cuda) = device {
             assert_eq!(dtype, CacheDtype::Bf16, "a GPU's keys and values");
             let both =
                 |gpu: &kernels::cuda::Gpu| Ok([gpu.lasting_zeros(len)?, gpu.lasting_zeros(len)?]);
-            return Layer::Cuda(cuda.run(both));
+            return Ok(Layer::Cuda(cuda.run(both)));
         }
-        fn arena<T: bytemuck::Pod>(len: usize) -> Arena<T> {
-            Arena::zeroed(len)
-                .expect("the system has room for the keys and values it was asked for")
-        }
-        match dtype {
-            CacheDtype::Bf16 => Layer::Bf16 { keys: arena(len), values: arena(len) },
-            CacheDtype::F32 => Layer::F32 { keys: arena(len), values: arena(len) },
-        }
+        Ok(match dtype {
+            CacheDtype::Bf16 => {
+                Layer::Bf16 { keys: Arena::zeroed(len)?, values: Arena::zeroed(len)? }
+            }
+            CacheDtype::F32 => {
+                Layer::F32 { keys: Arena::zeroed(len)?, values: Arena::zeroed(len)? }
+            }
+        })
     }
 
     fn copy(&mut self, device: &Device, from: std::ops::Range<usize>, to: usize) {
@@ -144,6 +146,28 @@ struct Page {
     idle_since: u64,
 }
 
+/// The system has no room for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// What was asked for, in bytes.
+    pub asked_bytes: u64,
+    /// What there is, where the system says.
+    pub room: Option<Room>,
+}
+
+impl std::fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let asked = self.asked_bytes.div_ceil(1 << 20);
+        write!(f, "there is no room for {asked} MiB of keys and values")?;
+        if let Some(room) = self.room {
+            write!(f, ": {room}")?;
+        }
+        write!(f, "; lower --cache-memory, or the number of sequences that run at once")
+    }
+}
+
+impl std::error::Error for NoRoom {}
+
 /// Keys and values of all layers, in a fixed number of pages.
 pub struct KvCache {
     device: Device,
@@ -175,25 +199,40 @@ impl KvCache {
         tokens.div_ceil(PAGE)
     }
 
-    /// A cache of `pages` pages, empty. The CPU's memory is taken as pages are first written, a GPU's now.
-    pub fn new(device: &Device, config: &Config, dtype: CacheDtype, pages: usize) -> KvCache {
+    /// A cache of `pages` pages, empty. The CPU's memory is taken as pages are first written, a GPU's now (and where that
+    /// fails, the device has failed).
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        dtype: CacheDtype,
+        pages: usize,
+    ) -> Result<KvCache, NoRoom> {
         assert!(pages > 0 && pages <= u32::MAX as usize, "{pages} pages");
+        let no_room = || {
+            let asked = KvCache::page_bytes(config, dtype).saturating_mul(pages);
+            NoRoom { asked_bytes: asked as u64, room: room() }
+        };
         let page_len = config.num_key_value_heads * config.head_dim * PAGE;
-        KvCache {
-            layers: (0..config.num_hidden_layers)
-                .map(|_| Layer::new(device, dtype, pages * page_len))
-                .collect(),
+        let len = pages.checked_mul(page_len).ok_or_else(no_room)?;
+        let layer = |_| Layer::new(device, dtype, len).map_err(|_| no_room());
+        let (mut all, mut free) = (Vec::new(), Vec::new());
+        fallible(|| all.try_reserve_exact(pages).and_then(|()| free.try_reserve_exact(pages)))
+            .map_err(|_| no_room())?;
+        all.resize(pages, Page::default());
+        // Low pages first, and the page given back last is taken first: memory stays small.
+        free.extend((0..pages as u32).rev());
+        Ok(KvCache {
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
             device: device.clone(),
             page_len,
-            pages: vec![Page::default(); pages],
-            // Low pages first, and the page given back last is taken first: memory stays small.
-            free: (0..pages as u32).rev().collect(),
+            pages: all,
+            free,
             idle: VecDeque::new(),
             idle_count: 0,
             prefixes: HashMap::new(),
             next_node: 1,
             next_ticket: 0,
-        }
+        })
     }
 
     /// Pages in all.
@@ -393,7 +432,7 @@ mod tests {
             std::path::Path::new("config.json"),
         )
         .unwrap();
-        KvCache::new(&crate::check_gradient::device(), &config, CacheDtype::F32, pages)
+        KvCache::new(&crate::check_gradient::device(), &config, CacheDtype::F32, pages).unwrap()
     }
 
     fn tokens(seed: u32) -> Vec<u32> {

@@ -122,9 +122,15 @@ impl LanguageModel {
     ) -> Result<(LanguageModel, T), OpenError> {
         let (tokenizer, decoder) = std::thread::scope(|scope| {
             // It takes longer than all else, and is needed first.
-            let tokenizer = scope.spawn(|| Tokenizer::load(directory));
+            let load = || Tokenizer::load(directory);
+            let tokenizer = std::thread::Builder::new().spawn_scoped(scope, load);
             let decoder = decoder();
-            (tokenizer.join().expect("loading catches panics"), decoder)
+            let tokenizer = match tokenizer {
+                Ok(thread) => thread.join().expect("loading catches panics"),
+                // The system has no thread for it.
+                Err(_) => load(),
+            };
+            (tokenizer, decoder)
         });
         let (model, more) = decoder?;
         let tokenizer = tokenizer?;

@@ -12,6 +12,7 @@ pub mod hub;
 mod json_object;
 pub mod kv_cache;
 pub mod language_model;
+pub mod memory;
 pub mod merge;
 pub mod model;
 pub mod ops;

@@ -6,7 +6,7 @@
 //! into aligned memory. The copy is as large as the tensor, which has been checked to lie inside the file.
 //!
 //! **A mapped file must not be truncated while it is in use**: the kernel then answers a read past the new end with SIGBUS, which
-//! ends the process. Replacing a file by rename, as this program and the Hugging Face cache do, is safe: the map keeps the old one.
+//! ends the process with a sentence (kernels' signals). Replacing a file by rename, as this program and the Hugging Face cache do, is safe: the map keeps the old one.
 
 mod formats;
 mod handle;
@@ -22,12 +22,18 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
+use kernels::{
+    cpu::heap::fallible,
+    signals::{self, Mapped},
+};
 use memmap2::Mmap;
 pub use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::config::{Config, ConfigError, ExpectedTensor};
-use crate::error::{FileError, excerpt, is_there, look_up, parse_json, read_text, stand_in};
+use crate::error::{
+    FileError, excerpt, is_there, look_up, parse_json, printable, read_text, stand_in,
+};
 use crate::quantization;
 pub(crate) use formats::of_file as unread_format;
 pub use handle::{Packing, Weight};
@@ -123,6 +129,7 @@ pub enum WeightsError {
 struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    _named: Mapped,
 }
 
 impl MappedFile {
@@ -281,6 +288,7 @@ impl Checkpoint {
 
     fn add_file(&mut self, path: &Path) -> Result<(), WeightsError> {
         let map = map_file(path)?;
+        let named = signals::mapped(map.as_ptr_range(), &printable(&path.to_string_lossy()));
         let tensors = header::parse(path, &map)?;
         let file = self.files.len();
         for (name, info) in tensors {
@@ -290,7 +298,7 @@ impl Checkpoint {
             }
             self.tensors.insert(name, Tensor { file, info, copy: OnceLock::new() });
         }
-        self.files.push(Arc::new(MappedFile { path: path.to_owned(), map }));
+        self.files.push(Arc::new(MappedFile { path: path.to_owned(), map, _named: named }));
         Ok(())
     }
 
@@ -432,8 +440,8 @@ fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
 fn map_read_only(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is private to this module, read-only and handed out as `&[u8]` only while the Mmap lives. No other process can
     // be kept from writing to the file: a write changes numbers but not what is valid (every bit pattern is a valid u8, bf16,
-    // f16 and f32; offsets and shapes were copied out of the header into checked values of our own), and a truncation
-    // ends this process with SIGBUS rather than reading foreign memory. The module's documentation says so to the user.
+    // f16 and f32; the header is copied before it is read as text, and its offsets and shapes into checked values of our own),
+    // and a truncation ends this process with SIGBUS rather than reading foreign memory. The module's documentation says so.
     unsafe { Mmap::map(file) }
 }
 
@@ -449,7 +457,7 @@ fn alignment(dtype: Dtype) -> usize {
 fn aligned_copy(bytes: &[u8]) -> Option<Vec<u64>> {
     let words = bytes.len().div_ceil(size_of::<u64>());
     let mut copy = Vec::new();
-    copy.try_reserve_exact(words).ok()?;
+    fallible(|| copy.try_reserve_exact(words)).ok()?;
     copy.resize(words, 0u64);
     bytemuck::cast_slice_mut::<u64, u8>(&mut copy)[..bytes.len()].copy_from_slice(bytes);
     Some(copy)

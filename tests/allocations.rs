@@ -75,7 +75,7 @@ fn a_warm_decoding_step_does_not_allocate() {
                 for batch in [1, 7] {
                     let options =
                         Options { max_batch: batch, prefill_rows: 512, cache_bytes: 8 << 20 };
-                    let mut generator = Generator::new(&model, &[], options);
+                    let mut generator = Generator::new(&model, &[], options).unwrap();
                     let place = format!("{case}, {threads} threads, adapter {adapter}, {batch}");
                     let expected = (batch * NEW_TOKENS) as u64;
                     // Scratch memory and buffers grow to the longest sequence once, and stay.

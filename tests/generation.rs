@@ -40,7 +40,7 @@ fn generate(
     options: Options,
     requests: &[Request],
 ) -> Vec<Vec<Completion>> {
-    let mut generator = Generator::new(model, stop, options);
+    let mut generator = Generator::new(model, stop, options).unwrap();
     let mut written: Vec<Vec<Completion>> =
         requests.iter().map(|r| vec![Completion::default(); r.samples.len()]).collect();
     for request in requests {
@@ -167,7 +167,8 @@ fn decoding_gives_the_log_probs_of_one_forward_over_the_whole_sequence() {
 /// The logits after each of `ids`, one after the other, computed in one pass.
 pub(crate) fn logits_of_all_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
     let pages = KvCache::pages_for(ids.len());
-    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
+    let mut cache =
+        KvCache::new(model.device(), model.config(), model.cache_dtype(), pages).unwrap();
     let mut table = PageTable::default();
     cache.extend(&mut table, ids.len());
     let mut batch = Batch::default();
@@ -190,7 +191,7 @@ fn a_prompt_is_computed_once_for_all_its_samples_and_for_prompts_that_begin_alik
         sampling: SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
         repetition_penalty: 1.0,
     };
-    let mut generator = Generator::new(&model, &[], WIDE);
+    let mut generator = Generator::new(&model, &[], WIDE).unwrap();
     generator.submit(request(&prompt, 0..8)).unwrap();
     generator.submit(request(&other_order, 8..9)).unwrap();
     while !generator.is_idle() {
@@ -221,7 +222,7 @@ fn requests_that_cannot_run_are_refused_with_the_reason() {
     let limit = model.config().max_position_embeddings;
     let page = KvCache::page_bytes(model.config(), model.cache_dtype());
     let mut generator =
-        Generator::new(&model, &[], Options { cache_bytes: 2 * page, ..WIDE.clone() });
+        Generator::new(&model, &[], Options { cache_bytes: 2 * page, ..WIDE.clone() }).unwrap();
     let request = |prompt: Vec<u32>, max_new_tokens| Request {
         prompt,
         samples: vec![0],

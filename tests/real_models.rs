@@ -152,7 +152,7 @@ fn logits_are_near(opened: &LanguageModel, case: &Case, precision: Precision) {
 
 fn greedy_answer_is(opened: &LanguageModel, case: &Case, repetition_penalty: f32, output: &Output) {
     let options = Options { max_batch: 1, prefill_rows: 512, cache_bytes: 1 << 30 };
-    let mut generator = Generator::new(&opened.model, opened.stop_tokens(), options);
+    let mut generator = Generator::new(&opened.model, opened.stop_tokens(), options).unwrap();
     let request = Request {
         prompt: case.prompt_ids.clone(),
         samples: vec![0],

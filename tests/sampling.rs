@@ -45,7 +45,7 @@ fn greedy_tokens_under_a_repetition_penalty_are_those_of_transformers() {
         for threads in [1, 3] {
             let model = open(case, false, Precision::F32, Cpu::new(threads));
             let options = Options { max_batch: 5, prefill_rows: 64, cache_bytes: 8 << 20 };
-            let mut generator = Generator::new(&model, &[], options);
+            let mut generator = Generator::new(&model, &[], options).unwrap();
             for one in wanted {
                 let request = Request {
                     prompt: ids(&one["prompt"]),

@@ -160,6 +160,32 @@ impl<'a> Case<'a> {
         CheckError { path: self.directory.to_path_buf(), what: what.into() }
     }
 
+    /// What is wrong with case.json.
+    fn json_error(&self, what: impl Into<String>) -> CheckError {
+        CheckError { path: self.directory.join("case.json"), what: what.into() }
+    }
+
+    /// Whether `model` can be given a sequence.
+    fn fits(&self, model: &Model, ids: &[u32]) -> Result<(), CheckError> {
+        let config = model.config();
+        let (vocab, positions) = (config.vocab_size, config.max_position_embeddings);
+        if ids.is_empty() {
+            return Err(self.error("a sequence has no token"));
+        }
+        if ids.len() > positions {
+            let len = ids.len();
+            let what =
+                format!("a sequence of {len} tokens, and the model has {positions} positions");
+            return Err(self.error(what));
+        }
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => {
+                Err(self.error(format!("input id {id} is beyond the vocabulary of {vocab}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// What something else failed of, as this case's error.
     fn failed(&self, error: impl fmt::Display) -> CheckError {
         self.error(error.to_string())
@@ -208,11 +234,6 @@ impl<'a> Case<'a> {
         let bytes = self.bytes(reference)?;
         let dump = SafeTensors::deserialize(&bytes)
             .map_err(|e| self.error(format!("{}: {e}", reference.display())))?;
-        let vocab = model.config().vocab_size;
-        if let Some(id) = self.inputs.iter().flatten().find(|&&id| id as usize >= vocab) {
-            return Err(self.error(format!("input id {id} is beyond the vocabulary of {vocab}")));
-        }
-
         let mut errors = Errors::default();
         let mut alone = Vec::new();
         for (index, ids) in self.inputs.iter().enumerate() {
@@ -294,7 +315,10 @@ impl<'a> Case<'a> {
         pass: TrainingPass,
     ) -> Result<Vec<f32>, CheckError> {
         let mut batch = PackedBatch::default();
-        sequences.iter().for_each(|(prompt, completion)| batch.push(prompt, &[completion]));
+        for (prompt, completion) in sequences {
+            self.fits(model, &[*prompt, *completion].concat())?;
+            batch.push(prompt, &[completion]);
+        }
         let y = model.log_probs(&mut Tape::off(), &batch, pass);
         y.map_err(|e| self.failed(e))?.to_vec().map_err(|e| self.failed(e))
     }
@@ -307,7 +331,7 @@ impl<'a> Case<'a> {
     fn numbers(&self, key: &str) -> Result<Vec<f64>, CheckError> {
         let numbers =
             self.json[key].as_array().map(|list| list.iter().map(Value::as_f64).collect());
-        numbers.flatten().ok_or_else(|| self.error(format!("{key} is not a list of numbers")))
+        numbers.flatten().ok_or_else(|| self.json_error(format!("{key} is not a list of numbers")))
     }
 
     /// Log-probability of each next token, and the entropy of each row.
@@ -409,8 +433,17 @@ impl<'a> Case<'a> {
         sequences: &[&[u32]],
         observe: &mut dyn FnMut(usize, &Tensor),
     ) -> Result<Vec<f32>, CheckError> {
+        for ids in sequences {
+            self.fits(model, ids)?;
+        }
         let pages = sequences.iter().map(|ids| KvCache::pages_for(ids.len())).sum();
-        let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages);
+        if pages == 0 {
+            return Err(
+                self.json_error("there are no input_ids, which this file's references are of")
+            );
+        }
+        let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages)
+            .map_err(|error| self.failed(error))?;
         let mut batch = Batch::default();
         for ids in sequences {
             let mut table = PageTable::default();
@@ -441,3 +474,6 @@ fn token_lists(value: &Value) -> Option<Vec<Vec<u32>>> {
         None => value.as_array()?.iter().map(ids).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

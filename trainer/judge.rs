@@ -118,6 +118,9 @@ pub enum JudgeError {
     Tokenizer { row: u64, id: String, source: TokenizerError },
     #[error("row {row} ({id}): {source}")]
     Generate { row: u64, id: String, source: generate::Error },
+    /// No row's fault: the device failed, or there is no memory.
+    #[error("{0}")]
+    Machine(#[source] generate::Error),
     #[error("{0}")]
     Sink(#[source] Sink),
 }
@@ -222,7 +225,8 @@ impl Judge<'_> {
     ) -> Result<End, JudgeError> {
         let LanguageModel { model, .. } = self.language_model;
         let stop_tokens = self.language_model.stop_tokens();
-        let mut generator = Generator::new(model, stop_tokens, self.options.clone());
+        let mut generator = Generator::new(model, stop_tokens, self.options.clone())
+            .map_err(JudgeError::Machine)?;
         let mut requests = tasks.chunk_by(|a, b| (a.pair, a.order) == (b.pair, b.order)).peekable();
         let mut open: HashMap<RequestId, Open> = HashMap::new();
         loop {
@@ -251,13 +255,8 @@ impl Judge<'_> {
                 }
             });
             stopped.into_iter().for_each(|(request, sample)| generator.end(request, sample));
-            if let Err(source) = step {
-                let generate::Error::Sampling { request, .. } = &source else {
-                    unreachable!("a step fails by its logits only: {source}");
-                };
-                let pair = &pairs[open[request].votes[0].task.pair];
-                let (row, id) = (pair.row, pair.id.clone());
-                return Err(JudgeError::Generate { row, id, source });
+            if let Err(error) = step {
+                return Err(step_failed(error, &open, pairs));
             }
             if let Some(failure) = failure {
                 return Err(failure);
@@ -368,6 +367,19 @@ impl Judge<'_> {
     }
 }
 
+/// A failed step: the row whose logits cannot be sampled, or what is no row's fault.
+fn step_failed(
+    source: generate::Error,
+    open: &HashMap<RequestId, Open>,
+    pairs: &[Pair],
+) -> JudgeError {
+    let generate::Error::Sampling { request, .. } = &source else {
+        return JudgeError::Machine(source);
+    };
+    let pair = &pairs[open[request].votes[0].task.pair];
+    JudgeError::Generate { row: pair.row, id: pair.id.clone(), source }
+}
+
 fn record(
     pair: &Pair,
     vote: &Vote,
@@ -402,4 +414,20 @@ fn sequence(pair: &Pair, task: &Task) -> u64 {
         Order::RejectedFirst => 1,
     };
     (pair.row << 17) | (order << 16) | u64::from(task.vote)
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::device::DeviceError;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_fails_is_no_rows_fault() {
+        let source = generate::Error::Device(DeviceError::NoDriver);
+        let said = source.to_string();
+        let error = step_failed(source, &HashMap::new(), &[]);
+        assert!(matches!(error, JudgeError::Machine(_)), "{error:?}");
+        assert_eq!(error.to_string(), said);
+    }
 }

@@ -195,10 +195,9 @@ struct Part {
 }
 
 impl Template {
-    /// The bundled j1 template.
-    pub fn bundled() -> Template {
+    /// The bundled j1 template. It is well formed: what can fail is the thread that it is compiled in.
+    pub fn bundled() -> Result<Template, PromptError> {
         Template::build("the j1 template", VerdictForm::default(), Some((SYSTEM, 0)), (USER, 0))
-            .expect("the bundled template is well formed")
     }
 
     /// Reads and checks a user's template file.

@@ -38,6 +38,9 @@ pub struct Completion {
 pub enum RolloutError {
     #[error("prompt {prompt} of the step: {source}")]
     Generate { prompt: usize, source: generate::Error },
+    /// No prompt's fault: the device failed, or there is no memory.
+    #[error("{0}")]
+    Machine(#[source] generate::Error),
     #[error("a completion cannot be decoded: {0}")]
     Tokenizer(#[from] TokenizerError),
 }
@@ -57,7 +60,8 @@ pub fn rollouts(
 ) -> Result<Option<Vec<Completion>>, RolloutError> {
     let language_model = judge.language_model;
     let stop_tokens = language_model.stop_tokens();
-    let mut generator = Generator::new(&language_model.model, stop_tokens, judge.options.clone());
+    let mut generator = Generator::new(&language_model.model, stop_tokens, judge.options.clone())
+        .map_err(RolloutError::Machine)?;
     let failed = |prompt| move |source| RolloutError::Generate { prompt, source };
     for (index, prompt) in prompts.iter().enumerate() {
         let first = first_sequence + (index * group_size) as u64;
@@ -83,12 +87,9 @@ pub fn rollouts(
             drawn.log_probs.push(event.log_prob);
             drawn.finish = event.finish;
         });
-        step.map_err(|source| {
-            let prompt = match &source {
-                generate::Error::Sampling { request, .. } => request.0 as usize,
-                _ => 0,
-            };
-            failed(prompt)(source)
+        step.map_err(|source| match source {
+            generate::Error::Sampling { request, .. } => failed(request.0 as usize)(source),
+            _ => RolloutError::Machine(source),
         })?;
         progress(generator.stats());
     }

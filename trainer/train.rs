@@ -61,13 +61,14 @@ const PREFILL_ROWS: usize = 512;
 /// Sequences that run at once, at most.
 fn running_sequences(settings: &Settings) -> usize {
     let rollout = &settings.rollout;
-    (rollout.prompts_per_step * rollout.group_size).clamp(rollout.group_size, 256)
+    rollout.prompts_per_step.saturating_mul(rollout.group_size).min(256).max(rollout.group_size)
 }
 
 /// Pages that a step's rollouts can use. Of a tiny model's pages, all memory would hold millions, and listing them
 /// takes longer than its steps.
 fn cache_pages(settings: &Settings) -> usize {
-    let tokens = settings.data.max_prompt_tokens + settings.rollout.max_completion_tokens;
+    let rollout = &settings.rollout;
+    let tokens = settings.data.max_prompt_tokens.saturating_add(rollout.max_completion_tokens);
     running_sequences(settings).saturating_mul(KvCache::pages_for(tokens))
 }
 

@@ -9,7 +9,7 @@ use std::{
 use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
     config::Config,
-    generate::{Event, Generator, Options, Request},
+    generate::{self, Event, Generator, Options, Request},
     kv_cache::KvCache,
     model::{
         Model, Precision,
@@ -225,7 +225,7 @@ impl Subject {
             threads: device.cpu().threads(),
             isa: device.cpu().isa(),
         };
-        let batch = largest_batch(lengths, group, 1, usize::MAX);
+        let Ok(batch) = largest_batch(lengths, group, 1, usize::MAX) else { return true };
         let pass = TrainedPass { checkpoint: false, dropout: false, reference };
         match device {
             Device::Cpu(_) => machine::available_memory().is_none_or(|free| {
@@ -283,7 +283,7 @@ fn wait(model: &Model) -> Result<(), Failure> {
 }
 
 fn prefill(model: &Model, prompt: usize, run: &Run) -> Result<Option<Vec<f64>>, Failure> {
-    let mut generator = generator(model, 1, prompt + 1);
+    let mut generator = generator(model, 1, prompt + 1)?;
     time(run, &mut |number| {
         // Another prompt each time: one that was seen would be found in the cache.
         let request = request(tokens(model.config(), number, prompt), 1);
@@ -309,7 +309,7 @@ fn decode(
     run: &Run,
 ) -> Result<Option<Vec<f64>>, Failure> {
     let new = decoded(batch, depth, tokens_each);
-    let mut generator = generator(model, batch, depth + new);
+    let mut generator = generator(model, batch, depth + new)?;
     time(run, &mut |_| {
         // The same prompts each time: all but the first pass find them in the cache.
         for sequence in 0..batch as u32 {
@@ -338,7 +338,7 @@ fn decode(
 }
 
 /// A generator for `batch` sequences up to `length`, that nothing stops before.
-fn generator(model: &Model, batch: usize, length: usize) -> Generator<'_> {
+fn generator(model: &Model, batch: usize, length: usize) -> Result<Generator<'_>, generate::Error> {
     // A sequence's pages, and as many that keep its prompt.
     let pages = 2 * batch * KvCache::pages_for(length);
     let cache_bytes = pages * KvCache::page_bytes(model.config(), model.cache_dtype());

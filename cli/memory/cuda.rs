@@ -13,7 +13,10 @@ use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::{
     settings::{GradientCheckpointing, Settings},
-    train::memory::{CudaMemory, RunShape, usable},
+    train::{
+        memory::{CudaMemory, RunShape, usable},
+        update::TooLarge,
+    },
 };
 
 use super::announce;
@@ -35,20 +38,20 @@ impl Budget {
         config: &Config,
         memory: u64,
         cache: Option<u64>,
-    ) -> Budget {
+    ) -> Result<Budget, TooLarge> {
         let prompt = settings.data.max_prompt_tokens;
         let free = memory.saturating_sub(DRIVER);
         let predict = |cache| predict(settings, config, prompt, cache);
         let run = match cache {
-            Some(cache) => predict(cache),
+            Some(cache) => predict(cache)?,
             None => {
                 // As `j1 train` takes it: when weights and adapter are there.
-                let model = predict(0).model;
-                predict(machine::half_of_gpu(free.saturating_sub(model.weights + model.adapter)))
+                let model = predict(0)?.model;
+                predict(machine::half_of_gpu(free.saturating_sub(model.weights + model.adapter)))?
             }
         };
         let advice = run.advice(settings, usable(free));
-        Budget { memory, run, advice }
+        Ok(Budget { memory, run, advice })
     }
 
     /// What a run may take.
@@ -139,7 +142,12 @@ impl Budget {
     }
 }
 
-fn predict(settings: &Settings, config: &Config, prompt: usize, cache: u64) -> CudaMemory {
+fn predict(
+    settings: &Settings,
+    config: &Config,
+    prompt: usize,
+    cache: u64,
+) -> Result<CudaMemory, TooLarge> {
     let adapter = adapter_settings(&settings.lora);
     let (rank, targets) = (adapter.rank, &adapter.targets[..]);
     // A GPU's memory depends on neither the CPU nor how files store weights.
@@ -165,7 +173,7 @@ pub(super) fn resolve_checkpointing(
     prompt: usize,
     cache: u64,
 ) -> Result<u64, Failure> {
-    let run = predict(settings, config, prompt, cache);
+    let run = predict(settings, config, prompt, cache)?;
     if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
         return Ok(run.total(settings.train.gradient_checkpointing == GradientCheckpointing::On));
     }

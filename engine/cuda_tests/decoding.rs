@@ -52,7 +52,7 @@ fn generate_with(
     most: usize,
     seen: &mut dyn FnMut(&Generator<'_>),
 ) -> Written {
-    let mut generator = Generator::new(model, &[], options);
+    let mut generator = Generator::new(model, &[], options).unwrap();
     generator.limit_recordings(most);
     let mut written = Written::new();
     let mut waiting = requests.iter();

@@ -155,7 +155,7 @@ fn generation_takes_what_is_predicted() {
         + trained.cache_on_cuda(pages)
         + trained.generation_on_cuda(prefill_rows, samples, prompt + completion);
     let options = Options { max_batch: samples, prefill_rows, cache_bytes };
-    let mut generator = Generator::new(&model, &[202], options);
+    let mut generator = Generator::new(&model, &[202], options).unwrap();
     // The second prompt comes when all but one sequence run, and recorded steps have run before.
     let request = |seed: u32, samples: std::ops::Range<u64>| Request {
         prompt: (0..prompt as u32).map(|i| (i + seed) % 202).collect(),

@@ -1,5 +1,7 @@
 //! Addresses: whose they are, where a redirect leads, and how they are shown.
 
+use std::net::IpAddr;
+
 use ureq::http::Uri;
 
 /// Scheme, host and port: the token goes to one origin only.
@@ -17,6 +19,16 @@ impl Origin {
         let host = uri.host().filter(|host| !host.is_empty())?;
         let port = uri.port_u16().unwrap_or(port);
         Some(Origin(scheme, host.to_ascii_lowercase(), port))
+    }
+
+    /// Whether what is sent there can be read on the way: http, to another machine.
+    pub(super) fn is_overheard(&self) -> bool {
+        let Origin(scheme, host, _) = self;
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let own = address.map_or(host == "localhost" || host.ends_with(".localhost"), |address| {
+            address.is_loopback()
+        });
+        scheme == "http" && !own
     }
 }
 

@@ -7,6 +7,7 @@ use super::config::{HubConfig, Retry};
 use super::reference::{Reference, is_commit};
 use super::{Event, Progress};
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
@@ -21,6 +22,8 @@ pub(super) struct Client {
     agent: ureq::Agent,
     config: HubConfig,
     origin: Origin,
+    /// Whether it was said that the token can be read on its way.
+    warned: AtomicBool,
 }
 
 /// What the hub says of a file before it is downloaded.
@@ -116,7 +119,12 @@ impl Client {
             .timeout_per_read(Some(config.download_timeout))
             .timeout_per_write(Some(config.download_timeout))
             .build();
-        Ok(Client { agent: agent.new_agent(), config: config.clone(), origin })
+        Ok(Client {
+            agent: agent.new_agent(),
+            config: config.clone(),
+            origin,
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// The commit and the file names of a revision.
@@ -329,6 +337,17 @@ impl Client {
         progress: &mut Progress,
         mut attempt: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, HubError> {
+        if let Some(token) = &self.config.token
+            && self.origin.is_overheard()
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            let message = format!(
+                "the token from {} is sent to {} over http, where it can be read on the way; use https, or do without it",
+                token.source,
+                without_query(&self.config.endpoint)
+            );
+            progress(Event::Warning { message: &message });
+        }
         let mut made = 1;
         loop {
             match attempt() {

@@ -74,10 +74,13 @@ pub(super) fn read(text: &str) -> Option<(Tokenizer, u32)> {
     // All of it lives as long as the tokenizer, but for the merges' strings.
     let (bpe, largest) = heap::in_large_pages(|| {
         let (vocab, merges) = std::thread::scope(|scope| {
-            let merges = scope.spawn(|| heap::in_large_pages(|| read_merges(merges)));
-            (read_vocab(vocab), merges.join())
+            let read = || heap::in_large_pages(|| read_merges(merges));
+            let thread = std::thread::Builder::new().spawn_scoped(scope, read);
+            let vocab = read_vocab(vocab);
+            // Where the system has no thread for it, it is read after the other.
+            (vocab, thread.map_or_else(|_| read(), |thread| thread.join().ok().flatten()))
         });
-        let (vocab, merges) = (vocab?, merges.ok()??);
+        let (vocab, merges) = (vocab?, merges?);
         let largest = vocab.values().copied().max()?;
         let mut bpe = BPE::builder()
             .vocab_and_merges(vocab, merges)

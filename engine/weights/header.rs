@@ -51,8 +51,10 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)
     let Some((header, data)) = rest.split_at_checked(header_len) else {
         return Err(truncated(8 + header_bytes));
     };
+    // A copy: another process may write to a mapped file, and text must not change between being checked and being used.
+    let header = header.to_vec();
     // Entries as they stand; serde_json's own depth limit bounds the recursion.
-    let mut deserializer = serde_json::Deserializer::from_slice(header);
+    let mut deserializer = serde_json::Deserializer::from_slice(&header);
     let mut entries = Entries
         .deserialize(&mut deserializer)
         .and_then(|entries| deserializer.end().map(|()| entries))

@@ -23,7 +23,7 @@ type Sampled = Vec<(Vec<u32>, Vec<f32>)>;
 fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
     let options = Options { max_batch: 7, prefill_rows: 48, cache_bytes: 4 << 20 };
     let vocab = model.config().vocab_size;
-    let mut generator = Generator::new(model, stop, options);
+    let mut generator = Generator::new(model, stop, options).unwrap();
     let mut groups = Vec::new();
     for (index, length) in [1, 31, 32, 33, 40, 64, 70].into_iter().enumerate() {
         let token = |i: usize| ((i * 37 + index / 2 * 101 + 5) % vocab) as u32;

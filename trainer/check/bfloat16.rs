@@ -52,7 +52,9 @@ fn rows_at(case: &Case, model: &Model, logits: &[f32]) -> Result<Vec<f32>, Check
     let mut rows = Vec::new();
     for position in positions {
         let row = position.as_u64().and_then(|p| logits.chunks_exact(vocab).nth(p as usize));
-        rows.extend_from_slice(row.ok_or_else(|| case.error("positions is not a list of rows"))?);
+        rows.extend_from_slice(
+            row.ok_or_else(|| case.json_error("positions is not a list of rows"))?,
+        );
     }
     Ok(rows)
 }

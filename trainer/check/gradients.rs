@@ -40,7 +40,7 @@ pub(super) fn compare(
         .map_err(|e| case.error(format!("{}: {e}", reference.display())))?;
     let (prompts, advantages) = (case.numbers("prompt_lens")?, case.numbers("advantages")?);
     if prompts.len() != case.inputs.len() || advantages.len() != case.inputs.len() {
-        return Err(case.error("prompt_lens and advantages have not one entry a sequence"));
+        return Err(case.json_error("prompt_lens and advantages have not one entry a sequence"));
     }
 
     let mut batch = PackedBatch::default();
@@ -48,11 +48,15 @@ pub(super) fn compare(
     for ((ids, prompt), advantage) in case.inputs.iter().zip(prompts).zip(advantages) {
         let prompt = prompt as usize;
         if !(1..ids.len()).contains(&prompt) {
-            return Err(case.error(format!("a prompt of {prompt} of {} tokens", ids.len())));
+            return Err(case.json_error(format!("a prompt of {prompt} of {} tokens", ids.len())));
         }
+        case.fits(&model, ids)?;
         let (prompt, completion) = ids.split_at(prompt);
         batch.push(prompt, &[completion]);
         weights.extend(completion.iter().map(|_| -advantage));
+    }
+    if weights.is_empty() {
+        return Err(case.json_error("there are no input_ids, which grads.safetensors is of"));
     }
     let tokens = weights.len() as f64;
     weights.iter_mut().for_each(|weight| *weight /= tokens);

@@ -35,7 +35,7 @@ pub(super) fn expected(case: &Case, variant: &str) -> Result<Option<Vec<Vec<u32>
     let key = format!("greedy_{variant}");
     let Some(expected) = token_lists(&case.json[&key]) else { return Ok(None) };
     if expected.len() != case.inputs.len() || expected.iter().any(Vec::is_empty) {
-        return Err(case.error(format!("{key} has not one continuation a sequence")));
+        return Err(case.json_error(format!("{key} has not one continuation a sequence")));
     }
     Ok(Some(expected))
 }
@@ -53,7 +53,7 @@ pub(super) fn continuations(
     expected: &[Vec<u32>],
 ) -> Result<Vec<Written>, CheckError> {
     let options = Options { max_batch: 64, prefill_rows: 16, cache_bytes: 64 << 20 };
-    let mut generator = Generator::new(model, &[], options);
+    let mut generator = Generator::new(model, &[], options).map_err(|error| case.failed(error))?;
     let mut written = vec![Written::default(); expected.len()];
     for (ids, expected) in case.inputs.iter().zip(expected) {
         let request = Request {

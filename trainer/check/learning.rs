@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use engine::{
+    error::excerpt,
     model::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
@@ -14,7 +15,7 @@ use engine::{
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
 };
-use kernels::cpu::Cpu;
+use kernels::cpu::{Cpu, log_prob::TEMPERATURES};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -102,7 +103,27 @@ impl Case<'_> {
 
     pub(super) fn number(&self, path: &[&str]) -> Result<f64, CheckError> {
         let value = path.iter().fold(&self.json, |value, key| &value[key]);
-        value.as_f64().ok_or_else(|| self.error(format!("{} is not a number", path.join("."))))
+        value.as_f64().ok_or_else(|| self.json_error(format!("{} is not a number", path.join("."))))
+    }
+
+    /// The first `len` values of row `row` of a tensor of `rows` rows.
+    fn row(
+        &self,
+        values: &[f32],
+        [row, rows, len]: [usize; 3],
+        name: &str,
+    ) -> Result<Vec<f32>, CheckError> {
+        let width = values.len() / rows.max(1);
+        let own = values.get(row * width..).and_then(|rest| rest.get(..width)?.get(..len));
+        let short =
+            || format!("{name} has {} values for {rows} rows of {len} and more", values.len());
+        Ok(own.ok_or_else(|| self.error(short()))?.to_vec())
+    }
+
+    /// The first value of a tensor.
+    fn first(&self, values: &[f32], name: &str) -> Result<f64, CheckError> {
+        let first = values.first().ok_or_else(|| self.error(format!("{name} is empty")))?;
+        Ok(f64::from(*first))
     }
 }
 
@@ -139,7 +160,20 @@ fn loss_and_gradients(
         .collect();
     let weights = token_weights(kind, max_tokens, parts, &counted);
     let mut batch = PackedBatch::default();
-    items.iter().for_each(|item| batch.push(&item.prompt, &[&item.completion]));
+    for Item { prompt, completion, .. } in items {
+        case.fits(&models.own, &[&prompt[..], completion].concat())?;
+        if prompt.is_empty() {
+            return Err(case.error("a prompt without tokens"));
+        }
+        batch.push(prompt, &[completion]);
+    }
+    if batch.targets() == 0 {
+        return Err(case.error("no completion has a token"));
+    }
+    let (lowest, highest) = TEMPERATURES;
+    if !(lowest..=highest).contains(&temperature) {
+        return Err(case.json_error(format!("a temperature of {temperature}")));
+    }
     let pass = TrainingPass { temperature, ..PLAIN };
     let log_probs = |y: &Tensor| -> Result<Vec<f32>, CheckError> {
         let values = y.to_vec().map_err(|e| case.failed(e))?;
@@ -187,7 +221,7 @@ fn loss_of(
 
 fn kind_of(case: &Case, name: &str) -> Result<Kind, CheckError> {
     serde_json::from_value(Value::from(name))
-        .map_err(|_| case.error(format!("{name} is no loss type")))
+        .map_err(|_| case.json_error(format!("{} is no loss type", excerpt(name))))
 }
 
 /// All cases of `grpo.safetensors`, named `<loss>.beta<beta>.<on|off>`.
@@ -202,13 +236,15 @@ fn grpo(
     let epsilon = case.number(&["grpo_params", "epsilon"])?;
     let advantages = case.get(tensors, "advantages")?;
     let (old, reference) = (case.get(tensors, "old_logps")?, case.get(tensors, "ref_logps")?);
-    let width = old.len() / case.inputs.len().max(1);
     let cases = case.json["grpo"].as_object();
-    let cases = cases.ok_or_else(|| case.error("grpo is not an object of cases"))?;
+    let cases = cases.ok_or_else(|| case.json_error("grpo is not an object of cases"))?;
     for (name, expected) in cases {
         let mut parts = name.rsplitn(2, '.');
         let (policy, rest) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-        let unknown = || case.error(format!("{name} is no case of the form loss.betaB.on"));
+        let unknown = || {
+            let what = "no case of the form loss.betaB.on with a number as its loss";
+            case.json_error(format!("{} is {what}", excerpt(name)))
+        };
         let (kind, beta) = rest.split_once(".beta").ok_or_else(unknown)?;
         let beta: f64 = beta.parse().map_err(|_| unknown())?;
         let settings = loss::Settings {
@@ -219,15 +255,22 @@ fn grpo(
         };
         let mut items = Vec::new();
         for (index, ids) in case.inputs.iter().enumerate() {
-            let prompt = *prompts.get(index).ok_or_else(|| case.error("prompt_lens is short"))?;
+            let prompt =
+                *prompts.get(index).ok_or_else(|| case.json_error("prompt_lens is short"))?;
             let (prompt, completion) = ids.split_at((prompt as usize).min(ids.len()));
-            let own = |of: &[f32]| of[index * width..][..completion.len().min(width)].to_vec();
+            let place = [index, case.inputs.len(), completion.len()];
             items.push(Item {
                 prompt: prompt.to_vec(),
                 completion: completion.to_vec(),
-                advantage: advantages[index],
-                old: (policy == "off").then(|| own(old)),
-                reference: (beta != 0.0).then(|| own(reference)),
+                advantage: case.row(advantages, [index, case.inputs.len(), 1], "advantages")?[0],
+                old: match policy {
+                    "off" => Some(case.row(old, place, "old_logps")?),
+                    _ => None,
+                },
+                reference: match beta {
+                    0.0 => None,
+                    _ => Some(case.row(reference, place, "ref_logps")?),
+                },
             });
         }
         let how = (kind_of(case, kind)?, max_tokens, &[items.len()][..]);
@@ -266,7 +309,8 @@ fn trl_step(
     let beta = case.number(&["args", "beta"])?;
     let temperature = case.number(&["args", "temperature"])? as f32;
     let max_tokens = case.number(&["max_completion_length"])? as usize;
-    let name = case.json["args"]["loss"].as_str().unwrap_or("");
+    let name = case.json["args"]["loss"].as_str();
+    let name = name.ok_or_else(|| case.json_error("args.loss is not a text"))?;
     let epsilon = case.number(&["trl_defaults", "epsilon"])?;
     let settings = loss::Settings {
         clip_low: epsilon,
@@ -279,6 +323,10 @@ fn trl_step(
         micros.push(micro(case, tensors, micros.len())?);
     }
     let TrlUpdates { count, micros_each } = TrlUpdates::of(case, tensors)?;
+    let mut items = micros.iter().flat_map(|micro| &micro.items);
+    if beta != 0.0 && items.any(|item| item.reference.is_none()) {
+        return Err(case.error(format!("args.beta is {beta} without ref_per_token_logps")));
+    }
     for (update, micros) in micros.chunks(micros_each).enumerate() {
         if update > 0 {
             models.set(&steps::trl_parameters(case, tensors, update)?);
@@ -294,7 +342,8 @@ fn trl_step(
         if update + 1 == count && !tensors.contains_key(&format!("grad{update}._norm")) {
             continue; // the trainer was stopped before its step
         }
-        let theirs = f64::from(case.get(tensors, &format!("grad{update}._norm"))?[0]);
+        let name = format!("grad{update}._norm");
+        let theirs = case.first(case.get(tensors, &name)?, &name)?;
         let error = (norm(case, &models.own, &gradients)? / theirs - 1.0).abs();
         let bound = Bound::Rounded { f32: LOSS_BOUND, rounding: ROUNDING };
         errors.add("TRL's gradient norm (relative)", 1, error, bound);
@@ -312,23 +361,25 @@ fn micro(case: &Case, tensors: &Tensors, index: usize) -> Result<Micro, CheckErr
     let part = |part: &str| case.get(tensors, &format!("micro{index}.{part}"));
     let optional = |name: &str| tensors.get(&format!("micro{index}.{name}")).map(Vec::as_slice);
     let advantages = part("advantages")?;
-    let rows = |ids: &[f32], mask: &[f32], row: usize| -> Vec<u32> {
-        let width = ids.len() / advantages.len().max(1);
-        let own = row * width..(row + 1) * width;
-        let kept = ids[own.clone()].iter().zip(&mask[own]).filter(|(_, mask)| **mask != 0.0);
-        kept.map(|(id, _)| *id as u32).collect()
+    let all = advantages.len();
+    let rows = |name: &str, row: usize| -> Result<Vec<u32>, CheckError> {
+        let (ids, mask) = (part(&format!("{name}_ids"))?, part(&format!("{name}_mask"))?);
+        let width = ids.len() / all;
+        let own = |of: &[f32]| case.row(of, [row, all, width], name);
+        let kept = own(ids)?.into_iter().zip(own(mask)?).filter(|(_, mask)| *mask != 0.0);
+        Ok(kept.map(|(id, _)| id as u32).collect())
     };
     let mut items = Vec::new();
     for (row, &advantage) in advantages.iter().enumerate() {
-        let prompt = rows(part("prompt_ids")?, part("prompt_mask")?, row);
-        let completion = rows(part("completion_ids")?, part("completion_mask")?, row);
-        let own =
-            |of: &[f32]| of[row * (of.len() / advantages.len())..][..completion.len()].to_vec();
-        let (old, reference) =
-            (optional("old_per_token_logps").map(own), optional("ref_per_token_logps").map(own));
+        let (prompt, completion) = (rows("prompt", row)?, rows("completion", row)?);
+        let own = |name: &str| {
+            let place = [row, all, completion.len()];
+            optional(name).map(|of| case.row(of, place, name)).transpose()
+        };
+        let (old, reference) = (own("old_per_token_logps")?, own("ref_per_token_logps")?);
         items.push(Item { prompt, completion, advantage, old, reference });
     }
-    Ok(Micro { items, loss: f64::from(part("loss")?[0]) })
+    Ok(Micro { items, loss: case.first(part("loss")?, "loss")? })
 }
 
 /// How a dump's micro-batches make updates.

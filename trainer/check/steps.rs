@@ -50,7 +50,7 @@ fn adamw(
         .as_array()
         .map(|betas| betas.iter().filter_map(serde_json::Value::as_f64).collect())
         .filter(|betas: &Vec<f64>| betas.len() == 2)
-        .ok_or_else(|| case.error("adamw.betas are not two numbers"))?;
+        .ok_or_else(|| case.json_error("adamw.betas are not two numbers"))?;
     let settings = Settings {
         beta1: betas[0],
         beta2: betas[1],
@@ -117,12 +117,15 @@ fn trl_settings(case: &Case) -> Result<Settings, CheckError> {
     let group = &case.json["param_groups"][0];
     let number = |key: &str| {
         let value = group[key].as_f64();
-        value.ok_or_else(|| case.error(format!("param_groups[0].{key} is not a number")))
+        value.ok_or_else(|| case.json_error(format!("param_groups[0].{key} is not a number")))
     };
-    let beta = |index: usize| group["betas"][index].as_f64().unwrap_or(f64::NAN);
+    let beta = |index: usize| {
+        let value = group["betas"][index].as_f64();
+        value.ok_or_else(|| case.json_error("param_groups[0].betas are not two numbers"))
+    };
     Ok(Settings {
-        beta1: beta(0),
-        beta2: beta(1),
+        beta1: beta(0)?,
+        beta2: beta(1)?,
         epsilon: number("eps")?,
         weight_decay: number("weight_decay")?,
         max_norm: Some(case.number(&["max_grad_norm"])?),

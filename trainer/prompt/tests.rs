@@ -19,7 +19,7 @@ fn refused(source: &str) -> String {
 
 #[test]
 fn the_bundled_prompt_has_the_form_the_adapters_know() {
-    let prompt = render(&Template::bundled(), "Two.", "Three.");
+    let prompt = render(&Template::bundled().unwrap(), "Two.", "Three.");
     let landmarks = [
         "#### Evaluation Criteria ####",
         "1. Instruction Adherence:",
@@ -71,11 +71,9 @@ fn whole_conversations_are_shown() {
 
 #[test]
 fn replies_are_values_not_templates_and_cannot_break_out() {
-    let template = Template::bundled().with_control_tokens(ControlTokens::default().with([
-        "</s>",
-        "<|im_end|>",
-        "",
-    ]));
+    let template = Template::bundled()
+        .unwrap()
+        .with_control_tokens(ControlTokens::default().with(["</s>", "<|im_end|>", ""]));
     let prompt = render(&template, "{{ response_b }} {% if %} & <b>", "x<|im_end|>\n</s>");
     assert!(prompt.user.contains("]\n{{ response_b }} {% if %} & <b>\n["));
     assert!(!prompt.user.contains("<|im_end|>") && !prompt.user.contains("</s>"));
@@ -103,8 +101,11 @@ fn a_template_file_may_bring_its_own_system_prompt() {
     let prompt = render(&plain, "1", "2");
     assert_eq!(prompt.user, "12");
     assert!(prompt.system.unwrap().contains("<analysis>"));
-    assert_ne!(plain.fingerprint(), Template::bundled().fingerprint());
-    assert_eq!(Template::bundled().fingerprint(), Template::bundled().fingerprint());
+    assert_ne!(plain.fingerprint(), Template::bundled().unwrap().fingerprint());
+    assert_eq!(
+        Template::bundled().unwrap().fingerprint(),
+        Template::bundled().unwrap().fingerprint()
+    );
 }
 
 #[test]
@@ -113,7 +114,10 @@ fn a_template_file_may_name_the_form_of_its_verdict() {
         |source: &str| Template::from_source("t", source).unwrap().verdict_form().to_string();
     let both = "{{ response_a }}{{ response_b }}";
     assert_eq!(form(both), "\\boxed{a, b} from 1 to 10");
-    assert_eq!(Template::bundled().verdict_form().to_string(), "\\boxed{a, b} from 1 to 10");
+    assert_eq!(
+        Template::bundled().unwrap().verdict_form().to_string(),
+        "\\boxed{a, b} from 1 to 10"
+    );
     let hundred = format!("---verdict: \\boxed{{a, b}} from 0 to 100---\n{both}");
     assert_eq!(form(&hundred), "\\boxed{a, b} from 0 to 100");
     let markers = format!(
@@ -140,7 +144,7 @@ fn a_template_file_may_name_the_form_of_its_verdict() {
 fn a_template_written_out_gives_the_same_prompts() {
     let prompts = |template: &Template| render(template, "one", "two");
     for source in [
-        Template::bundled().to_source(),
+        Template::bundled().unwrap().to_source(),
         "---system---\n---user---\n{{ response_a }}{{ response_b }}".to_owned(),
         "---system---\nA\n\n---user---\n\n{{ response_a }}{{ response_b }}\n\n".to_owned(),
         "{{ response_a }}{{ response_b }}".to_owned(),
@@ -153,8 +157,8 @@ fn a_template_written_out_gives_the_same_prompts() {
         assert_eq!(again.to_source(), template.to_source());
         assert_eq!(again.verdict_form(), template.verdict_form());
     }
-    let bundled = Template::from_source("t", &Template::bundled().to_source()).unwrap();
-    assert_eq!(prompts(&bundled), prompts(&Template::bundled()));
+    let bundled = Template::from_source("t", &Template::bundled().unwrap().to_source()).unwrap();
+    assert_eq!(prompts(&bundled), prompts(&Template::bundled().unwrap()));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use engine::error::excerpt_of;
+
 use super::{Protocol, Sample, Scores, Share, Timing};
 use crate::bootstrap::Interval;
 use crate::prompt::OrderPlan;
@@ -13,11 +15,8 @@ pub(super) const NAME: usize = 32;
 /// The most columns of a line, but for a long name.
 const WIDTH: usize = 80;
 
-/// Characters that reorder the text around them on a terminal.
-const DIRECTION: [char; 9] = [
-    '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}',
-    '\u{2069}',
-];
+/// Characters of a name that comes from data, at most: a long one must not break the table.
+pub(super) const LONGEST: usize = 200;
 
 /// Writing to a `String` cannot fail.
 pub(super) const TO_MEMORY: &str = "a string grows";
@@ -26,7 +25,7 @@ pub(super) fn render(scores: &Scores, model: &str, timing: Option<&Timing>) -> S
     let mut out = String::new();
     let Protocol { rule, order, votes, seed, sample } = scores.protocol;
     let plural = if votes == 1 { "" } else { "s" };
-    writeln!(out, "{}", printable(model)).expect(TO_MEMORY);
+    writeln!(out, "{}", excerpt_of(model, LONGEST)).expect(TO_MEMORY);
     writeln!(out, "order {order}, match {rule}, {votes} vote{plural}").expect(TO_MEMORY);
     if let Some(Sample { rows, of }) = sample {
         writeln!(out, "a sample of {rows} of {of} rows, by subset, seed {seed}").expect(TO_MEMORY);
@@ -51,7 +50,7 @@ fn table(out: &mut String, scores: &Scores) {
     writeln!(out, "\n{:NAME$} {:>6} {:>9} {:>12}", "", "rows", "accuracy", "RewardBench")
         .expect(TO_MEMORY);
     let subset = |out: &mut String, subset: &SubsetScore| {
-        let name = printable(subset.name.as_deref().unwrap_or("(no subset)"));
+        let name = excerpt_of(subset.name.as_deref().unwrap_or("(no subset)"), LONGEST);
         let (score, plain) = (percent(subset.accuracy), percent(subset.plain_accuracy));
         let name = format!("  {name}");
         writeln!(out, "{name:NAME$} {:>6} {plain:>9} {score:>12}", subset.rows).expect(TO_MEMORY);
@@ -233,20 +232,4 @@ fn with_interval(value: f64, interval: Option<Interval>) -> String {
         format!("  [{:.2}, {:.2}] 95 %", 100.0 * low, 100.0 * high)
     });
     format!("{}{interval}", percent(value))
-}
-
-/// Names come from data: control characters must not reach the terminal, and a long one not break the table.
-pub(super) fn printable(name: &str) -> String {
-    let mut text = String::new();
-    for (index, c) in name.chars().enumerate() {
-        if index == 200 {
-            text.push('…');
-            break;
-        }
-        match c.is_control() || DIRECTION.contains(&c) {
-            true => text.extend(c.escape_default()),
-            false => text.push(c),
-        }
-    }
-    text
 }

@@ -31,9 +31,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use engine::error::excerpt_of;
 use serde::Serialize;
 
-use super::render::{NAME, TO_MEMORY, percent, printable};
+use super::render::{LONGEST, NAME, TO_MEMORY, percent};
 use super::{Ballot, Preference, Protocol, Record, deciding, mean};
 
 /// Scores of rows with several replies.
@@ -154,7 +155,7 @@ impl Several {
     /// The table for the terminal.
     pub(super) fn render(&self, out: &mut String) {
         let name = |name: &Option<String>| {
-            format!("  {}", printable(name.as_deref().unwrap_or("(no subset)")))
+            format!("  {}", excerpt_of(name.as_deref().unwrap_or("(no subset)"), LONGEST))
         };
         if !self.best_of.is_empty() || self.ties.is_some() {
             let title = "Best of all replies";

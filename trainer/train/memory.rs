@@ -16,7 +16,10 @@ use engine::{
     model::memory::{PassMemory, TrainedModel, TrainedPass},
 };
 
-use super::{PREFILL_ROWS, running_sequences, update::largest_batch};
+use super::{
+    PREFILL_ROWS, running_sequences,
+    update::{TooLarge, largest_batch},
+};
 use crate::settings::Settings;
 pub use cuda::{CudaMemory, usable};
 
@@ -59,24 +62,28 @@ pub struct RunShape {
 }
 
 impl RunMemory {
-    /// The memory of a run of `model` with these settings.
-    pub fn predict(model: &TrainedModel, settings: &Settings, shape: RunShape) -> RunMemory {
+    /// The memory of a run of `model` with these settings, unless they are beyond any machine.
+    pub fn predict(
+        model: &TrainedModel,
+        settings: &Settings,
+        shape: RunShape,
+    ) -> Result<RunMemory, TooLarge> {
         let rollout = &settings.rollout;
         let (prompt, completion) = (shape.prompt, rollout.max_completion_tokens);
-        let length = prompt + completion;
         let batch = largest_batch(
             [prompt, completion],
             rollout.group_size,
             rollout.prompts_per_step,
             settings.micro_batch_tokens(),
-        );
+        )?;
+        let length = prompt + completion;
         let pass = |checkpoint| {
             let (dropout, reference) = (settings.lora.dropout > 0.0, settings.loss.beta != 0.0);
             model.training(&batch, TrainedPass { checkpoint, dropout, reference })
         };
         let sequences = running_sequences(settings);
         let parameters = model.adapter_parameters();
-        RunMemory {
+        Ok(RunMemory {
             weights: shape.weights,
             program: PROGRAM_MAPPED,
             process: PROGRAM
@@ -90,7 +97,7 @@ impl RunMemory {
             kept: pass(false),
             recomputed: pass(true),
             rows: batch.rows(),
-        }
+        })
     }
 
     /// A training pass with activations recomputed, or kept.
@@ -136,7 +143,8 @@ fn cache_bytes(model: &TrainedModel, settings: &Settings, shape: RunShape) -> u6
     // The last token is drawn, not fed.
     let fed = shape.prompt + rollout.max_completion_tokens.saturating_sub(1);
     let own = KvCache::pages_for(fed) - shared;
-    let pages = rollout.prompts_per_step * shared + running_sequences(settings) * own;
+    let prompts = rollout.prompts_per_step.saturating_mul(shared);
+    let pages = prompts.saturating_add(running_sequences(settings).saturating_mul(own));
     let page = KvCache::page_bytes(model.config, model.precision.cache_dtype()) as u64;
-    (pages as u64 * page).min(shape.cache)
+    (pages as u64).saturating_mul(page).min(shape.cache)
 }

@@ -62,7 +62,10 @@ pub fn fitting(
         }
     };
     std::thread::scope(|scope| {
-        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        for _ in 1..threads {
+            // Fewer do as well, where the system has no more.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
         work();
     });
     if let Some((_, error)) = failure.into_inner().expect("no panic under the lock") {

@@ -152,19 +152,50 @@ fn pack(groups: &[Group], budget: usize) -> Vec<Vec<Part>> {
     batches
 }
 
-/// The largest micro-batch of a step in which every prompt and completion is so long.
+/// A micro-batch that no machine holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a micro-batch of more than {MOST_ROWS} rows is beyond any machine; lower data.max_prompt_tokens, \
+     rollout.max_completion_tokens, rollout.group_size or train.micro_batch_tokens"
+)]
+pub struct TooLarge;
+
+/// A row's activations are megabytes.
+const MOST_ROWS: usize = 1 << 22;
+
+/// The largest micro-batch of a step in which every prompt and completion is so long. As all groups are alike, it is one
+/// that [`pack`] fills with as many of them as fit, or a part of one that does not.
 pub fn largest_batch(
     [prompt, completion]: [usize; 2],
     group_size: usize,
     groups: usize,
     budget: usize,
-) -> PackedBatch {
-    let (prompt, tokens) = (vec![0; prompt.max(1)], vec![0; completion]);
-    let item = Item { tokens: &tokens, sampled: None, advantage: 0.0, weight: 1.0 };
-    let groups = vec![Group { prompt: &prompt, items: vec![item; group_size] }; groups];
-    let batches = pack(&groups, budget).into_iter();
-    let packed = batches.map(|parts| Batch::new(&groups, &parts).packed);
-    packed.max_by_key(PackedBatch::rows).unwrap_or_default()
+) -> Result<PackedBatch, TooLarge> {
+    let prompt = prompt.max(1);
+    // The last token is predicted, not fed.
+    let fed = completion.saturating_sub(1);
+    let fitting = match budget.checked_sub(prompt) {
+        Some(room) => room.checked_div(fed).unwrap_or(group_size),
+        None => 1,
+    };
+    let items = fitting.max(1).min(group_size);
+    let rows = items.checked_mul(fed).and_then(|rows| rows.checked_add(prompt)).ok_or(TooLarge)?;
+    let parts = match items == group_size {
+        true => (budget / rows).max(1).min(groups),
+        false => 1.min(groups),
+    };
+    let mut packed = PackedBatch::default();
+    if items == 0 {
+        return Ok(packed);
+    }
+    let targets = items.checked_mul(completion).ok_or(TooLarge)?;
+    if rows.max(targets).max(items).saturating_mul(parts) > MOST_ROWS {
+        return Err(TooLarge);
+    }
+    let (prompt, tokens) = (vec![0; prompt], vec![0; completion]);
+    let completions = vec![&tokens[..]; items];
+    (0..parts).for_each(|_| packed.push(&prompt, &completions));
+    Ok(packed)
 }
 
 /// Updates the model's adapter on the groups of a step. `first_update` counts the updates before it;
@@ -432,6 +463,53 @@ mod tests {
 
     fn item(tokens: &[u32], weight: f64) -> Item<'_> {
         Item { tokens, sampled: None, advantage: 1.0, weight }
+    }
+
+    #[test]
+    fn the_largest_batch_is_the_largest_that_is_packed() {
+        let same = |[prompt, completion]: [usize; 2], group_size, groups, budget| {
+            let (tokens, before) = (vec![0; completion], vec![0; prompt.max(1)]);
+            let group = Group { prompt: &before, items: vec![item(&tokens, 1.0); group_size] };
+            let all = vec![group; groups];
+            let packed = pack(&all, budget).into_iter();
+            let packed = packed.map(|parts| Batch::new(&all, &parts).packed);
+            let sizes = |batch: &PackedBatch| (batch.rows(), batch.targets());
+            let expected = packed.map(|batch| sizes(&batch)).max().unwrap_or_default();
+            let found = largest_batch([prompt, completion], group_size, groups, budget).unwrap();
+            let case = (prompt, completion, group_size, groups, budget);
+            assert_eq!(sizes(&found), expected, "{case:?}");
+        };
+        for prompt in [0, 1, 5, 9] {
+            for completion in [0, 1, 2, 4, 7] {
+                for group_size in [0, 1, 2, 3, 8] {
+                    for groups in [0, 1, 2, 5] {
+                        for budget in [0, 1, 8, 13, 24, 40, 1000, usize::MAX] {
+                            same([prompt, completion], group_size, groups, budget);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Before anything is allocated, and without a sum that wraps.
+    #[test]
+    fn a_batch_beyond_reason_is_refused() {
+        const MOST: usize = usize::MAX;
+        for (lengths, group_size, groups, budget) in [
+            ([MOST, 1], 8, 2, 4096),
+            ([1, MOST], 8, 2, 4096),
+            ([MOST, MOST], MOST, MOST, MOST),
+            ([1 << 30, 1 << 30], 8, 2, 4096),
+            ([100, 1], MOST, 1, MOST),
+            ([100, 100], 8, MOST, MOST),
+        ] {
+            let error = largest_batch(lengths, group_size, groups, budget).unwrap_err();
+            assert!(error.to_string().contains("rollout.max_completion_tokens"));
+        }
+        // Steps of any number of prompts are cut into batches.
+        let rows = largest_batch([100, 101], 8, MOST, 4096).unwrap().rows();
+        assert_eq!(rows, 4 * (100 + 8 * 100));
     }
 
     #[test]

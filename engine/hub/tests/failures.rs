@@ -558,3 +558,41 @@ fn unusable_settings_are_named() {
     let error = resolve(&Hub::new(homeless)).unwrap_err();
     assert!(matches!(error, HubError::NoCacheDirectory), "{error}");
 }
+
+#[test]
+fn a_token_that_can_be_read_on_its_way_is_warned_of_once() {
+    let warnings = |endpoint: &str, token: Option<&str>| {
+        let scratch = Scratch::new();
+        let mut config = config(&scratch, endpoint);
+        config.token = token.and_then(|token| Token::new(token, "HF_TOKEN"));
+        let mut events = Vec::new();
+        Hub::new(config).resolve_model("acme/judge", &mut record(&mut events)).unwrap_err();
+        let warnings = events.into_iter().filter(|event| event.contains("Warning"));
+        warnings.collect::<Vec<_>>()
+    };
+    let local = closed_port();
+    // Not a loopback address, though nothing leaves this machine.
+    let other = local.replace("127.0.0.1", "user:secret@0.0.0.0");
+    let said = warnings(&other, Some("hf_x"));
+    assert!(
+        said.len() == 1 && said[0].contains("HF_TOKEN") && said[0].contains("use https"),
+        "{said:?}"
+    );
+    assert!(!said[0].contains("secret") && !said[0].contains("hf_x"), "{said:?}");
+    assert!(warnings(&other, None).is_empty());
+    assert!(warnings(&local, Some("hf_x")).is_empty());
+    assert!(warnings(&local.replace("127.0.0.1", "localhost"), Some("hf_x")).is_empty());
+    let overheard = |url: &str| address::Origin::of(&url.parse().unwrap()).unwrap().is_overheard();
+    assert!(
+        ["http://hub.example", "http://10.0.0.1:8080", "http://[2001:db8::1]/"]
+            .map(overheard)
+            .iter()
+            .all(|o| *o)
+    );
+    assert!(
+        ["https://hub.example", "http://[::1]:80", "http://x.localhost", "http://127.9.9.9"]
+            .map(overheard)
+            .iter()
+            .all(|o| !o)
+    );
+}

@@ -15,7 +15,10 @@ use engine::{
 use super::RunShape;
 use crate::{
     settings::Settings,
-    train::{PREFILL_ROWS, cache_pages, running_sequences, update::largest_batch},
+    train::{
+        PREFILL_ROWS, cache_pages, running_sequences,
+        update::{TooLarge, largest_batch},
+    },
 };
 
 /// What a run needs of a GPU, in bytes.
@@ -44,15 +47,20 @@ pub fn usable(free: u64) -> u64 {
 }
 
 impl CudaMemory {
-    /// The memory of a run of `model` with these settings. Of `shape` the files' bytes do not matter.
-    pub fn predict(model: &TrainedModel, settings: &Settings, shape: RunShape) -> CudaMemory {
+    /// The memory of a run of `model` with these settings, unless they are beyond any machine. Of `shape` the files' bytes
+    /// do not matter.
+    pub fn predict(
+        model: &TrainedModel,
+        settings: &Settings,
+        shape: RunShape,
+    ) -> Result<CudaMemory, TooLarge> {
         let (prompt, completion) = (shape.prompt, settings.rollout.max_completion_tokens);
         let batch = largest_batch(
             [prompt, completion],
             settings.rollout.group_size,
             settings.rollout.prompts_per_step,
             settings.micro_batch_tokens(),
-        );
+        )?;
         let pass = |checkpoint| {
             let (dropout, reference) = (settings.lora.dropout > 0.0, settings.loss.beta != 0.0);
             model.training_on_cuda(&batch, TrainedPass { checkpoint, dropout, reference })
@@ -61,7 +69,7 @@ impl CudaMemory {
         let pages = (shape.cache / page).clamp(1, cache_pages(settings) as u64) as usize;
         let sequences = running_sequences(settings);
         let length = prompt + completion;
-        CudaMemory {
+        Ok(CudaMemory {
             model: model.on_cuda(model.config.max_position_embeddings),
             cache: model.cache_on_cuda(pages),
             least_cache: model.cache_on_cuda(KvCache::pages_for(length)),
@@ -69,7 +77,7 @@ impl CudaMemory {
             kept: pass(false),
             recomputed: pass(true),
             rows: batch.rows(),
-        }
+        })
     }
 
     /// A training pass with activations recomputed, or kept.
