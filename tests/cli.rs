@@ -183,22 +183,6 @@ fn an_evaluation_ends_with_the_same_bytes_however_it_ran() {
     stdout(&j1(&eval_args(&model, &data, &narrow, &["--threads", "1", "--batch", "1"])));
     assert!(bytes(Path::new(&narrow)) == expected, "at one thread, one at a time");
 
-    // Killed at several moments: what is there is kept, the rest is made again.
-    let killed = out("killed");
-    for wait_ms in [30, 60, 90, 120] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
-            .args(eval_args(&model, &data, &killed, &["--batch", "2"]))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(wait_ms));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    stdout(&j1(&eval_args(&model, &data, &killed, &[])));
-    assert!(bytes(Path::new(&killed)) == expected, "killed four times");
-
     // Again: nothing to do, the same table but for the timing.
     stdout(&j1(&eval_args(&model, &data, &whole, &[])));
     assert!(bytes(Path::new(&whole)) == expected);

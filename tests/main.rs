@@ -10,11 +10,16 @@ mod disk;
 mod generation;
 #[cfg(target_os = "linux")]
 mod instructions;
+mod kill;
+#[cfg(target_os = "linux")]
+mod limits;
 mod memory;
 mod merge;
 mod profile;
 mod real_models;
 mod sampling;
+#[cfg(target_os = "linux")]
+mod terminal;
 mod tidy;
 mod training;
 mod verdicts;

@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use engine::{
+    adapter::{Adapter, AdapterSettings, Projection},
+    config::Config,
+};
 use serde_json::Value;
 
 use crate::cli::{fails, j1, stdout};
@@ -58,7 +62,7 @@ fn wrong_arguments_are_explained_and_nothing_is_written() {
 }
 
 /// A Qwen3 of 120 MB that is all zero, in a file with holes, so that a merge takes a moment.
-fn large_model(directory: &Path) {
+pub(crate) fn large_model(directory: &Path) {
     let config = r#"{"model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 1, "vocab_size": 64,
         "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 18432,
         "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": true,
@@ -99,26 +103,27 @@ fn large_model(directory: &Path) {
     file.set_len((bytes.len() + end) as u64).unwrap();
 }
 
-#[cfg(unix)]
-#[test]
-fn ctrl_c_leaves_nothing_behind() {
-    use engine::{
-        adapter::{Adapter, AdapterSettings, Projection},
-        config::Config,
-    };
-    let scratch = tempfile::tempdir().unwrap();
-    let path = |name: &str| scratch.path().join(name);
-    let text = |name: &str| path(name).display().to_string();
-    large_model(&path("model"));
+/// A new adapter of all of a model's projections.
+pub(crate) fn adapter_of_rank(rank: usize, model: &Path, directory: &Path) {
     let settings = AdapterSettings {
-        rank: 256, // seconds of work
+        rank,
         alpha: 1.0,
         rank_stabilized: false,
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),
     };
-    let config = Config::load(&path("model")).unwrap();
-    Adapter::initialize(&config, &settings, 0).unwrap().save(&path("adapter")).unwrap();
+    let config = Config::load(model).unwrap();
+    Adapter::initialize(&config, &settings, 0).unwrap().save(directory).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    let text = |name: &str| path(name).display().to_string();
+    large_model(&path("model"));
+    adapter_of_rank(256, &path("model"), &path("adapter")); // seconds of work
     let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
         .args(["merge", "--model", &text("model"), "--adapter", &text("adapter")])
         .args(["--out", &text("out")])

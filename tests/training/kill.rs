@@ -9,20 +9,6 @@ use std::{
 
 use super::{Run, assert_same, finish, resume, spawn, succeeded, with_threads};
 
-const KILLS: usize = 25;
-
-/// SplitMix64 (Steele et al. 2014), as a share of 1.
-struct Draws(u64);
-
-impl Draws {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 /// Every checkpoint is whole, whatever was under way.
 fn assert_whole_checkpoints(out: &Path) {
     let Ok(entries) = fs::read_dir(out.join("checkpoints")) else { return };
@@ -64,9 +50,9 @@ fn a_run_killed_at_random_moments_ends_as_one_that_never_was() {
     let step = all.saturating_sub(start).max(Duration::from_millis(40)) / 40;
 
     let out = run.path("killed");
-    let mut draws = Draws(25);
+    let (count, mut draws) = crate::kill::kills(25);
     let (mut kills, mut resumed, mut completed) = (0, 0, 0);
-    while kills < KILLS {
+    while kills < count {
         // A run that was killed before its first file is one that was never started.
         let is_run = out.join("config.toml").exists();
         let args = if is_run { resume(&out) } else { run.start(&out) };
