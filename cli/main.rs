@@ -42,6 +42,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     kernels::signals::explain();
+    escape_panics();
     let Cli { command, profile } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
@@ -82,6 +83,19 @@ fn run(command: &Command) -> ExitCode {
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => failed(error.as_ref()),
     }
+}
+
+/// A panic's message may quote a stranger. One that becomes an error is not told twice.
+fn escape_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.to_string();
+        match printable(&text) == text {
+            _ if engine::tokenizer::catches_panics() => {}
+            true => usual(panic),
+            false => output::note(&text),
+        }
+    }));
 }
 
 /// Help, or what is wrong with the arguments, which may be names of files that somebody else made.

@@ -10,6 +10,7 @@
 mod bpe;
 mod control;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -297,11 +298,23 @@ fn is_byte_token(tokenizer: &Tokenizer, id: u32) -> bool {
         .is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
 }
 
+thread_local! {
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread, now, would be the crate's and become an error: a panic hook need not tell of it.
+pub fn catches_panics() -> bool {
+    CATCHING.get()
+}
+
 /// Runs `call`; an error or a panic of the crate becomes its message.
 fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     // What a panic may leave half done is dropped (parsing) or immutable but for the crate's cache of encoded words, whose entries
     // are written whole.
-    match catch_unwind(AssertUnwindSafe(call)) {
+    let outer = CATCHING.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(call));
+    CATCHING.set(outer);
+    match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(excerpt(&error.to_string())),
         Err(panic) => {

@@ -48,23 +48,26 @@ mod unix {
         ffi::{c_int, c_void},
         ops::Range,
         ptr,
-        sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+        sync::atomic::{AtomicU8, AtomicUsize, Ordering},
     };
 
     /// A mapped file. `start` is 0 while the slot is free, and 1 while it is written.
     struct Slot {
         start: AtomicUsize,
         end: AtomicUsize,
-        name: AtomicPtr<u8>,
+        /// As much of its end as there is room for.
+        name: [AtomicU8; NAME_BYTES],
         len: AtomicUsize,
     }
+
+    const NAME_BYTES: usize = 240;
 
     /// Checkpoints of the field have up to 191 files.
     static SLOTS: [Slot; 256] = [const {
         Slot {
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
-            name: AtomicPtr::new(ptr::null_mut()),
+            name: [const { AtomicU8::new(0) }; NAME_BYTES],
             len: AtomicUsize::new(0),
         }
     }; 256];
@@ -74,11 +77,12 @@ mod unix {
             |slot: &Slot| slot.start.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
         let index = SLOTS.iter().position(|slot| free(slot).is_ok())?;
         let slot = &SLOTS[index];
-        // Never freed: a handler may be reading it. A few bytes a file.
-        let name: &'static mut [u8] = Box::leak(name.as_bytes().into());
-        slot.end.store(addresses.end as usize, Ordering::Relaxed);
+        let starts = name.char_indices().map(|(start, _)| start);
+        let start = starts.chain([name.len()]).find(|start| name.len() - start <= NAME_BYTES);
+        let name = &name.as_bytes()[start.unwrap_or(name.len())..];
+        slot.name.iter().zip(name).for_each(|(to, byte)| to.store(*byte, Ordering::Relaxed));
         slot.len.store(name.len(), Ordering::Relaxed);
-        slot.name.store(name.as_mut_ptr(), Ordering::Relaxed);
+        slot.end.store(addresses.end as usize, Ordering::Relaxed);
         slot.start.store(addresses.start as usize, Ordering::Release);
         Some(index)
     }
@@ -87,15 +91,21 @@ mod unix {
         SLOTS[slot].start.store(0, Ordering::Release);
     }
 
-    /// The name of the file that is mapped at an address.
-    fn file_at(address: usize) -> Option<&'static [u8]> {
-        let slot = SLOTS.iter().find(|slot| {
+    /// The slot of the file that is mapped at an address.
+    fn file_at(address: usize) -> Option<&'static Slot> {
+        SLOTS.iter().find(|slot| {
             let start = slot.start.load(Ordering::Acquire);
             start > 1 && (start..slot.end.load(Ordering::Relaxed)).contains(&address)
-        })?;
-        let (name, len) = (slot.name.load(Ordering::Relaxed), slot.len.load(Ordering::Relaxed));
-        // SAFETY: `keep` leaks names, and publishes one with its length before `start`.
-        Some(unsafe { std::slice::from_raw_parts(name, len) })
+        })
+    }
+
+    impl Slot {
+        fn name<'b>(&self, buffer: &'b mut [u8; NAME_BYTES]) -> &'b [u8] {
+            for (to, byte) in buffer.iter_mut().zip(&self.name) {
+                *to = byte.load(Ordering::Relaxed);
+            }
+            &buffer[..self.len.load(Ordering::Relaxed).min(NAME_BYTES)]
+        }
     }
 
     pub(super) fn explain() {
@@ -131,9 +141,9 @@ mod unix {
         // SAFETY: the system gives the handler a siginfo_t, which for this signal holds an address.
         let address = unsafe { (*info).si_addr() } as usize;
         match file_at(address) {
-            Some(name) => {
+            Some(slot) => {
                 say(b"j1: ");
-                say(name);
+                say(slot.name(&mut [0; NAME_BYTES]));
                 say(b" was cut while it was in use (SIGBUS). Start again with the whole file; to replace a file that may ");
                 say(b"be in use, write another and rename it\n");
                 exit(128 + signal)
@@ -180,17 +190,25 @@ mod unix {
 
         #[test]
         fn files_are_found_by_address_while_they_are_mapped() {
-            let at = |address: usize| file_at(address);
+            let at = |address: usize| {
+                let name = file_at(address)?.name(&mut [0; NAME_BYTES]).to_owned();
+                Some(String::from_utf8(name).unwrap())
+            };
             let range = |start: usize, end: usize| {
                 ptr::without_provenance(start)..ptr::without_provenance(end)
             };
+            let (a, b) = (Some("a\\u{1b}".to_owned()), Some("b".to_owned()));
             let first = super::super::mapped(range(0x7000, 0x9000), "a\\u{1b}");
             let second = super::super::mapped(range(0x9000, 0x9001), "b");
-            assert_eq!((at(0x6fff), at(0x7000)), (None, Some(&b"a\\u{1b}"[..])));
-            assert_eq!((at(0x8fff), at(0x9000), at(0x9001)), (at(0x7000), Some(&b"b"[..]), None));
+            assert_eq!((at(0x6fff), at(0x7000)), (None, a.clone()));
+            assert_eq!((at(0x8fff), at(0x9000), at(0x9001)), (a, b.clone(), None));
             drop(first);
-            assert_eq!((at(0x7000), at(0x9000)), (None, Some(&b"b"[..])));
+            assert_eq!((at(0x7000), at(0x9000)), (None, b));
             drop(second);
+            // The end of a long name, in whole characters.
+            let long = super::super::mapped(range(0x7000, 0x9000), &"é/".repeat(200));
+            assert_eq!(at(0x7000), Some("é/".repeat(80)));
+            drop(long);
         }
 
         #[test]

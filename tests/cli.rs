@@ -167,6 +167,14 @@ fn damaged_checkpoints_are_refused_by_name() {
         damaged(&format!("noise-{file}"), file, &|bytes| Some(vec![0xff; bytes.len()]));
         damaged(&format!("empty-{file}"), file, &|_| Some(Vec::new()));
     }
+    // Crate tokenizers panics on it, which is nobody's news.
+    damaged("panic", "tokenizer.json", &|bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        let damaged =
+            text.replace(r#""decoder":{"type":"ByteLevel","#, r#""decoder":{"type":"ByteLevel" "#);
+        assert_ne!(text, damaged);
+        Some(damaged.into_bytes())
+    });
 }
 
 #[test]

@@ -3,10 +3,20 @@
 
 use std::path::Path;
 
-use engine::tokenizer::Tokenizer;
+use engine::tokenizer::{Tokenizer, catches_panics};
 use j1_fuzz::refused;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+libfuzzer_sys::fuzz_target!(
+    // The crate's own panics are caught by the reader.
+    init: {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !catches_panics() {
+                usual(panic);
+            }
+        }));
+    },
+    |bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let tokenizer = match Tokenizer::parse(text, Path::new("tokenizer.json")) {
         Ok(tokenizer) => tokenizer,
@@ -23,4 +33,5 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         stream.push(id).map_err(refused).ok();
     }
     stream.finish().map_err(refused).ok();
-});
+}
+);
