@@ -15,7 +15,7 @@ use engine::{
     tensor::Device,
 };
 use kernels::cpu::Cpu;
-use serde_json::json;
+use serde_json::Map;
 
 use crate::{
     check::{Finding, check},
@@ -25,7 +25,8 @@ use crate::{
     shared::shared,
     train::{
         StepReport, Trainer, checkpoint,
-        run::{self, Ended, Event, RunDirectory},
+        directory::RunDirectory,
+        run::{self, Ended, Event},
     },
 };
 
@@ -205,7 +206,7 @@ fn the_demos_judge_trains_as_on_the_cpu_and_goes_on_bit_for_bit() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("run");
     let (mut whole, mut adapter) = trainer(&gpu, Precision::Bf16, &settings, None);
-    let directory = RunDirectory::start(&out, &settings.to_toml(), &json!({})).unwrap();
+    let directory = RunDirectory::start(&out, &settings, &Map::new(), Map::new()).unwrap();
     let mut steps = 0;
     let ended = run::run(&mut whole, &mut adapter, &directory, None, &[], &never, &mut |event| {
         if let Event::Step(report) = event {
