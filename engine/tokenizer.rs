@@ -323,7 +323,7 @@ fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> 
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Err(format!("crate tokenizers panicked: {}", excerpt(message)))
+            Err(format!("crate tokenizers gave up: {}", excerpt(message)))
         }
     }
 }
