@@ -21,11 +21,7 @@ mod sampling;
 mod session;
 mod train;
 
-use std::{
-    io,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    process::ExitCode,
-};
+use std::{io, process::ExitCode};
 
 use clap::Parser;
 use engine::error::printable;
@@ -54,14 +50,7 @@ fn main() -> ExitCode {
     if let Err(error) = started.transpose() {
         return failed(&error);
     }
-    // Nothing of the command is looked at after a panic but the profile, which is there to look at.
-    match catch_unwind(AssertUnwindSafe(|| run(&command))) {
-        Ok(status) => profile::finish(status),
-        Err(panic) => {
-            profile::finish(ExitCode::FAILURE);
-            resume_unwind(panic)
-        }
-    }
+    profile::finish_after(|| run(&command))
 }
 
 fn run(command: &Command) -> ExitCode {

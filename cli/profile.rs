@@ -7,6 +7,7 @@ use std::{
     fmt,
     fs::{self, File, TryLockError},
     io,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Mutex, PoisonError},
@@ -93,6 +94,17 @@ pub(crate) fn start(path: &Path, command: &str) -> Result<(), ProfileError> {
     Ok(())
 }
 
+/// The status of `command`, and the profile completed, also where the command panics: nothing else of it is looked at then.
+pub(crate) fn finish_after(command: impl FnOnce() -> ExitCode) -> ExitCode {
+    match catch_unwind(AssertUnwindSafe(command)) {
+        Ok(status) => finish(status),
+        Err(panic) => {
+            finish(ExitCode::FAILURE);
+            resume_unwind(panic)
+        }
+    }
+}
+
 /// Completes the profile, if one is recorded: `status`, or that of a failure if the profile is all that
 /// failed. What became of it is said on stderr.
 pub(crate) fn finish(status: ExitCode) -> ExitCode {
@@ -160,5 +172,23 @@ impl Recording {
             let _ = fs::remove_file(&partial);
             ProfileError::Write { path, source }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_leaves_a_whole_profile() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("trace.json");
+        start(&path, "check").unwrap();
+        let ended = catch_unwind(|| finish_after(|| panic!("in the middle of a command")));
+        assert!(ended.is_err());
+        let events = fs::read_to_string(&path).unwrap();
+        let events: Vec<serde_json::Value> = serde_json::from_str(&events).unwrap();
+        assert!(events.iter().any(|event| event["args"]["name"] == "j1 check"), "{events:?}");
+        assert!(!path.with_extension("json.partial").exists());
     }
 }
