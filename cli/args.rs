@@ -205,7 +205,7 @@ pub(crate) struct Eval {
     pub(crate) runtime: RuntimeArgs,
 
     /// Pairs: a file (.jsonl, .json, .csv, .parquet), - for standard input, a directory or pattern of shards,
-    /// a Hugging Face id (owner/name:file), or a known name: rewardbench, rewardbench2
+    /// a Hugging Face id (owner/name:file or :'data/train-*'), or a known name: rewardbench, rewardbench2
     #[arg(
         long,
         value_name = "FILE|ID|NAME",

@@ -197,9 +197,13 @@ pub(crate) fn data_source(spec: &str) -> Result<Source, Failure> {
     Ok(Source::open(&data_path(spec)?)?)
 }
 
+/// Whether files here, and none of a repository, are named by a pattern.
+pub(crate) fn is_local_pattern(spec: &str) -> bool {
+    hub::data::is_pattern(spec) && !spec.contains(':') && !Path::new(spec).exists()
+}
+
 fn data_path(spec: &str) -> Result<PathBuf, Failure> {
-    let is_pattern = spec.contains(['*', '?', '[']);
-    if spec == "-" || (is_pattern && !spec.contains(':') && !Path::new(spec).exists()) {
+    if spec == "-" || is_local_pattern(spec) {
         return Ok(PathBuf::from(spec));
     }
     let hub = Hub::from_env();

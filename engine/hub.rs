@@ -25,6 +25,7 @@ mod cache;
 mod checksum;
 mod client;
 mod config;
+pub mod data;
 mod download;
 mod error;
 mod reference;
@@ -44,11 +45,6 @@ use snapshot::{ADAPTER, Contents, MODEL};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
-
-/// Endings of files that hold rows.
-const DATA_ENDINGS: [&str; 3] = [".parquet", ".jsonl", ".csv"];
-/// Candidates named in a message.
-const CANDIDATES: usize = 12;
 
 /// What happens during a download, for whoever draws it.
 #[derive(Debug)]
@@ -138,17 +134,32 @@ impl Hub {
         self.resolve_directory(spec, &ADAPTER, progress)
     }
 
-    /// Rows: a local path, `owner/name[@revision]:file`, or a data set with a single .parquet, .jsonl or .csv file.
+    /// Rows: a local path, `owner/name[@revision]:file`, in which the file may be a pattern of shards or a folder, or a
+    /// data set whose data files are one, or the shards of one.
     pub fn resolve_data(&self, spec: &str, progress: &mut Progress) -> Result<PathBuf, HubError> {
         let reference = match locate(spec, self.config.home.as_deref())? {
             Location::Local(path) => return Ok(path),
             Location::Remote(reference) => reference,
         };
-        let file = match &reference.file {
-            Some(file) => file.clone(),
-            None => self.only_data_file(&reference, progress)?,
-        };
-        self.dataset_file(&reference, &file, progress)
+        match &reference.file {
+            Some(file) if !data::is_pattern(file) => {
+                match self.dataset_file(&reference, file, progress) {
+                    // It may be a folder.
+                    Err(error @ (HubError::FileNotFound { .. } | HubError::NotCached { .. })) => {
+                        self.data_files(&reference, progress).map_err(|folder| match &folder {
+                            HubError::AmbiguousData { candidates, .. }
+                                if !candidates.is_empty() =>
+                            {
+                                folder
+                            }
+                            _ => error,
+                        })
+                    }
+                    other => other,
+                }
+            }
+            _ => self.data_files(&reference, progress),
+        }
     }
 
     /// One file of a data set; `id` is `owner/name[@revision]` and never a path.
@@ -277,54 +288,55 @@ impl Hub {
         Ok(path)
     }
 
-    /// The name of a data set's data file, if it has one only.
-    fn only_data_file(
+    /// The files of a data set that a pattern, a folder or its id alone means.
+    fn data_files(
         &self,
         reference: &Reference,
         progress: &mut Progress,
-    ) -> Result<String, HubError> {
+    ) -> Result<PathBuf, HubError> {
         let repository = self.repository(Kind::Dataset, reference)?;
         let cached = repository.commit(reference);
-        let cached = cached.map(|commit| repository.snapshot_files(&commit, 100_000));
-        let known_offline = self.config.offline;
-        let files = match cached {
-            Some(files) if known_offline => files,
+        let cached = cached.map(|commit| (repository.snapshot_files(&commit, 100_000), commit));
+        // What is here need not be all there is: shards say how many they are.
+        let whole = |files: Vec<String>| {
+            let chosen = data::choose(reference, files)?;
+            let missing = data::missing_shard(&chosen.files);
+            match missing {
+                Some(file) => Err(self.not_cached(&repository, reference, file)),
+                None => Ok(chosen),
+            }
+        };
+        let (chosen, commit) = match cached {
+            Some((files, commit)) if self.config.offline => (whole(files)?, commit),
             cached => {
                 self.check_online(&repository, reference, Some("its data file".to_string()))?;
+                let cached = cached.and_then(|(files, commit)| Some((whole(files).ok()?, commit)));
                 let attempts = self.attempts(cached.is_some());
                 let listing = self
                     .client()
                     .and_then(|client| client.listing(&repository, reference, attempts, progress));
                 match (listing, cached) {
-                    (Ok(listing), _) => listing.files,
+                    (Ok(listing), _) => {
+                        check_pinned(self.client()?, reference, &listing.commit)?;
+                        let chosen = data::choose(reference, listing.files)?;
+                        let files: Vec<(String, u64)> =
+                            chosen.files.iter().map(|file| (file.clone(), u64::MAX)).collect();
+                        self.fetch_missing(&repository, &listing.commit, &files, progress)?;
+                        note_ref(&repository, reference, &listing.commit, progress);
+                        (chosen, listing.commit)
+                    }
                     (Err(error), cached) => fall_back(reference, error, cached, progress)?,
                 }
             }
         };
-        let mut data: Vec<String> = files
-            .into_iter()
-            .filter(|file| DATA_ENDINGS.iter().any(|ending| file.ends_with(ending)))
-            .filter(|file| check_file_name(file).is_ok())
-            .collect();
-        if data.len() == 1 {
-            return Ok(data.remove(0));
-        }
-        let more = data.len().saturating_sub(CANDIDATES);
-        data.truncate(CANDIDATES);
-        let mut candidates = match data.is_empty() {
-            true => String::new(),
-            false => format!(", of {}", data.join(", ")),
-        };
-        if more > 0 {
-            candidates.push_str(&format!(" and {more} more"));
-        }
-        Err(HubError::AmbiguousData {
-            repository: reference.id.clone(),
-            problem: match data.is_empty() {
-                true => "no .parquet, .jsonl or .csv file in it",
-                false => "several data files in it",
+        let snapshot = repository.snapshot(&commit);
+        Ok(match data::is_pattern(&chosen.open) {
+            // Only the file's name is a pattern.
+            true => match snapshot.to_str() {
+                Some(snapshot) => PathBuf::from(glob::Pattern::escape(snapshot)).join(&chosen.open),
+                None => snapshot.join(&chosen.open),
             },
-            candidates,
+            false => snapshot.join(&chosen.open),
         })
     }
 
@@ -375,6 +387,15 @@ impl Hub {
         if cached { 1 } else { self.config.retry.attempts }
     }
 
+    fn not_cached(&self, repository: &Repository, reference: &Reference, file: String) -> HubError {
+        HubError::NotCached {
+            repository: reference.id.clone(),
+            revision: reference.revision.clone(),
+            file,
+            cache: repository.root(),
+        }
+    }
+
     fn check_online(
         &self,
         repository: &Repository,
@@ -382,12 +403,7 @@ impl Hub {
         missing: Option<String>,
     ) -> Result<(), HubError> {
         match missing {
-            Some(file) if self.config.offline => Err(HubError::NotCached {
-                repository: reference.id.clone(),
-                revision: reference.revision.clone(),
-                file,
-                cache: repository.root(),
-            }),
+            Some(file) if self.config.offline => Err(self.not_cached(repository, reference, file)),
             _ => Ok(()),
         }
     }

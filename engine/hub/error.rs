@@ -151,8 +151,10 @@ pub enum HubError {
         /// What is there instead, or what to check.
         hint: String,
     },
-    /// A dataset with no data file, or more than one.
-    #[error("{repository}: {problem}; name one as {repository}:FILE{candidates}")]
+    /// A dataset with no data file, or several that are no shards of one.
+    #[error(
+        "{repository}: {problem}; name one as {repository}:FILE, or shards as '{repository}:FOLDER/train-*'{candidates}"
+    )]
     AmbiguousData {
         /// The id.
         repository: String,

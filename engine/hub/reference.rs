@@ -1,7 +1,7 @@
 //! What a `--model`, `--adapter` or `--data` string means: a path, or a repository's id.
 //!
 //! ```text
-//! owner/name [@revision] [:file]      revision: branch, tag or commit; file: data sets only
+//! owner/name [@revision] [:file]      revision: branch, tag or commit; file: data sets only, a folder or pattern, too
 //! ```
 //!
 //! A path that exists always wins. A string that looks like a path is never taken for an id: it starts
@@ -76,7 +76,8 @@ pub(super) fn locate(spec: &str, home: Option<&Path>) -> Result<Location, HubErr
 /// `owner/name[@revision][:file]`, with every part checked: each becomes part of a path and a URL.
 pub(super) fn parse(spec: &str) -> Result<Reference, HubError> {
     let (rest, file) = match spec.split_once(':') {
-        Some((rest, file)) => (rest, Some(file)),
+        // A folder's name may end in a slash.
+        Some((rest, file)) => (rest, Some(file.trim_end_matches('/'))),
         None => (spec, None),
     };
     let (id, revision) = match rest.split_once('@') {

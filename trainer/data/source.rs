@@ -9,8 +9,9 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use engine::hub::data::{PATTERN, is_data, is_pattern, split};
 use flate2::read::MultiGzDecoder;
-use glob::{MatchOptions, glob_with};
+use glob::glob_with;
 
 use super::{DataError, Format};
 use crate::fingerprint::{self, Fingerprint};
@@ -21,13 +22,6 @@ const MAX_PIPE: u64 = 16 << 30;
 const MAX_UNFOLDED: (u64, u64) = (if cfg!(test) { 4 << 20 } else { 256 << 20 }, 64);
 /// Bytes by which a format is known. Enough for the header line of a CSV file.
 const START: u64 = 4096;
-/// Files beside the shards of a data set that hold no rows.
-const NO_ROWS: [&str; 5] =
-    ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "prepare.json"];
-/// Names of parts of a data set that must not be taken for one.
-const SPLITS: [&str; 9] =
-    ["train", "held_out", "heldout", "test", "validation", "valid", "val", "dev", "eval"];
-
 /// One data set, in one or several parts.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -54,7 +48,7 @@ impl Source {
         } else if path.is_dir() {
             shards(path)?
         } else {
-            match path.to_str().filter(|text| text.contains(['*', '?', '['])) {
+            match path.to_str().filter(|text| is_pattern(text)) {
                 Some(pattern) if path.symlink_metadata().is_err() => matching(path, pattern)?,
                 _ => vec![Part::open(path)?],
             }
@@ -194,6 +188,11 @@ impl Part {
 
     pub(super) fn io(&self, source: io::Error) -> DataError {
         match source.kind() {
+            io::ErrorKind::UnexpectedEof if self.gzip => {
+                let message = "its gzip ends too early; was the download cut?";
+                let source = io::Error::new(io::ErrorKind::UnexpectedEof, message);
+                DataError::Io { path: self.path.clone(), source }
+            }
             io::ErrorKind::FileTooLarge => {
                 DataError::TooLarge { path: self.path.clone(), message: source.to_string() }
             }
@@ -255,12 +254,7 @@ impl<R: Read> Read for Bounded<R> {
 
 /// The files whose names fit a pattern, by name.
 fn matching(path: &Path, pattern: &str) -> Result<Vec<Part>, DataError> {
-    let options = MatchOptions {
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-        ..MatchOptions::new()
-    };
-    let found = match glob_with(pattern, options) {
+    let found = match glob_with(pattern, PATTERN) {
         Ok(found) => found,
         Err(error) => return unknown(path, &format!("a pattern with an error: {}", error.msg)),
     };
@@ -286,12 +280,12 @@ fn shards(directory: &Path) -> Result<Vec<Part>, DataError> {
     let (mut names, mut directories) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        // A name that is not UTF-8 is no shard's; one that is hidden belongs to somebody's tool.
+        // A name that is not UTF-8 is no shard's.
         let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
         let Some(name) = name.filter(|name| !name.starts_with(['.', '_'])) else { continue };
         if path.is_dir() {
             directories.push(name);
-        } else if is_data(&name) && !NO_ROWS.contains(&name.as_str()) {
+        } else if is_data(&name) {
             names.push(path);
         }
     }
@@ -307,7 +301,8 @@ fn shards(directory: &Path) -> Result<Vec<Part>, DataError> {
         };
         return unknown(directory, &found);
     }
-    let mut splits: Vec<&str> = names.iter().filter_map(|path| split(path)).collect();
+    let name = |path: &PathBuf| split(path.file_name()?.to_str()?);
+    let mut splits: Vec<&str> = names.iter().filter_map(name).collect();
     splits.dedup();
     if splits.len() > 1 {
         let found = format!(
@@ -331,24 +326,6 @@ fn parts(given: &Path, names: &[PathBuf]) -> Result<Vec<Part>, DataError> {
             unknown(given, &found)
         }
     }
-}
-
-fn is_data(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    let endings = [".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow", ".feather"];
-    endings.iter().any(|ending| name.ends_with(ending))
-}
-
-/// The part of a data set that a file is by its name, such as `train` of `train-00000-of-00002.parquet`.
-fn split(path: &Path) -> Option<&'static str> {
-    let name = path.file_name()?.to_str()?;
-    let stem = name.split('.').next().unwrap_or(name).to_ascii_lowercase();
-    let is = |split: &str| {
-        stem.strip_prefix(split)
-            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic()))
-    };
-    SPLITS.into_iter().find(|split| is(split))
 }
 
 fn unknown<T>(path: &Path, found: &str) -> Result<T, DataError> {
@@ -408,20 +385,4 @@ fn is_header(start: &[u8]) -> bool {
     let is_text =
         std::str::from_utf8(line).is_ok_and(|line| !line.trim_end().contains(char::is_control));
     is_text && line.contains(&b',')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn splits_are_told_from_other_names() {
-        assert_eq!(split(Path::new("train.jsonl")), Some("train"));
-        assert_eq!(split(Path::new("held_out.jsonl")), Some("held_out"));
-        assert_eq!(split(Path::new("test-00000-of-00001.parquet")), Some("test"));
-        assert_eq!(split(Path::new("validation-0.parquet")), Some("validation"));
-        for name in ["trainer.jsonl", "data-00000-of-00002.arrow", "part-1.csv", "devices.csv"] {
-            assert_eq!(split(Path::new(name)), None, "{name}");
-        }
-    }
 }

@@ -286,6 +286,71 @@ fn data_sets_by_file_and_by_being_the_only_one() {
 }
 
 #[test]
+fn shards_of_a_data_set_by_pattern_by_folder_and_by_being_all_there_is() {
+    let (scratch, mut fake) = (Scratch::new(), FakeHub::model());
+    fake.id = "acme/pairs";
+    let shard = |name| (name, vec![7; 100], true);
+    fake.files = vec![
+        ("README.md", b"#".to_vec(), false),
+        shard("data/train-00000-of-00002.parquet"),
+        shard("data/train-00001-of-00002.parquet"),
+        shard("data/test-00000-of-00001.parquet"),
+        shard("more/dataset_info.json"),
+        shard("more/part-1.jsonl"),
+        shard("more/part-2.jsonl"),
+    ];
+    let server = Server::start({
+        let fake = fake.clone();
+        move |request| fake.answer(request)
+    });
+    let online = hub(&scratch, &server);
+    let snapshot = scratch.0.join(format!("hub/datasets--acme--pairs/snapshots/{COMMIT}"));
+    let mut offline = config(&scratch, &closed_port());
+    offline.offline = true;
+    let offline = Hub::new(offline);
+
+    let one = "acme/pairs:data/train-00000-of-00002.parquet";
+    online.resolve_data(one, &mut |_| {}).unwrap();
+    // One of two is not what the pattern means.
+    let error = offline.resolve_data("acme/pairs:data/train-*", &mut |_| {}).unwrap_err();
+    assert!(
+        error.to_string().contains("train-00001-of-00002.parquet is not in the cache"),
+        "{error}"
+    );
+
+    for (spec, open, here) in [
+        ("acme/pairs:data/train-*", "data/train-*", 2),
+        ("acme/pairs:more", "more", 4),
+        ("acme/pairs@main:more/", "more", 4),
+        ("acme/pairs:*/t[er]*-of-00001.parquet", "*/t[er]*-of-00001.parquet", 5),
+    ] {
+        for hub in [&online, &offline] {
+            assert_eq!(hub.resolve_data(spec, &mut |_| {}).unwrap(), snapshot.join(open), "{spec}");
+        }
+        let count = |folder| fs::read_dir(snapshot.join(folder)).map_or(0, Iterator::count);
+        assert_eq!(count("data") + count("more"), here, "{spec}: nothing else is fetched");
+    }
+    for (spec, says) in [
+        (
+            "acme/pairs",
+            "several data files in it; name one as acme/pairs:FILE, or shards as 'acme/pairs:FOLDER/train-*', of data/test",
+        ),
+        ("acme/pairs:data", "several data files in it; name one as acme/pairs:FILE"),
+        ("acme/pairs:data/dev-*", "no file has a name of this pattern"),
+        ("acme/pairs:data/[", "invalid range pattern"),
+        ("acme/pairs:nowhere", "no file nowhere"),
+    ] {
+        let error = online.resolve_data(spec, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains(says), "{spec}: {error}");
+    }
+
+    fake.files.retain(|(name, ..)| !name.contains("test-") && !name.starts_with("more"));
+    let server = Server::start(move |request| fake.answer(request));
+    let all = hub(&scratch, &server).resolve_data("acme/pairs", &mut |_| {});
+    assert_eq!(all.unwrap(), snapshot.join("data"));
+}
+
+#[test]
 fn two_runs_at_once_download_once() {
     let (scratch, fake) = (Scratch::new(), FakeHub::model());
     let answers = fake.clone();
