@@ -14,7 +14,7 @@ use trainer::{
     data::{self, Pair, Wanted},
     judge::{End, Event, Sink, Task},
     prompt::{OrderPlan, Template},
-    rescore::rescore,
+    rescore::{asked_for, rescore},
     results::{Record, Results},
     scores::{Protocol, Sample, Scores, Timing},
     verdict::MatchRule,
@@ -39,6 +39,15 @@ pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
 fn rescored(args: &Eval, path: &Path) -> Result<ExitCode, Failure> {
     let template = args.generation.template.as_deref().map(Template::from_file).transpose()?;
     let records = rescore(path, template.map(|template| template.verdict_form()))?;
+    let asked = asked_for(path, &records).unwrap_or(0);
+    if asked > records.len() as u64 {
+        note(&format!(
+            "warning: {} holds {} of the {asked} judgements that its run was to make; these scores are of those alone \
+             (the command that made them, run again, makes the rest)",
+            path.display(),
+            records.len()
+        ));
+    }
     let protocol = Protocol::of(&records, args.match_rule.into(), args.generation.seed);
     // They are what they are: flags that say otherwise would be ignored.
     let (order, votes) = (args.order.map(OrderPlan::from), args.votes);

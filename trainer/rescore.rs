@@ -13,7 +13,7 @@
 //! where they are each other's reverse, the rejected reply was A. If a table is known to hold both orders, a line
 //! that does not tell (a tie, or nothing parsed) is an error, not a guess.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,30 @@ pub fn rescore(path: &Path, form: Option<VerdictForm>) -> Result<Vec<Record>, Re
     }
     records.sort_by_key(Record::key);
     Ok(records)
+}
+
+/// How many judgements the run that wrote the file was to make, as far as its run.json and scores.json beside it tell:
+/// a line that was taken out leaves no other trace. `records` are those of the file.
+pub fn asked_for(path: &Path, records: &[Record]) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    if !["outputs.jsonl", "results.csv"].contains(&name) {
+        return None;
+    }
+    let beside = |name: &str| read_json(&path.with_file_name(name)).ok().flatten();
+    let scored = || beside("scores.json")?["j1"]["judgements"].as_u64();
+    let run = || {
+        let run = beside("run.json")?;
+        let number = |key: &str| run.get(key)?.as_u64();
+        let rows = number("limit").unwrap_or(u64::MAX).min(number("rows")?);
+        let orders = if run.get("order")? == "both" { 2 } else { 1 };
+        // A row of several replies is as many pairs as it has; those without a judgement cannot be known.
+        let pairs: BTreeSet<u64> = records.iter().map(|record| record.row).collect();
+        let row = |record: &Record| record.candidates.map_or(record.row, |one| one.row);
+        let known: BTreeSet<u64> = records.iter().map(row).collect();
+        let pairs = (pairs.len() as u64).checked_add(rows.saturating_sub(known.len() as u64))?;
+        pairs.checked_mul(orders)?.checked_mul(number("votes")?)
+    };
+    scored().max(run())
 }
 
 /// The form that the run which wrote the file asked for.

@@ -32,7 +32,7 @@ use crate::data::{Candidates, Pair};
 use crate::fingerprint;
 use crate::lines::{LineError, Lines, MAX_LINE};
 use crate::prompt::{Order, conversation_text};
-use crate::verdict::{MatchRule, Verdict};
+use crate::verdict::{self, MatchRule, Reading, Verdict, VerdictForm};
 
 pub(crate) const RUN: &str = "run.json";
 const OUTPUTS: &str = "outputs.jsonl";
@@ -42,6 +42,8 @@ const TIMING: &str = "timing.json";
 const LOCK: &str = ".j1.lock";
 /// What of run.json is for people, and decides nothing.
 pub(crate) const ABOUT: &str = "about";
+/// The setting that holds the form of a verdict.
+const VERDICT: &str = "verdict";
 /// The last key of a line of outputs.jsonl.
 const CHECKSUM: &str = "checksum";
 /// The largest run.json that is read.
@@ -133,9 +135,9 @@ impl Results {
     /// with the same settings was begun in it, its judgements are read and the run continues. What is under `about` in
     /// them is written with a new run, and not compared.
     pub fn open(directory: &Path, settings: &Value) -> Result<Results, ResultsError> {
-        let lock = claim(directory, settings)?;
+        let (lock, reread) = claim(directory, settings)?;
         let outputs = directory.join(OUTPUTS);
-        let (records, done, length) = load(&outputs)?;
+        let (records, done, length) = load(&outputs, reread)?;
         let journal = Journal::open(&outputs, length)?;
         Ok(Results { directory: directory.to_owned(), journal, records, done, _lock: lock })
     }
@@ -220,16 +222,23 @@ impl Results {
 }
 
 /// Makes a directory this run's: locks it, and compares the settings in its run.json with this run's, or writes
-/// them if there are none.
-fn claim(directory: &Path, settings: &Value) -> Result<File, ResultsError> {
+/// them if there are none. Where an earlier version began it, its texts are kept and its verdicts, which had other
+/// rules, are to be read again in the form that is returned.
+fn claim(directory: &Path, settings: &Value) -> Result<(File, Option<VerdictForm>), ResultsError> {
     assert!(settings.is_object(), "settings are a JSON object, got {settings}");
     let lock = lock(directory)?;
     let run = directory.join(RUN);
+    let mut reread = None;
     match read_json(&run)? {
-        Some(stored) => compare_settings(&run, &stored, settings)?,
+        Some(stored) => {
+            compare_settings(&run, &stored, settings)?;
+            let form = settings.get(VERDICT).and_then(Value::as_str);
+            reread =
+                form.and_then(|form| form.parse().ok()).filter(|_| stored.get(VERDICT).is_none());
+        }
         None => write_whole(&run, pretty(settings).as_bytes())?,
     }
-    Ok(lock)
+    Ok((lock, reread))
 }
 
 /// Creates a directory that is to hold a run or holds one, and locks it against other processes while the file lives.
@@ -340,9 +349,13 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>, ResultsError> {
     }
 }
 
-/// Settings that earlier versions did not write, and the values with which they judged.
-fn later() -> [(&'static str, Value); 2] {
-    [("repetition_penalty", 1.0.into()), ("stop_strings", Value::Array(Vec::new()))]
+/// Settings that earlier versions did not write, and the values with which they judged. Those that are null need none.
+fn later() -> [(&'static str, Value); 3] {
+    [
+        ("repetition_penalty", 1.0.into()),
+        ("stop_strings", Value::Array(Vec::new())),
+        (VERDICT, VerdictForm::default().to_string().into()),
+    ]
 }
 
 /// The first setting, by name, that differs between what the directory was made with and this run.
@@ -383,11 +396,16 @@ fn difference<'a>(
             difference(&format!("{name}{separator}{key}"), stored.get(key), given.get(key))
         });
     }
-    (stored != given).then(|| (name.to_owned(), stored, given))
+    let is_set = |value: &&Value| !value.is_null();
+    (stored.filter(is_set) != given.filter(is_set)).then(|| (name.to_owned(), stored, given))
 }
 
 /// The records of outputs.jsonl, their keys, and how many bytes of the file they take: what follows is a torn line.
-fn load(path: &Path) -> Result<(Vec<Record>, BTreeSet<Key>, u64), ResultsError> {
+/// With `reread` verdicts are read from the texts.
+fn load(
+    path: &Path,
+    reread: Option<VerdictForm>,
+) -> Result<(Vec<Record>, BTreeSet<Key>, u64), ResultsError> {
     let io = |source| ResultsError::io("read", path, source);
     let file = match File::open(path) {
         Ok(file) => file,
@@ -419,7 +437,11 @@ fn load(path: &Path) -> Result<(Vec<Record>, BTreeSet<Key>, u64), ResultsError> 
             let message = "it was changed after it was written, as its checksum tells";
             return Err(corrupt(message.to_owned()));
         }
-        let record: Record = serde_json::from_value(Value::Object(values)).map_err(foreign)?;
+        let mut record: Record = serde_json::from_value(Value::Object(values)).map_err(foreign)?;
+        if let Some(form) = reread {
+            let Reading { strict, soft } = verdict::read(&record.text, record.finish, form);
+            (record.strict, record.soft) = (strict, soft);
+        }
         if !done.insert(record.key()) {
             let (row, order, vote) = record.key();
             let (path, line) = (path.to_owned(), line.number);

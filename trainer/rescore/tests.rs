@@ -187,3 +187,51 @@ fn bad_files_are_named_with_their_line() {
     ));
     assert!(rescore(&directory.path().join("none.csv"), None).is_err());
 }
+
+#[test]
+fn a_run_says_how_many_judgements_it_was_to_make() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("outputs.jsonl");
+    let line = |row: u64, order: &str, candidates: Option<(u64, u32)>| {
+        let mut line = serde_json::json!({
+            "row": row, "id": row.to_string(), "subset": null, "order": order, "vote": 0, "prompt_tokens": 1,
+            "tokens": 1, "finish": "stop", "log_prob": 0.0, "strict": {"unparsed": "empty"},
+            "soft": {"unparsed": "empty"}, "text": "",
+        });
+        if let Some((row, rejected)) = candidates {
+            line["candidates"] = serde_json::json!({"row": row, "chosen": 0, "rejected": rejected});
+        }
+        line.to_string()
+    };
+    let asked = |lines: &[String]| {
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        asked_for(&path, &rescore(&path, None).unwrap())
+    };
+    let pairs: Vec<String> = (0..3)
+        .flat_map(|row| ["chosen-first", "rejected-first"].map(|order| line(row, order, None)))
+        .collect();
+    assert_eq!(asked(&pairs), None, "nothing is beside it");
+    let run = |settings: Value| {
+        fs::write(directory.path().join("run.json"), settings.to_string()).unwrap();
+    };
+    run(serde_json::json!({"rows": 3, "order": "both", "votes": 1}));
+    assert_eq!(asked(&pairs), Some(6));
+    for taken in 0..6 {
+        let mut fewer = pairs.clone();
+        fewer.remove(taken);
+        assert_eq!(asked(&fewer), Some(6), "without line {taken}");
+    }
+    assert_eq!(asked(&pairs[2..]), Some(6), "a whole row is gone");
+    run(serde_json::json!({"rows": 900, "limit": 4, "order": "random", "votes": 2}));
+    assert_eq!(asked(&pairs[..1]), Some(8));
+    // Rows of several replies: what a row had is told by the scores alone.
+    let several = [line(0, "chosen-first", Some((0, 0))), line(1, "chosen-first", Some((0, 1)))];
+    run(serde_json::json!({"rows": 2, "order": "chosen-first", "votes": 1}));
+    assert_eq!(asked(&several), Some(3));
+    fs::write(directory.path().join("scores.json"), r#"{"j1": {"judgements": 6}}"#).unwrap();
+    assert_eq!(asked(&several), Some(6));
+    // Numbers of a stranger.
+    run(serde_json::json!({"rows": u64::MAX, "order": "both", "votes": u64::MAX}));
+    fs::write(directory.path().join("scores.json"), "[").unwrap();
+    assert_eq!(asked(&several), None);
+}

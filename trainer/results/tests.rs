@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::data::Message;
-use crate::verdict::{Reading, VerdictForm, read};
+use crate::verdict::{Reading, Reason, Verdict, VerdictForm, read};
 
 fn pairs() -> Vec<Pair> {
     (0..3)
@@ -246,13 +246,13 @@ fn a_flipped_bit_is_seen() {
     run(scratch.path()).unwrap();
     let path = scratch.path().join(OUTPUTS);
     let bytes = fs::read(&path).unwrap();
-    let (records, ..) = load(&path).unwrap();
+    let (records, ..) = load(&path, None).unwrap();
     let (mut refused, mut checksums) = (0, 0);
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << (at * 5 % 8);
         fs::write(&path, &flipped).unwrap();
-        match load(&path) {
+        match load(&path, None) {
             Err(error) => {
                 refused += 1;
                 checksums += usize::from(error.to_string().contains("its checksum tells"));
@@ -261,7 +261,8 @@ fn a_flipped_bit_is_seen() {
             Ok((same, ..)) => assert_eq!(same, records[..same.len()], "byte {at}"),
         }
         if at + 1 < bytes.len() {
-            let (same, lines) = (load(&path).map(|(records, ..)| records.len()), records.len());
+            let (same, lines) =
+                (load(&path, None).map(|(records, ..)| records.len()), records.len());
             assert!(same.is_err() || same.is_ok_and(|same| same == lines), "byte {at}");
         }
     }
@@ -274,7 +275,7 @@ fn a_line_that_says_the_same_is_the_same() {
     let scratch = tempfile::tempdir().unwrap();
     run(scratch.path()).unwrap();
     let path = scratch.path().join(OUTPUTS);
-    let (records, ..) = load(&path).unwrap();
+    let (records, ..) = load(&path, None).unwrap();
     let rewritten = |change: &dyn Fn(&mut Map<String, Value>)| {
         let text = fs::read_to_string(&path).unwrap();
         let lines = text.lines().map(|line| {
@@ -284,7 +285,7 @@ fn a_line_that_says_the_same_is_the_same() {
             format!("{{ {} }}\n", keys.collect::<Vec<_>>().join(" , "))
         });
         fs::write(&path, lines.collect::<String>()).unwrap();
-        load(&path)
+        load(&path, None)
     };
     assert_eq!(rewritten(&|_| ()).unwrap().0, records);
     let whole = |values: &mut Map<String, Value>| {
@@ -379,4 +380,33 @@ fn what_cannot_be_read_back_is_not_written() {
     assert_eq!(fs::metadata(scratch.path().join(OUTPUTS)).unwrap().len(), 0);
     results.append(record(0, Order::ChosenFirst, 0)).unwrap();
     assert_eq!(results.records().len(), 1);
+}
+
+#[test]
+fn a_run_of_an_earlier_version_goes_on_with_its_texts_read_by_todays_rules() {
+    let scratch = tempfile::tempdir().unwrap();
+    // As it stood before verdicts had a form, penalties a key and lines a checksum: scores off the scale counted.
+    let old = json!({"model": "m", "min_p": null, "order": "both"});
+    fs::write(scratch.path().join(RUN), pretty(&old)).unwrap();
+    let mut record = record(0, Order::ChosenFirst, 0);
+    record.text = "<scores>\\boxed{90, 30}</scores>".to_owned();
+    (record.strict, record.soft) = (Verdict::Scores(90.0, 30.0), Verdict::Scores(90.0, 30.0));
+    let text = serde_json::to_string(&record).unwrap() + "\n";
+    fs::write(scratch.path().join(OUTPUTS), &text).unwrap();
+
+    let with = |form: &str| {
+        json!({
+            "model": "m", "min_p": null, "order": "both", "verdict": form, "thinking": null,
+            "template_date": null, "repetition_penalty": 1.0, "stop_strings": [],
+        })
+    };
+    let form = VerdictForm::default().to_string();
+    let results = Results::open(scratch.path(), &with(&form)).unwrap();
+    assert_eq!(results.records()[0].text, record.text);
+    assert_eq!(results.records()[0].strict, Verdict::Unparsed(Reason::OutOfScale));
+    assert_eq!(results.records()[0].soft, Verdict::Unparsed(Reason::OutOfScale));
+    drop(results);
+    // What it was not asked for is another run.
+    let error = Results::open(scratch.path(), &with("[[A]], [[B]] or [[C]]")).unwrap_err();
+    assert!(error.to_string().contains("was made with verdict ="), "{error}");
 }
