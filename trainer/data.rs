@@ -48,6 +48,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use engine::error::excerpt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -63,6 +64,8 @@ use crate::fingerprint::Fingerprint;
 
 /// The most text that pairs are made of, in bytes: a row of many replies makes many.
 const MAX_PAIRS: u64 = 4 << 30;
+/// The most names of columns that a message lists.
+const MAX_NAMES: usize = 40;
 
 /// Data sets that `--data` knows by name; they are fetched as files like any other.
 pub const KNOWN: [Known; 3] = [
@@ -284,7 +287,7 @@ pub enum DataError {
         message: String,
     },
     /// An Arrow file that is damaged or of an unusual kind.
-    #[error("{}: not a sound Arrow file: {message}", path.display())]
+    #[error("{}: as an Arrow file it cannot be read: {message}", path.display())]
     Arrow {
         /// The data file.
         path: PathBuf,
@@ -492,7 +495,7 @@ fn visit_values<E: From<DataError>>(
                 return Err(DataError::NoSuchColumn {
                     path: part.path().to_owned(),
                     field,
-                    column: column.to_owned(),
+                    column: excerpt(column),
                     found: list(&names),
                 }
                 .into());
@@ -517,13 +520,18 @@ fn visit_values<E: From<DataError>>(
     }
 }
 
+/// Names of columns for a message, each on one line.
 fn list(names: &[String]) -> String {
     match names {
         [] => "none".to_owned(),
         names => {
-            let mut names = names.to_vec();
-            names.sort();
-            names.join(", ")
+            let mut sorted: Vec<&String> = names.iter().collect();
+            sorted.sort();
+            let shown: Vec<String> =
+                sorted.iter().take(MAX_NAMES).map(|name| excerpt(name)).collect();
+            let more = names.len() - shown.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            shown.join(", ") + &more
         }
     }
 }

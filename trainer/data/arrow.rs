@@ -48,6 +48,18 @@ pub(super) fn visit<E: From<DataError>>(
     let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
     let layout = layouts.of(&names);
     let reads: Vec<bool> = names.iter().map(|name| layout.reads(name)).collect();
+    for (column, reads) in columns.iter().zip(&reads) {
+        if *reads
+            && layout.is_text(&column.name)
+            && let Some(kind) = column.kind.no_text()
+        {
+            let name = engine::error::excerpt(&column.name);
+            let message = format!(
+                "column {name} is of type {kind}, which is not read as text; write it as text"
+            );
+            return Err(DataError::Arrow { path: part.path().to_owned(), message }.into());
+        }
+    }
     let mut dictionaries = Dictionaries::new();
     let mut number = 0;
     while number < limit {

@@ -84,7 +84,12 @@ enum Kept {
 
 /// What a text holds if it is a conversation or texts as a whole.
 fn kept_as_text(text: &str) -> Result<Option<Kept>, String> {
-    let text = text.trim();
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+    if let Some(inner) = quoted(text) {
+        // Written as JSON twice. A quoted text of another kind is a quoted text.
+        let kept = kept_as_text(&inner)?;
+        return Ok(kept.filter(|kept| matches!(kept, Kept::Conversation(_))));
+    }
     let ends = [("[", "]"), ("{", "}"), ("(", ")"), ("array(", ")")];
     if !ends.iter().any(|(start, end)| text.starts_with(start) && text.ends_with(end)) {
         return Ok(None);
@@ -106,6 +111,22 @@ fn kept_as_text(text: &str) -> Result<Option<Kept>, String> {
         }
         None => None,
     })
+}
+
+/// What stands in quotes, if that is the whole text and begins with a bracket or another quote.
+fn quoted(text: &str) -> Option<String> {
+    let quote = text.chars().next().filter(|first| matches!(first, '"' | '\''))?;
+    if text.len() < 2 || !text.ends_with(quote) {
+        return None;
+    }
+    let inside = text[1..].trim_start_matches(|c: char| c.is_whitespace() || c == '\\');
+    if !inside.starts_with(['[', '{', '(', '"', '\'']) {
+        return None;
+    }
+    match json::value(text).ok().or_else(|| python::parse(text)) {
+        Some(Value::String(inner)) if inner.len() < text.len() => Some(inner),
+        _ => None,
+    }
 }
 
 /// Whether a parsed text is a conversation: one message or one of its parts is enough, so that a damaged one is refused.
@@ -149,19 +170,24 @@ fn is_part(value: &Value) -> bool {
         && value.get("role").is_none()
 }
 
-/// Whether a text that is neither sound JSON nor Python begins with a message's first key, and has the second.
+/// Whether a text that is neither sound JSON nor Python begins as a dictionary does and has a message's keys.
 fn begins_like_a_message(text: &str) -> bool {
     let inner = text.strip_prefix("array(").unwrap_or(text);
     let inner = inner.trim_start_matches(|c: char| c.is_whitespace() || "[(".contains(c));
     let Some(inner) = inner.strip_prefix('{').map(str::trim_start) else { return false };
-    let quoted = |key: &str| [format!("\"{key}\""), format!("'{key}'")];
-    let pairs = [("role", "content"), ("content", "role"), ("from", "value"), ("value", "from")];
-    pairs.iter().any(|(first, second)| {
-        let first = quoted(first).into_iter().any(|key| {
-            inner.strip_prefix(&key).is_some_and(|rest| rest.trim_start().starts_with(':'))
-        });
-        first && quoted(second).iter().any(|key| inner.contains(key))
-    })
+    if !inner.starts_with(['"', '\'']) {
+        return false;
+    }
+    let is_key = |key: &str| {
+        ['"', '\''].into_iter().any(|quote| {
+            let key = format!("{quote}{key}{quote}");
+            let mut places = inner.match_indices(&key);
+            places.any(|(at, _)| inner[at + key.len()..].trim_start().starts_with(':'))
+        })
+    };
+    [("role", "content"), ("from", "value")]
+        .iter()
+        .any(|(first, second)| is_key(first) && is_key(second))
 }
 
 fn turn((turn, value): (usize, Value)) -> Result<Turn, String> {
@@ -244,7 +270,7 @@ pub(super) fn human_assistant(text: &str) -> Option<Vec<Turn>> {
     if !start.starts_with(&HUMAN[2..]) {
         return None;
     }
-    let text = format!("\n\n{start}");
+    let text = format!("\n\n{}", start.replace("\r\n", "\n"));
     let mut turns = Vec::new();
     let mut rest = text.as_str();
     while !rest.is_empty() {
@@ -288,6 +314,14 @@ mod tests {
                 assert_eq!(turns(text.clone().into()).as_ref(), Ok(&expected), "{text}");
             }
         }
+        let twice =
+            json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]);
+        let twice = Value::String(twice.to_string()).to_string();
+        for text in [twice.clone(), Value::String(twice).to_string()] {
+            assert_eq!(turns(text.clone().into()).as_ref(), Ok(&expected), "{text}");
+        }
+        let marked = "\u{feff}[{'role': 'user', 'content': 'hi'}, {'from': 'gpt', 'value': 'yo'}]";
+        assert_eq!(turns(marked.into()).as_ref(), Ok(&expected));
         let numpy = "[{'content': 'hi', 'role': 'user'}\n {'content': 'yo', 'role': 'assistant'}]";
         assert_eq!(turns(numpy.into()), Ok(expected));
         let one = Turns::List(vec![said("assistant", "yo")]);
@@ -328,6 +362,9 @@ mod tests {
             "[[{\"role\": \"user\", \"content\": \"a\"}], [{\"role\": \"user\", \"content\": \"a\"}]]",
             "[{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"url\": \"a\"}]}]",
             "{\"role\": \"user\", \"content\": \"a\"}\n{\"role\": \"assistant\", \"content\": \"b\"}",
+            "[{'at': datetime.datetime(2026, 1, 1), 'role': 'user', 'content': 'a'}]",
+            "[{'id': UUID('1'), 'value': 'a', 'from': 'human'}]",
+            "\"[{\\\"role\\\": \\\"user\\\", \\\"content\\\": 7}]\"",
             "[\"a\", \"b\"]",
             " ['a' 'b']",
         ] {
@@ -345,6 +382,11 @@ mod tests {
             "[x for x in y]",
             "[1] says so, and {'role': 'x'} too",
             "{\"name\": \"Ann\", \"role\": \"admin\"}",
+            "\"[1, 2]\"",
+            "\"{'a': 1}\" is what it says, and so \"\"",
+            "'['",
+            "\"\\\"\"",
+            "{'name': f(x), 'role': 'admin', 'content-type': 'html'}",
             "{\"answer\": [\"a\", \"b\"], \"from\": \"here\"}",
             "[{\"name\": \"a\"}, {\"name\": \"b\"}]",
             "{\"role\": \"user\", \"content\": \"hi\"} is a message.",

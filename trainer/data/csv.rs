@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
+use engine::error::excerpt;
 use serde_json::{Map, Value};
 
 use super::rows::Place;
@@ -56,6 +57,15 @@ pub(crate) fn visit<E: From<DataError>>(
     let headers = reader.byte_headers().map_err(|error| self::error(path, error))?.clone();
     let names: Vec<String> =
         headers.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
+    if let [name] = names.as_slice()
+        && let Some(found) = [';', '\t', '|'].into_iter().find(|&mark| name.contains(mark))
+    {
+        let message = format!(
+            "one column, {:?}; the cells of a .csv file are separated by commas, not by {found:?}",
+            excerpt(name)
+        );
+        return Err(DataError::Syntax { path: path.to_owned(), line: 1, message }.into());
+    }
     let mut record = csv::ByteRecord::new();
     for _ in 0..limit {
         used.set(0);

@@ -122,6 +122,14 @@ impl FromStr for Columns {
             if columns.named(known).is_some() {
                 return Err(format!("{field} is given twice"));
             }
+            if let Some((other, _)) =
+                columns.0.iter().find(|(_, name)| name.as_deref() == Some(column))
+            {
+                return Err(format!(
+                    "column {column:?} is given for {} and for {field}",
+                    other.name()
+                ));
+            }
             columns.0.push((known, (!column.is_empty()).then(|| column.to_owned())));
         }
         Ok(columns)
@@ -137,6 +145,9 @@ pub(crate) struct Layout {
 impl Layout {
     /// Of a file with columns of these names.
     pub(crate) fn of(names: &[String], replies: Replies, columns: &Columns) -> Layout {
+        // What is named for one field is not taken for another.
+        let free =
+            |name: &&String| columns.0.iter().all(|(_, named)| named.as_ref() != Some(*name));
         let has = |name: &str| names.iter().any(|column| column.eq_ignore_ascii_case(name));
         let find = |field: Field| match columns.named(field) {
             Some(named) => named.map(str::to_owned),
@@ -145,10 +156,9 @@ impl Layout {
                 None
             }
             None => field.known().iter().find_map(|known| {
-                let exact = names.iter().find(|name| name == known);
-                exact
-                    .or_else(|| names.iter().find(|name| name.eq_ignore_ascii_case(known)))
-                    .cloned()
+                let mut names = names.iter().filter(free);
+                let exact = names.clone().find(|name| name == known);
+                exact.or_else(|| names.find(|name| name.eq_ignore_ascii_case(known))).cloned()
             }),
         };
         let mut layout = Layout { columns: Default::default() };
@@ -248,10 +258,15 @@ mod tests {
         );
         let expected = [(Prompt, "q"), (Chosen, "good"), (Rejected, "bad")];
         assert_eq!(found, expected.map(|(field, name)| (field, name.to_owned())));
+        // A column that has the name of another field.
+        let found = layout(&["prompt", "question", "rejected"], Replies::Labeled, "chosen=prompt");
+        let expected = [(Prompt, "question"), (Chosen, "prompt"), (Rejected, "rejected")];
+        assert_eq!(found, expected.map(|(field, name)| (field, name.to_owned())));
         for (text, says) in [
             ("prompt", "not FIELD=COLUMN"),
             ("propmt=q", "not a field; there are prompt, system"),
             ("id=a,id=b", "id is given twice"),
+            ("a=x,b=x", "column \"x\" is given for a and for b"),
             ("", "not FIELD=COLUMN"),
         ] {
             let error = text.parse::<Columns>().unwrap_err();

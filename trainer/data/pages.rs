@@ -61,7 +61,7 @@ pub(super) fn check_column(
     let name = column.column_path().string();
     let unsupported = |feature: &str| DataError::Unsupported {
         path: path.to_owned(),
-        column: name.clone(),
+        column: engine::error::excerpt(&name),
         feature: feature.to_owned(),
     };
     match column.compression() {

@@ -143,7 +143,7 @@ pub(crate) fn row(
     let prompt = cells.turns(Field::Prompt)?;
     if let [Turns::Text(first), Turns::Text(second)] = &both
         && let (Some(first), Some(second)) = (human_assistant(first), human_assistant(second))
-        && !matches!(&prompt, Some(Turns::Text(text)) if human_assistant(text).is_none())
+        && go_on_from(prompt.as_ref(), &first, &second)
     {
         both = [Turns::List(first), Turns::List(second)];
     }
@@ -203,6 +203,16 @@ pub(crate) fn prompt(layout: &Layout, values: Map<String, Value>) -> Result<Vec<
         Some(prompt) => Ok(messages(joined(&name, prompt, Vec::new())?)),
         None => Err(malformed(format!("{name} has no value"))),
     }
+}
+
+/// Whether replies that read as conversations are conversations: a prompt of its own kind, without a word of theirs, may have
+/// asked for such texts.
+fn go_on_from(prompt: Option<&Turns>, first: &[Turn], second: &[Turn]) -> bool {
+    let Some(Turns::Text(text)) = prompt else { return true };
+    let is_said = |(a, b): (&Turn, &Turn)| {
+        a == b && a.content.as_deref().is_some_and(|said| said.trim() == text.trim())
+    };
+    human_assistant(text).is_some() || first.iter().zip(second).any(is_said)
 }
 
 fn texts(turns: Turns) -> Option<Vec<String>> {

@@ -502,3 +502,21 @@ fn names_of_any_type_are_ids() {
 mod arrow;
 mod forms;
 mod sources;
+
+#[test]
+fn names_of_columns_in_errors_are_on_one_line_and_few() {
+    let mut columns: Vec<String> = (0..60).map(|n| format!("\"c{n:02}\":1")).collect();
+    columns.push("\"a\\nj1: all is well\\u001b[2J\\u202e\":1".to_owned());
+    let line = format!("{{{}}}\n", columns.join(","));
+    let error = read_bytes("a.jsonl", line.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("found: a\\nj1: all is well\\u{1b}[2J\\u{202e}, c00, "), "{error}");
+    assert!(error.contains("c38 and 21 more. Needed are"), "{error}");
+    assert!(!error.contains(['\n', '\u{1b}', '\u{202e}']), "{error}");
+    let wanted = Wanted { columns: "prompt=x\ny".parse().unwrap(), ..Wanted::default() };
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("a.jsonl");
+    std::fs::write(&path, line).unwrap();
+    let source = Source::open(&path).unwrap();
+    let error = read_with(&source, None, &wanted).unwrap_err().to_string();
+    assert!(error.contains("no column x\\ny, which") && !error.contains('\n'), "{error}");
+}

@@ -52,6 +52,20 @@ pub(super) enum Kind {
     RunEnds,
 }
 
+impl Kind {
+    /// What a type is called whose values are not read.
+    pub(super) fn no_text(&self) -> Option<&'static str> {
+        Some(match self {
+            Kind::Other => "date, time or decimal number",
+            Kind::ListView => "list view",
+            Kind::Map => "map",
+            Kind::Union { .. } => "union",
+            Kind::RunEnds => "run-end encoded",
+            _ => return None,
+        })
+    }
+}
+
 /// The columns that a schema names.
 pub(super) fn columns(schema: Table<'_>) -> Result<Vec<Column>, Problem> {
     if schema.i16(0, 0)? != 0 {

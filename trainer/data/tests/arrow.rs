@@ -31,6 +31,12 @@ fn arrow_is_read_in_every_form() {
 }
 
 #[test]
+fn a_column_of_a_type_that_is_no_text_is_named() {
+    let error = read(&arrow("run_ends")).unwrap_err().to_string();
+    assert!(error.contains("column chosen is of type run-end encoded"), "{error}");
+}
+
+#[test]
 fn a_folder_that_datasets_saved_is_read() {
     let directory = TempDir::new().unwrap();
     for (name, bytes) in [

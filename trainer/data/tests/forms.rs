@@ -221,6 +221,19 @@ fn hh_rlhf_is_read() {
     assert!(one(other).unwrap_err().contains("they share 0"));
     let scene = json!({"prompt": "Write a scene.", "chosen": "Human: a\n\nAssistant: b", "rejected": "Human: c\n\nAssistant: d"});
     assert_eq!(one(scene).unwrap().chosen, "Human: a\n\nAssistant: b");
+    // A prompt that is said again, and line ends of Windows.
+    let again = json!({"prompt": "Go on.", "chosen": text("Yes."), "rejected": text("No.")});
+    let pair = one(again).unwrap();
+    assert_eq!(
+        (pair.prompt.len(), pair.chosen.as_str(), pair.rejected.as_str()),
+        (3, "Yes.", "No.")
+    );
+    let windows = |last: &str| text(last).replace('\n', "\r\n");
+    let pair = one(json!({"chosen": windows("Yes."), "rejected": windows("No.")})).unwrap();
+    assert_eq!(
+        (pair.prompt.len(), pair.chosen.as_str(), pair.rejected.as_str()),
+        (3, "Yes.", "No.")
+    );
 }
 
 #[test]

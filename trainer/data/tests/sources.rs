@@ -85,7 +85,8 @@ fn gzip_is_unfolded_within_bounds() {
     assert!(error.contains("Parquet in gzip"), "{error}");
     let mut cut = gzip(text.as_bytes());
     cut.truncate(cut.len() - 9);
-    assert!(matches!(read_bytes("d.jsonl.gz", &cut), Err(DataError::Io { .. })));
+    let error = read_bytes("d.jsonl.gz", &cut).unwrap_err().to_string();
+    assert!(error.contains("its gzip ends too early; was the download cut?"), "{error}");
     let line = format!("{}\n", rows(0..1)[0]);
     for (name, start) in [("d.jsonl.gz", line.as_str()), ("d.csv.gz", csv)] {
         let bomb = [start.as_bytes(), &vec![b'\n'; 5 << 20]].concat();
@@ -170,5 +171,17 @@ fn pipes_are_read_as_often_as_files() {
     for (path, says) in [("/dev/zero", "unknown extension and content"), ("/dev/null", "no rows")] {
         let error = read(Path::new(path)).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_table_that_is_not_separated_by_commas_says_so() {
+    for (text, mark) in [
+        ("prompt;chosen;rejected\np;a;b\n", "';'"),
+        ("prompt\tchosen\trejected\np\ta\tb\n", "'\\t'"),
+        ("prompt|chosen|rejected\np|a|b\n", "'|'"),
+    ] {
+        let error = read_bytes("a.csv", text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(&format!("separated by commas, not by {mark}")), "{error}");
     }
 }
