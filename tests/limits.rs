@@ -85,6 +85,19 @@ fn a_small_address_space_is_enough_or_an_error() {
     assert!(done > 0 && refused > 0, "{done} done, {refused} refused");
 }
 
+/// What threads and large pages reserve, and never use, must leave room for what is used.
+#[test]
+fn some_hundred_megabytes_of_addresses_are_enough_for_a_small_model() {
+    let train = Run::new("qwen3-tied-bf16");
+    for kib in [300_000, 600_000, 800_000] {
+        let args = train.start(&train.path(&format!("out-{kib}")));
+        let args =
+            args.iter().map(String::as_str).filter(|arg| !["--cache-memory", "8MB"].contains(arg));
+        let args: Vec<&str> = args.chain(["--set", "train.steps=2", "--threads", "2"]).collect();
+        stdout(&limited(&format!("-v {kib}"), &args));
+    }
+}
+
 #[test]
 fn numbers_beyond_reason_are_refused_or_cost_nothing() {
     let scratch = tempfile::tempdir().unwrap();

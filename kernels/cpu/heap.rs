@@ -43,6 +43,9 @@ const REGION_BYTES: usize = 128 << 20;
 /// So many at a time: a file's text, its vocabulary, its merges, and one more.
 const REGIONS: usize = 4;
 
+/// Regions are reserved where `ulimit -v` allows so many times their addresses.
+const SPARE: u64 = 16;
+
 const LARGE_PAGE: usize = 2 << 20;
 
 /// Counted for a region while it is filled, on top of its blocks.
@@ -101,6 +104,10 @@ fn take_region() -> Option<usize> {
     let reserved = RESERVED.get_or_init(|| {
         // One more page, as the map may begin anywhere. Memory is taken page by page, when they are touched.
         let len = REGIONS * REGION_BYTES + LARGE_PAGE;
+        // Where addresses are few, other things need them more.
+        if signals::address_space_limit().is_some_and(|limit| limit < SPARE * len as u64) {
+            return None;
+        }
         let map = MmapRaw::from(MmapOptions::new().len(len).no_reserve_swap().map_anon().ok()?);
         // Only a wish. Other systems do not know it.
         #[cfg(target_os = "linux")]
