@@ -6,6 +6,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::atomic::AtomicBool,
     time::Instant,
 };
 
@@ -151,7 +152,9 @@ fn judge(
     };
     let sampler =
         Sampler { language_model: &language_model, template: &template, settings, pairs, options };
-    Ok(evaluate(sampler.judge(), pairs, &mut |_, _| ())?)
+    let never = AtomicBool::new(false);
+    let judged = evaluate(sampler.judge(), pairs, &never, &mut |_, _| ())?;
+    Ok(judged.expect("nobody raises the flag"))
 }
 
 /// The table before and after, and some judgements.

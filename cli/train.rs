@@ -33,7 +33,7 @@ use crate::{
     interrupt, machine, memory,
     output::{note, print},
     sampling::left_out_of_training,
-    session::{data_source, directory_fingerprint, precision, resolve},
+    session::{data_source, directory_fingerprint, is_local_pattern, precision, resolve},
 };
 use plan::{Ahead, Pace, Pairs, first_prompt, fitting_pairs, show_prompt};
 use resume::Resumed;
@@ -119,6 +119,17 @@ fn with_absolute_paths(mut settings: Settings) -> Settings {
     ] {
         let found = Path::new(place.as_str()).canonicalize();
         if let Some(path) = found.ok().as_deref().and_then(Path::to_str) {
+            *place = path.to_owned();
+        }
+    }
+    // A pattern is no path that exists; the directory that it begins in has a name.
+    for place in [&mut settings.data.train, &mut settings.data.held_out] {
+        let found = is_local_pattern(place).then(|| std::path::absolute(place.as_str()));
+        let found = found.and_then(Result::ok).filter(|_| {
+            let here = std::env::current_dir().unwrap_or_default();
+            !engine::hub::data::is_pattern(&here.to_string_lossy())
+        });
+        if let Some(path) = found.as_deref().and_then(Path::to_str) {
             *place = path.to_owned();
         }
     }

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -232,6 +233,18 @@ pub fn last_step(path: &Path, step: u64) -> Result<u64, ResultsError> {
     Ok(whole_lines(path, step, &mut |_, _| ())?.1.unwrap_or(0))
 }
 
+/// The first steps, up to `step`, whose lines were taken out of a file that has later ones.
+pub fn gap(path: &Path, step: u64) -> Result<Option<RangeInclusive<u64>>, ResultsError> {
+    let (mut next, mut gap) = (1, None);
+    whole_lines(path, step, &mut |found, _| {
+        if found > next && gap.is_none() {
+            gap = Some(next..=found - 1);
+        }
+        next = found + 1;
+    })?;
+    Ok(gap)
+}
+
 /// Bytes of the lines of steps up to `step`, and the last of these.
 fn whole_lines(
     path: &Path,
@@ -368,6 +381,19 @@ mod tests {
         let start = MetricsFile::resume(&path, 0, &mut |_, _| ()).unwrap();
         assert_eq!(start.last_step(), Some(0));
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"step\":0,\"eval/accuracy\":0.25}\n");
+        for (steps, expected) in [
+            (vec![], None),
+            (vec![0, 1, 2, 3], None),
+            (vec![1, 2, 3], None),
+            (vec![0, 2, 3], Some(1..=1)),
+            (vec![4, 5], Some(1..=3)),
+            (vec![1, 5, 6, 9], Some(2..=4)),
+            (vec![1, 2, 3, 4, 5, 6, 7, 90], None),
+        ] {
+            let lines: String = steps.iter().map(|step| format!("{{\"step\":{step}}}\n")).collect();
+            std::fs::write(&path, lines).unwrap();
+            assert_eq!(gap(&path, 7).unwrap(), expected, "{steps:?}");
+        }
         for (damage, says) in [
             ("{}\n", "no step"),
             ("x\n", "line 1"),

@@ -194,7 +194,7 @@ impl Ahead<'_> {
         let tokens = (rollout.prompts_per_step * rollout.group_size) as f64 * (self.prompt + limit);
         let left = steps.saturating_sub(done);
         let time = |share: f64| duration(self.seconds(pace, (share * limit).max(1.0)));
-        vec![
+        let mut lines = vec![
             format!(
                 "plan: {steps} steps ({:.2} epochs of {pairs} pairs) of {prompts} x {} completions{}",
                 plan.epoch_after(steps),
@@ -212,7 +212,25 @@ impl Ahead<'_> {
                 time(0.25),
                 time(1.0)
             ),
-        ]
+        ];
+        let in_a_step = match data.orders {
+            Orders::Both => rollout.prompts_per_step / 2,
+            Orders::Random => rollout.prompts_per_step,
+        };
+        if in_a_step > pairs {
+            lines.push(format!(
+                "warning: a step takes {in_a_step} pairs and there are {pairs}: some stand in it more than once; lower \
+                 rollout.prompts_per_step, or give more pairs"
+            ));
+        }
+        let warmup = self.settings.optimizer.warmup_steps;
+        if warmup >= steps {
+            lines.push(format!(
+                "warning: optimizer.warmup_steps = {warmup} is all of the {steps} steps: the rate never reaches \
+                 optimizer.learning_rate"
+            ));
+        }
+        lines
     }
 }
 
@@ -273,5 +291,24 @@ mod tests {
         let ahead = Ahead { settings: &settings, prompt: 10.0, steps: [9, 10], held_out: 0 };
         let step = (10.0 + 8.0 * 3.0) + 26.0 * (3.0 * 3.2 + 1.0);
         assert!((ahead.seconds(pace, 8.0) - step).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_plan_that_cannot_be_meant_is_warned_of() {
+        let mut settings = Settings::preset(Preset::J1Nano);
+        settings.rollout.prompts_per_step = 4;
+        settings.data.orders = Orders::Both;
+        settings.optimizer.warmup_steps = 5;
+        let lines = |settings: &Settings, steps: u64, pairs: usize| {
+            let ahead = Ahead { settings, prompt: 10.0, steps: [0, steps], held_out: 0 };
+            ahead.lines(pairs, 1 << 20, Pace { row: 1.0, step: 2.0 }).join("\n")
+        };
+        assert!(!lines(&settings, 6, 2).contains("warning"));
+        let early = lines(&settings, 5, 2);
+        assert!(early.contains("warmup_steps = 5 is all of the 5 steps"), "{early}");
+        let few = lines(&settings, 6, 1);
+        assert!(few.contains("a step takes 2 pairs and there are 1"), "{few}");
+        settings.data.orders = Orders::Random;
+        assert!(lines(&settings, 6, 3).contains("a step takes 4 pairs and there are 3"));
     }
 }

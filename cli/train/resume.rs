@@ -48,7 +48,9 @@ impl Resumed {
         settings.validate()?;
         let settings = with_absolute_paths(settings);
         check_places(&settings)?;
-        let from = directory.checkpoint(args.from)?;
+        // What it was before, too: it may change.
+        let save_every = begun.save_every().max(settings.train.save_every);
+        let from = directory.checkpoint(args.from, save_every)?;
         Ok(Resumed { directory, from, settings, begun })
     }
 
@@ -100,7 +102,17 @@ impl Resumed {
             ));
         }
         match &self.from {
-            Some(found) => note(&format!("continuing from {}", found.path.display())),
+            Some(found) => {
+                if let Some(gap) = &found.gap {
+                    note(&format!(
+                        "warning: metrics.jsonl has no lines of the steps {} to {}: they were taken out of it, and \
+                         curves lack them",
+                        gap.start(),
+                        gap.end()
+                    ));
+                }
+                note(&format!("continuing from {}", found.path.display()));
+            }
             None => note("no checkpoint was written yet: starting from the first step"),
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What a run is: settings that may change and those that may not, checkpoints that are held to their word, starts that fail.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use engine::{language_model::open_model, tensor::Device};
 use kernels::cpu::{Cpu, Isa};
@@ -145,6 +145,63 @@ fn a_damaged_checkpoint_is_named_with_the_way_on() {
         fs::write(out.join("checkpoints").join(step).join("state.json"), "{").unwrap();
     }
     fails(&resume(&out), &["state.json", "No whole checkpoint", "--config", "--out OTHER"]);
+}
+
+#[test]
+fn what_was_taken_out_of_a_run_is_named() {
+    let mut run = short();
+    run.set(&["train.keep_last=1"]);
+    let out = run.complete("out", 1);
+    // A line between others.
+    let metrics = out.join("metrics.jsonl");
+    let whole = fs::read_to_string(&metrics).unwrap();
+    let without: String =
+        whole.split_inclusive('\n').filter(|line| !line.starts_with("{\"step\":2,")).collect();
+    fs::write(&metrics, without).unwrap();
+    let says = succeeded(&finish(&resume(&out)));
+    assert!(says.contains("metrics.jsonl has no lines of the steps 2 to 2"), "{says}");
+    fs::write(&metrics, &whole).unwrap();
+
+    // All checkpoints: taking all steps again would replace what is there.
+    fs::remove_dir_all(out.join("checkpoints")).unwrap();
+    let before = files(&out);
+    fails(&resume(&out), &["holds no checkpoint", "taken 4 steps", "put the checkpoints back"]);
+    assert!(files(&out) == before, "nothing was touched");
+    fs::remove_dir_all(out.join("adapter")).unwrap();
+    fails(&resume(&out), &["holds no checkpoint", "--config", "--out OTHER"]);
+    // A run that was killed before its first checkpoint has none.
+    let early: String = whole
+        .split_inclusive('\n')
+        .filter(|line| {
+            ["0", "1", "2"].iter().any(|n| line.starts_with(&format!("{{\"step\":{n},")))
+        })
+        .collect();
+    fs::write(&metrics, early).unwrap();
+    let says = succeeded(&finish(&resume(&out)));
+    assert!(says.contains("no checkpoint was written yet"), "{says}");
+    assert!(files(&out)["metrics.jsonl"] == before["metrics.jsonl"]);
+}
+
+#[test]
+fn a_run_on_a_pattern_of_shards_goes_on_from_any_directory() {
+    let run = short();
+    let text = fs::read_to_string(run.write_pairs("pairs.jsonl", 6)).unwrap();
+    fs::create_dir(run.path("shards")).unwrap();
+    for (part, lines) in text.split_inclusive('\n').collect::<Vec<_>>().chunks(3).enumerate() {
+        fs::write(run.path(&format!("shards/{part}.jsonl")), lines.concat()).unwrap();
+    }
+    let at = |directory: &str, args: &[String]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_j1"));
+        let output = command.args(args).current_dir(run.path(directory)).output().unwrap();
+        succeeded(&output)
+    };
+    let out = run.path("out");
+    let mut start = run.start(&out);
+    let data = start.iter().position(|arg| arg == "--data").unwrap() + 1;
+    start[data] = "shards/*.jsonl".to_owned();
+    at("", &start);
+    at("shards", &with(resume(&out), &["--set", "train.steps=5"]));
+    assert_eq!(super::metrics(&out).len(), 5);
 }
 
 /// Of versions before there were checksums, and with numbers that nobody writes.

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -97,6 +98,11 @@ pub enum DirectoryError {
          without what is lost, with `j1 train --out {} --resume --from step-{step}`", path.display(), typed(directory)
     )]
     Metrics { path: PathBuf, directory: PathBuf, last: u64, step: u64 },
+    #[error(
+        "{} holds no checkpoint, and the run has taken {last} steps, as its metrics.jsonl says: put the checkpoints back; or \
+         take all steps again in another directory, with `j1 train --config {} --out OTHER`", path.display(), typed(config)
+    )]
+    NoCheckpoints { path: PathBuf, config: PathBuf, last: u64 },
     #[error("{} is damaged: {message}. Put it back as it was, or move it away and add --from step-{step}", path.display())]
     BadMetrics { path: PathBuf, message: String, step: u64 },
 }
@@ -150,6 +156,8 @@ pub struct Found {
     pub path: PathBuf,
     /// What it says.
     pub state: State,
+    /// The first steps before it that metrics.jsonl has no lines of.
+    pub gap: Option<RangeInclusive<u64>>,
 }
 
 /// Whether a directory holds a run that took a step, or may have.
@@ -281,8 +289,13 @@ impl RunDirectory {
     }
 
     /// The checkpoint to go on from: that of step `from`, or the newest; `None` if none was written yet. A damaged one is
-    /// an error that says how to go on. So is a metrics.jsonl without the steps before, unless `from` is named.
-    pub fn checkpoint(&self, from: Option<u64>) -> Result<Option<Found>, DirectoryError> {
+    /// an error that says how to go on. So is a metrics.jsonl without the steps before, unless `from` is named; and that
+    /// there is none although more than `save_every` steps were taken.
+    pub fn checkpoint(
+        &self,
+        from: Option<u64>,
+        save_every: u64,
+    ) -> Result<Option<Found>, DirectoryError> {
         let checkpoints = self.path.join(CHECKPOINTS);
         let steps = checkpoint::list(&checkpoints)?;
         let step = match (from, steps.last()) {
@@ -290,7 +303,17 @@ impl RunDirectory {
                 let directory = self.path.clone();
                 return Err(DirectoryError::NoCheckpoint { directory, step, there: steps });
             }
-            (None, None) => return Ok(None),
+            (None, None) => {
+                let last = metrics::last_step(&self.path.join(METRICS), u64::MAX).unwrap_or(0);
+                let is_due = save_every > 0 && last > save_every;
+                return match is_due || self.path.join(ADAPTER).exists() {
+                    true => {
+                        let config = self.path.join(CONFIG);
+                        Err(DirectoryError::NoCheckpoints { path: checkpoints, config, last })
+                    }
+                    false => Ok(None),
+                };
+            }
             (Some(step), _) | (None, Some(&step)) => step,
         };
         let path = checkpoint::directory(&checkpoints, step);
@@ -307,7 +330,8 @@ impl RunDirectory {
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(Some(Found { path, state }))
+        let gap = metrics::gap(&metrics, step)?;
+        Ok(Some(Found { path, state, gap }))
     }
 
     /// What is wrong with the checkpoint of a step, and how to go on without it.
@@ -411,6 +435,13 @@ impl RunDirectory {
 }
 
 impl Begun {
+    /// The most steps between two checkpoints, by what the run has in its files.
+    pub fn save_every(&self) -> u64 {
+        let stored =
+            self.run.get(SETTINGS).and_then(|settings| settings["train.save_every"].as_u64());
+        self.settings.train.save_every.max(stored.unwrap_or(0))
+    }
+
     /// Refuses other settings than those of the run, where they decide what its steps are.
     pub fn check(&self, directory: &Path, settings: &Settings) -> Result<(), DirectoryError> {
         let changes = changes(&values(&self.settings), settings, &|key| !Settings::may_change(key));

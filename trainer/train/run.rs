@@ -129,7 +129,10 @@ pub fn run(
     let never = AtomicBool::new(false);
     let evaluates = train.eval_every > 0 && !held_out.is_empty();
     if evaluates && trainer.step == 0 && metrics.last_step().is_none() {
-        let scores = held_out_scores(trainer, held_out, on)?;
+        // Nothing is lost yet by stopping in its midst.
+        let Some(scores) = held_out_scores(trainer, held_out, stop, on)? else {
+            return Ok(Ended::Interrupted);
+        };
         on(Event::Evaluated { step: 0, scores: &scores });
         let entries = eval_metrics(&scores);
         metrics.append_start(&entries)?;
@@ -159,7 +162,8 @@ pub fn run(
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
         let (mut improved, mut evaluation) = (false, None);
         if evaluates && due(train.eval_every) {
-            let scores = held_out_scores(trainer, held_out, on)?;
+            let scores = held_out_scores(trainer, held_out, &never, on)?;
+            let scores = scores.expect("nobody raises the flag");
             let entries = eval_metrics(&scores);
             history.evaluated(step, &entries);
             report.metrics.more.extend(entries);
@@ -283,25 +287,28 @@ impl Still {
     }
 }
 
-/// Judges the held-out pairs with the policy as it is.
+/// Judges the held-out pairs with the policy as it is; `None` if `stop` was raised.
 fn held_out_scores(
     trainer: &Trainer,
     held_out: &[Pair],
+    stop: &AtomicBool,
     on: &mut dyn FnMut(Event),
-) -> Result<Scores, RunError> {
+) -> Result<Option<Scores>, RunError> {
     let judge = trainer.sampler().judge();
-    let evaluated = evaluate(judge, held_out, &mut |done, all| on(Event::Evaluating(done, all)));
-    let (_, scores) = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
-    Ok(scores)
+    let mut done = |done, all| on(Event::Evaluating(done, all));
+    let evaluated = evaluate(judge, held_out, stop, &mut done);
+    let evaluated = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
+    Ok(evaluated.map(|(_, scores)| scores))
 }
 
-/// Judges pairs greedily in both orders: the records by row, and their scores by the published rule.
-/// `done` is told how many judgements of how many are made.
+/// Judges pairs greedily in both orders: the records by row, and their scores by the published rule; `None` if `stop` was
+/// raised. `done` is told how many judgements of how many are made.
 pub fn evaluate(
     mut judge: Judge,
     pairs: &[Pair],
+    stop: &AtomicBool,
     done: &mut dyn FnMut(usize, usize),
-) -> Result<(Vec<Record>, Scores), JudgeError> {
+) -> Result<Option<(Vec<Record>, Scores)>, JudgeError> {
     judge.sampling.temperature = 0.0;
     let _span = profile::phase("evaluate", [pairs.len()]);
     let orders = [Order::ChosenFirst, Order::RejectedFirst];
@@ -309,20 +316,21 @@ pub fn evaluate(
         .flat_map(|pair| orders.map(|order| Task { pair, order, vote: 0 }))
         .collect();
     let mut records: Vec<Record> = Vec::with_capacity(tasks.len());
-    let never = AtomicBool::new(false);
-    let end = judge.run(pairs, &tasks, &never, &mut |event| {
+    let end = judge.run(pairs, &tasks, stop, &mut |event| {
         if let judge::Event::Done(_, record) = event {
             records.push(record);
             done(records.len(), tasks.len());
         }
         Ok(())
     });
-    assert_eq!(end?, End::Complete, "nobody raises the flag");
+    if end? == End::Interrupted {
+        return Ok(None);
+    }
     records.sort_by_key(Record::key);
     let (rule, order, seed) = (MatchRule::Strict, OrderPlan::Both, judge.seed);
     let protocol = Protocol { rule, order, votes: 1, seed, sample: None };
     let scores = Scores::compute(&records, protocol);
-    Ok((records, scores))
+    Ok(Some((records, scores)))
 }
 
 /// What of an evaluation is logged with the step. One rule counts everywhere: right is 1, a tie or no verdict 0, so
