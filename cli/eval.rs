@@ -110,12 +110,10 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let mut results = Results::open(out, &settings)?;
 
     let all = tasks(&pairs, &protocol);
+    let key = |task: &Task| (pairs[task.pair].row, task.order, task.vote);
+    results.only(&all.iter().map(key).collect())?;
     let done = results.done();
-    let left: Vec<Task> = all
-        .iter()
-        .filter(|task| !done.contains(&(pairs[task.pair].row, task.order, task.vote)))
-        .copied()
-        .collect();
+    let left: Vec<Task> = all.iter().filter(|task| !done.contains(&key(task))).copied().collect();
     if left.len() < all.len() {
         note(&format!("{}: {} of {} judgements are done", out.display(), done.len(), all.len()));
     }

@@ -147,6 +147,17 @@ impl Results {
         &self.done
     }
 
+    /// Refuses judgements that a run which asks for these would not make: they would count in its scores.
+    pub fn only(&self, asked: &BTreeSet<Key>) -> Result<(), ResultsError> {
+        match self.done.difference(asked).next() {
+            None => Ok(()),
+            Some(&(row, order, vote)) => {
+                let path = self.journal.path().to_owned();
+                Err(ResultsError::NotAsked { path, row, order, vote })
+            }
+        }
+    }
+
     /// All judgements so far: in the order they ended, after [`Results::finish`] by row, order and vote.
     pub fn records(&self) -> &[Record] {
         &self.records

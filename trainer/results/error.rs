@@ -117,6 +117,22 @@ pub enum ResultsError {
         /// With this vote.
         vote: u32,
     },
+    /// A judgement that the run does not ask for.
+    #[error(
+        "{}: row {row}, {order}, vote {vote} is no judgement of this run: the file was changed. Delete the line, or choose \
+         another --out",
+        path.display()
+    )]
+    NotAsked {
+        /// The outputs.jsonl.
+        path: PathBuf,
+        /// The row.
+        row: u64,
+        /// The order.
+        order: Order,
+        /// The vote.
+        vote: u32,
+    },
     /// A line is longer than any judgement.
     #[error("{}, line {line}: longer than {} bytes", path.display(), crate::lines::MAX_LINE)]
     TooLong {

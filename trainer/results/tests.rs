@@ -410,3 +410,17 @@ fn a_run_of_an_earlier_version_goes_on_with_its_texts_read_by_todays_rules() {
     let error = Results::open(scratch.path(), &with("[[A]], [[B]] or [[C]]")).unwrap_err();
     assert!(error.to_string().contains("was made with verdict ="), "{error}");
 }
+
+#[test]
+fn judgements_that_were_not_asked_for_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut results = Results::open(scratch.path(), &settings()).unwrap();
+    for (order, vote) in [(Order::ChosenFirst, 0), (Order::RejectedFirst, 7)] {
+        results.append(record(0, order, vote)).unwrap();
+    }
+    let mut asked = BTreeSet::from([(0, Order::ChosenFirst, 0), (1, Order::ChosenFirst, 0)]);
+    let error = results.only(&asked).unwrap_err().to_string();
+    assert!(error.contains("row 0, rejected-first, vote 7 is no judgement of this run"), "{error}");
+    asked.insert((0, Order::RejectedFirst, 7));
+    results.only(&asked).unwrap();
+}
