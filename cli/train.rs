@@ -421,6 +421,11 @@ pub(crate) fn adapter_settings(lora: &LoraSettings) -> AdapterSettings {
 /// An adapter that training starts from keeps its rank, its scale and its matrices, which the settings must name.
 fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
     let lora = &settings.lora;
+    if adapter.alpha == 0.0 {
+        return Err("the adapter to start from has lora_alpha = 0, with which no training changes what the model says: put the \
+                    value it was trained with into its adapter_config.json (some tools write 0 when they convert)"
+            .into());
+    }
     let targets = |settings: &LoraSettings| adapter_settings(settings).targets;
     let adapted = adapter.targets();
     let same = (adapter.rank, adapter.alpha, adapter.rank_stabilized)

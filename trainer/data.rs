@@ -256,7 +256,8 @@ pub enum DataError {
     #[error(
         "{}{place}: there is no column {missing}; found: {found}. Needed are chosen and rejected (or a, b \
          and label; to judge without labels: a and b), and prompt unless these are lists of messages; \
-         --columns says which columns these are, if they have other names", path.display()
+         --columns says which columns these are, if they have other names (j1 train has no such flag: j1 data \
+         prepare --columns .. writes what it reads)", path.display()
     )]
     MissingColumn {
         /// The data file.

@@ -369,6 +369,17 @@ fn an_adapter_to_start_from_has_the_matrices_and_the_dropout_of_the_settings() {
     let adapter = run.model.replace("/model", "/adapter");
     let out = run.path("out");
     let more = ["--adapter", &adapter, "--set", "lora.r=8", "--set", "lora.alpha=16"];
+    // As some tools convert one: no setting could be the same.
+    let empty = run.path("empty");
+    fs::create_dir(&empty).unwrap();
+    let config = fs::read_to_string(Path::new(&adapter).join("adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["lora_alpha"] = 0.into();
+    fs::write(empty.join("adapter_config.json"), config.to_string()).unwrap();
+    let weights = "adapter_model.safetensors";
+    fs::copy(Path::new(&adapter).join(weights), empty.join(weights)).unwrap();
+    let from = ["--adapter", &empty.display().to_string()];
+    fails(&with(run.start(&out), &from), &["lora_alpha = 0", "adapter_config.json"]);
     let one =
         with(run.start(&out), &[&more[..], &["--set", "lora.target_modules=['q_proj']"]].concat());
     fails(
