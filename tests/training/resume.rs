@@ -7,7 +7,9 @@ use engine::{language_model::open_model, tensor::Device};
 use kernels::cpu::{Cpu, matmul::Panels};
 use serde_json::Value;
 
-use super::{Run, assert_same, finish, metrics, number, resume, spawn, succeeded, with_threads};
+use super::{
+    Run, assert_same, finish, lines, metrics, number, resume, spawn, succeeded, with_threads,
+};
 
 /// The settings that change what a run has to remember.
 fn runs() -> Vec<(&'static str, Run)> {
@@ -161,6 +163,30 @@ fn a_signal_finishes_the_step_saves_and_the_run_goes_on_later() {
         succeeded(&finish(&with_threads(resume(&out), 2)));
         assert_same(&out, &whole, &format!("stopped by {signal} after {steps} steps"));
     }
+}
+
+/// With a model of billions, it takes longer than anybody waits.
+#[cfg(unix)]
+#[test]
+fn a_signal_stops_the_evaluation_before_the_first_step() {
+    let mut run = Run::new("qwen3-tied-bf16");
+    run.set(&["train.steps=1", "train.eval_pairs=400"]);
+    run.write_pairs("held_out.jsonl", 400);
+    let out = run.path("out");
+    let mut child = spawn(&with_threads(run.start(&out), 1));
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut says = String::new();
+    while !says.contains("time: about") {
+        assert_ne!(stderr.read_line(&mut says).unwrap(), 0, "ended before its plan: {says}");
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    std::io::Read::read_to_string(&mut stderr, &mut says).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{says}");
+    assert!(says.contains("stopped after step 0 of 1"), "{says}");
+    assert_eq!(lines(&out), [], "half of an evaluation is none");
+    succeeded(&finish(&with_threads(resume(&out), 2)));
+    assert_eq!(lines(&out).len(), 2, "it was made again, and the step was taken");
 }
 
 /// config.toml says where a run's weights are read. Old runs do not say it, and a resumed one may read them elsewhere.
