@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use engine::error::excerpt_of;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What a template asks its judge for. It is written as in a template's first line:
@@ -57,7 +58,7 @@ impl FromStr for VerdictForm {
             format!(
                 "'{}' is no form of a verdict; there are \\boxed{{a, b}}, \\boxed{{a, b}} from 0 to 100 (any two \
                  numbers from 0 on) and [[A]], [[B]] or [[C]]",
-                text.chars().take(80).flat_map(char::escape_default).collect::<String>()
+                excerpt_of(text, 80)
             )
         };
         let words = text.replace(['{', '}', ',', '/'], " ");

@@ -9,8 +9,9 @@
 //!    it say otherwise. One with a single number needs a box with a single number before it, and they are no
 //!    more than two: [`super::statement`] says which is whose. A section without a box is read like the inside of one.
 //! 4. **Outside of a section** a box may be a quotation, such as a reply's answer. It counts only if its sentence and
-//!    the heading above hold nothing else than what introduces scores, and name no single reply; two boxes of one
-//!    number only as the very end of the judgement.
+//!    the heading above hold nothing else than what introduces scores, and name no single reply. At the very end of the
+//!    judgement other words may precede a box with both scores ([`introduces_scores`]); two boxes of one number
+//!    count only there. A box that contradicts scores by name in the lines above is ambiguous.
 //! 5. **A judgement that was cut off** has a verdict only in its own scores section, closed: one that begins a line.
 //!
 //! A number may be followed by what it is out of (`8/10`, `8 out of 10`, `80 %`), both by the same, and is converted to
@@ -21,12 +22,17 @@ use std::ops::Range;
 
 use super::form::Scale;
 use super::spans::{Boxed, Section, boxes_from_the_end, last_section};
-use super::statement::{Place, names, names_a_reply, one_number, two_boxes, two_numbers};
+use super::statement::{
+    Place, introduces_scores, is_unfinished, names, names_a_reply, one_number, two_boxes,
+    two_numbers,
+};
 use super::words::{Number, Slot, Token};
 use super::{Reason, Verdict};
 
 /// The longest section without a box that is read, in bytes.
 const MAX_SECTION: usize = 256;
+/// The most lines before a box that are looked at.
+const MAX_LINES: usize = 8;
 /// The most of a sentence that is looked at, in bytes.
 const MAX_SENTENCE: usize = 256;
 
@@ -107,6 +113,13 @@ fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
             not_decimal_commas(text, before, &last)?;
             let (before, after) =
                 (introduction(&text[..last.start]), rest_of_sentence(&text[end..]));
+            if contradicted(&text[..last.start], pair) {
+                return Err(Reason::Ambiguous);
+            }
+            let ends = text[end..].trim_matches(DECORATION).is_empty();
+            if ends && before.is_some_and(introduces_scores) {
+                return Ok(pair);
+            }
             let around = before.zip(after).and_then(|(before, after)| {
                 let names_in = |text| names(text, Place::Loose);
                 Some([names_in(before)?, names_in(after)?].concat())
@@ -176,9 +189,21 @@ fn not_decimal_commas(text: &str, before: Option<Boxed>, last: &Boxed) -> Result
     }
 }
 
+/// Whether the lines before a box give the other reply the higher score, by name. They may be on another scale, or not rounded.
+fn contradicted(before: &str, (a, b): (Number, Number)) -> bool {
+    let mut lines = before.rsplit('\n').take(MAX_LINES).filter(|line| !line.trim().is_empty());
+    let mut near = String::new();
+    lines.by_ref().take(3).any(|line| {
+        near = format!("{line}\n{near}");
+        let named = names_a_reply(&near).then(|| two_numbers(&near));
+        matches!(named, Some(Ok((x, y)))
+            if (x.value < y.value && a.value > b.value) || (x.value > y.value && a.value < b.value))
+    })
+}
+
 /// What only sets text off.
-const DECORATION: [char; 14] =
-    [' ', '\n', '\r', '\t', '*', '_', '`', '$', '#', '.', '\\', ']', '-', '|'];
+const DECORATION: [char; 18] =
+    [' ', '\n', '\r', '\t', '*', '_', '`', '$', '#', '.', '\\', '[', ']', '(', ')', '-', '|', '。'];
 
 /// What leads up to the end of `text`: the rest of its sentence or line and, before it, a heading: one that ends in a
 /// colon, where a line begins, or one of names only. `None` if that is long.
@@ -188,7 +213,8 @@ fn introduction(text: &str) -> Option<&str> {
     let begins = text[from..].trim_matches(DECORATION).is_empty();
     let heading = sentence_start(above).filter(|&start| {
         let names = names(&above[start..], Place::Section);
-        (begins && above.ends_with([':', '：'])) || names.is_some_and(|names| !names.is_empty())
+        (begins && (above.ends_with([':', '：']) || is_unfinished(&above[start..])))
+            || names.is_some_and(|names| !names.is_empty())
     });
     Some(&text[heading.unwrap_or(from)..])
 }
@@ -204,7 +230,10 @@ fn sentence_start(text: &str) -> Option<usize> {
     for (at, c) in near.char_indices().rev() {
         let ends = match c {
             '\n' | '。' | '！' | '？' => true,
-            '.' | '!' | '?' => next.is_whitespace() && !near[..at].ends_with("vs"),
+            '.' | '!' | '?' => {
+                next.is_whitespace()
+                    && !["vs", "e.g", "i.e"].iter().any(|word| near[..at].ends_with(word))
+            }
             '>' => near[..at].rfind('<').is_some_and(|open| !near[open..at].contains(' ')),
             _ => false,
         };

@@ -80,7 +80,82 @@ pub(super) fn names(text: &str, place: Place) -> Option<Vec<Slot>> {
     let tokens = resolve(&tokens(text), place, &|_| false);
     let known = tokens.iter().all(|token| is_known(*token, place) && *token != Token::Dangling);
     let names = labels(&tokens);
-    (known && (names.is_empty() || !may_be_an_answer(&tokens, place))).then_some(names)
+    let answer = match names[..] {
+        [] => place == Place::Loose && says_an_answer(&tokens),
+        _ => may_be_an_answer(&tokens, place),
+    };
+    (known && !answer && !(place == Place::Loose && Wording::of(text).form)).then_some(names)
+}
+
+/// Whether the words before a box with two scores, some of which may be unknown, are the judge's own: `Based on this,
+/// \boxed{7, 9}`, `Weighing all of it, my scores are \boxed{7, 9}`. Since a box may hold an answer as well, the last
+/// clause holds known words only, and names a score if it says what something is.
+pub(super) fn introduces_scores(text: &str) -> bool {
+    let tokens = resolve(&tokens(text), Place::Loose, &|_| false);
+    let unknown = tokens.iter().rposition(|token| *token == Token::Unknown);
+    let known = &tokens[unknown.map_or(0, |at| at + 1)..];
+    let scored = known.contains(&Token::Score);
+    let clause = known.iter().rposition(|token| *token == Token::Comma);
+    let wording = Wording::of(text);
+    matches!(labels(&tokens)[..], [] | [Slot::A, Slot::B])
+        && !tokens.contains(&Token::Equals)
+        && match scored {
+            true => !wording.form,
+            false => {
+                clause.is_some_and(|at| !says_an_answer(&known[at..]))
+                    && wording
+                        == Wording {
+                            digits: tokens.contains(&Token::Score) && wording.digits,
+                            ..Wording::default()
+                        }
+            }
+        }
+}
+
+/// What words that are unknown to statements may speak of.
+#[derive(Default, PartialEq)]
+struct Wording {
+    /// How a verdict is to be written, or what replies give.
+    form: bool,
+    /// What a reply answers.
+    answer: bool,
+    digits: bool,
+}
+
+impl Wording {
+    #[rustfmt::skip]
+    fn of(text: &str) -> Wording {
+        const FORMS: &[&str] = &[
+            "example", "instance", "e.g", "format", "the form", "template", "as in", "such as", "something like",
+            "例如", "比如", "格式",
+        ];
+        const QUOTED: &[&str] = &["ses give", "lies give", "both give", "ants give", "dels give", "ates give", "it give"];
+        const ANSWERS: &[&str] = &[
+            "answer", "solution", "solv", "root", "result", "equal", "comput", "calculat", "obtain", "yield", "the set",
+            "interval", "coordinat", "vector", "value", "output", "claim", " say", " said", " stat", "writ", "wrote",
+            "correct ", "respond", "question", "problem", "conclude", "答案", "解", "根", "结果",
+        ];
+        let lower = text.to_lowercase();
+        let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+        Wording {
+            form: has(FORMS) || has(QUOTED),
+            answer: has(ANSWERS),
+            digits: lower.contains(char::is_numeric),
+        }
+    }
+}
+
+/// Whether a clause says what something is that is no score and not the judge's final answer.
+fn says_an_answer(clause: &[Token]) -> bool {
+    let has = |kinds: &[Token]| clause.iter().any(|token| kinds.contains(token));
+    has(&[Token::Verb, Token::Equals]) && !has(&[Token::Score, Token::FinalAnswer])
+}
+
+/// Whether a text ends in the midst of a clause that says what something is, such as `The answer is`.
+pub(super) fn is_unfinished(text: &str) -> bool {
+    let tokens = tokens(text);
+    let last = tokens.iter().rfind(|token| !matches!(token, Token::Space | Token::Star));
+    matches!(last, Some(Token::Verb | Token::Equals))
 }
 
 /// Whether a text, of whatever words, names a reply.
@@ -125,7 +200,9 @@ fn resolve(tokens: &[Token], place: Place, is_score: &dyn Fn(usize) -> bool) -> 
                 } else if may_answer {
                     // "Response A's answer" is what it answers, not what it earns.
                     Token::Unknown
-                } else if last.is_some_and(|last| matches!(resolved[last], Token::Label(_))) {
+                } else if last
+                    .is_some_and(|last| matches!(resolved[last], Token::Label(_) | Token::Score))
+                {
                     Token::Word
                 } else {
                     Token::Dangling
@@ -196,7 +273,8 @@ fn is_known(token: Token, place: Place) -> bool {
 /// scores sections `is`, `gets` and equals signs.
 fn may_be_an_answer(tokens: &[Token], place: Place) -> bool {
     let loose = |token: &Token| matches!(token, Token::Verb | Token::Equals);
-    tokens.contains(&Token::FinalAnswer) || (place == Place::Loose && tokens.iter().any(loose))
+    tokens.contains(&Token::FinalAnswer)
+        || (place == Place::Loose && tokens.iter().any(loose) && !tokens.contains(&Token::Score))
 }
 
 /// The labels of a stretch; one that is said twice in a row counts once.
@@ -290,9 +368,12 @@ fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
 fn parted(between: &[Token], place: Place) -> bool {
     let has = |token: Token| between.contains(&token);
     let parts = |token: &Token| {
-        matches!(token, Token::Comma | Token::Break | Token::Word | Token::Colon | Token::Space)
+        matches!(
+            token,
+            Token::Comma | Token::Break | Token::Word | Token::Score | Token::Colon | Token::Space
+        )
     };
-    let whole = has(Token::Comma) || has(Token::Break) || has(Token::Word);
+    let whole = [Token::Comma, Token::Break, Token::Word, Token::Score].into_iter().any(has);
     let stars = between.iter().filter(|token| **token == Token::Star).count();
     let product = stars == 1 && !whole;
     let range = !whole && (has(Token::Dash) || has(Token::To));

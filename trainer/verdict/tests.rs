@@ -6,6 +6,7 @@ use regex::Regex;
 
 mod cuts;
 mod forms;
+mod prose;
 
 use super::*;
 use crate::shared::shared;

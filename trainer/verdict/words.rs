@@ -33,8 +33,10 @@ pub(super) enum Token {
     Dangling,
     /// `one`, `二`: a label after a noun.
     Count(Slot),
-    /// A word that changes nothing, such as `score`.
+    /// A word that changes nothing, such as `final`.
     Word,
+    /// `score`, `rating`, `得分`: what a judge gives, not what a reply answers.
+    Score,
     /// `final answer`: of the judge, where no reply is named.
     FinalAnswer,
     /// One that does not where scores are expected; elsewhere it may introduce an answer: `is`, `gets`.
@@ -55,94 +57,47 @@ pub(super) enum Token {
     Unknown,
 }
 
-const NOUNS: [&str; 11] = [
-    "response",
-    "reply",
-    "assistant",
-    "candidate",
-    "model",
-    "option",
-    "completion",
-    "choice",
-    "resp",
-    "chatbot",
-    "slot",
+/// Replies and those who give them, in the languages that judges write.
+#[rustfmt::skip]
+const NOUNS: &[&str] = &[
+    "response", "reply", "assistant", "candidate", "model", "option", "completion", "choice", "resp", "chatbot", "slot",
+    "agent", "system", "ai", "bot", "text", "essay", "story", "summary", "translation", "poem", "version", "generation",
+    "asistente", "assistente", "assistent", "asistan", "asystent", "asisten", "candidato", "candidat", "kandidat",
+    "modelo", "modell", "modèle", "ассистент", "помощник", "модель", "кандидат", "المساعد",
 ];
-const ANSWERS: [&str; 4] = ["answer", "output", "solution", "ans"];
-const VERBS: [&str; 6] = ["is", "are", "was", "were", "gets", "get"];
+#[rustfmt::skip]
+const ANSWERS: &[&str] = &[
+    "answer", "output", "solution", "ans", "respuesta", "réponse", "reponse", "antwort", "resposta", "risposta",
+    "ответ", "відповідь", "yanıt", "yanit", "cevap", "odpowiedź", "odpověď", "odpoveď", "válasz", "răspuns", "răspunsul",
+    "απάντηση", "jawaban", "respons", "antwoord", "svar", "vastaus", "תשובה", "الرد", "الإجابة", "الاستجابة", "إجابة",
+    "رد", "پاسخ", "hồi", "lời",
+];
+#[rustfmt::skip]
+const VERBS: &[&str] = &[
+    "is", "are", "was", "were", "gets", "get", "es", "son", "est", "sont", "ist", "sind", "é", "è", "são", "sono",
+];
 const PLURALS: [&str; 6] =
     ["responses", "replies", "assistants", "candidates", "models", "options"];
-const WORDS: [&str; 67] = [
-    "score",
-    "scores",
-    "scored",
-    "scoring",
-    "rating",
-    "ratings",
-    "rate",
-    "rated",
-    "grade",
-    "grades",
-    "mark",
-    "marks",
-    "point",
-    "points",
-    "pts",
-    "final",
-    "overall",
-    "total",
-    "verdict",
-    "judgment",
-    "judgement",
-    "assessment",
-    "evaluation",
-    "reward",
-    "rewards",
-    "the",
-    "a",
-    "an",
-    "my",
-    "i",
-    "for",
-    "and",
-    "vs",
-    "versus",
-    "with",
-    "at",
-    "in",
-    "as",
-    "so",
-    "thus",
-    "therefore",
-    "hence",
-    "receives",
-    "receive",
-    "received",
-    "earns",
-    "earned",
-    "deserves",
-    "deserve",
-    "assign",
-    "assigned",
-    "give",
-    "given",
-    "awarded",
-    "award",
-    "respectively",
-    "order",
-    "both",
-    "each",
-    "follows",
-    "here",
-    "below",
-    "these",
-    "this",
-    "conclusion",
-    "would",
-    "be",
+#[rustfmt::skip]
+const SCORES: &[&str] = &[
+    "score", "scores", "scored", "scoring", "rating", "ratings", "rate", "rated", "grade", "grades", "verdict",
+    "judgment", "judgement", "assessment", "evaluation", "scale", "puntuación", "puntuaciones", "puntaje", "puntajes",
+    "calificación", "calificaciones", "bewertung", "bewertungen", "punktzahl", "punktzahlen", "noten", "pontuação", "pontuações", "nota", "notas", "punteggio", "punteggi", "оценка", "оценки", "балл", "баллы",
+];
+#[rustfmt::skip]
+const WORDS: &[&str] = &[
+    "mark", "marks", "point", "points", "pts", "final", "overall", "total", "reward", "rewards", "the", "a", "an",
+    "my", "i", "for", "and", "vs", "versus", "with", "at", "in", "as", "so", "thus", "therefore", "hence", "receives",
+    "receive", "received", "earns", "earned", "deserves", "deserve", "assign", "assigned", "give", "given", "awarded",
+    "award", "respectively", "order", "both", "each", "follows", "here", "below", "these", "this", "conclusion",
+    "would", "be", "based", "on", "above", "all", "it", "that", "together", "come", "comes", "amount",
+    "settle", "go", "them", "putting", "taking",
+    "considering", "everything", "into", "account", "reasons", "analysis", "accordingly", "consequently", "weighted", "el", "la", "los", "las", "de", "del", "mis", "le",
+    "les", "du", "mes", "für", "die", "der", "von", "meine", "para", "da", "do", "das", "os", "minhas", "и", "et",
+    "und", "finales", "finale", "finais", "finali", "phản", "câu", "trả",
 ];
 /// Of Chinese, Japanese and Korean, where no space parts words. Longer ones come before what they begin with.
-const UNSPACED: [(&str, Token); 66] = [
+const UNSPACED: &[(&str, Token)] = &[
     ("第一个", Token::Label(Slot::A)),
     ("第二个", Token::Label(Slot::B)),
     ("第一", Token::Label(Slot::A)),
@@ -153,6 +108,10 @@ const UNSPACED: [(&str, Token); 66] = [
     ("Ｂ", Token::Label(Slot::B)),
     ("一", Token::Count(Slot::A)),
     ("二", Token::Count(Slot::B)),
+    // Scripts whose marks are no letters.
+    ("उत्तर", Token::Answer),
+    ("प्रतिक्रिया", Token::Answer),
+    ("คำตอบ", Token::Answer),
     ("回复", Token::Noun),
     ("回覆", Token::Noun),
     ("回应", Token::Noun),
@@ -174,18 +133,18 @@ const UNSPACED: [(&str, Token); 66] = [
     ("满分", Token::OutOf),
     ("滿分", Token::OutOf),
     ("总分", Token::Word),
-    ("总评", Token::Word),
-    ("得分", Token::Word),
-    ("评分", Token::Word),
-    ("評分", Token::Word),
-    ("打分", Token::Word),
-    ("分数", Token::Word),
-    ("分數", Token::Word),
-    ("得点", Token::Word),
-    ("点数", Token::Word),
-    ("評価", Token::Word),
-    ("スコア", Token::Word),
-    ("점수", Token::Word),
+    ("总评", Token::Score),
+    ("得分", Token::Score),
+    ("评分", Token::Score),
+    ("評分", Token::Score),
+    ("打分", Token::Score),
+    ("分数", Token::Score),
+    ("分數", Token::Score),
+    ("得点", Token::Score),
+    ("点数", Token::Score),
+    ("評価", Token::Score),
+    ("スコア", Token::Score),
+    ("점수", Token::Score),
     ("점", Token::Word),
     ("最终", Token::Word),
     ("最終", Token::Word),
@@ -291,10 +250,12 @@ fn next(rest: &str, c: char, before: char, so_far: &[Token]) -> (Option<Token>, 
         '\\' => command(rest),
         '_' | '`' | '$' | '#' | '"' | '\'' | '“' | '”' | '‘' | '’' | '「' | '」' | '•' | '●'
         | '(' | ')' | '[' | ']' | '{' | '}' | '（' | '）' | '【' | '】' => match c {
-            '\'' | '’' if after == Some('s') => (None, length + 1),
+            // `A's`, `I'd`, `I'll`
+            '\'' | '’' if matches!(after, Some('s' | 'd')) => (None, length + 1),
+            '\'' | '’' if rest[length..].starts_with("ll") => (None, length + 2),
             _ => (None, length),
         },
-        c if c.is_ascii_alphabetic() => word(rest, before, so_far),
+        c if is_letter(c) => word(rest, before, so_far),
         _ => match UNSPACED.iter().find(|(known, _)| rest.starts_with(known)) {
             Some((known, token)) => (Some(*token), known.len()),
             None => sign(Token::Unknown),
@@ -366,10 +327,15 @@ fn command(rest: &str) -> (Option<Token>, usize) {
     }
 }
 
+/// A letter of a script that parts its words.
+fn is_letter(c: char) -> bool {
+    c.is_alphabetic() && (c < '\u{700}' || ('\u{1e00}'..='\u{1fff}').contains(&c))
+}
+
 fn word(rest: &str, before: char, so_far: &[Token]) -> (Option<Token>, usize) {
-    let length = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+    let length = rest.find(|c| !is_letter(c)).unwrap_or(rest.len());
     let (written, tail) = rest.split_at(length);
-    let lower = written.to_ascii_lowercase();
+    let lower = written.to_lowercase();
     let sign_after = tail.trim_start_matches(['"', '*', '_', '`', '}', ' ', '$']).chars().next();
     let names = matches!(sign_after, Some(':' | '=' | '：' | '＝' | ')' | '）' | ']'));
     let after_noun = so_far.iter().rev().find(|token| !matches!(token, Token::Space | Token::Star));
@@ -382,10 +348,18 @@ fn word(rest: &str, before: char, so_far: &[Token]) -> (Option<Token>, usize) {
             Token::Label(Slot::A)
         }
         "b" => Token::Label(Slot::B),
+        // Of Cyrillic and Greek, where they are words as well.
+        _ if (names || after_noun) && matches!(written, "А" | "Α") => Token::Label(Slot::A),
+        _ if (names || after_noun) && matches!(written, "В" | "Б" | "Β") => {
+            Token::Label(Slot::B)
+        }
+        "i" if after_noun && names => Token::Count(Slot::A),
+        "ii" if after_noun => Token::Count(Slot::B),
         "x" if names && written == "x" => Token::Variable(Slot::A),
         "y" if names && written == "y" => Token::Variable(Slot::B),
         "first" => Token::Label(Slot::A),
         "second" => Token::Label(Slot::B),
+        "two" if PLURALS.iter().any(|word| tail.trim_start().starts_with(word)) => Token::Word,
         "one" => Token::Count(Slot::A),
         "two" => Token::Count(Slot::B),
         "to" => Token::To,
@@ -401,6 +375,7 @@ fn word(rest: &str, before: char, so_far: &[Token]) -> (Option<Token>, usize) {
         word if NOUNS.contains(&word) => Token::Noun,
         word if ANSWERS.contains(&word) => Token::Answer,
         word if VERBS.contains(&word) => Token::Verb,
+        word if SCORES.contains(&word) => Token::Score,
         word if WORDS.contains(&word) => Token::Word,
         _ => Token::Unknown,
     };
