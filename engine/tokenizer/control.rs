@@ -19,7 +19,7 @@ const SPLITS: [char; 4] = ['\u{200b}', ' ', '-', '.'];
 const ROUNDS: usize = 8;
 
 /// The tokens of a tokenizer that act wherever they stand in a text: the special ones, and others in angle brackets, such as
-/// `<think>` or `<tool_call>`. Other added tokens (runs of spaces, words) are text.
+/// `<think>` or `<tool_call>`. Other added tokens (words, and runs of spaces even where they are called special) are text.
 #[derive(Clone, Debug)]
 pub struct ControlTokens {
     plain: Patterns,
@@ -158,7 +158,9 @@ impl Patterns {
 }
 
 fn acts(token: &AddedToken) -> bool {
-    token.special || token.content.starts_with('<') && token.content.ends_with('>')
+    let blank = token.content.trim().is_empty();
+    let in_brackets = token.content.starts_with('<') && token.content.ends_with('>');
+    (token.special && !blank) || in_brackets
 }
 
 fn normalize(normalizer: &NormalizerWrapper, text: &str) -> Option<NormalizedString> {
@@ -197,7 +199,7 @@ mod tests {
         Tokenizer::parse(&file.to_string(), "tokenizer.json".as_ref()).unwrap()
     }
 
-    const ADDED: [(&str, bool); 7] = [
+    const ADDED: [(&str, bool); 8] = [
         ("<|im_end|>", true),
         ("<think>", false),
         ("[INST]", true),
@@ -205,6 +207,7 @@ mod tests {
         ("    ", false),
         ("éos", true),
         ("word", false),
+        ("  ", true),
     ];
 
     fn normalizers() -> Vec<Value> {
