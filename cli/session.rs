@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -113,14 +112,14 @@ impl Session {
     pub(crate) fn settings(&self, judge: &Judge) -> Result<Value, Failure> {
         let model = &self.language_model.model;
         let SamplingParams { temperature, top_k, top_p, min_p } = judge.sampling;
-        let adapter = self.adapter.as_deref().map(directory_fingerprint).transpose()?;
+        let adapter = self.adapter.as_deref().map(fingerprint::of_directory).transpose()?;
         let precision = match model.precision() {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
         };
         Ok(json!({
             "j1": env!("CARGO_PKG_VERSION"),
-            "model": directory_fingerprint(&self.directory)?,
+            "model": fingerprint::of_directory(&self.directory)?,
             "adapter": adapter,
             "dtype": precision,
             "instructions": machine::instructions(model.device()),
@@ -215,26 +214,6 @@ fn data_path(spec: &str) -> Result<PathBuf, Failure> {
         }
         _ => hub.resolve_data(spec, &mut progress)?,
     })
-}
-
-/// Of the files that decide what a checkpoint or adapter computes. Not of where it lies.
-pub(crate) fn directory_fingerprint(directory: &Path) -> io::Result<String> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(directory)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<io::Result<_>>()?;
-    names.sort();
-    let mut all = fingerprint::Fingerprint::new();
-    for path in names {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        let print = match extension {
-            Some("safetensors") => fingerprint::of_large_file(&path)?,
-            Some("json" | "jinja") => fingerprint::of_file(&path)?,
-            _ => continue,
-        };
-        all.text(&path.file_name().unwrap_or_default().to_string_lossy());
-        all.text(&print);
-    }
-    Ok(all.finish())
 }
 
 /// Download events as progress bars on stderr.

@@ -17,7 +17,7 @@ use engine::{
 use serde_json::{Map, Value, json};
 use trainer::{
     data::{self, Pair, Wanted},
-    prepare,
+    fingerprint, prepare,
     prompt::Template,
     settings::{LoraSettings, Preset, Reference, Settings, SettingsError, Weights},
     train::{
@@ -33,7 +33,7 @@ use crate::{
     interrupt, machine, memory,
     output::{note, print},
     sampling::left_out_of_training,
-    session::{data_source, directory_fingerprint, is_local_pattern, precision, resolve},
+    session::{data_source, is_local_pattern, precision, resolve},
 };
 use plan::{Ahead, Pace, Pairs, first_prompt, fitting_pairs, show_prompt};
 use resume::Resumed;
@@ -251,8 +251,8 @@ fn train(args: &Train) -> Result<Ended, Failure> {
 
     let fingerprints = json!({
         "j1": env!("CARGO_PKG_VERSION"),
-        "model": directory_fingerprint(&directory)?,
-        "adapter": start.as_deref().map(directory_fingerprint).transpose()?,
+        "model": fingerprint::of_directory(&directory)?,
+        "adapter": start.as_deref().map(fingerprint::of_directory).transpose()?,
         "dtype": match language_model.model.precision() {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",

@@ -119,6 +119,9 @@ pub enum ChatError {
     NoThread { path: PathBuf, stack_bytes: u64, source: std::io::Error },
 }
 
+/// The folder of a checkpoint with chat templates that have names.
+pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
+
 impl ChatTemplate {
     /// Reads the default template of `directory`, and its special tokens. transformers' order: chat_template.jinja (or
     /// additional_chat_templates/default.jinja), then tokenizer_config.json, then chat_template.json, a processor's.
@@ -126,7 +129,7 @@ impl ChatTemplate {
         let config_path = directory.join("tokenizer_config.json");
         let config = read_object(&config_path)?;
         let tokens = special_tokens(&config_path, &config)?;
-        let additional = directory.join("additional_chat_templates");
+        let additional = directory.join(ADDITIONAL_TEMPLATES);
         for path in [additional.join("default.jinja"), directory.join("chat_template.jinja")] {
             match read_text(&path, SOURCE_LIMIT_BYTES) {
                 Ok(source) => return ChatTemplate::parse(path, source, tokens),

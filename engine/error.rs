@@ -72,7 +72,7 @@ pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, FileErr
 }
 
 /// What is there; a link counts as what it leads to.
-pub(crate) fn look_up(path: &Path) -> Result<Metadata, FileError> {
+pub fn look_up(path: &Path) -> Result<Metadata, FileError> {
     std::fs::metadata(path).map_err(|source| {
         let path = path.to_owned();
         match (source.kind(), std::fs::read_link(&path)) {
@@ -84,7 +84,7 @@ pub(crate) fn look_up(path: &Path) -> Result<Metadata, FileError> {
 }
 
 /// Whether something is there; a link to nothing is an error.
-pub(crate) fn is_there(path: &Path) -> Result<bool, FileError> {
+pub fn is_there(path: &Path) -> Result<bool, FileError> {
     match look_up(path) {
         Ok(_) => Ok(true),
         Err(FileError::NotFound { .. }) => Ok(false),

@@ -14,7 +14,7 @@ mod tests;
 mod update;
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{
     adapter::{Adapter, AdapterError, LoraFactors, Projection},
+    chat::ADDITIONAL_TEMPLATES,
     config::{Config, ConfigError},
-    error::{FileError, look_up},
-    files::{WriteError, write_synced},
+    error::{FileError, is_there, look_up},
+    files::{WriteError, sync_parent, write_synced},
     weights::{Checkpoint, StoredFile, WeightsError},
 };
 use staging::Staging;
@@ -127,19 +128,19 @@ pub fn merge(
     let files = checkpoint.stored_files();
     let companions = companions(model, &files)?;
 
-    let mut names: Vec<&OsStr> = companions.iter().map(OsString::as_os_str).collect();
-    names.extend(files.iter().filter_map(|file| file.path.file_name()));
+    let mut names: Vec<&Path> = companions.iter().map(PathBuf::as_path).collect();
+    names.extend(files.iter().filter_map(|file| file.path.file_name()).map(Path::new));
     let staging = Staging::open(out, &names)?;
     let total_bytes = checkpoint.len_bytes();
     let progress = Progress { done_bytes: 0, total_bytes };
     let mut watch = Watch { progress, observe, stop };
     for file in &files {
-        let path = staging.path(file.path.file_name().expect("a checkpoint's file has a name"));
+        let path = staging.path(Path::new(file.path.file_name().expect("a file has a name")))?;
         write_synced(&path, |writer| write_weights(file, &path, &mut updates, &mut watch, writer))?;
     }
     for name in &companions {
         watch.check_stop()?;
-        copy(&model.join(name), &staging.path(name))?;
+        copy(&model.join(name), &staging.path(name)?)?;
     }
     staging.finish()?;
     Ok(Merged {
@@ -166,8 +167,9 @@ fn updates<'a>(adapter: &'a Adapter, config: &Config) -> HashMap<String, Update<
     updates
 }
 
-/// What is copied beside the weights, config.json last: without it, nothing takes the directory for a checkpoint.
-fn companions(model: &Path, files: &[StoredFile]) -> Result<Vec<OsString>, MergeError> {
+/// What is copied beside the weights, by its path in the checkpoint, config.json last: without it, nothing takes the
+/// directory for a checkpoint.
+fn companions(model: &Path, files: &[StoredFile]) -> Result<Vec<PathBuf>, MergeError> {
     let read = |source| MergeError::Read { path: model.to_owned(), source };
     // Checkpoint::open prefers model.safetensors; an index beside it is of other files.
     let sharded = files.iter().all(|file| !file.path.ends_with("model.safetensors"));
@@ -184,10 +186,21 @@ fn companions(model: &Path, files: &[StoredFile]) -> Result<Vec<OsString>, Merge
             || name == "adapter_config.json";
         // A link (the Hugging Face cache is made of them) counts as what it leads to.
         if !left_out && look_up(&path)?.is_file() {
-            names.push(name.to_owned());
+            names.push(PathBuf::from(name));
         }
     }
-    names.sort_by_key(|name| (name == CONFIG, name.clone()));
+    let templates = model.join(ADDITIONAL_TEMPLATES);
+    if is_there(&templates)? {
+        let read = |source| MergeError::Read { path: templates.clone(), source };
+        for entry in fs::read_dir(&templates).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            if path.extension() == Some(OsStr::new("jinja")) && look_up(&path)?.is_file() {
+                let name = path.file_name().expect("an entry of a directory has a name");
+                names.push(Path::new(ADDITIONAL_TEMPLATES).join(name));
+            }
+        }
+    }
+    names.sort_by_key(|name| (name == Path::new(CONFIG), name.clone()));
     Ok(names)
 }
 
@@ -195,17 +208,20 @@ fn companions(model: &Path, files: &[StoredFile]) -> Result<Vec<OsString>, Merge
 fn copy(from: &Path, to: &Path) -> Result<(), MergeError> {
     let read = |source| MergeError::Read { path: from.to_owned(), source };
     let mut reader = BufReader::with_capacity(1 << 20, File::open(from).map_err(read)?);
+    let failed = |source| WriteError::new("write", to, source);
     write_synced(to, |writer| {
         loop {
             let bytes = reader.fill_buf().map_err(read)?;
             if bytes.is_empty() {
-                return Ok(());
+                return Ok::<_, MergeError>(());
             }
-            writer.write_all(bytes).map_err(|source| WriteError::new("write", to, source))?;
+            writer.write_all(bytes).map_err(failed)?;
             let read_bytes = bytes.len();
             reader.consume(read_bytes);
         }
-    })
+    })?;
+    // It may lie in a folder of its own.
+    Ok(sync_parent(to).map_err(failed)?)
 }
 
 fn write_weights(

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use engine::chat::ADDITIONAL_TEMPLATES;
+use engine::error::{FileError, is_there, look_up};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -99,6 +101,40 @@ pub fn of_file(path: &Path) -> io::Result<String> {
     of_reader(File::open(path)?)
 }
 
+/// Of the files that decide what a checkpoint or adapter computes: its weights, JSON files and chat templates. Not of where
+/// it lies.
+pub fn of_directory(directory: &Path) -> Result<String, FileError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FileError::Io { path, source }
+    };
+    let mut all = Fingerprint::new();
+    for folder in ["", ADDITIONAL_TEMPLATES] {
+        let at = directory.join(folder);
+        if !folder.is_empty() && !is_there(&at)? {
+            continue;
+        }
+        let entries = std::fs::read_dir(&at).map_err(io(&at))?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let mut paths: Vec<PathBuf> = paths.collect::<io::Result<_>>().map_err(io(&at))?;
+        paths.sort();
+        for path in paths {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            let of = match extension {
+                Some("safetensors") => of_large_file,
+                Some("json" | "jinja") => of_file,
+                _ => continue,
+            };
+            if look_up(&path)?.is_file() {
+                let name = path.strip_prefix(directory).unwrap_or(&path);
+                all.text(&name.to_string_lossy());
+                all.text(&of(&path).map_err(io(&path))?);
+            }
+        }
+    }
+    Ok(all.finish())
+}
+
 /// As [`of_file`], of what is open already.
 pub(crate) fn of_reader(file: impl Read) -> io::Result<String> {
     let mut digits = sha256(file)?;
@@ -147,6 +183,47 @@ mod tests {
             assert_ne!(first, fingerprint(&bytes), "byte {position}");
             bytes[position] -= 1;
         }
+    }
+
+    #[test]
+    fn a_directory_is_its_weights_json_files_and_templates() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let of = || of_directory(directory.path()).unwrap();
+        std::fs::write(path("config.json"), "{}").unwrap();
+        let mut seen = vec![of()];
+        std::fs::write(path("README.md"), "no part of it").unwrap();
+        std::fs::create_dir(path("folder.json")).unwrap();
+        assert_eq!(of(), seen[0]);
+        std::fs::create_dir(path("additional_chat_templates")).unwrap();
+        assert_eq!(of(), seen[0]);
+        for (name, text) in [
+            ("additional_chat_templates/default.jinja", "a"),
+            ("additional_chat_templates/default.jinja", "b"),
+            ("default.jinja", "b"),
+            ("model.safetensors", "weights"),
+        ] {
+            std::fs::write(path(name), text).unwrap();
+            let now = of();
+            assert!(!seen.contains(&now), "{name}");
+            seen.push(now);
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_to_nothing_in_a_directory_is_named() {
+        for name in ["tokenizer.json", "additional_chat_templates/default.jinja", "a.safetensors"] {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::create_dir(directory.path().join(ADDITIONAL_TEMPLATES)).unwrap();
+            std::os::unix::fs::symlink("../../blobs/4d7a", directory.path().join(name)).unwrap();
+            let error = of_directory(directory.path()).unwrap_err().to_string();
+            for part in [name, "../../blobs/4d7a", "cp -L"] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+        let error = of_directory(Path::new("/no/such/directory")).unwrap_err().to_string();
+        assert!(error.contains("/no/such/directory"), "{error}");
     }
 
     #[test]

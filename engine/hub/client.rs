@@ -6,6 +6,7 @@ use super::cache::{Kind, Repository};
 use super::config::{HubConfig, Retry};
 use super::reference::{Reference, is_commit};
 use super::{Event, Progress};
+use crate::error::excerpt_of;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -428,8 +429,7 @@ impl Client {
         let code = text("x-error-code").unwrap_or_default();
         let message = text("x-error-message").unwrap_or_default();
         let bad_credentials = message.starts_with("Invalid credentials");
-        let shown: String = message.chars().filter(|c| !c.is_control()).collect();
-        let mut shown: String = self.redact(&shown).chars().take(200).collect();
+        let mut shown = excerpt_of(&self.redact(message), 200);
         if !shown.is_empty() {
             shown.insert_str(0, ": ");
         }

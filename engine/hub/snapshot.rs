@@ -33,7 +33,12 @@ pub(super) struct Contents {
 pub(super) const MODEL: Contents = Contents {
     required: &["config.json", "tokenizer.json"],
     expected: &["tokenizer_config.json"],
-    optional: &["generation_config.json", "chat_template.jinja", "chat_template.json"],
+    optional: &[
+        "generation_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/default.jinja",
+    ],
     weights: "model.safetensors",
     sharded: true,
 };

@@ -3,7 +3,6 @@
 //! It is prepared as `NAME.partial` beside its place and locked while a process works on it. What a killed process left there is
 //! known by its files' names and written again; the system has freed the lock.
 
-use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,8 +19,8 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// An empty directory for what will be at `out`. `names`: all files that are going to be in it.
-    pub(super) fn open(out: &Path, names: &[&OsStr]) -> Result<Staging, MergeError> {
+    /// An empty directory for what will be at `out`. `names`: all files that are going to be in it, by their paths there.
+    pub(super) fn open(out: &Path, names: &[&Path]) -> Result<Staging, MergeError> {
         let out = free_place(out)?;
         let name = out.file_name().ok_or_else(|| MergeError::Name { path: out.clone() })?;
         let mut partial_name = name.to_owned();
@@ -42,14 +41,17 @@ impl Staging {
             Err(TryLockError::Error(_)) => {}
         }
         if existed {
-            empty(&partial, names)?;
+            empty(&partial, Path::new(""), names)?;
         }
         Ok(Staging { partial, out, directory, finished: false })
     }
 
-    /// Where a file is to be written.
-    pub(super) fn path(&self, name: &OsStr) -> PathBuf {
-        self.partial.join(name)
+    /// Where a file is to be written; its folder is there.
+    pub(super) fn path(&self, name: &Path) -> Result<PathBuf, WriteError> {
+        let path = self.partial.join(name);
+        let folder = parent(&path);
+        fs::create_dir_all(folder).map_err(|source| WriteError::new("create", folder, source))?;
+        Ok(path)
     }
 
     /// Gives the directory its name. All files in it must be on the disk.
@@ -108,21 +110,32 @@ fn free_place(out: &Path) -> Result<PathBuf, MergeError> {
     Ok(out)
 }
 
-/// Removes what a killed merge left.
-fn empty(partial: &Path, names: &[&OsStr]) -> Result<(), MergeError> {
-    let read = |source| MergeError::Read { path: partial.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(partial).map_err(read)? {
+/// Removes what a killed merge left in the folder of this name, which stays.
+fn empty(partial: &Path, folder: &Path, names: &[&Path]) -> Result<(), MergeError> {
+    let at = partial.join(folder);
+    let read = |source| MergeError::Read { path: at.clone(), source };
+    let mut left = Vec::new();
+    for entry in fs::read_dir(&at).map_err(read)? {
         let entry = entry.map_err(read)?;
-        let name = entry.file_name();
-        if !names.contains(&name.as_os_str()) || !entry.file_type().map_err(read)?.is_file() {
+        let name = folder.join(entry.file_name());
+        let kind = entry.file_type().map_err(read)?;
+        let is_folder = kind.is_dir() && names.iter().any(|known| known.parent() == Some(&name));
+        let is_file = kind.is_file() && names.contains(&name.as_path());
+        if !is_folder && !is_file {
             let found = name.to_string_lossy().into_owned();
             return Err(MergeError::Foreign { path: partial.to_owned(), found });
         }
-        files.push(entry.path());
+        left.push((name, is_folder));
     }
-    for file in files {
-        fs::remove_file(&file).map_err(|source| WriteError::new("remove", &file, source))?;
+    for (name, is_folder) in left {
+        match is_folder {
+            true => empty(partial, &name, names)?,
+            false => {
+                let file = partial.join(name);
+                fs::remove_file(&file)
+                    .map_err(|source| WriteError::new("remove", &file, source))?;
+            }
+        }
     }
     Ok(())
 }

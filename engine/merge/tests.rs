@@ -224,6 +224,35 @@ fn other_forms_of_the_old_weights_are_left_out() {
 }
 
 #[test]
+fn chat_templates_with_names_are_copied() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = model_copy(scratch.path(), "qwen2");
+    let folder = Path::new(ADDITIONAL_TEMPLATES);
+    fs::create_dir_all(model.join(folder).join("deep.jinja")).unwrap();
+    let templates = ["default.jinja", "tool_use.jinja"].map(|name| folder.join(name));
+    for name in &templates {
+        fs::write(model.join(name), name.to_str().unwrap()).unwrap();
+    }
+    fs::write(model.join(folder).join("notes.txt"), "not copied").unwrap();
+    let out = scratch.path().join("out");
+    // What a merge that was killed left is no obstacle; what is not of a merge is.
+    let partial = scratch.path().join("out.partial").join(folder);
+    fs::create_dir_all(&partial).unwrap();
+    fs::write(partial.join("tool_use.jinja"), "half").unwrap();
+    fs::write(partial.join("mine.jinja"), "mine").unwrap();
+    let error = plain_merge(&model, &parts("qwen2").1, &out).unwrap_err();
+    assert!(matches!(error, MergeError::Foreign { .. }), "{error}");
+    assert!(error.to_string().contains("additional_chat_templates/mine.jinja"), "{error}");
+    assert_eq!(fs::read(partial.join("tool_use.jinja")).unwrap(), b"half");
+    fs::remove_file(partial.join("mine.jinja")).unwrap();
+    plain_merge(&model, &parts("qwen2").1, &out).unwrap();
+    for name in &templates {
+        assert_eq!(fs::read(out.join(name)).unwrap(), name.to_str().unwrap().as_bytes());
+    }
+    assert_eq!(fs::read_dir(out.join(folder)).unwrap().count(), 2);
+}
+
+#[test]
 #[cfg(unix)]
 fn a_link_to_nothing_beside_the_weights_is_not_left_out() {
     let (model, adapter) = parts("qwen2");

@@ -50,6 +50,18 @@ fn a_model_is_downloaded_once_and_then_works_offline() {
 }
 
 #[test]
+fn a_default_chat_template_may_lie_in_its_folder() {
+    let (scratch, mut fake) = (Scratch::new(), FakeHub::model());
+    fake.files.push(("additional_chat_templates/default.jinja", b"template".to_vec(), false));
+    let server = Server::start({
+        let fake = fake.clone();
+        move |request| fake.answer(request)
+    });
+    let directory = resolve(&hub(&scratch, &server)).unwrap();
+    assert_model(&directory, &fake);
+}
+
+#[test]
 fn a_pinned_commit_that_is_cached_needs_no_network() {
     let (scratch, fake) = (Scratch::new(), FakeHub::model());
     let server = Server::start(move |request| fake.answer(request));
