@@ -11,6 +11,8 @@ pub(crate) struct Sampling {
     pub(crate) params: SamplingParams,
     pub(crate) repetition_penalty: f32,
     pub(crate) stop_strings: Vec<String>,
+    /// Whether any of it is generation_config.json's.
+    from_file: bool,
     /// Sentences on what came from the checkpoint and what did not.
     pub(crate) notes: Vec<String>,
 }
@@ -91,14 +93,22 @@ impl Sampling {
             ));
         }
         let params = SamplingParams { temperature, top_k, top_p, min_p };
-        Sampling { params, repetition_penalty, stop_strings, notes }
+        let from_file = !from_file.is_empty();
+        Sampling { from_file, params, repetition_penalty, stop_strings, notes }
     }
 
     /// Whether every value lies in its range.
     pub(crate) fn validate(&self) -> Result<(), Failure> {
-        self.params.validate()?;
-        repetition_penalty::validate(self.repetition_penalty)?;
-        Ok(())
+        let penalty = || Ok(repetition_penalty::validate(self.repetition_penalty)?);
+        let valid = self.params.validate().map_err(Failure::from).and_then(|()| penalty());
+        valid.map_err(|error| match self.from_file {
+            true => format!(
+                "{error} ({}; flags such as --temperature come before it)",
+                self.notes.first().map_or("generation_config.json", String::as_str)
+            )
+            .into(),
+            false => error,
+        })
     }
 }
 
@@ -197,6 +207,13 @@ mod tests {
             let sampling = Sampling::of(&flags(&["--repetition-penalty", value]), &absent);
             assert_eq!(sampling.validate().is_ok(), fits, "{value}");
         }
+        let odd = GenerationConfig { do_sample: true, temperature: Some(1e-7), ..absent };
+        let error = Sampling::of(&flags(&[]), &odd).validate().unwrap_err().to_string();
+        for part in ["temperature is 0.0000001", "generation_config.json", "--temperature"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let error = Sampling::of(&flags(&["--temperature", "1e-7"]), &odd).validate().unwrap_err();
+        assert!(error.to_string().contains("temperature is 0.0000001"), "{error}");
     }
 
     #[test]
