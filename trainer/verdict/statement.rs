@@ -50,7 +50,13 @@ pub(super) fn two_boxes(
     after: &str,
     place: Place,
 ) -> Result<(Number, Number), Reason> {
-    let gap = |text: &str| tokens(text);
+    let asides = [before, between].map(|text| aside(text).filter(|_| place == Place::Section));
+    // `A (concise): 8, B (thorough): 6`; the same words for both are what is scored.
+    let apart = matches!(asides, [Some((_, first, _)), Some((_, second, _))] if first != second);
+    let gap = |text: &str| match aside(text) {
+        Some((before, _, after)) if apart => [tokens(before), tokens(after)].concat(),
+        _ => tokens(text),
+    };
     let mut all = gap(before);
     // In the text around boxes a number is a label's, or what a score is out of: those of the boxes are marked.
     let boxed = |all: &mut Vec<Token>, tokens: &[Token]| {
@@ -68,6 +74,17 @@ pub(super) fn two_boxes(
         [_, _] => assign(&all, place),
         _ => Err(Reason::Ambiguous),
     }
+}
+
+/// The last parenthesis before a colon in a text, with what stands before and after it, if its words are not known and name no
+/// reply and no number: reasons.
+fn aside(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.rsplit_once('(')?;
+    let (inside, after) = rest.split_once(')')?;
+    let unknown = names(inside, Place::Section).is_none() && !names_a_reply(inside);
+    let reasons = unknown && !inside.contains(char::is_numeric);
+    (reasons && after.trim_start_matches(['*', ' ']).starts_with(':'))
+        .then_some((before, inside, after))
 }
 
 /// Whether a text holds known words only, and no label or number.
@@ -129,11 +146,16 @@ impl Wording {
             "example", "instance", "e.g", "format", "the form", "template", "as in", "such as", "something like",
             "例如", "比如", "格式",
         ];
-        const QUOTED: &[&str] = &["ses give", "lies give", "both give", "ants give", "dels give", "ates give", "it give"];
+        // "Both responses give", "it says": replies speak, or texts in them.
+        const QUOTED: &[&str] = &[
+            "ses give", "lies give", "both give", "ants give", "dels give", "ates give", "it give", " say", " said",
+            " stat", " claim", " tell", " told", " writes", " write ", " wrote", " written", " quot", "sentence", "cheat",
+            "contains", " reads", "ends with", " end with", "mention", " asks", " demand", " instruct",
+        ];
         const ANSWERS: &[&str] = &[
             "answer", "solution", "solv", "root", "result", "equal", "comput", "calculat", "obtain", "yield", "the set",
-            "interval", "coordinat", "vector", "value", "output", "claim", " say", " said", " stat", "writ", "wrote",
-            "correct ", "respond", "question", "problem", "conclude", "答案", "解", "根", "结果",
+            "interval", "coordinat", "vector", "value", "output", "correct ", "respond", "question", "problem", "conclude",
+            "答案", "解", "根", "结果",
         ];
         let lower = text.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));

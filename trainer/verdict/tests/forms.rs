@@ -260,6 +260,20 @@ fn reasons_may_follow_a_named_score_in_a_section() {
     reads("**Response B, Response A**\n\n\\boxed{5}, \\boxed{8}", 8.0, 5.0);
     reads("<scores>\n2. \\boxed{5}\n1. \\boxed{8}\n</scores>", 8.0, 5.0);
     reads("<scores>\n\\boxed{5}\n\\boxed{8}\n(Response B, Response A)</scores>", 8.0, 5.0);
+    reads(
+        "<scores>\nResponse B (clear, but wrong): \\boxed{5}\nResponse A (right): \\boxed{8}\n</scores>",
+        8.0,
+        5.0,
+    );
+    refuses(
+        "<scores>\nResponse B (accuracy): \\boxed{5}\nResponse A (accuracy): \\boxed{8}</scores>",
+    );
+    refuses(
+        "<scores>\nResponse B (3 errors): \\boxed{5}\nResponse A (none): \\boxed{8}\n</scores>",
+    );
+    refuses(
+        "<scores>\nResponse B (worse than A): \\boxed{5}\nResponse A (ok): \\boxed{8}\n</scores>",
+    );
     refuses("<scores>\nResponse B: \\boxed{5}, worse than A\nResponse A: \\boxed{8}\n</scores>");
     refuses(
         "<scores>\nResponse B: \\boxed{5} for A's clarity of Response A: \\boxed{8}\n</scores>",
@@ -521,12 +535,26 @@ fn markers_are_votes() {
         ("[[ a ]]", None, a),
         ("[[**B**]]", None, b),
         ("[[Tie]]", None, tie),
+        ("[[Response B]]", None, b),
+        ("[[\"Assistant A\"]]", None, a),
+        ("[[Ｂ]]", None, b),
+        ("[[A and B]]", None, None),
+        ("[[A wins]]", None, None),
         // The last one decides, readable or not.
         ("[[A]]\n[[D]]", None, None),
         ("[[A]]\n[[A>B]]", None, None),
         // An echo of what may be said.
         ("I say \"[[A]]\" if A is better, \"[[B]]\" if B is, and \"[[C]]\" for a tie.", None, None),
         ("[[A]] or [[B]]?", None, None),
+        (
+            "\"[[A]]\" if A is better,\n\"[[B]]\" if B is better,\nand \"[[C]]\" for a tie.",
+            None,
+            None,
+        ),
+        ("If A is better, [[A]]\nIf B is better, [[B]]", None, None),
+        ("Options:\n[[A]]\n[[B]]\n[[C]]", None, None),
+        ("Options:\n[[A]]\n[[B]]\n[[C]]\n\n[[A]]", a, a),
+        ("If I have to choose: [[A]]", a, a),
         ("[A]", None, None),
         ("\\boxed{8, 5}", None, None),
         ("<think>[[A]]", None, None),
