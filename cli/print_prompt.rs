@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use engine::{
-    chat::{ChatTemplate, RenderOptions},
+    chat::ChatTemplate,
     config::Config,
     tokenizer::{Encoded, Tokenizer},
 };
@@ -12,9 +12,9 @@ use trainer::{data::Pair, judge::Prompter, prompt::Order};
 
 use crate::{
     Failure,
-    args::{Judge, JudgeOrder, OnOff},
+    args::{Judge, JudgeOrder},
     output::{note, print},
-    session::{resolve, template},
+    session::{note_unread, render_options, resolve, template},
 };
 
 /// The template in the form of a template file.
@@ -31,11 +31,8 @@ pub(crate) fn print_prompts(args: &Judge, model: &str, pairs: &[Pair]) -> Result
     let control = tokenizer.control_tokens().with(chat.markers());
     let template = template(&args.generation)?.with_control_tokens(control);
     let positions = config.max_position_embeddings;
-    let options = RenderOptions {
-        add_generation_prompt: true,
-        enable_thinking: args.generation.thinking.map(|thinking| thinking == OnOff::On),
-        date: args.generation.template_date,
-    };
+    let options = render_options(&args.generation);
+    note_unread(&chat, &template, options);
     let prompter =
         Prompter { template: &template, chat: &chat, tokenizer: &tokenizer, options, positions };
     let orders: &[Order] = match args.order {

@@ -8,6 +8,7 @@ use std::{
 
 use engine::{
     adapter::Adapter,
+    chat::{ChatTemplate, RenderOptions},
     config::Config,
     error::printable,
     generate::Options,
@@ -68,6 +69,7 @@ impl Session {
         let sampling = Sampling::of(generation, &language_model.generation);
         sampling.validate()?;
         sampling.notes.iter().for_each(|line| note(line));
+        note_unread(&language_model.chat, &template, render_options(generation));
         let generation = generation.clone();
         Ok(Session { language_model, weights, template, sampling, generation, directory, adapter })
     }
@@ -158,6 +160,32 @@ pub(crate) fn open_language_model(
         Ok(adapter)
     };
     Ok(LanguageModel::open_with(directory, load, precision, device)?.0)
+}
+
+/// What chat templates are told.
+pub(crate) fn render_options(generation: &GenerationArgs) -> RenderOptions {
+    RenderOptions {
+        add_generation_prompt: true,
+        enable_thinking: generation.thinking.map(|thinking| thinking == OnOff::On),
+        date: generation.template_date,
+    }
+}
+
+/// Says what of a judge's prompt a chat template leaves out without a word.
+pub(crate) fn note_unread(chat: &ChatTemplate, template: &Template, options: RenderOptions) {
+    let path = chat.path().display();
+    let [user, system] = chat.reads(options);
+    if !user {
+        note(&format!(
+            "WARNING: {path}: the chat template leaves out what the user says, so that the judge reads none of the replies; \
+             one of a model that sees pictures wants content in parts: use one for text"
+        ));
+    } else if !system && template.has_system() {
+        note(&format!(
+            "note: {path}: the chat template leaves out the system prompt; what it says can stand in the user's part of a \
+             --template file"
+        ));
+    }
 }
 
 /// The judge's own prompt.

@@ -11,6 +11,7 @@ use std::{
 
 use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
+    chat::RenderOptions,
     language_model::{LanguageModel, OpenError},
     model::Precision,
 };
@@ -33,7 +34,7 @@ use crate::{
     interrupt, machine, memory,
     output::{note, print},
     sampling::left_out_of_training,
-    session::{data_source, is_local_pattern, precision, resolve},
+    session::{data_source, is_local_pattern, note_unread, precision, resolve},
 };
 use plan::{Ahead, Pace, Pairs, first_prompt, fitting_pairs, show_prompt};
 use resume::Resumed;
@@ -244,6 +245,9 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         adapter.dropout = settings.lora.dropout;
     }
     let template = template.with_control_tokens(language_model.control_tokens());
+    let date = settings.rollout.template_date.parse().ok();
+    let options = RenderOptions { add_generation_prompt: true, date, ..RenderOptions::default() };
+    note_unread(&language_model.chat, &template, options);
     check_positions(&language_model, &settings)?;
     if let Some(line) = left_out_of_training(&language_model.generation) {
         note(&line);

@@ -165,6 +165,25 @@ impl ChatTemplate {
         self.render_values(values.collect(), len_bytes, options)
     }
 
+    /// Whether a prompt holds what the user says, and what the system prompt says. A template may leave either out without a
+    /// word: one for content in parts (`{% for part in message.content %}`) finds none in a text. What it refuses it says itself.
+    pub fn reads(&self, options: RenderOptions) -> [bool; 2] {
+        let [system, user] = ["system", "user"].map(|role| Message {
+            role: role.to_owned(),
+            content: format!("What the {role} says."),
+        });
+        let holds = |messages: &[Message], wanted: &Message| {
+            let prompt = self.render(messages, options);
+            prompt.map_or(true, |prompt| prompt.contains(&wanted.content))
+        };
+        [holds(std::slice::from_ref(&user), &user), holds(&[system.clone(), user], &system)]
+    }
+
+    /// Where the template comes from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The turn markers that the template writes down, such as `<|user|>`: not every tokenizer has tokens for them.
     pub fn markers(&self) -> BTreeSet<&str> {
         static MARKER: LazyLock<Regex> = LazyLock::new(|| {

@@ -257,6 +257,11 @@ impl Template {
         self
     }
 
+    /// Whether it has a system prompt.
+    pub fn has_system(&self) -> bool {
+        self.system.is_some()
+    }
+
     /// In which form it asks for its verdict.
     pub fn verdict_form(&self) -> VerdictForm {
         self.verdict_form

@@ -359,3 +359,15 @@ fn line_ends_and_generation_blocks_are_read_as_by_transformers() {
     let source = "{% for m in messages %}\r\n{%- generation -%}\r\n{{ m.content }}\n{% endgeneration %}!\r{% endfor %}\r\n";
     assert_eq!(render(source).unwrap(), "hello\n!\n");
 }
+
+#[test]
+fn a_template_that_leaves_a_turn_out_is_known() {
+    let reads = |source: &str| parse(source).unwrap().reads(RenderOptions::default());
+    assert_eq!(reads("{% for m in messages %}{{ m.content | trim }}{% endfor %}"), [true, true]);
+    // Of a model that sees pictures: content is a list of parts.
+    let parts = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}";
+    assert_eq!(reads(parts), [false, false]);
+    assert_eq!(reads("{{ messages[-1].content }}"), [true, false]);
+    assert_eq!(reads("{{ messages[0].content }}"), [true, true]);
+    assert_eq!(reads("{{ raise_exception('no') }}"), [true, true]);
+}
