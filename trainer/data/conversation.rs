@@ -38,6 +38,24 @@ pub(super) fn turns(value: Value) -> Result<Turns, String> {
         },
         Value::Array(items) if items.is_empty() => Err("is an empty list".to_owned()),
         Value::Array(items) if items.iter().all(Value::is_string) => {
+            let mut messages = Vec::new();
+            for item in &items {
+                match kept_as_text(item.as_str().unwrap_or_default())? {
+                    Some(Kept::Conversation(value)) => messages.push(value),
+                    Some(Kept::Texts(_)) | None => {}
+                }
+            }
+            let is_message = |value: &Value| value.as_object().is_some_and(is_message);
+            if messages.len() == items.len() && messages.iter().all(is_message) {
+                return turns(Value::Array(messages));
+            }
+            if !messages.is_empty() {
+                return Err(format!(
+                    "is a list of {} texts of which {} are conversations that are kept as text; write these as lists",
+                    items.len(),
+                    messages.len()
+                ));
+            }
             let text = |item| match item {
                 Value::String(text) => text,
                 _ => unreachable!("all are texts"),
@@ -101,7 +119,15 @@ fn kept_as_text(text: &str) -> Result<Option<Kept>, String> {
     Ok(match value {
         Some(value) if is_conversation(&value) => Some(Kept::Conversation(value)),
         Some(Value::Array(items)) if !items.is_empty() && items.iter().all(Value::is_string) => {
-            Some(Kept::Texts(items))
+            let holds_one = |item: &Value| {
+                let kept = kept_as_text(item.as_str().unwrap_or_default());
+                matches!(kept, Ok(Some(Kept::Conversation(_))) | Err(_))
+            };
+            match items.iter().any(holds_one) {
+                // Of its messages, each kept as text.
+                true => Some(Kept::Conversation(Value::Array(items))),
+                false => Some(Kept::Texts(items)),
+            }
         }
         Some(_) => None,
         None if begins_like_a_message(text) => {
@@ -319,6 +345,13 @@ mod tests {
         let twice = Value::String(twice.to_string()).to_string();
         for text in [twice.clone(), Value::String(twice).to_string()] {
             assert_eq!(turns(text.clone().into()).as_ref(), Ok(&expected), "{text}");
+        }
+        let each = ["{'role': 'user', 'content': 'hi'}", "{\"from\": \"gpt\", \"value\": \"yo\"}"];
+        assert_eq!(turns(json!(each)).as_ref(), Ok(&expected));
+        assert_eq!(turns(json!(each).to_string().into()).as_ref(), Ok(&expected));
+        for others in [json!(["hi", each[1]]), json!([format!("[{}]", each[0]), "a"])] {
+            let error = turns(others).unwrap_err();
+            assert!(error.contains("a list of 2 texts of which 1 are conversations"), "{error}");
         }
         let marked = "\u{feff}[{'role': 'user', 'content': 'hi'}, {'from': 'gpt', 'value': 'yo'}]";
         assert_eq!(turns(marked.into()).as_ref(), Ok(&expected));
