@@ -37,9 +37,20 @@ pub struct CpuDevice(Arc<HostMemory>);
 
 struct HostMemory {
     cpu: Cpu,
-    free: Mutex<FreeList<Arc<Vec<f32>>>>,
+    free: Mutex<FreeList<HostBuffer>>,
     /// Values that all buffers have room for, in use or not.
     allocated: AtomicUsize,
+    /// Of them, those that were written to.
+    written: AtomicUsize,
+}
+
+/// A tensor's memory. It has one owner while it is written to.
+pub(crate) type HostBuffer = Arc<HostValues>;
+
+/// Room for values, of which the first `written` were somebody's.
+pub(crate) struct HostValues {
+    pub(crate) values: Vec<f32>,
+    written: usize,
 }
 
 /// A GPU as a device, and the CPU that does what is left to the host.
@@ -55,8 +66,13 @@ struct CudaState {
 impl Device {
     /// The CPU, as the given context drives it.
     pub fn new(cpu: Cpu) -> Device {
-        let (free, allocated) = (Mutex::default(), AtomicUsize::new(0));
-        Device::Cpu(CpuDevice(Arc::new(HostMemory { cpu, free, allocated })))
+        let (free, allocated, written) = Default::default();
+        Device::Cpu(CpuDevice(Arc::new(HostMemory { cpu, free, allocated, written })))
+    }
+
+    /// Whether nothing is computed on it: memory is counted (see [`Cpu::counting`]).
+    pub(crate) fn counts(&self) -> bool {
+        self.cpu().counts()
     }
 
     /// A GPU by its number; `host` does what stays on the CPU.
@@ -97,6 +113,14 @@ impl Device {
         }
     }
 
+    /// Of the bytes of a CPU's buffers those that were written to, and so are resident.
+    pub(crate) fn written_bytes(&self) -> usize {
+        match self {
+            Device::Cpu(device) => device.0.written.load(Ordering::Relaxed) * size_of::<f32>(),
+            Device::Cuda(_) => self.allocated_bytes(),
+        }
+    }
+
     /// What a failure of the device was, if it has failed. The CPU does not.
     pub fn status(&self) -> Result<(), DeviceError> {
         match self {
@@ -108,23 +132,32 @@ impl Device {
 
 impl CpuDevice {
     fn trim(&self) {
-        let dropped = self.0.free.lock().expect("no panic under the lock").clear();
-        self.0.allocated.fetch_sub(dropped, Ordering::Relaxed);
+        let mut free = self.0.free.lock().expect("no panic under the lock");
+        for buffer in free.clear() {
+            self.0.allocated.fetch_sub(buffer.values.len(), Ordering::Relaxed);
+            self.0.written.fetch_sub(buffer.written, Ordering::Relaxed);
+        }
     }
 
     /// A buffer of at least `len` values, whatever they are. Its owner is the only one.
-    pub(crate) fn take(&self, len: usize) -> Arc<Vec<f32>> {
-        let len = FreeList::<Arc<Vec<f32>>>::rounded(len);
-        let fitting = self.0.free.lock().expect("no panic under the lock").take(len);
-        fitting.unwrap_or_else(|| {
-            self.0.allocated.fetch_add(len, Ordering::Relaxed);
-            Arc::new(vec![0.0; len])
-        })
+    pub(crate) fn take(&self, len: usize) -> HostBuffer {
+        let room = FreeList::<HostBuffer>::rounded(len);
+        let fitting = self.0.free.lock().expect("no panic under the lock").take(room);
+        let mut buffer = fitting.unwrap_or_else(|| {
+            self.0.allocated.fetch_add(room, Ordering::Relaxed);
+            Arc::new(HostValues { values: vec![0.0; room], written: 0 })
+        });
+        let owned = Arc::get_mut(&mut buffer).expect("a buffer that waits has no other owner");
+        if owned.written < len {
+            self.0.written.fetch_add(len - owned.written, Ordering::Relaxed);
+            owned.written = len;
+        }
+        buffer
     }
 
-    pub(crate) fn give_back(&self, buffer: Arc<Vec<f32>>) {
+    pub(crate) fn give_back(&self, buffer: HostBuffer) {
         if let Ok(mut free) = self.0.free.lock() {
-            free.give_back(buffer.len(), buffer);
+            free.give_back(buffer.values.len(), buffer);
         }
     }
 

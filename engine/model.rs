@@ -207,21 +207,34 @@ impl Model {
         precision: Precision,
         device: Device,
     ) -> Result<Model, WeightsError> {
+        let lora = |layer, projection| {
+            let factors = adapter?.factors(layer, projection)?;
+            Some(lora(&device, factors, layer, projection))
+        };
+        Model::of(&|name| checkpoint.weight(name), &lora, config, precision, device.clone())
+    }
+
+    /// The same of weights by their names, and of factors by layer and projection.
+    fn of(
+        weight: &dyn Fn(&str) -> Result<Weight, WeightsError>,
+        lora: &dyn Fn(usize, Projection) -> Option<Lora>,
+        config: Config,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Model, WeightsError> {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{index}.{part}");
             let vector =
-                |part: &str| checkpoint.weight(&name(part)).map(|w| Resident::from(w.to_f32()));
+                |part: &str| weight(&name(part)).map(|w| Resident::from(w.to_f32()));
             let projection = |which: Projection| {
                 let part = which.module();
                 let bias = config.family.has_qkv_bias()
                     && matches!(which, Projection::Query | Projection::Key | Projection::Value);
                 Ok::<Linear, WeightsError>(Linear {
-                    weight: checkpoint.weight(&name(&format!("{part}.weight")))?,
+                    weight: weight(&name(&format!("{part}.weight")))?,
                     bias: if bias { Some(vector(&format!("{part}.bias"))?) } else { None },
-                    lora: adapter
-                        .and_then(|adapter| adapter.factors(index, which))
-                        .map(|factors| lora(&device, factors, index, which)),
+                    lora: lora(index, which),
                 })
             };
             layers.push(Layer {
@@ -243,16 +256,16 @@ impl Model {
                 ),
             });
         }
-        let embedding = checkpoint.weight(EMBEDDING)?;
+        let embedding = weight(EMBEDDING)?;
         // A clone shares what a GPU holds of it.
         let head = match config.tie_word_embeddings {
             true => embedding.clone(),
-            false => checkpoint.weight("lm_head.weight")?,
+            false => weight("lm_head.weight")?,
         };
         Ok(Model {
             embedding,
             layers,
-            norm: checkpoint.weight("model.norm.weight")?.to_f32().into(),
+            norm: weight("model.norm.weight")?.to_f32().into(),
             head: Linear { weight: head, bias: None, lora: None },
             rotations: Rotations::new(
                 frequencies(config.rope_theta, config.head_dim, config.rope_scaling),

@@ -17,7 +17,7 @@ use kernels::cuda::Buffer;
 pub(crate) use narrow::Narrow;
 
 pub use crate::device::Device;
-use crate::device::{CudaDevice, DeviceError};
+use crate::device::{CudaDevice, DeviceError, HostBuffer};
 
 /// Identity of a value, by which its gradient is found. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +43,7 @@ pub struct Tensor {
 
 #[derive(Clone)]
 enum Storage {
-    Host(Arc<Vec<f32>>),
+    Host(HostBuffer),
     Cuda(Arc<Buffer<f32>>),
     CudaBf16(Arc<Buffer<u16>>),
     /// Of a device that has failed, or of a tensor that is being dropped.
@@ -67,7 +67,9 @@ impl Tensor {
         match device {
             Device::Cpu(_) => {
                 let mut tensor = Tensor::uninitialized(device, rows, columns);
-                tensor.data_mut().fill(0.0);
+                if !device.counts() {
+                    tensor.data_mut().fill(0.0);
+                }
                 tensor
             }
             Device::Cuda(cuda) => {
@@ -85,7 +87,9 @@ impl Tensor {
         match device {
             Device::Cpu(_) => {
                 let mut tensor = Tensor::uninitialized(device, rows, columns);
-                tensor.data_mut().copy_from_slice(values);
+                if !device.counts() {
+                    tensor.data_mut().copy_from_slice(values);
+                }
                 tensor
             }
             Device::Cuda(cuda) => {
@@ -192,7 +196,7 @@ impl Tensor {
     /// If they are on a GPU: [`Tensor::to_vec`] copies them.
     pub fn data(&self) -> &[f32] {
         match &self.storage {
-            Storage::Host(buffer) => &buffer[..self.rows * self.columns],
+            Storage::Host(buffer) => &buffer.values[..self.rows * self.columns],
             _ => panic!("{self:?} is not in the host's memory"),
         }
     }
@@ -206,7 +210,7 @@ impl Tensor {
         match &mut self.storage {
             Storage::Host(buffer) => {
                 let buffer = Arc::get_mut(buffer);
-                &mut buffer.expect("a tensor that is shared is not written to")[..len]
+                &mut buffer.expect("a tensor that is shared is not written to").values[..len]
             }
             _ => panic!("not in the host's memory"),
         }

@@ -231,7 +231,7 @@ impl Subject {
             Device::Cpu(_) => machine::available_memory().is_none_or(|free| {
                 let memory = model.training(&batch, pass);
                 let moments = 8 * model.adapter_parameters();
-                let own = memory.buffers + memory.scratch.bytes() + moments;
+                let own = memory.buffers + memory.scratch.total() + moments;
                 own + self.checkpoint.len_bytes() > free / 2
             }),
             // The model is there; moments are part of it.

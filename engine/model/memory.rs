@@ -1,8 +1,9 @@
 //! How much memory a pass takes, without running it.
 //!
-//! A pass is gone through as [`super::training`] runs it, with buffers that are counted instead of held
-//! ([`dry_run`]): the device hands them out by the same rule, so that what it keeps for later is counted
-//! too. Nothing is fitted to measurements. Three kinds of memory are told apart:
+//! The pass is run as [`super::training`] and generation run it, on a device that only counts
+//! ([`Cpu::counting`]; PyTorch's *meta* device): ops take and drop the buffers they always do, kernels take
+//! their scratch memory and compute nothing. Nothing is fitted to measurements, and nothing is said
+//! twice. Three kinds of memory are told apart:
 //!
 //! | | what | where it counts |
 //! |---|---|---|
@@ -13,19 +14,29 @@
 //! The optimizer's moments are two f32 a parameter ([`TrainedModel::adapter_parameters`]).
 
 mod cuda;
-mod dry_run;
 
-use kernels::cpu::Isa;
+use std::{collections::HashMap, sync::Arc};
 
-use super::{Precision, training::PackedBatch};
+use kernels::cpu::{Cpu, Isa, ScratchBytes};
+
+use super::{
+    Batch, Model, Precision,
+    training::{PackedBatch, TrainingPass},
+};
 use crate::{
     adapter::Projection,
     config::Config,
-    ops::log_prob::{block_columns, block_rows},
-    weights::Dtype,
+    device::OnDevice,
+    kv_cache::KvCache,
+    ops::{
+        linear::{Dropout, Lora},
+        log_prob::{block_columns, block_rows},
+    },
+    tape::{Gradients, Tape},
+    tensor::{Device, Tensor},
+    weights::{Dtype, Weight},
 };
 pub use cuda::{CudaModel, CudaPass};
-use dry_run::DryRun;
 
 /// A model and its adapter, as far as memory depends on them.
 #[derive(Clone, Copy, Debug)]
@@ -67,45 +78,7 @@ pub struct PassMemory {
     /// Of it the largest block of logits.
     pub logits: u64,
     /// The kernels' scratch memory.
-    pub scratch: Scratch,
-}
-
-/// The kernels' scratch memory in bytes: each part grows to its largest use and stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scratch {
-    /// Inputs of matmuls rounded to bf16.
-    pub rounded_bf16: u64,
-    /// The same in f32, packed where products take tiles; attention's backward pass.
-    pub rounded_f32: u64,
-    /// Attention's scores.
-    pub scores: u64,
-    /// Transposed weights in bf16 or f16, for gradients with sums in f64.
-    pub transposed_16bit: u64,
-    /// Transposed weights in f32.
-    pub transposed_f32: u64,
-    /// Panels of weights, packed on the way.
-    pub panels: u64,
-}
-
-impl Scratch {
-    /// All of it.
-    pub fn bytes(&self) -> u64 {
-        let Scratch { rounded_bf16, rounded_f32, scores, transposed_16bit, transposed_f32, panels } =
-            *self;
-        rounded_bf16 + rounded_f32 + scores + transposed_16bit + transposed_f32 + panels
-    }
-
-    /// What two passes leave, in either order.
-    pub fn joined(self, other: Scratch) -> Scratch {
-        Scratch {
-            rounded_bf16: self.rounded_bf16.max(other.rounded_bf16),
-            rounded_f32: self.rounded_f32.max(other.rounded_f32),
-            scores: self.scores.max(other.scores),
-            transposed_16bit: self.transposed_16bit.max(other.transposed_16bit),
-            transposed_f32: self.transposed_f32.max(other.transposed_f32),
-            panels: self.panels.max(other.panels),
-        }
-    }
+    pub scratch: ScratchBytes,
 }
 
 impl TrainedModel<'_> {
@@ -118,31 +91,108 @@ impl TrainedModel<'_> {
         self.config.num_hidden_layers as u64 * self.targets.iter().map(of).sum::<u64>()
     }
 
-    /// The peak over micro-batches of this shape: the reference pass if there is one, forward, backward,
-    /// gradients. The second is gone through as well: its buffers are the first's, beside the gradients.
+    /// The peak over micro-batches of this shape: the reference pass if there is one, forward, backward, gradients.
+    /// Two are run: the second one's activations live beside the first one's gradients.
     pub fn training(&self, batch: &PackedBatch, pass: TrainedPass) -> PassMemory {
-        let mut run = DryRun::new(*self);
-        for _ in 0..2 {
-            if pass.reference {
-                run.log_probs(batch, pass, false);
-            }
-            let y = run.log_probs(batch, pass, true);
-            run.backward(y, batch, pass.dropout);
-        }
+        let model = self.counted();
+        run_training(&model, batch, pass);
         let rows = block_rows(batch.targets());
         let columns = block_columns(rows.max(1)).min(self.config.vocab_size);
-        PassMemory { logits: 4 * (rows * columns) as u64, ..run.memory() }
+        PassMemory { logits: 4 * (rows * columns) as u64, ..memory_of(&model) }
     }
 
     /// The peak of generation: steps of `prefill_rows` rows of prompts beside `sequences` running ones,
     /// and of these alone, over sequences up to `length`. Keys and values are not in it.
     pub fn generation(&self, prefill_rows: usize, sequences: usize, length: usize) -> PassMemory {
-        let mut run = DryRun::new(*self);
-        for rows in [prefill_rows + sequences, sequences] {
-            run.generate(rows, sequences, length);
+        let model = self.counted();
+        for rows in [prefill_rows, 0] {
+            run_generation(&model, rows, sequences, length);
         }
-        PassMemory { logits: 4 * (sequences * self.config.vocab_size) as u64, ..run.memory() }
+        let logits = 4 * (sequences * self.config.vocab_size) as u64;
+        PassMemory { logits, ..memory_of(&model) }
     }
+
+    /// The model on a device that counts. Its weights are zeros that share one untouched piece of memory.
+    fn counted(&self) -> Model {
+        let device = Device::new(Cpu::counting(self.threads, self.isa));
+        let TrainedModel { config, rank, .. } = *self;
+        let shapes: HashMap<String, [usize; 2]> = config
+            .expected_tensors()
+            .map(|tensor| match tensor.shape[..] {
+                [columns] => (tensor.name, [1, columns]),
+                [rows, columns] => (tensor.name, [rows, columns]),
+                _ => unreachable!("a checkpoint has matrices and vectors"),
+            })
+            .collect();
+        let largest = shapes.values().map(|[rows, columns]| rows * columns).max().unwrap_or(0);
+        let memory = Arc::new(vec![0; (largest * size_of::<f32>()).div_ceil(size_of::<u64>())]);
+        let weight = |name: &str| Ok(Weight::counted(&memory, self.weights, shapes[name]));
+        let lora = |_, projection: Projection| {
+            let [n, k] = projection.shape(config);
+            let factor = |columns| Tensor::zeros(&device, rank, columns);
+            (rank > 0 && self.targets.contains(&projection))
+                .then(|| Lora {
+                a: factor(k),
+                b_transposed: factor(n),
+                scale: 1.0,
+                stream: 0,
+                split: OnDevice::default(),
+            })
+        };
+        let mut model = Model::of(&weight, &lora, config.clone(), self.precision, device.clone())
+            .expect("every tensor is there");
+        model.train_adapter();
+        model
+    }
+}
+
+fn memory_of(model: &Model) -> PassMemory {
+    let device = model.device();
+    PassMemory {
+        allocated: device.allocated_bytes() as u64,
+        buffers: device.written_bytes() as u64,
+        logits: 0,
+        scratch: device.cpu().scratch_bytes(),
+    }
+}
+
+/// Two micro-batches.
+fn run_training(model: &Model, batch: &PackedBatch, pass: TrainedPass) {
+    let options = TrainingPass {
+        temperature: 1.0,
+        adapter: true,
+        dropout: pass.dropout.then_some(Dropout { probability: 0.1, seed: 0, pass: 0 }),
+        checkpoint: pass.checkpoint,
+    };
+    let mut gradients = Gradients::default();
+    for _ in 0..2 {
+        if pass.reference {
+            let options = TrainingPass { adapter: false, dropout: None, ..options };
+            model.log_probs(&mut Tape::off(), batch, options).expect("finite logits");
+        }
+        let mut tape = Tape::new();
+        let y = model.log_probs(&mut tape, batch, options).expect("finite logits");
+        let dy = Tensor::zeros(model.device(), y.shape()[0], y.shape()[1]);
+        tape.backward(&y, dy, &mut gradients);
+    }
+}
+
+/// A step of `prompt` rows of a prompt and `sequences` running sequences, all `length` long.
+fn run_generation(model: &Model, prompt: usize, sequences: usize, length: usize) {
+    let pages = KvCache::pages_for(length.max(prompt));
+    let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages)
+        .expect("address space");
+    // All in the same pages: nobody reads them.
+    let table: Vec<u32> = (0..pages as u32).collect();
+    let mut batch = Batch::default();
+    for _ in 0..sequences {
+        batch.push(&[0], length - 1, &table);
+        batch.want_logits();
+    }
+    if prompt > 0 {
+        batch.push(&vec![0; prompt], length.saturating_sub(prompt), &table);
+    }
+    model.forward(&batch, &mut cache);
 }
 
 #[cfg(test)]

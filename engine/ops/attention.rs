@@ -142,12 +142,6 @@ impl Layout {
         self.copied_rows.len()
     }
 
-    /// Keys that a query sees, at most.
-    pub(crate) fn longest(&self) -> usize {
-        let seen = |span: &Span| if span.rows > 0 { span.first_position + span.rows } else { 0 };
-        self.spans.iter().map(seen).max().unwrap_or(0)
-    }
-
     /// The trees of its attention.
     pub(crate) fn trees(&self) -> &[Tree] {
         &self.trees

@@ -1,5 +1,4 @@
-//! Buffers that wait to be used again: which of them serves a request. The device's own memory and the
-//! prediction of it (see [`crate::model::memory`]) take their buffers by this one rule.
+//! Buffers that wait to be used again: which of them serves a request.
 
 use std::collections::BTreeMap;
 
@@ -25,10 +24,9 @@ impl<B> FreeList<B> {
         self.0.entry(len).or_default().push(buffer);
     }
 
-    /// Drops all of them; the values they had room for.
-    pub(crate) fn clear(&mut self) -> usize {
-        let all = std::mem::take(&mut self.0);
-        all.iter().map(|(len, buffers)| len * buffers.len()).sum()
+    /// Takes all of them.
+    pub(crate) fn clear(&mut self) -> impl Iterator<Item = B> + use<B> {
+        std::mem::take(&mut self.0).into_values().flatten()
     }
 
     /// Whether there are none.

@@ -114,6 +114,21 @@ impl Checkpoint {
 }
 
 impl Weight {
+    /// A matrix `[rows, columns]` of zeros in `memory`, which may be shared by all weights of a model whose memory
+    /// is counted.
+    pub(crate) fn counted(memory: &Arc<Vec<u64>>, dtype: Dtype, [rows, columns]: [usize; 2]) -> Weight {
+        let bytes = rows * columns * dtype.bitsize() / 8;
+        Weight {
+            dtype,
+            rows,
+            columns,
+            source: Source::Copied(memory.clone(), bytes),
+            packing: Packing::Mapped,
+            packed: Arc::default(),
+            uploaded: Arc::default(),
+        }
+    }
+
     /// Rows: the width of a projection's output.
     pub fn rows(&self) -> usize {
         self.rows

@@ -28,7 +28,7 @@ use super::pool::Disjoint;
 use super::profile;
 use super::vector::Scalar;
 use super::{Cpu, elements, round};
-pub use backward::{Saved, Tree, backward, backward_elements};
+pub use backward::{Saved, Tree, backward};
 use block::{Block, Kernel};
 
 /// Tokens in a page of the cache.
@@ -281,13 +281,6 @@ impl Layout {
         let queries = vectors * shape.head_dim;
         Layout { rows, scores: vectors * stride + queries, queries }
     }
-}
-
-/// Elements of scratch memory that [`forward`] takes for scores over sequences up to `longest`: f32 over
-/// a bf16 cache, else f64.
-pub fn score_elements(shape: Shape, longest: usize, bf16: bool, threads: usize) -> usize {
-    let scalar = if bf16 { size_of::<f32>() } else { size_of::<f64>() };
-    threads * Layout::new(shape, longest, scalar).scores
 }
 
 /// Where logarithms of sums go.

@@ -38,9 +38,12 @@ pub(crate) struct Scratch {
 }
 
 /// A line of the cache, so that panels packed on the way start at one.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Line([u32; 16]);
+
+// SAFETY: numbers, of which zeros are some.
+unsafe impl bytemuck::Zeroable for Line {}
 
 /// Memory for transposed weights.
 #[derive(Debug, Default)]
@@ -73,6 +76,38 @@ impl Cpu {
             _ => unreachable!("{isa} is not available on this architecture"),
         });
         Cpu { isa, level, pool: Pool::new(threads), scratch: Mutex::default() }
+    }
+
+    /// A context that counts memory (PyTorch's *meta* device): kernels check shapes and take their scratch memory as for
+    /// `threads` threads, but compute nothing, so that what they write to is never touched. Results are zeros.
+    ///
+    /// # Panics
+    /// As [`Cpu::with_isa`].
+    pub fn counting(threads: usize, isa: Isa) -> Cpu {
+        Cpu { pool: Pool::counting(threads), ..Cpu::with_isa(1, isa) }
+    }
+
+    /// Whether nothing is computed (see [`Cpu::counting`]).
+    pub fn counts(&self) -> bool {
+        self.pool.counts()
+    }
+
+    /// The kernels' scratch memory so far.
+    pub fn scratch_bytes(&self) -> ScratchBytes {
+        let Scratch { bf16, f32, scores, scores_f64, log_sums, transposed, panels } =
+            &*self.scratch();
+        let Transposed { bf16: t_bf16, f16: t_f16, f32: t_f32 } = transposed;
+        ScratchBytes([
+            size_of_val(&bf16[..]),
+            size_of_val(&f32[..]),
+            size_of_val(&scores[..]),
+            size_of_val(&scores_f64[..]),
+            size_of_val(&log_sums[..]),
+            size_of_val(&t_bf16[..]),
+            size_of_val(&t_f16[..]),
+            size_of_val(&t_f32[..]),
+            size_of_val(&panels[..]),
+        ])
     }
 
     /// The instruction set in use.
@@ -112,11 +147,30 @@ impl Cpu {
     }
 }
 
-/// The first `len` elements of scratch memory, which grows if it has to; what they hold is whatever
-/// the last kernel left.
-pub(crate) fn grown<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+/// Bytes of the kernels' scratch memory, by its parts: each grows to its largest use and stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScratchBytes([usize; 9]);
+
+impl ScratchBytes {
+    /// All parts.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|bytes| *bytes as u64).sum()
+    }
+
+    /// What is there after the work of both, in either order.
+    pub fn joined(mut self, other: ScratchBytes) -> ScratchBytes {
+        self.0.iter_mut().zip(other.0).for_each(|(bytes, other)| *bytes = other.max(*bytes));
+        self
+    }
+}
+
+/// The first `len` elements of scratch memory, which grows if it has to; what they hold is zeros, or whatever the last
+/// kernel left. New memory is the system's, which gives pages when they are written to.
+pub(crate) fn grown<T: bytemuck::Zeroable>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
     if memory.len() < len {
-        memory.resize(len, T::default());
+        // Before the new one is asked for.
+        *memory = Vec::new();
+        *memory = bytemuck::zeroed_vec(len);
     }
     &mut memory[..len]
 }

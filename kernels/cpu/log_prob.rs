@@ -251,8 +251,13 @@ pub fn forward(
 pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
     let Some(width) = logits.len().checked_div(sums.len()) else { return };
     let _span = profile::span("log_prob", [sums.len(), width], || Work::each(logits.len(), 6, 4));
-    let sums = Disjoint::new(sums);
     let rows = logits.len() / width.max(1);
+    if cpu.counts() {
+        // Any distribution will do.
+        const ONE_LOGIT: Block = Block { lane_max: [0.0; LANES], max: 0.0, sum: 1.0, weighted: 0.0 };
+        return sums.iter_mut().for_each(|sums| sums.join(&ONE_LOGIT));
+    }
+    let sums = Disjoint::new(sums);
     cpu.for_rows(rows, 4 * width, &|first, count| {
         // SAFETY: ranges of different tasks do not overlap.
         let sums = unsafe { sums.part(first, count) };

@@ -19,10 +19,8 @@ mod tiles;
 pub(crate) use pack::{pack_columns, pack_rows};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use pairs::{TILE, multiply};
-#[cfg(target_arch = "x86_64")]
-pub use pairs::{panel_bytes, partial_elements};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};
-pub use tiles::{takes_tiles, tile_elements, tile_panel_bytes};
+use tiles::takes_tiles;
 
 use super::product::{self, Left};
 use super::profile::{self, Work};
@@ -396,8 +394,8 @@ mod tests {
     #[test]
     fn room_for_tiles_by_hand() {
         // Four tiles of up to four rows: eight lanes of a chunk of 1024, eight of one step, gaps.
-        assert_eq!(tile_elements(Isa::Portable, 13, 1030), 4 * 8 * ((128 * 4 + 16) + (4 + 16)));
-        assert_eq!(tile_elements(Isa::Portable, 0, 1030), 0);
+        assert_eq!(tiles::tile_elements(Isa::Portable, 13, 1030), 4 * 8 * ((128 * 4 + 16) + (4 + 16)));
+        assert_eq!(tiles::tile_elements(Isa::Portable, 0, 1030), 0);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) mod twin;
 pub(crate) mod values;
 mod vector;
 
-pub use context::{Cpu, Matrix, Rounding};
+pub use context::{Cpu, Matrix, Rounding, ScratchBytes};
 pub use isa::{Isa, UnknownIsa};
 pub use pool::Pool;
 

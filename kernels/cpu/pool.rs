@@ -29,6 +29,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     turn: Mutex<()>,
+    /// The threads that a pool which only counts stands for.
+    counted: Option<usize>,
 }
 
 struct Shared {
@@ -78,12 +80,24 @@ impl Pool {
                 worker.spawn(move || work(&shared, index)).ok()
             })
             .collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        Pool { shared, workers, turn: Mutex::new(()), counted: None }
+    }
+
+    /// Stands for a pool of `threads` threads and runs nothing (see [`super::Cpu::counting`]).
+    pub(super) fn counting(threads: usize) -> Pool {
+        let mut pool = Pool::new(1);
+        pool.counted = Some(threads);
+        pool
+    }
+
+    /// Whether it runs nothing.
+    pub(super) fn counts(&self) -> bool {
+        self.counted.is_some()
     }
 
     /// Number of threads, the caller's included.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.counted.unwrap_or(self.workers.len() + 1)
     }
 
     /// Runs `f(thread_index)` once on every thread (0 is the caller) and returns when all are
@@ -93,6 +107,9 @@ impl Pool {
     /// If called from inside a run, of this or another pool.
     pub fn run(&self, f: &(dyn Fn(usize) + Sync)) {
         let inside = Inside::enter();
+        if self.counts() {
+            return;
+        }
         if self.workers.is_empty() {
             f(0);
             return;
@@ -130,6 +147,9 @@ impl Pool {
     /// Runs `f(thread_index, task)` for every task in `0..tasks`, each once, handed out in order
     /// to whichever thread is free. Nothing may depend on which thread that is but scratch.
     pub fn for_each(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+        if self.counts() {
+            return;
+        }
         if tasks <= 1 || self.workers.is_empty() {
             let _inside = Inside::enter();
             (0..tasks).for_each(|task| f(0, task));

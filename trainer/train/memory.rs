@@ -112,7 +112,7 @@ impl RunMemory {
 
     /// Scratch memory of both phases.
     pub fn scratch(&self, recompute: bool) -> u64 {
-        self.generation.scratch.joined(self.pass(recompute).scratch).bytes()
+        self.generation.scratch.joined(self.pass(recompute).scratch).total()
     }
 
     /// The peak of memory that is the run's own, beside what is mapped.

@@ -25,7 +25,7 @@ use crate::cpu::dot::Rows;
 use crate::cpu::pool::Disjoint;
 use crate::cpu::product::{Strided, product};
 use crate::cpu::vector::{Vector, for_each_isa};
-use crate::cpu::{Cpu, Isa, elements, profile, round};
+use crate::cpu::{Cpu, elements, profile, round};
 
 /// Query vectors (rows × heads of a kv head) that are taken through the keys together.
 const VECTORS: usize = 48;
@@ -156,22 +156,6 @@ struct Layout {
     /// Of `[vectors, head_dim]`.
     queries: usize,
     len: usize,
-}
-
-/// Elements of f32 scratch memory that [`backward`] takes for these trees.
-pub fn backward_elements(
-    isa: Isa,
-    shape: Shape,
-    trees: &[Tree],
-    rounded: bool,
-    threads: usize,
-) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if rounded && super::pairs::suits(isa, shape) {
-        return threads * pairs::Layout::of(shape, trees.iter()).len;
-    }
-    let _ = (isa, rounded);
-    threads * Layout::of(shape, trees.iter()).len
 }
 
 /// Δ = dy·y of each vector.

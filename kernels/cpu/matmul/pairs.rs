@@ -91,12 +91,12 @@ fn row_block(m: usize, packs: bool) -> usize {
 }
 
 /// Bytes of scratch memory for panels that are packed on the way.
-pub fn panel_bytes(threads: usize) -> usize {
+fn panel_bytes(threads: usize) -> usize {
     threads * GROUP * CHUNK * PANEL_ROWS * size_of::<u32>()
 }
 
 /// Elements of f32 scratch memory for sums between chunks, with m rows of x.
-pub fn partial_elements(m: usize, threads: usize) -> usize {
+fn partial_elements(m: usize, threads: usize) -> usize {
     threads * GROUP * PANEL_ROWS * row_block(m, true)
 }
 

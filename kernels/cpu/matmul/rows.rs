@@ -87,7 +87,7 @@ pub(super) fn backward(
 }
 
 /// The transpose `[k, n]` of `w [n, k]` in `memory`.
-fn transpose<'a, T: Copy + Default + Send + Sync>(
+fn transpose<'a, T: Copy + bytemuck::Zeroable + Send + Sync>(
     cpu: &Cpu,
     memory: &'a mut Vec<T>,
     w: &[T],

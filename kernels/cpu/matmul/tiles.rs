@@ -48,7 +48,7 @@ const MOST_LANES: usize = 16;
 const GAP: usize = 16;
 
 /// Whether x·wᵀ with `m` rows of x and `n` columns of y is taken in this form.
-pub fn takes_tiles(isa: Isa, [m, n]: [usize; 2], rounding: Rounding) -> bool {
+pub(super) fn takes_tiles(isa: Isa, [m, n]: [usize; 2], rounding: Rounding) -> bool {
     rounding != Rounding::F64Sums && m > few_rows(isa) && n > FEW_COLUMNS
 }
 
@@ -96,7 +96,7 @@ fn x_tile(k: usize, lanes: usize, most_rows: usize) -> usize {
 }
 
 /// Elements of f32 scratch memory for packed x `[m, k]`.
-pub fn tile_elements(isa: Isa, m: usize, k: usize) -> usize {
+pub(super) fn tile_elements(isa: Isa, m: usize, k: usize) -> usize {
     let (lanes, most_rows) = (lanes(isa), most_rows(isa));
     m.div_ceil(most_rows) * x_tile(k, lanes, most_rows)
 }
@@ -107,7 +107,7 @@ fn panel_elements(lanes: usize) -> usize {
 }
 
 /// Bytes of scratch memory for panels.
-pub fn tile_panel_bytes(isa: Isa, threads: usize) -> usize {
+fn tile_panel_bytes(isa: Isa, threads: usize) -> usize {
     threads * panel_elements(lanes(isa)) * size_of::<f32>()
 }
 
