@@ -27,7 +27,13 @@ const VERSION: &str = ".version 8.0";
 
 fn main() {
     let directory = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("cuda");
-    println!("cargo::rerun-if-changed={}", directory.display());
+    // The kernels and their headers, not the host's side beside them.
+    let mut sources: Vec<PathBuf> =
+        directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    sources.retain(|path| path.extension().is_some_and(|it| it == "cu" || it == "cuh"));
+    for source in &sources {
+        println!("cargo::rerun-if-changed={}", source.display());
+    }
     for name in ["NVCC", "CLANG", "CUDA_HOME", "VIRTUAL_ENV", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -41,8 +47,6 @@ fn main() {
         println!("cargo::rustc-env=CUDA_BIN={}", folder.display());
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
-    let mut sources: Vec<PathBuf> =
-        directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
     sources.sort();
     for source in sources {

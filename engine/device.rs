@@ -77,9 +77,7 @@ impl Device {
 
     /// A GPU by its number; `host` does what stays on the CPU.
     pub fn cuda(ordinal: usize, host: Cpu) -> Result<Device, DeviceError> {
-        let gpu = Gpu::open(ordinal)?;
-        let failure = OnceLock::new();
-        Ok(Device::Cuda(CudaDevice(Arc::new(CudaState { gpu, host, failure }))))
+        Ok(Device::Cuda(CudaDevice::new(Gpu::open(ordinal)?, host)))
     }
 
     /// The CPU's context: that of kernels, or what a GPU leaves to the host.
@@ -168,6 +166,10 @@ impl CpuDevice {
 }
 
 impl CudaDevice {
+    pub(crate) fn new(gpu: Gpu, host: Cpu) -> CudaDevice {
+        CudaDevice(Arc::new(CudaState { gpu, host, failure: OnceLock::new() }))
+    }
+
     /// The device itself.
     pub fn gpu(&self) -> &Gpu {
         &self.0.gpu

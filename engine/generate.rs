@@ -28,7 +28,6 @@ use kernels::{
 };
 
 use cuda::Recordings;
-pub(crate) use cuda::recorded_rows;
 use sequence::{Seen, Sequence, distinct};
 
 use crate::{

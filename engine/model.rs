@@ -225,8 +225,7 @@ impl Model {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{index}.{part}");
-            let vector =
-                |part: &str| weight(&name(part)).map(|w| Resident::from(w.to_f32()));
+            let vector = |part: &str| weight(&name(part)).map(|w| Resident::from(w.to_f32()));
             let projection = |which: Projection| {
                 let part = which.module();
                 let bias = config.family.has_qkv_bias()

@@ -70,7 +70,7 @@ mod emulated {
         let rows = report["self"]["kernels"].as_array().unwrap();
         let names: Vec<_> = rows.iter().map(|row| row["kernel"].as_str().unwrap()).collect();
         // That none is missing, the tests of crate kernels hold.
-        let all = kernels::ptx::ENTRIES;
+        let all = kernels::cuda::entries::ENTRIES;
         assert_eq!(names.len(), all.len());
         assert!(all.iter().all(|entry| names.contains(&entry.symbol)));
         assert!(rows.iter().all(|row| row["passed"] == true), "{rows:?}");

@@ -236,7 +236,7 @@ impl Subject {
             }),
             // The model is there; moments are part of it.
             Device::Cuda(cuda) => cuda.gpu().memory().map_or(true, |(free, _)| {
-                let moments = model.on_cuda(self.config.max_position_embeddings).moments;
+                let moments = model.on_cuda().moments;
                 moments + model.training_on_cuda(&batch, pass).peak > usable(free as u64)
             }),
         }

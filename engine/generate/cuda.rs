@@ -83,7 +83,7 @@ impl Bucket {
 }
 
 /// Rows of a recorded step of so many sequences.
-pub(crate) fn recorded_rows(sequences: usize) -> usize {
+fn recorded_rows(sequences: usize) -> usize {
     match sequences {
         ..=STEP => sequences.next_power_of_two(),
         _ => sequences.next_multiple_of(STEP),

@@ -94,7 +94,7 @@ impl TrainedModel<'_> {
     /// The peak over micro-batches of this shape: the reference pass if there is one, forward, backward, gradients.
     /// Two are run: the second one's activations live beside the first one's gradients.
     pub fn training(&self, batch: &PackedBatch, pass: TrainedPass) -> PassMemory {
-        let model = self.counted();
+        let model = self.counted(&self.counting_cpu());
         run_training(&model, batch, pass);
         let rows = block_rows(batch.targets());
         let columns = block_columns(rows.max(1)).min(self.config.vocab_size);
@@ -104,7 +104,7 @@ impl TrainedModel<'_> {
     /// The peak of generation: steps of `prefill_rows` rows of prompts beside `sequences` running ones,
     /// and of these alone, over sequences up to `length`. Keys and values are not in it.
     pub fn generation(&self, prefill_rows: usize, sequences: usize, length: usize) -> PassMemory {
-        let model = self.counted();
+        let model = self.counted(&self.counting_cpu());
         for rows in [prefill_rows, 0] {
             run_generation(&model, rows, sequences, length);
         }
@@ -112,9 +112,12 @@ impl TrainedModel<'_> {
         PassMemory { logits, ..memory_of(&model) }
     }
 
+    fn counting_cpu(&self) -> Device {
+        Device::new(Cpu::counting(self.threads, self.isa))
+    }
+
     /// The model on a device that counts. Its weights are zeros that share one untouched piece of memory.
-    fn counted(&self) -> Model {
-        let device = Device::new(Cpu::counting(self.threads, self.isa));
+    fn counted(&self, device: &Device) -> Model {
         let TrainedModel { config, rank, .. } = *self;
         let shapes: HashMap<String, [usize; 2]> = config
             .expected_tensors()
@@ -129,9 +132,8 @@ impl TrainedModel<'_> {
         let weight = |name: &str| Ok(Weight::counted(&memory, self.weights, shapes[name]));
         let lora = |_, projection: Projection| {
             let [n, k] = projection.shape(config);
-            let factor = |columns| Tensor::zeros(&device, rank, columns);
-            (rank > 0 && self.targets.contains(&projection))
-                .then(|| Lora {
+            let factor = |columns| Tensor::zeros(device, rank, columns);
+            (rank > 0 && self.targets.contains(&projection)).then(|| Lora {
                 a: factor(k),
                 b_transposed: factor(n),
                 scale: 1.0,

@@ -137,11 +137,6 @@ impl Layout {
         self.pages as usize
     }
 
-    /// Rows of prompts that are copied to the pages of their completions.
-    pub(crate) fn copied_rows(&self) -> usize {
-        self.copied_rows.len()
-    }
-
     /// The trees of its attention.
     pub(crate) fn trees(&self) -> &[Tree] {
         &self.trees

@@ -116,7 +116,11 @@ impl Checkpoint {
 impl Weight {
     /// A matrix `[rows, columns]` of zeros in `memory`, which may be shared by all weights of a model whose memory
     /// is counted.
-    pub(crate) fn counted(memory: &Arc<Vec<u64>>, dtype: Dtype, [rows, columns]: [usize; 2]) -> Weight {
+    pub(crate) fn counted(
+        memory: &Arc<Vec<u64>>,
+        dtype: Dtype,
+        [rows, columns]: [usize; 2],
+    ) -> Weight {
         let bytes = rows * columns * dtype.bitsize() / 8;
         Weight {
             dtype,
@@ -209,6 +213,9 @@ impl Weight {
         buffer: &mut Buffer<u16>,
         first: usize,
     ) -> Result<(), DeviceError> {
+        if gpu.counts() {
+            return Ok(());
+        }
         /// Elements that are converted at a time.
         const PART: usize = 1 << 20;
         fn parts<T: Copy>(

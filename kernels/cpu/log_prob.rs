@@ -254,7 +254,8 @@ pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
     let rows = logits.len() / width.max(1);
     if cpu.counts() {
         // Any distribution will do.
-        const ONE_LOGIT: Block = Block { lane_max: [0.0; LANES], max: 0.0, sum: 1.0, weighted: 0.0 };
+        const ONE_LOGIT: Block =
+            Block { lane_max: [0.0; LANES], max: 0.0, sum: 1.0, weighted: 0.0 };
         return sums.iter_mut().for_each(|sums| sums.join(&ONE_LOGIT));
     }
     let sums = Disjoint::new(sums);

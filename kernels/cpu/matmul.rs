@@ -394,7 +394,10 @@ mod tests {
     #[test]
     fn room_for_tiles_by_hand() {
         // Four tiles of up to four rows: eight lanes of a chunk of 1024, eight of one step, gaps.
-        assert_eq!(tiles::tile_elements(Isa::Portable, 13, 1030), 4 * 8 * ((128 * 4 + 16) + (4 + 16)));
+        assert_eq!(
+            tiles::tile_elements(Isa::Portable, 13, 1030),
+            4 * 8 * ((128 * 4 + 16) + (4 + 16))
+        );
         assert_eq!(tiles::tile_elements(Isa::Portable, 0, 1030), 0);
     }
 

@@ -35,7 +35,6 @@ mod isa;
 mod pool;
 #[cfg(test)]
 pub(crate) mod twin;
-#[cfg(any(test, feature = "cuda"))]
 pub(crate) mod values;
 mod vector;
 

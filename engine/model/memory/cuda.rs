@@ -1,29 +1,21 @@
-//! The same for a GPU: what its pool holds at most, gone through as the ops take it and let it go.
-//!
-//! Every function here mirrors the GPU's part of the op of its name. Not mirrored are lists of rows, positions
-//! and work items, which are some bytes a row.
+//! The same for a GPU: what its pool holds at most ([`Gpu::counting`]).
 
-mod backward;
-mod forward;
-
-use kernels::cuda_memory::{buffer_bytes, lasting_bytes};
-
-use super::{TrainedModel, TrainedPass};
-use crate::{
-    adapter::Projection, generate::recorded_rows, kv_cache::PAGE, model::training::PackedBatch,
+use kernels::{
+    cpu::{Cpu, sample::SamplingParams},
+    cuda::{Gpu, attention_backward_bytes, logits_columns},
 };
-use forward::CudaRun;
 
-/// Bytes of an element.
-const F64: usize = 8;
-const F32: usize = 4;
-const BF16: usize = 2;
+use super::{TrainedModel, TrainedPass, run_training};
+use crate::{
+    device::CudaDevice,
+    generate::{Generator, Options, Request},
+    kv_cache::{CacheDtype, KvCache},
+    model::training::PackedBatch,
+    tensor::{Device, Tensor},
+};
 
 /// Multiprocessors of an A100. Other numbers change little: in how many parts narrow products are summed.
 const MULTIPROCESSORS: usize = 108;
-
-/// Ranks and vocabularies are padded to multiples of this.
-const PADDED: usize = 8;
 
 /// What a model takes of a GPU's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,100 +35,124 @@ impl CudaModel {
     }
 }
 
-/// What a training pass takes beside the model.
+/// What a training pass takes beside the model, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CudaPass {
-    /// Everything at the peak: the three below are in it where they live at that moment.
+    /// Everything at the peak: the two below are in it where they live at that moment.
     pub peak: u64,
-    /// Logits of a part of the vocabulary, their gradients, and each row's sums.
+    /// Logits of a part of the vocabulary in f32, and their gradients in bf16.
     pub log_probs: u64,
-    /// Scratch of attention's backward pass.
+    /// Gradients of attention's scores.
     pub attention: u64,
 }
 
-impl TrainedModel<'_> {
-    /// What the model takes on a GPU; `positions` is its rotary table's length.
-    pub fn on_cuda(&self, positions: usize) -> CudaModel {
-        let config = self.config;
-        let buffer = |elements: usize, element: usize| buffer_bytes(elements * element) as u64;
-        let matrix =
-            |rows: usize, columns: usize| buffer(rows.next_multiple_of(PADDED) * columns, BF16);
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let mut layer = 2 * buffer(hidden, F32) + buffer(2 * inner * hidden, BF16);
-        for projection in Projection::ALL {
-            let [n, k] = projection.shape(config);
-            layer += match projection {
-                Projection::Gate | Projection::Up => 0,
-                _ => matrix(n, k),
-            };
-            let attends =
-                matches!(projection, Projection::Query | Projection::Key | Projection::Value);
-            if attends && config.family.has_qkv_bias() {
-                layer += buffer(n, F32);
-            }
-        }
-        if config.family.has_qk_norm() {
-            layer += 2 * buffer(config.head_dim, F32);
-        }
-        let vocabulary = matrix(config.vocab_size, hidden);
-        let tables = if config.tie_word_embeddings { 1 } else { 2 };
-        let rest = buffer(hidden, F32) + buffer(positions * config.head_dim, F32);
-        let layers = config.num_hidden_layers as u64;
+/// A GPU that counts, and what it counts.
+struct Counter(CudaDevice);
 
-        let rank = self.rank.next_multiple_of(PADDED);
-        // Rows and columns of high, high and low parts.
-        let split = |n: usize| 2 * buffer(3 * rank * n, BF16);
-        let (mut adapter, mut moments) = (0, 0);
-        for projection in self.targets {
-            let [n, k] = projection.shape(config);
-            let plain = buffer(self.rank * n, F32) + buffer(self.rank * k, F32);
-            adapter += plain + split(n) + split(k);
-            if matches!(projection, Projection::Gate | Projection::Up) {
-                adapter += split(2 * n);
-            }
-            moments += 2 * plain;
-        }
-        CudaModel {
-            weights: layers * layer + tables * vocabulary + rest,
-            adapter: layers * adapter,
-            moments: layers * moments,
-        }
+impl Counter {
+    fn new() -> (Device, Counter) {
+        let counter = CudaDevice::new(Gpu::counting(MULTIPROCESSORS), Cpu::new(1));
+        (Device::Cuda(counter.clone()), Counter(counter))
+    }
+
+    /// Bytes that live.
+    fn live(&self) -> u64 {
+        self.0.gpu().memory_in_use().0 as u64
+    }
+
+    /// The most that lived at once.
+    fn most(&self) -> u64 {
+        self.0.gpu().memory_in_use().1 as u64
+    }
+}
+
+impl TrainedModel<'_> {
+    /// What the model takes on a GPU.
+    pub fn on_cuda(&self) -> CudaModel {
+        // What a pass makes when it first needs it is there after one.
+        let mut batch = PackedBatch::default();
+        batch.push(&[0], &[&[0]]);
+        let pass = TrainedPass { checkpoint: false, dropout: false, reference: false };
+        let live = |rank| {
+            let (device, counter) = Counter::new();
+            let model = TrainedModel { rank, ..*self }.counted(&device);
+            // A batch keeps what it has on a device: each has its own.
+            run_training(&model, &batch.clone(), pass);
+            let live = counter.live();
+            let zeros = |x: &Tensor| Tensor::zeros(&device, x.shape()[0], x.shape()[1]);
+            let moments: Vec<_> =
+                model.parameters().map(|(_, x)| [(); 2].map(|()| zeros(x))).collect();
+            let with_moments = counter.live();
+            drop(moments);
+            (live, with_moments - live)
+        };
+        let ((weights, _), (all, moments)) = (live(0), live(self.rank));
+        CudaModel { weights, adapter: all - weights, moments }
     }
 
     /// The peak over micro-batches of this shape on a GPU, beside [`TrainedModel::on_cuda`]: the reference pass if
     /// there is one, forward, backward, gradients of which some are there before.
     pub fn training_on_cuda(&self, batch: &PackedBatch, pass: TrainedPass) -> CudaPass {
-        let mut run = CudaRun::new(*self);
-        for _ in 0..2 {
-            if pass.reference {
-                run.log_probs(batch, pass, false);
-            }
-            let y = run.log_probs(batch, pass, true);
-            run.backward(&y, batch, pass.dropout);
-        }
+        let (device, counter) = Counter::new();
+        let model = self.counted(&device);
+        run_training(&model, &batch.clone(), pass);
+        let rows = batch.targets();
+        let columns = logits_columns(rows).min(self.config.vocab_size);
+        let bytes_each = size_of::<f32>() + size_of::<u16>();
         CudaPass {
-            peak: run.pool.most.get() as u64,
-            log_probs: run.log_probs as u64,
-            attention: run.attention as u64,
+            peak: counter.most() - counter.live(),
+            log_probs: (rows * columns * bytes_each) as u64,
+            attention: attention_backward_bytes(batch.layout().trees(), model.attention_shape())
+                as u64,
         }
     }
 
     /// The peak of generation on a GPU, beside the model and keys and values: a step of `prefill_rows` rows of
     /// prompts and `sequences` running ones, up to `length` long, beside what recorded steps keep for themselves.
     pub fn generation_on_cuda(&self, prefill_rows: usize, sequences: usize, length: usize) -> u64 {
-        let step = |rows, sequences| {
-            let mut run = CudaRun::new(*self);
-            run.generate(rows, sequences, length);
-            run.pool.most.get() as u64
+        /// Tokens of each sequence: after the first of a prompt, steps are recorded.
+        const NEW: usize = 4;
+        let (device, counter) = Counter::new();
+        let model = self.counted(&device);
+        let pages = (sequences + 1) * KvCache::pages_for(length + 1);
+        let cache_bytes = pages * KvCache::page_bytes(self.config, model.cache_dtype());
+        let options = Options { max_batch: sequences, prefill_rows, cache_bytes };
+        let before = counter.live();
+        let mut generator = Generator::new(&model, &[], options).expect("a device without limits");
+        let cache = counter.live() - before;
+        let prompt = length.saturating_sub(NEW).max(1);
+        let submit = |generator: &mut Generator<'_>, token: usize, samples: usize| {
+            let request = Request {
+                prompt: vec![token as u32; prompt],
+                samples: (0..samples as u64).collect(),
+                seed: 0,
+                max_new_tokens: NEW,
+                sampling: SamplingParams::GREEDY,
+                repetition_penalty: 1.0,
+            };
+            generator.submit(request).expect("a request within the cache");
         };
-        let recorded = recorded_rows(sequences);
-        step(prefill_rows + sequences, sequences) + step(recorded, recorded)
+        // Prompts that fill a step come last, when all other sequences run and steps have been recorded.
+        let last = prefill_rows.div_ceil(prompt).min(sequences).min(self.config.vocab_size - 1);
+        let first = sequences - last;
+        if first > 0 {
+            submit(&mut generator, 0, first);
+        }
+        while generator.stats().generated_tokens < 2 * first as u64 {
+            generator.step(&mut |_| ()).expect("a device that works");
+        }
+        (1..=last).for_each(|token| submit(&mut generator, token, 1));
+        while !generator.is_idle() {
+            generator.step(&mut |_| ()).expect("a device that works");
+        }
+        drop(generator);
+        counter.most() - counter.live() - cache
     }
 
     /// Bytes of keys and values on a GPU in so many pages and the one for rows that pad recorded steps.
     pub fn cache_on_cuda(&self, pages: usize) -> u64 {
-        let config = self.config;
-        let layer = lasting_bytes((pages + 1) * PAGE * config.key_value_width() * BF16);
-        (2 * config.num_hidden_layers * layer) as u64
+        let (device, counter) = Counter::new();
+        let _cache = KvCache::new(&device, self.config, CacheDtype::Bf16, pages + 1);
+        counter.live()
     }
 }

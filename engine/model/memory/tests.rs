@@ -130,7 +130,7 @@ fn a_gpu_keeps_activations_or_computes_them_again() {
     assert_eq!(kept.attention, recomputed.attention);
     assert!(kept.attention > 100 << 20 && kept.attention < 600 << 20, "{kept:?}");
     // 151,936 rows of 1,024 and 440 M others in bf16; norms and tables.
-    let model = trained.on_cuda(config.max_position_embeddings);
+    let model = trained.on_cuda();
     let parameters = 2 * config.parameter_count();
     assert!((parameters..parameters + (64 << 20)).contains(&model.weights), "{model:?}");
     assert!(model.moments >= 8 * trained.adapter_parameters(), "{model:?}");

@@ -70,7 +70,7 @@ impl CudaMemory {
         let sequences = running_sequences(settings);
         let length = prompt + completion;
         Ok(CudaMemory {
-            model: model.on_cuda(model.config.max_position_embeddings),
+            model: model.on_cuda(),
             cache: model.cache_on_cuda(pages),
             least_cache: model.cache_on_cuda(KvCache::pages_for(length)),
             generation: model.generation_on_cuda(PREFILL_ROWS, sequences, length),

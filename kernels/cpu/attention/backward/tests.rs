@@ -1,6 +1,7 @@
 //! Gradients against the formula.
 
 use super::*;
+use crate::cpu::Isa;
 use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
 
 /// Keys that row `row` of the tree sees, as rows of the tree.

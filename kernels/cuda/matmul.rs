@@ -1,11 +1,31 @@
 //! Matrix products on the tensor cores, and LoRA's factors on their way there.
 
+use super::entries::{self, Entry};
 use super::launch::{Arg, Grid, args, expect};
 use super::{Buffer, Error, Gpu};
-use crate::cuda_memory::{CHUNK, PART, gradient_sums, low_rank_slices};
-use crate::ptx::{self, Entry};
 
-pub use crate::cuda_memory::FEW_ROWS;
+/// Up to this many rows a product streams the weights once (in a block of 64 rows each): decoding.
+pub const FEW_ROWS: usize = 128;
+
+/// Rows of x in a chunk of a factor's gradient: eight times the blocks for a batch of 4,096 rows.
+const CHUNK: usize = 512;
+
+/// Elements of k in a part of a low-rank product's sums, as in matmul.cu.
+const PART: usize = 256;
+
+/// Values of f32 that wait to be added in the gradient of a LoRA factor `[rank, n]` over `rows`.
+fn gradient_sums(rows: usize, rank: usize, n: usize) -> usize {
+    rows.div_ceil(CHUNK) * 2 * rank * n
+}
+
+/// Parts that a low-rank product l = x·Fᵀ, for `x [m, n]` and a factor `[rank, n]`, is summed in: one part of n to
+/// a block where there are few, else all of them. There are `2·m·rank` values of f32 a part.
+fn low_rank_slices([m, rank, n]: [usize; 3], multiprocessors: usize) -> usize {
+    let few = m <= FEW_ROWS;
+    let rows_of_block = if few { 16 } else { 128 };
+    let (blocks, all) = (m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32), n.div_ceil(PART));
+    if few || blocks * all <= multiprocessors { all } else { 1 }
+}
 
 /// Products that are added in one pass, at most.
 const MOST_PAIRS: usize = 3;
@@ -76,7 +96,7 @@ impl Gpu {
             return unsafe { self.product(entry, tile.grid(m, n, 1), lead, pairs, m, n, n, false) };
         }
         // SAFETY: as above.
-        unsafe { self.product(&ptx::MATMUL_NT_F32, tiles(m, n), lead, pairs, m, n, n, false) }
+        unsafe { self.product(&entries::MATMUL_NT_F32, tiles(m, n), lead, pairs, m, n, n, false) }
     }
 
     /// The MLP's first half in one pass: `y [m, n]`, rounded to bf16, is silu(gate)·up, where gate and up are
@@ -108,7 +128,7 @@ impl Gpu {
         }
         let grid = tiles(m, 2 * n);
         // SAFETY: as above.
-        unsafe { self.product(&ptx::MATMUL_NT_SWIGLU, grid, lead, pairs, m, n, 2 * n, false) }
+        unsafe { self.product(&entries::MATMUL_NT_SWIGLU, grid, lead, pairs, m, n, 2 * n, false) }
     }
 
     /// Twin of [`crate::cpu::matmul::backward`]: `dx [m, n]` becomes Σ x·w over the pairs, whose w lie
@@ -124,7 +144,7 @@ impl Gpu {
         let added = accumulate.then_some(&*dx);
         let lead = args![&*dx, added];
         // SAFETY: as in `matmul`.
-        unsafe { self.product(&ptx::MATMUL_NN_F32, tiles(m, n), lead, pairs, m, n, n, true) }
+        unsafe { self.product(&entries::MATMUL_NN_F32, tiles(m, n), lead, pairs, m, n, n, true) }
     }
 
     /// The same with SwiGLU's backward pass behind it: the sum is the gradient of silu(gate)·up, and those of gate
@@ -143,7 +163,7 @@ impl Gpu {
             expect(self, name, x, &[m, n]);
         }
         let lead = args![dgate, dup, gate, up];
-        let entry = &ptx::MATMUL_NN_SWIGLU_BACKWARD;
+        let entry = &entries::MATMUL_NN_SWIGLU_BACKWARD;
         // SAFETY: as in `matmul`.
         unsafe { self.product(entry, tiles(m, n), lead, pairs, m, n, n, true) }
     }
@@ -154,7 +174,7 @@ impl Gpu {
         expect(self, "y", y, &[x.len()]);
         // SAFETY: a thread takes four elements below the length of both.
         unsafe {
-            self.launch(&ptx::MATMUL_ROUND, Grid::over(vectors, 1, 256), args![y, x, vectors])
+            self.launch(&entries::MATMUL_ROUND, Grid::over(vectors, 1, 256), args![y, x, vectors])
         }
     }
 
@@ -167,9 +187,9 @@ impl Gpu {
             (self.uninitialized(3 * rank * n)?, self.uninitialized(3 * rank * n)?);
         let grid = Grid::over(rank * n, 1, 256);
         // SAFETY: a thread writes the three parts of an element below rank·n.
-        unsafe { self.launch(&ptx::MATMUL_SPLIT_ROWS, grid, args![&rows, x, rank, n])? };
+        unsafe { self.launch(&entries::MATMUL_SPLIT_ROWS, grid, args![&rows, x, rank, n])? };
         // SAFETY: as above.
-        unsafe { self.launch(&ptx::MATMUL_SPLIT_COLUMNS, grid, args![&columns, x, rank, n])? };
+        unsafe { self.launch(&entries::MATMUL_SPLIT_COLUMNS, grid, args![&columns, x, rank, n])? };
         Ok(Factor { rows, columns, rank, n })
     }
 
@@ -189,9 +209,9 @@ impl Gpu {
         // One part of k to a block where there are few, else all of them: the same sums, in the same order.
         let few = m <= FEW_ROWS;
         let (entry, rows_of_block, threads) = if few {
-            (&ptx::MATMUL_FEW_NARROW, 16, 64)
+            (&entries::MATMUL_FEW_NARROW, 16, 64)
         } else {
-            (&ptx::MATMUL_NT_NARROW, 128, 128)
+            (&entries::MATMUL_NT_NARROW, 128, 128)
         };
         let blocks = m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32);
         let slices = low_rank_slices([m, rank, n], self.multiprocessors());
@@ -208,7 +228,7 @@ impl Gpu {
         let low = self.uninitialized(m * 3 * rank)?;
         let args = args![&low, &sums, scale, m, rank, slices];
         // SAFETY: a thread reads two elements of a row of every slice and writes three of the same row of low.
-        unsafe { self.launch(&ptx::MATMUL_LOW_RANK, Grid::over(m * rank, 1, 256), args)? };
+        unsafe { self.launch(&entries::MATMUL_LOW_RANK, Grid::over(m * rank, 1, 256), args)? };
         Ok(low)
     }
 
@@ -237,7 +257,7 @@ impl Gpu {
         let grid = Grid { blocks: [across, 1, chunks], threads: 128, shared_bytes };
         let args = args![&sums, low, x, 2 * rank, n, m, 3 * rank, CHUNK];
         // SAFETY: chunk z writes the z-th [2·rank, n] of sums, from rows of low and x below m.
-        unsafe { self.launch(&ptx::MATMUL_TN, grid, args)? };
+        unsafe { self.launch(&entries::MATMUL_TN, grid, args)? };
         // Of each chunk, what the high parts gave and then the low ones.
         self.add_slices(dw, &sums, accumulate)
     }
@@ -295,16 +315,16 @@ struct Few {
 /// The entry points by tile: 16x16, 16x32, 64x16, 64x32.
 type ByTile = [&'static Entry; 4];
 static FEW_F32: ByTile = [
-    &ptx::MATMUL_FEW_F32_16X16,
-    &ptx::MATMUL_FEW_F32_16X32,
-    &ptx::MATMUL_FEW_F32_64X16,
-    &ptx::MATMUL_FEW_F32_64X32,
+    &entries::MATMUL_FEW_F32_16X16,
+    &entries::MATMUL_FEW_F32_16X32,
+    &entries::MATMUL_FEW_F32_64X16,
+    &entries::MATMUL_FEW_F32_64X32,
 ];
 static FEW_SWIGLU: ByTile = [
-    &ptx::MATMUL_FEW_SWIGLU_16X16,
-    &ptx::MATMUL_FEW_SWIGLU_16X32,
-    &ptx::MATMUL_FEW_SWIGLU_64X16,
-    &ptx::MATMUL_FEW_SWIGLU_64X32,
+    &entries::MATMUL_FEW_SWIGLU_16X16,
+    &entries::MATMUL_FEW_SWIGLU_16X32,
+    &entries::MATMUL_FEW_SWIGLU_64X16,
+    &entries::MATMUL_FEW_SWIGLU_64X32,
 ];
 
 impl Few {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::ptx::{ENTRIES, Entry};
+use crate::cuda::entries::{ENTRIES, Entry};
 
 /// Threads of a block, blocks a multiprocessor should hold, and of the compiled code, on sm_80 with CUDA 13.0:
 /// mma, asynchronous copies, ldmatrix, and 128-bit global loads and stores.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::gpu;
 use crate::cuda::Gpu;
-use crate::ptx::ENTRIES;
+use crate::cuda::entries::ENTRIES;
 
 /// A kernel without a check cannot be added: what ran is compared with the table of all.
 #[test]

@@ -1,6 +1,6 @@
 //! Every CUDA kernel against its CPU twin or a naive computation, on awkward shapes.
 //!
-//! `j1 check --self` runs it on the GPU at hand, and the tests of `cuda_tests` on the emulator. A check is a function
+//! `j1 check --self` runs it on the GPU at hand, and the tests on the emulator. A check is a function
 //! that hands its results to [`Comparisons`]; what went wrong on the device is its error.
 
 pub(crate) mod attention;
@@ -51,6 +51,7 @@ macro_rules! for_each_check {
     };
 }
 #[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 pub(crate) use for_each_check;
 
 /// Compares one or some kernels with their twins.

@@ -1,4 +1,4 @@
-//! Every CUDA kernel against its CPU twin, on awkward shapes: the checks of `cuda_self_test`, a test each.
+//! Every CUDA kernel against its CPU twin, on awkward shapes: the checks of `self_test`, a test each.
 //!
 //! They run on the emulator with all of its checks on, or on the driver that `CUDA_DRIVER_LIB` names:
 //! `CUDA_DRIVER_LIB=libcuda.so.1` is a real GPU's. Where that cannot be opened they say so and pass.
@@ -14,9 +14,9 @@ mod wavefronts;
 use std::sync::OnceLock;
 
 pub(crate) use crate::cpu::values::values;
+pub(crate) use crate::cuda::self_test::rounded;
+use crate::cuda::self_test::{Check, Comparisons, for_each_check};
 use crate::cuda::{Comparison, Error, Gpu};
-pub(crate) use crate::cuda_self_test::rounded;
-use crate::cuda_self_test::{Check, Comparisons, for_each_check};
 
 /// The device all tests share; `None`, with a message, where there is no driver.
 pub(crate) fn gpu() -> Option<Gpu> {
@@ -56,7 +56,7 @@ macro_rules! tests {
             $(
                 #[test]
                 fn $check() {
-                    super::passes(stringify!($check), crate::cuda_self_test::$file::$check);
+                    super::passes(stringify!($check), crate::cuda::self_test::$file::$check);
                 }
             )*
         }

@@ -7,7 +7,44 @@ use super::attention::{by_width, check, pick};
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu};
 use crate::cpu::attention::{Shape, Tree};
-use crate::cuda_memory::{DS_BYTES, KEYS, VECTORS, tiles_of_keys};
+
+/// Keys of a block of threads of attention's backward pass, and query vectors of a tile of ds: as in
+/// attention_backward.cu.
+const KEYS: usize = 64;
+const VECTORS: usize = 32;
+/// Bytes of ds that exist at a time, unless 64 keys need more: those of one sequence of 5,600 tokens and 16 heads.
+const DS_BYTES: usize = 512 << 20;
+
+/// Tiles of ds that 64 keys of a tree have: those of the query vectors from row `first` to row `end`, where
+/// `group` heads share a head of keys.
+fn tiles_of_keys(first: usize, end: usize, group: usize) -> usize {
+    (end * group).div_ceil(VECTORS) - first * group / VECTORS
+}
+
+/// Bytes of attention's ds in the backward pass over these trees, at most.
+pub fn attention_backward_bytes(trees: &[Tree], shape: Shape) -> usize {
+    let group = shape.heads / shape.kv_heads;
+    let tile = shape.kv_heads * KEYS * VECTORS * size_of::<u16>();
+    let (mut tiles, mut most) = (0, 0);
+    for tree in trees {
+        let mut begin = 0;
+        for (index, len) in
+            std::iter::once(tree.prompt).chain(tree.branches.iter().copied()).enumerate()
+        {
+            let end = if index == 0 { tree.rows() } else { begin + len };
+            for first in (begin..begin + len).step_by(KEYS) {
+                let seen = tiles_of_keys(first, end, group);
+                if tiles > 0 && tiles + seen > DS_BYTES / tile {
+                    tiles = 0;
+                }
+                tiles += seen;
+                most = tiles.max(most);
+            }
+            begin += len;
+        }
+    }
+    most * tile
+}
 
 /// Tiles of a block of query vectors, as in attention_backward.cu.
 const TILES: usize = 4;
@@ -266,5 +303,24 @@ impl Gpu {
             unsafe { self.launch(pick(shape, &OF_QUERIES), grid, args)? };
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_of_scores_by_hand() {
+        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 16 };
+        // 64 keys: 128 and then 8 vectors in 5 tiles; 4 keys: 8 vectors in 1.
+        let tree = Tree { first_row: 0, prompt: 68, branches: vec![] };
+        let tile = 2 * 64 * 32 * 2;
+        assert_eq!(attention_backward_bytes(&[tree], shape), 6 * tile);
+        // Of one long sequence a part.
+        let shape = Shape { heads: 16, kv_heads: 8, head_dim: 128 };
+        let long = Tree { first_row: 0, prompt: 8192, branches: vec![] };
+        let bytes = attention_backward_bytes(&[long], shape);
+        assert!((DS_BYTES * 9 / 10..=DS_BYTES).contains(&bytes), "{bytes}");
     }
 }

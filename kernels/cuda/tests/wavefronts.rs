@@ -3,9 +3,9 @@
 
 use super::{gpu, must_pass, rounded, values};
 use crate::cpu::attention::Tree;
+use crate::cuda::self_test::Comparisons;
+use crate::cuda::self_test::attention::{Case, SHAPES};
 use crate::cuda::{AttentionSaved, Gpu, Pair};
-use crate::cuda_self_test::Comparisons;
-use crate::cuda_self_test::attention::{Case, SHAPES};
 use emulator::Category;
 
 /// Asserts that the kernels whose names begin so took as few passes through the banks as accesses of their widths

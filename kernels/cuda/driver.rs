@@ -10,7 +10,7 @@ use cust::error::CudaError;
 use cust::event::{Event, EventFlags};
 use cust::sys::{self, CUresult};
 
-use super::{Error, Gpu};
+use super::{Error, Gpu, Opened};
 
 /// cust's Display of an error asks the driver; its Debug is the error's name.
 pub(super) fn describe(error: CudaError) -> String {
@@ -95,7 +95,11 @@ impl Function {
 }
 
 /// Device memory of so many bytes; `None` where there is no room.
-pub(super) fn allocate(bytes: usize) -> Result<Option<u64>, Error> {
+pub(super) fn allocate(gpu: &Gpu, bytes: usize) -> Result<Option<u64>, Error> {
+    if gpu.counts() {
+        // Nobody looks there; 0 would be no address.
+        return Ok(Some(1));
+    }
     let mut address = 0;
     // SAFETY: writes an address to a place that lives.
     match unsafe { sys::cuMemAlloc_v2(&mut address, bytes) } {
@@ -105,10 +109,20 @@ pub(super) fn allocate(bytes: usize) -> Result<Option<u64>, Error> {
 }
 
 /// # Safety
-/// `address` is of [`allocate`], and nothing uses it any more.
-pub(super) unsafe fn free(address: u64) {
-    // SAFETY: the caller's promise. Where the driver refuses, the memory stays until the context goes.
-    let _ = unsafe { sys::cuMemFree_v2(address) };
+/// `address` is of [`allocate`] by a device that `opened` is of, and nothing uses it any more.
+pub(super) unsafe fn free(opened: Option<&Opened>, address: u64) {
+    if opened.is_some() {
+        // SAFETY: the caller's promise. Where the driver refuses, the memory stays until the context goes.
+        let _ = unsafe { sys::cuMemFree_v2(address) };
+    }
+}
+
+/// Bytes that are free, and bytes of the device.
+pub(super) fn memory(gpu: &Gpu) -> Result<(usize, usize), Error> {
+    match gpu.counts() {
+        true => Ok((usize::MAX / 2, usize::MAX / 2)),
+        false => check("asking for free memory", cust::memory::mem_get_info()),
+    }
 }
 
 /// # Safety
@@ -119,7 +133,8 @@ pub(super) unsafe fn copy_in(
     from: *const c_void,
     bytes: usize,
 ) -> Result<(), Error> {
-    let stream = gpu.0.stream.as_inner();
+    let Some(opened) = &gpu.0.opened else { return Ok(()) };
+    let stream = opened.stream.as_inner();
     gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     check_raw("copying to the device", unsafe {
@@ -135,7 +150,8 @@ pub(super) unsafe fn copy_out(
     from: u64,
     bytes: usize,
 ) -> Result<(), Error> {
-    let stream = gpu.0.stream.as_inner();
+    let Some(opened) = &gpu.0.opened else { return Ok(()) };
+    let stream = opened.stream.as_inner();
     gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     check_raw("copying to the host", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes, stream) })
@@ -144,7 +160,8 @@ pub(super) unsafe fn copy_out(
 /// # Safety
 /// Both have `bytes` bytes of device memory and do not overlap.
 pub(super) unsafe fn copy_within(gpu: &Gpu, to: u64, from: u64, bytes: usize) -> Result<(), Error> {
-    let stream = gpu.0.stream.as_inner();
+    let Some(opened) = &gpu.0.opened else { return Ok(()) };
+    let stream = opened.stream.as_inner();
     gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) };
@@ -154,7 +171,8 @@ pub(super) unsafe fn copy_within(gpu: &Gpu, to: u64, from: u64, bytes: usize) ->
 /// # Safety
 /// `to` has `bytes` bytes of device memory.
 pub(super) unsafe fn zero(gpu: &Gpu, to: u64, bytes: usize) -> Result<(), Error> {
-    let stream = gpu.0.stream.as_inner();
+    let Some(opened) = &gpu.0.opened else { return Ok(()) };
+    let stream = opened.stream.as_inner();
     gpu.0.count(|queued| queued.copies += 1);
     // SAFETY: the caller's promise, passed on.
     check_raw("zeroing device memory", unsafe { sys::cuMemsetD8Async(to, 0, bytes, stream) })
@@ -215,7 +233,7 @@ impl Staging {
 
     /// Goes on in the other half, once what was copied from there has run.
     fn turn(&mut self, gpu: &Gpu) -> Result<(), Error> {
-        check("recording an event", self.full[self.half].record(&gpu.0.stream))?;
+        check("recording an event", self.full[self.half].record(&gpu.0.opened("copying")?.stream))?;
         let other = 1 - self.half;
         check("waiting for a copy", self.full[other].synchronize())?;
         (self.half, self.used) = (other, 0);
@@ -230,14 +248,15 @@ impl Drop for Staging {
     }
 }
 
-/// A stream that records what is queued on it. Ends when dropped.
+/// A stream that records what is queued on it; null of a device that counts. Ends when dropped.
 pub(super) struct Capture(sys::CUstream);
 
 impl Capture {
     /// # Safety
     /// The stream outlives the value.
     pub(super) unsafe fn begin(gpu: &Gpu, what: &str) -> Result<Capture, Error> {
-        let stream = gpu.0.stream.as_inner();
+        let Some(opened) = &gpu.0.opened else { return Ok(Capture(ptr::null_mut())) };
+        let stream = opened.stream.as_inner();
         // Relaxed: the pool may have to allocate meanwhile.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the caller's promise.
@@ -247,6 +266,9 @@ impl Capture {
 
     /// What was recorded, ready to be launched.
     pub(super) fn end(self, what: &str) -> Result<Executable, Error> {
+        if self.0.is_null() {
+            return Ok(Executable(ptr::null_mut()));
+        }
         let mut graph = ptr::null_mut();
         // SAFETY: the stream lives and records; writes a handle to a place that lives.
         let ended = unsafe { sys::cuStreamEndCapture(self.0, &mut graph) };
@@ -266,6 +288,9 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
+        if self.0.is_null() {
+            return;
+        }
         let mut graph = ptr::null_mut();
         // SAFETY: as in `end`.
         unsafe {
@@ -277,7 +302,7 @@ impl Drop for Capture {
     }
 }
 
-/// A recording as the driver keeps it.
+/// A recording as the driver keeps it; null of a device that counts.
 pub(super) struct Executable(sys::CUgraphExec);
 
 // SAFETY: a CUgraphExec is a handle that any one thread at a time may use; launching borrows it mutably.
@@ -287,15 +312,19 @@ unsafe impl Sync for Executable {}
 
 impl Executable {
     pub(super) fn launch(&mut self, gpu: &Gpu, what: &str) -> Result<(), Error> {
+        let Some(opened) = &gpu.0.opened else { return Ok(()) };
+        let stream = opened.stream.as_inner();
         // SAFETY: both handles live.
-        check_raw(what, unsafe { sys::cuGraphLaunch(self.0, gpu.0.stream.as_inner()) })
+        check_raw(what, unsafe { sys::cuGraphLaunch(self.0, stream) })
     }
 }
 
 impl Drop for Executable {
     fn drop(&mut self) {
-        // SAFETY: nobody has the handle any more. The driver lets a launch that is under way end.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
+        if !self.0.is_null() {
+            // SAFETY: nobody has the handle any more. The driver lets a launch that is under way end.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
+        }
     }
 }
 
@@ -305,7 +334,7 @@ impl Gpu {
         let _entered = self.0.enter()?;
         let event = || check("making an event", Event::new(EventFlags::DEFAULT));
         let (start, end) = (event()?, event()?);
-        check("recording an event", start.record(&self.0.stream))?;
+        check("recording an event", start.record(&self.0.opened("timing")?.stream))?;
         Ok(Timer { start, end, gpu: self.clone() })
     }
 }
@@ -322,7 +351,7 @@ impl Timer {
     /// Waits for what is queued and returns the seconds since the start.
     pub fn stop(self) -> Result<f64, Error> {
         let _entered = self.gpu.0.enter()?;
-        check("recording an event", self.end.record(&self.gpu.0.stream))?;
+        check("recording an event", self.end.record(&self.gpu.0.opened("timing")?.stream))?;
         self.gpu.0.finish("timing")?;
         let time_ms = check("reading a timer", self.end.elapsed_time_f32(&self.start))?;
         Ok(f64::from(time_ms) / 1e3)

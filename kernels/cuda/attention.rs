@@ -1,9 +1,9 @@
 //! Attention over paged keys and values.
 
+use super::entries::{self, Entry};
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu};
 use crate::cpu::attention::{PAGE, Shape, Span};
-use crate::ptx::{self, Entry};
 
 /// Keys of a partition, as in attention.cu.
 const PARTITION: usize = 512;
@@ -104,7 +104,7 @@ pub(super) type ByWidth = [&'static Entry; 4];
 macro_rules! by_width {
     ($($name:ident = $d16:ident $d32:ident $d64:ident $d128:ident;)*) => { $(
         static $name: $crate::cuda::attention::ByWidth =
-            [&$crate::ptx::$d16, &$crate::ptx::$d32, &$crate::ptx::$d64, &$crate::ptx::$d128];
+            [&$crate::cuda::entries::$d16, &$crate::cuda::entries::$d32, &$crate::cuda::entries::$d64, &$crate::cuda::entries::$d128];
     )* };
 }
 pub(super) use by_width;
@@ -143,7 +143,7 @@ impl Gpu {
         let grid = Grid::over(rows * kv_heads * head_dim, 4, 256);
         // SAFETY: a thread reads four elements of a row below `rows` and writes them to its slot, which the
         // caller keeps within the cache.
-        unsafe { self.launch(&ptx::ATTENTION_APPEND, grid, args) }
+        unsafe { self.launch(&entries::ATTENTION_APPEND, grid, args) }
     }
 
     /// Lays out the work of attention for the rows of `spans` (in ascending order), whose page tables lie in
@@ -259,7 +259,7 @@ impl Gpu {
             let args =
                 args![out, exact, log_sums, &sums, &ends, runs, kv_heads, group, head_dim, scale];
             // SAFETY: runs name rows of q and items that exist.
-            unsafe { self.launch(&ptx::ATTENTION_JOIN, grid, args)? };
+            unsafe { self.launch(&entries::ATTENTION_JOIN, grid, args)? };
         }
         Ok(())
     }

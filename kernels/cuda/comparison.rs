@@ -1,4 +1,4 @@
-//! What a comparison of a CUDA kernel with its CPU twin found. The same in builds with and without feature `cuda`.
+//! What a comparison of a CUDA kernel with its CPU twin found.
 
 /// Results of one kernel, or of a few that only make sense together, against what they should be.
 #[derive(Clone, Debug, PartialEq)]

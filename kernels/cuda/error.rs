@@ -1,4 +1,4 @@
-//! Why the GPU cannot do what it was asked to. The same in builds with and without feature `cuda`.
+//! Why the GPU cannot do what it was asked to.
 
 /// What went wrong, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,12 +1,8 @@
-//! The optimizer's step and what clips it.
+//! [`crate::cpu::adamw`] on the device.
 
 use super::launch::{Grid, args, expect};
-use super::{Buffer, Error, Gpu};
+use super::{Buffer, Error, Gpu, entries};
 use crate::cpu::adamw::Step;
-use crate::ptx;
-
-/// Partial sums of a norm, as in norm.cu.
-const PARTS: usize = 256;
 
 impl Gpu {
     /// Twin of [`crate::cpu::adamw::step`], bit for bit: updates w, m and v in place by the gradient dw.
@@ -36,25 +32,6 @@ impl Gpu {
         let rest = args![second_decay, second_weight, correction, epsilon, step_size];
         let args: Vec<_> = first.iter().chain(rest).copied().collect();
         // SAFETY: a thread takes four elements below the length of all four.
-        unsafe { self.launch(&ptx::ADAMW_STEP, Grid::over(vectors, 1, 256), &args) }
-    }
-
-    /// Twin of [`crate::cpu::norm::sum_of_squares`]: Σ x², in f64, to `out[slot]`.
-    pub fn sum_of_squares(
-        &self,
-        out: &mut Buffer<f64>,
-        slot: usize,
-        x: &Buffer<f32>,
-    ) -> Result<(), Error> {
-        let vectors = self.vectors(x);
-        out.check_owner(self);
-        assert!(slot < out.len(), "slot {slot} of {}", out.len());
-        let parts = self.uninitialized::<f64>(PARTS)?;
-        // SAFETY: each of PARTS blocks writes its part; 4-vectors below the length are read.
-        unsafe {
-            self.launch(&ptx::NORM_PARTS, Grid::new(PARTS, 256), args![&parts, x, vectors])?;
-        }
-        // SAFETY: the warp reads PARTS parts and writes one element, which exists.
-        unsafe { self.launch(&ptx::NORM_JOIN, Grid::new(1, 32), args![out, &parts, slot]) }
+        unsafe { self.launch(&entries::ADAMW_STEP, Grid::over(vectors, 1, 256), &args) }
     }
 }

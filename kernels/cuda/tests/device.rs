@@ -1,8 +1,5 @@
 //! Memory, graphs, errors, and that builds without the feature have the same functions.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-
 use super::{gpu, rounded, values};
 use crate::cuda::{Buffer, Error, Gpu, Pair, Queued};
 
@@ -181,29 +178,4 @@ fn shapes_are_checked() {
     let [x, w] = [3 * 8, 16 * 8].map(|len| gpu.zeros::<u16>(len).unwrap());
     let mut y = gpu.zeros(47).unwrap();
     let _ = gpu.matmul(&mut y, &[Pair { x: &x, w: &w, first_row: 0, k: 8 }], [3, 16], false);
-}
-
-#[test]
-fn builds_without_the_feature_have_the_same_functions() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let functions = |text: &str, prefix: &str| -> BTreeSet<String> {
-        let names = text.lines().filter_map(|line| line.trim().strip_prefix(prefix));
-        let name = |rest: &str| rest.split(['(', '<', ' ']).next().unwrap().to_string();
-        names.map(name).collect()
-    };
-    let disabled = std::fs::read_to_string(root.join("cuda_disabled.rs")).unwrap();
-    let mut have = functions(&disabled, "fn ");
-    have.extend(functions(&disabled, "pub fn "));
-    let mut files = vec![root.join("cuda.rs")];
-    files.extend(root.join("cuda_host").read_dir().unwrap().map(|file| file.unwrap().path()));
-    for file in files {
-        let text = std::fs::read_to_string(&file).unwrap();
-        for name in functions(&text, "pub fn ") {
-            assert!(
-                have.contains(&name),
-                "{} has {name}, cuda_disabled.rs has not",
-                file.display()
-            );
-        }
-    }
 }

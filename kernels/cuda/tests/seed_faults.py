@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Puts one bug at a time into a copy of a CUDA kernel and asks what reports it.
 
-    python3 kernels/cuda_tests/seed_faults.py [--record] [--tests BINARY] [WORD ...]
+    python3 kernels/cuda/tests/seed_faults.py [--record] [--tests BINARY] [WORD ...]
 
 faults.csv has a line a bug: file and compiled stem; the kind of bug; after which text of the file (unique; may be empty)
 which text of one line is replaced by which; the test that runs; and what reported it: a check of the emulator (its
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-KERNELS = HERE.parent / "cuda"
+KERNELS = HERE.parent
 LIST = HERE / "faults.csv"
 COLUMNS = ["file", "stem", "kind", "after", "from", "to", "test", "reported"]
 NOTHING = "NOT REPORTED"
@@ -82,7 +82,7 @@ def outcome(binary, test, stem, ptx):
     # On one thread, so that of several faults the same is the first every time.
     environment = dict(os.environ, J1_TEST_PTX=f"{stem}={ptx}", EMULATOR_THREADS="1", RUST_BACKTRACE="0")
     environment.pop("CUDA_DRIVER_LIB", None)
-    command = [binary, "--exact", f"cuda_tests::{test}", "--nocapture"]
+    command = [binary, "--exact", f"cuda::tests::{test}", "--nocapture"]
     try:
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -117,7 +117,7 @@ def main():
             """Outcome of the fault's test with this text of the fault's file."""
             copy = Path(folder) / name
             copy.mkdir()
-            for path in KERNELS.iterdir():
+            for path in KERNELS.glob("*.cu*"):
                 shutil.copy(path, copy)
             (copy / fault["file"]).write_text(text)
             ptx = copy / f"{fault['stem']}.ptx"

@@ -1,4 +1,4 @@
-//! What kernels are told, the same in builds with and without feature `cuda`.
+//! What kernels are told.
 
 use crate::cpu::philox::Stream;
 
@@ -13,7 +13,6 @@ pub struct Draws {
     pub stream: Stream,
 }
 
-#[cfg(feature = "cuda")]
 impl Draws {
     /// Key, stream, sequence: low words first.
     pub(crate) fn words(self) -> [u32; 5] {
@@ -21,19 +20,6 @@ impl Draws {
         let [seed, sequence] = [seed, sequence].map(|word| [word as u32, (word >> 32) as u32]);
         [seed[0], seed[1], stream.0, sequence[0], sequence[1]]
     }
-}
-
-/// A position's cosines, then its sines, for all positions: those of [`crate::cpu::rope::RopeTable`], the
-/// angle an f32 product and its functions taken in f64, then multiplied by `scale`.
-#[cfg(feature = "cuda")]
-pub(crate) fn angles(inv_freq: &[f32], scale: f32, positions: usize) -> Vec<f32> {
-    let mut table = Vec::with_capacity(positions * 2 * inv_freq.len());
-    for position in 0..positions {
-        let angle = |f: &f32| f64::from(position as f32 * f);
-        table.extend(inv_freq.iter().map(|f| angle(f).cos() as f32 * scale));
-        table.extend(inv_freq.iter().map(|f| angle(f).sin() as f32 * scale));
-    }
-    table
 }
 
 /// What a host has queued on a device, by kind. What is recorded counts when it is launched: as one graph.
@@ -58,7 +44,6 @@ pub struct SampleRequest {
     pub position: u32,
 }
 
-#[cfg(feature = "cuda")]
 impl SampleRequest {
     /// As sample.cu's Request has it.
     pub(crate) fn words(self) -> [u32; 12] {

@@ -16,7 +16,7 @@ pub enum Param {
 pub struct Entry {
     /// File it is in, without `.cu`.
     pub stem: &'static str,
-    /// PTX of that file.
+    /// PTX of that file; empty in a build without feature `cuda`.
     pub module: &'static str,
     /// Its name.
     pub symbol: &'static str,
@@ -49,7 +49,10 @@ macro_rules! entries {
             #[doc = concat!("See `cuda/", $stem, ".cu`.")]
             pub static $name: Entry = Entry {
                 stem: $stem,
+                #[cfg(feature = "cuda")]
                 module: include_str!(concat!(env!("OUT_DIR"), "/", $stem, ".ptx")),
+                #[cfg(not(feature = "cuda"))]
+                module: "",
                 symbol: $symbol,
                 params: &[$(param!($param)),*],
             };
@@ -174,7 +177,7 @@ entries! {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;

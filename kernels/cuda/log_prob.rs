@@ -1,10 +1,19 @@
 //! The LM head, log-probabilities and entropies as one operation over parts of the vocabulary.
 
+use super::entries;
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, Pair};
-use crate::cpu::log_prob::{LogitsError, RowError, inverse_of};
-use crate::cuda_memory::logits_columns;
-use crate::ptx;
+use crate::cpu::log_prob::{LogitsError, RowError, VOCAB_BLOCK, inverse_of};
+
+/// Logits that exist at a time: 32 MB, which stay in an A100's second-level cache between the kernels.
+const LOGITS: usize = 8 << 20;
+/// Blocks of the vocabulary in a part, at most: those one pass of the kernel takes.
+const BLOCKS: usize = 16;
+
+/// Tokens of the vocabulary whose logits exist at a time for so many rows, but for the last part.
+pub fn logits_columns(rows: usize) -> usize {
+    (LOGITS / rows.max(1) / VOCAB_BLOCK).clamp(1, BLOCKS) * VOCAB_BLOCK
+}
 
 /// The LM head: weights `[padded_vocab(vocab), k]`, bf16; what lies behind vocab is finite, zeros best. k is a
 /// multiple of 8.
@@ -65,13 +74,13 @@ impl Gpu {
         self.parts(x, head, rows, &mut |first, width, stride, logits| {
             let args = args![&sums, &chosen, logits, tokens, width, stride, first, inverse];
             // SAFETY: a block reads `width` logits of its row and its token, and writes its row's sums and logit.
-            unsafe { self.launch(&ptx::LOG_PROB_JOIN, Grid::new(rows, 256), args) }
+            unsafe { self.launch(&entries::LOG_PROB_JOIN, Grid::new(rows, 256), args) }
         })?;
         let numbers = self.uninitialized::<f64>(rows * 4)?;
         let status = self.uninitialized::<u32>(rows)?;
         let args = args![out, &numbers, &status, &sums, &chosen, rows, inverse];
         // SAFETY: a thread reads a row below `rows` of sums and chosen and writes the same row of the rest.
-        unsafe { self.launch(&ptx::LOG_PROB_FINISH, Grid::over(rows, 1, 128), args)? };
+        unsafe { self.launch(&entries::LOG_PROB_FINISH, Grid::over(rows, 1, 128), args)? };
         Ok(Distributions { numbers, status, inverse })
     }
 
@@ -96,7 +105,7 @@ impl Gpu {
             let args =
                 args![&dz, logits, numbers, gradients, tokens, width, stride, first, *inverse];
             // SAFETY: a block reads and writes `width` elements of its row, and reads its row of the rest.
-            unsafe { self.launch(&ptx::LOG_PROB_BACKWARD, Grid::new(rows, 256), args)? };
+            unsafe { self.launch(&entries::LOG_PROB_BACKWARD, Grid::new(rows, 256), args)? };
             let pair = Pair { x: &dz, w: head.weight, first_row: first, k: stride };
             self.matmul_backward(dx, &[pair], [rows, head.k], first > 0)
         })
@@ -133,5 +142,15 @@ impl Gpu {
             visit(first, width, stride, &logits)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_vocabulary_by_hand() {
+        assert_eq!([1, 1024, 4096].map(logits_columns), [16 * 2048, 4 * 2048, 2048]);
     }
 }

@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use cust::module::{Module, ModuleJitOption, OptLevel};
 
 use super::driver::{Function, check};
-use super::{Buffer, Element, Error, Gpu, lock};
-use crate::ptx::{Entry, Param};
+use super::entries::{Entry, Param};
+use super::{Buffer, Element, Error, Gpu, Opened, lock};
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,24 @@ impl From<f32> for Arg {
 impl From<f64> for Arg {
     fn from(value: f64) -> Arg {
         Arg::F64(value)
+    }
+}
+
+/// Where results of a kernel go: as f32, or rounded to bf16 because a product comes next.
+pub trait Output: Element {
+    /// Of the entry points for f32 and bf16, the one that writes this.
+    fn pick(f32: &'static Entry, bf16: &'static Entry) -> &'static Entry;
+}
+
+impl Output for f32 {
+    fn pick(f32: &'static Entry, _: &'static Entry) -> &'static Entry {
+        f32
+    }
+}
+
+impl Output for u16 {
+    fn pick(_: &'static Entry, bf16: &'static Entry) -> &'static Entry {
+        bf16
     }
 }
 
@@ -127,14 +145,15 @@ impl Gpu {
         let limit = |index: usize| if index == 0 { i32::MAX as usize } else { u16::MAX as usize };
         let fits = blocks.iter().enumerate().all(|(index, blocks)| *blocks <= limit(index));
         assert!(fits, "{} on a grid of {blocks:?}", entry.symbol);
+        let Some(opened) = &self.0.opened else { return Ok(()) };
         let _entered = self.0.enter()?;
-        let function = self.function(entry, shared_bytes)?;
-        let stream = self.0.stream.as_inner();
+        let function = opened.function(entry, shared_bytes)?;
+        let stream = opened.stream.as_inner();
         *lock(&self.0.last) = entry.symbol;
         let params = &mut pointers[..args.len()];
         let blocks = blocks.map(|blocks| blocks as u32);
         // SAFETY: number and types are the table's by the asserts above, and the table's are the kernel's
-        // (ptx.rs); of the addresses the caller says so.
+        // (entries.rs); of the addresses the caller says so.
         let result = unsafe {
             function.launch(entry.symbol, blocks, threads as u32, shared_bytes, stream, params)
         };
@@ -142,23 +161,33 @@ impl Gpu {
         result.map_err(|error| self.0.as_recorded(error))
     }
 
+    /// Number of 4-vectors; asserts that the length is a multiple of 4.
+    pub(super) fn vectors(&self, x: &Buffer<f32>) -> usize {
+        x.check_owner(self);
+        assert!(x.len().is_multiple_of(4), "{} elements: not a multiple of 4", x.len());
+        x.len() / 4
+    }
+
     /// Symbols of the kernels that were launched since the last call, sorted. Forgets their functions, which are
     /// asked of their modules again: so a launch does nothing for it.
     pub(crate) fn take_launched(&self) -> Vec<&'static str> {
-        let mut symbols: Vec<_> = lock(&self.0.functions).drain().map(|(name, _)| name).collect();
+        let Some(opened) = &self.0.opened else { return Vec::new() };
+        let mut symbols: Vec<_> = lock(&opened.functions).drain().map(|(name, _)| name).collect();
         symbols.sort_unstable();
         symbols
     }
+}
 
+impl Opened {
     /// The kernel, loaded, and allowed so much shared memory.
     fn function(&self, entry: &'static Entry, shared_bytes: usize) -> Result<Function, Error> {
         /// What any kernel may have without asking.
         const FREE: usize = 48 << 10;
-        let mut functions = lock(&self.0.functions);
+        let mut functions = lock(&self.functions);
         if let Some(function) = functions.get(entry.symbol) {
             return Ok(*function);
         }
-        let mut modules = lock(&self.0.modules);
+        let mut modules = lock(&self.modules);
         if !modules.contains_key(entry.stem) {
             let options = [ModuleJitOption::OptLevel(OptLevel::O4)];
             let what = format!("compiling {}.cu's PTX", entry.stem);

@@ -1,35 +1,43 @@
 //! Launching the kernels of `cuda/*.cu`, through crate cust.
 //!
 //! [`Gpu`] is one device with one stream: what is queued runs in order, and a call returns before its work is
-//! done, but for those that bring results to the host. Every entry point of [`crate::ptx`] has one safe function
+//! done, but for those that bring results to the host. Every entry point of [`crate::cuda::entries`] has one safe function
 //! here, which asserts the shapes that make its memory accesses valid. Each is the twin of a CPU kernel: same
 //! formula, same rounding; what the twin takes as f32 and rounds to bf16 before a product lies on the device
 //! as bf16 (`u16`), rounded by the kernel that made it.
 //!
 //! Batch invariance holds here too: a row's bits depend on that row alone.
 
-#[path = "cuda_host/attention.rs"]
-mod attention;
-#[path = "cuda_host/attention_backward.rs"]
-mod attention_backward;
-#[path = "cuda_host/buffer.rs"]
+// The device.
+mod args;
 mod buffer;
-#[path = "cuda_host/driver.rs"]
+mod comparison;
+mod data_sheet;
 mod driver;
-#[path = "cuda_host/graph.rs"]
+pub mod entries;
+mod error;
 mod graph;
-#[path = "cuda_host/launch.rs"]
 mod launch;
-#[path = "cuda_host/log_prob.rs"]
+mod self_test;
+
+// A file of functions a kernel, beside the kernel.
+mod adamw;
+mod add;
+mod attention;
+mod attention_backward;
+mod dropout;
+mod embedding;
+mod gather;
 mod log_prob;
-#[path = "cuda_host/matmul.rs"]
 mod matmul;
-#[path = "cuda_host/optimizer.rs"]
-mod optimizer;
-#[path = "cuda_host/rows.rs"]
-mod rows;
-#[path = "cuda_host/sample.rs"]
+mod norm;
+mod repetition_penalty;
+mod rms_norm;
+mod rope;
 mod sample;
+mod swiglu;
+#[cfg(all(test, feature = "cuda"))]
+mod tests;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -40,19 +48,20 @@ use cust::device::{Device, DeviceAttribute};
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 
-pub use crate::cuda_args::{Draws, Queued, SampleRequest};
-pub use crate::cuda_comparison::Comparison;
-pub use crate::cuda_data_sheet::{DataSheet, data_sheet};
-pub use crate::cuda_error::Error;
+pub use args::{Draws, Queued, SampleRequest};
 pub use attention::AttentionPlan;
-pub use attention_backward::{AttentionSaved, BackwardPlan};
+pub use attention_backward::{AttentionSaved, BackwardPlan, attention_backward_bytes};
 pub use buffer::{Buffer, Element};
+pub use comparison::Comparison;
+pub use data_sheet::{DataSheet, data_sheet};
 pub use driver::Timer;
+pub use error::Error;
 pub use graph::{Graph, Workspace};
-pub use log_prob::{Distributions, Head, padded_vocab};
+pub use launch::Output;
+pub use log_prob::{Distributions, Head, logits_columns, padded_vocab};
 pub use matmul::{FEW_ROWS, Factor, Pair};
-pub use rows::{Output, RopeTable};
-pub use sample::Penalties;
+pub use repetition_penalty::Penalties;
+pub use rope::RopeTable;
 
 use buffer::Pool;
 use driver::{check, describe};
@@ -65,16 +74,21 @@ struct Inner {
     ordinal: usize,
     name: String,
     multiprocessors: usize,
-    /// Functions by symbol. They live as long as their modules.
-    functions: Mutex<HashMap<&'static str, driver::Function>>,
     pool: Mutex<Pool>,
-    staging: Mutex<Option<driver::Staging>>,
     /// The kernel that was queued last: where work failed, it or one before it did.
     last: Mutex<&'static str>,
     queued: Mutex<Queued>,
     /// Held while something is queued, and alone while something is recorded: one stream is both.
     recording: RwLock<()>,
-    // Dropped in this order, the context last.
+    /// `None` of a device that only counts.
+    opened: Option<Opened>,
+}
+
+/// What the driver has of a device. Dropped in this order, the context last.
+struct Opened {
+    /// Functions by symbol. They live as long as their modules.
+    functions: Mutex<HashMap<&'static str, driver::Function>>,
+    staging: Mutex<Option<driver::Staging>>,
     modules: Mutex<HashMap<&'static str, Module>>,
     stream: Stream,
     context: Context,
@@ -82,7 +96,13 @@ struct Inner {
 
 impl Gpu {
     /// Opens a device. Kernels are compiled for it when first launched.
+    ///
+    /// # Errors
+    /// [`Error::Disabled`] in a build without the kernels' PTX; else what the driver says.
     pub fn open(ordinal: usize) -> Result<Gpu, Error> {
+        if !cfg!(feature = "cuda") {
+            return Err(Error::Disabled);
+        }
         if !cuda_driver::is_present() {
             return Err(Error::NoDriver);
         }
@@ -106,20 +126,38 @@ impl Gpu {
         let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
         let context = check("making a context", Context::new(device))?;
         let stream = check("making a stream", Stream::new(StreamFlags::DEFAULT, None))?;
-        Ok(Gpu(Arc::new(Inner {
-            ordinal,
-            name,
-            multiprocessors,
+        let opened = Opened {
             functions: Mutex::default(),
-            pool: Mutex::default(),
             staging: Mutex::default(),
-            last: Mutex::new("nothing"),
-            queued: Mutex::default(),
-            recording: RwLock::new(()),
             modules: Mutex::default(),
             stream,
             context,
-        })))
+        };
+        Ok(Gpu::of(ordinal, name, multiprocessors, Some(opened)))
+    }
+
+    /// A device that counts memory, with or without a GPU in the machine (PyTorch's *meta* device): buffers are taken
+    /// from the pool and given back, shapes are checked, and nothing runs. What is read from it is zeros.
+    pub fn counting(multiprocessors: usize) -> Gpu {
+        Gpu::of(0, "a device that counts".into(), multiprocessors, None)
+    }
+
+    fn of(ordinal: usize, name: String, multiprocessors: usize, opened: Option<Opened>) -> Gpu {
+        Gpu(Arc::new(Inner {
+            ordinal,
+            name,
+            multiprocessors,
+            pool: Mutex::default(),
+            last: Mutex::new("nothing"),
+            queued: Mutex::default(),
+            recording: RwLock::new(()),
+            opened,
+        }))
+    }
+
+    /// Whether nothing runs on it (see [`Gpu::counting`]).
+    pub fn counts(&self) -> bool {
+        self.0.opened.is_none()
     }
 
     /// Which of the machine's devices it is.
@@ -162,9 +200,18 @@ struct Entered<'a>(#[allow(dead_code)] Option<RwLockReadGuard<'a, ()>>); // held
 impl Inner {
     /// Makes the context that of the calling thread, and waits for the end of another thread's recording.
     fn enter(&self) -> Result<Entered<'_>, Error> {
-        driver::enter(&self.context)?;
+        if let Some(opened) = &self.opened {
+            driver::enter(&opened.context)?;
+        }
         let others = || self.recording.read().unwrap_or_else(PoisonError::into_inner);
         Ok(Entered(self.recorded().is_none().then(others)))
+    }
+
+    /// What the driver has of the device, for what a device that counts does not do.
+    fn opened(&self, doing: &str) -> Result<&Opened, Error> {
+        let counts =
+            || Error::Driver { what: doing.into(), result: "the device only counts".into() };
+        self.opened.as_ref().ok_or_else(counts)
     }
 
     /// What this thread records here.
@@ -198,7 +245,8 @@ impl Inner {
 
     /// Waits for the stream; `doing` is said of an error.
     fn finish(&self, doing: &str) -> Result<(), Error> {
-        self.stream.synchronize().map_err(|error| Error::Driver {
+        let Some(opened) = &self.opened else { return Ok(()) };
+        opened.stream.synchronize().map_err(|error| Error::Driver {
             what: format!("{doing} after {}", *lock(&self.last)),
             result: describe(error),
         })
@@ -214,4 +262,16 @@ impl std::fmt::Debug for Gpu {
 /// A panic elsewhere leaves what these locks hold as it was: each change is one statement.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(all(test, not(feature = "cuda")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opening_a_device_says_how_to_get_one() {
+        let error = Gpu::open(0).unwrap_err();
+        assert_eq!(error, Error::Disabled);
+        assert!(error.to_string().contains("--features cuda"), "{error}");
+    }
 }

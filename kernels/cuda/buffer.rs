@@ -9,7 +9,18 @@ use std::marker::PhantomData;
 
 use super::driver::{self, Staging};
 use super::{Error, Gpu, lock};
-use crate::cuda_memory::{buffer_bytes, lasting_bytes};
+
+/// What a buffer of so many bytes takes. Sizes are multiples of 512 bytes, and above 4 KiB of an eighth of their
+/// power of two, so that sizes which differ little share memory and at most an eighth is wasted.
+fn buffer_bytes(bytes: usize) -> usize {
+    let step = (bytes.max(1).next_power_of_two() / 16).max(512);
+    bytes.max(1).next_multiple_of(step)
+}
+
+/// Bytes that the pool takes for a large buffer that lasts, of so many bytes.
+fn lasting_bytes(bytes: usize) -> usize {
+    bytes.max(1).next_multiple_of(512)
+}
 
 /// What a buffer may hold: plain numbers, in the device's layout. bf16 is `u16`.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
@@ -142,7 +153,8 @@ impl Gpu {
         assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
         let _entered = self.0.enter()?;
         self.0.refuse_recording("copying to the device")?;
-        let mut staging = lock(&self.0.staging);
+        let Some(opened) = &self.0.opened else { return Ok(()) };
+        let mut staging = lock(&opened.staging);
         let staging = match &mut *staging {
             Some(staging) => staging,
             empty => empty.insert(Staging::new()?),
@@ -259,8 +271,7 @@ impl Gpu {
     /// Bytes that are free, what waits to be used again counted, and bytes of the device.
     pub fn memory(&self) -> Result<(usize, usize), Error> {
         let _entered = self.0.enter()?;
-        let asked = cust::memory::mem_get_info();
-        let (free, total) = driver::check("asking for free memory", asked)?;
+        let (free, total) = driver::memory(self)?;
         Ok((free + lock(&self.0.pool).waiting, total))
     }
 
@@ -268,7 +279,7 @@ impl Gpu {
         for (size, addresses) in std::mem::take(&mut pool.free) {
             for address in addresses {
                 // SAFETY: of `allocate`; no buffer owns it, and the stream has run all that used it.
-                unsafe { driver::free(address) };
+                unsafe { driver::free(self.0.opened.as_ref(), address) };
                 pool.reserved -= size;
                 pool.waiting -= size;
             }
@@ -290,15 +301,15 @@ impl Gpu {
                 address
             }
             None => {
-                let mut address = driver::allocate(size)?;
+                let mut address = driver::allocate(self, size)?;
                 if address.is_none() && workspace.is_none() {
                     // What waits in other sizes may make room.
                     self.0.finish("making room")?;
                     self.empty(&mut pool);
-                    address = driver::allocate(size)?;
+                    address = driver::allocate(self, size)?;
                 }
                 let Some(address) = address else {
-                    let (free, total) = cust::memory::mem_get_info().unwrap_or_default();
+                    let (free, total) = driver::memory(self).unwrap_or_default();
                     return Err(Error::OutOfMemory { wanted: size, free, total });
                 };
                 pool.reserved += size;
@@ -350,17 +361,31 @@ impl<T: Element> Drop for Buffer<T> {
 impl Drop for super::Inner {
     fn drop(&mut self) {
         let _entered = self.enter();
-        let _ = self.stream.synchronize();
+        let _ = self.finish("closing");
         for address in std::mem::take(&mut lock(&self.pool).free).into_values().flatten() {
             // SAFETY: no buffer is left (each holds this value), and the stream has run all there was.
-            unsafe { driver::free(address) };
+            unsafe { driver::free(self.opened.as_ref(), address) };
         }
-        lock(&self.staging).take();
     }
 }
 
 impl<T: Element> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} x {} on {:?}", self.len, std::any::type_name::<T>(), self.gpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_by_at_most_an_eighth() {
+        assert_eq!([0, 1, 512, 513, 4096].map(buffer_bytes), [512, 512, 512, 1024, 4096]);
+        for bytes in (4096..1 << 20).step_by(1111).chain([(3 << 30) + 5]) {
+            let size = buffer_bytes(bytes);
+            assert!(size >= bytes && size - bytes <= bytes / 8, "{bytes} {size}");
+            assert_eq!(buffer_bytes(size), size);
+        }
     }
 }
