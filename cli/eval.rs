@@ -6,6 +6,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
+use trainer::settings::Choice;
 
 use engine::generate::Stats;
 use indicatif::ProgressBar;

@@ -16,11 +16,13 @@ mod value;
 use std::{collections::BTreeSet, path::Path};
 
 pub use choices::{
-    Deliver, GradientCheckpointing, LossType, Orders, OverLong, Preset, Reference, ScaleRewards,
-    Schedule, Thinking, Weights,
+    Choice, Deliver, GradientCheckpointing, Orders, OverLong, Preset, Reference, Thinking, Weights,
 };
+use engine::schedule::Shape;
 pub use error::SettingsError;
 use serde_json::{Map, Value};
+
+use crate::grpo::{advantages::ScaleRewards, loss::LossType};
 
 /// Completions of a step at most: a list of them is made before it.
 const MAX_COMPLETIONS: usize = 1 << 20;
@@ -163,7 +165,7 @@ pub struct OptimizerSettings {
     /// The gradient's norm is clipped to this; 0 clips nothing.
     pub max_grad_norm: f64,
     /// What follows the warm-up.
-    pub schedule: Schedule,
+    pub schedule: Shape,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
 }

@@ -35,7 +35,7 @@ use engine::{
     language_model::LanguageModel,
     model::Model,
     optimizer::{self, AdamW},
-    schedule::{self, Schedule},
+    schedule::Schedule,
     tensor::Tensor,
 };
 
@@ -49,7 +49,7 @@ use crate::{
     prompt::Template,
     results::Finish,
     rollout::{Completion, RolloutError, RolloutRecord},
-    settings::{self, GradientCheckpointing, LossType, Settings},
+    settings::{self, GradientCheckpointing, Settings},
 };
 use plan::Plan;
 use sample::{SampleError, Sampled, Sampler};
@@ -172,11 +172,7 @@ impl Trainer {
         );
         let schedule = Schedule {
             peak: settings.optimizer.learning_rate,
-            shape: match settings.optimizer.schedule {
-                settings::Schedule::Constant => schedule::Shape::Constant,
-                settings::Schedule::Linear => schedule::Shape::Linear,
-                settings::Schedule::Cosine => schedule::Shape::Cosine,
-            },
+            shape: settings.optimizer.schedule,
             warmup_steps: settings.optimizer.warmup_steps,
             total_steps: steps * settings.loss.num_iterations as u64,
         };
@@ -319,13 +315,7 @@ impl Trainer {
             })
             .collect();
         let parts = vec![completions.len() / loss.accumulation_steps; loss.accumulation_steps];
-        let kind = match loss.kind {
-            LossType::Grpo => loss::Kind::Grpo,
-            LossType::Bnpo => loss::Kind::Bnpo,
-            LossType::Dapo => loss::Kind::Dapo,
-            LossType::DrGrpo => loss::Kind::DrGrpo,
-        };
-        let weights = token_weights(kind, rollout.max_completion_tokens, &parts, &counted);
+        let weights = token_weights(loss.kind, rollout.max_completion_tokens, &parts, &counted);
         let comparable = self.update_settings().temperature == self.sampling_temperature();
         let item = |index: usize| {
             let completion = &completions[index];

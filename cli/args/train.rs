@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use trainer::{data::Columns, settings::Preset};
+use trainer::{
+    data::Columns,
+    settings::{Choice, Preset},
+};
 
 use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size, parse_step};
 

@@ -12,7 +12,7 @@ use engine::{
 use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::{
-    settings::{GradientCheckpointing, Settings},
+    settings::{Choice, GradientCheckpointing, Settings},
     train::{
         memory::{CudaMemory, RunShape, usable},
         update::TooLarge,

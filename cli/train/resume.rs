@@ -1,10 +1,11 @@
 //! `--resume`: a run that goes on, with the settings it has.
 
+use engine::schedule::Shape;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use trainer::{
-    settings::{Schedule, Settings},
+    settings::{Choice, Settings},
     train::{
         checkpoint::CheckpointError,
         directory::{Begun, Found, RunDirectory},
@@ -93,7 +94,7 @@ impl Resumed {
             change.starts_with("train.steps ") || change.starts_with("train.epochs ")
         };
         let schedule = settings.optimizer.schedule;
-        if step > 0 && schedule != Schedule::Constant && changed.iter().any(is_length) {
+        if step > 0 && schedule != Shape::Constant && changed.iter().any(is_length) {
             note(&format!(
                 "optimizer.schedule = \"{}\" falls to 0 at the run's last step: from step {} on the rate is that of the \
                  new length, so the run is not bit for bit the one that had this length from its start",

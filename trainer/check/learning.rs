@@ -25,7 +25,7 @@ use super::{
     largest, steps,
 };
 use crate::grpo::loss::{
-    self, Completion, Counted, Kind, Participation, completion_loss, token_weights,
+    self, Completion, Counted, LossType, Participation, completion_loss, token_weights,
 };
 
 /// What the loss may differ by: f32 sums in another order.
@@ -150,7 +150,7 @@ fn loss_and_gradients(
     case: &Case,
     models: &Models,
     items: &[&Item],
-    (kind, max_tokens, parts): (Kind, usize, &[usize]),
+    (kind, max_tokens, parts): (LossType, usize, &[usize]),
     settings: &loss::Settings,
     temperature: f32,
 ) -> Result<(f64, f64, Gradients), CheckError> {
@@ -219,7 +219,7 @@ fn loss_of(
     (loss, derivative)
 }
 
-fn kind_of(case: &Case, name: &str) -> Result<Kind, CheckError> {
+fn kind_of(case: &Case, name: &str) -> Result<LossType, CheckError> {
     serde_json::from_value(Value::from(name))
         .map_err(|_| case.json_error(format!("{} is no loss type", excerpt(name))))
 }

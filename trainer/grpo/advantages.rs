@@ -34,7 +34,7 @@ const ZERO: f64 = 1e-8;
 /// What the spread of rewards is measured over; TRL's `scale_rewards`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scale {
+pub enum ScaleRewards {
     /// The group.
     #[default]
     Group,
@@ -48,7 +48,7 @@ pub enum Scale {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Settings {
     /// What divides.
-    pub scale: Scale,
+    pub scale: ScaleRewards,
     /// Whether each reward is standardized in its group before the sum.
     pub per_reward: bool,
 }
@@ -112,15 +112,15 @@ pub fn advantages(settings: Settings, rewards: &[Weighted<'_>], group_size: usiz
             } else {
                 let of = &totals[group.clone()];
                 let spread = match settings.scale {
-                    Scale::Group => std(of) + EPSILON,
-                    Scale::Batch => std(&totals) + EPSILON,
-                    Scale::None => 1.0,
+                    ScaleRewards::Group => std(of) + EPSILON,
+                    ScaleRewards::Batch => std(&totals) + EPSILON,
+                    ScaleRewards::None => 1.0,
                 };
                 (totals[i] - mean(of)) / spread
             }
         }));
     }
-    if settings.per_reward && settings.scale == Scale::Batch {
+    if settings.per_reward && settings.scale == ScaleRewards::Batch {
         let (center, spread) = (mean(&values), std(&values) + EPSILON);
         values.iter_mut().for_each(|value| *value = (*value - center) / spread);
     }
@@ -157,7 +157,12 @@ pub fn std(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    fn of(scale: Scale, per_reward: bool, rewards: &[(f64, &[f64])], g: usize) -> Advantages {
+    fn of(
+        scale: ScaleRewards,
+        per_reward: bool,
+        rewards: &[(f64, &[f64])],
+        g: usize,
+    ) -> Advantages {
         let rewards: Vec<_> =
             rewards.iter().map(|&(weight, values)| Weighted { weight, values }).collect();
         advantages(Settings { scale, per_reward }, &rewards, g)
@@ -180,7 +185,7 @@ mod tests {
     fn a_pair_is_plus_and_minus_root_half_whatever_the_difference() {
         // FACTS: at G = 2 any difference gives ±0.7071 (but for ε).
         for difference in [1.0, 0.5, 0.2] {
-            let got = of(Scale::Group, false, &[(1.0, &[difference, 0.0])], 2);
+            let got = of(ScaleRewards::Group, false, &[(1.0, &[difference, 0.0])], 2);
             let std = difference * 0.5f64.sqrt();
             let want = difference / 2.0 / (std + 1e-4);
             assert_near(&got.values, &[want, -want]);
@@ -192,13 +197,13 @@ mod tests {
     fn the_three_scales_by_hand() {
         // Groups (0, 4) and (1, 1) with std √8 and 0; the step's mean 1.5, squares 2.25 + 6.25 + 0.5.
         let rewards: &[(f64, &[f64])] = &[(1.0, &[0.0, 4.0, 1.0, 1.0])];
-        let group = of(Scale::Group, false, rewards, 2);
+        let group = of(ScaleRewards::Group, false, rewards, 2);
         let want = 2.0 / (8.0f64.sqrt() + 1e-4);
         assert_near(&group.values, &[-want, want, 0.0, 0.0]);
-        let batch = of(Scale::Batch, false, rewards, 2);
+        let batch = of(ScaleRewards::Batch, false, rewards, 2);
         let want = 2.0 / (3.0f64.sqrt() + 1e-4);
         assert_near(&batch.values, &[-want, want, 0.0, 0.0]);
-        let none = of(Scale::None, false, rewards, 2);
+        let none = of(ScaleRewards::None, false, rewards, 2);
         assert_near(&none.values, &[-2.0, 2.0, 0.0, 0.0]);
         for got in [group, batch, none] {
             assert_eq!(got.zero_variance, [false, true]);
@@ -211,7 +216,7 @@ mod tests {
     fn rewards_are_weighted_before_the_difference() {
         let format: &[f64] = &[0.2, 0.1, 0.2, 0.0];
         let verdict: &[f64] = &[1.0, 0.0, 0.0, 1.0];
-        let got = of(Scale::None, false, &[(0.5, format), (2.0, verdict)], 4);
+        let got = of(ScaleRewards::None, false, &[(0.5, format), (2.0, verdict)], 4);
         // Sums 2.1, 0.05, 0.1, 2 with mean 1.0625.
         assert_near(&got.values, &[1.0375, -1.0125, -0.9625, 0.9375]);
         assert_eq!(got.rewards, [2.1, 0.05, 0.1, 2.0]);
@@ -223,19 +228,19 @@ mod tests {
         let format: &[f64] = &[0.2, 0.175, 0.2, 0.175];
         let verdict: &[f64] = &[1.0, 1.0, 0.0, 0.0];
         let rewards: &[(f64, &[f64])] = &[(0.5, format), (1.0, verdict)];
-        let got = of(Scale::Group, true, rewards, 4);
+        let got = of(ScaleRewards::Group, true, rewards, 4);
         // Each reward's std is its half difference · √(4/3).
         let root = (4.0f64 / 3.0).sqrt();
         let f = 0.5 * 0.0125 / (0.0125 * root + 1e-4);
         let v = 0.5 / (0.5 * root + 1e-4);
         let want = [f + v, v - f, f - v, -f - v];
         assert_near(&got.values, &want);
-        assert_near(&of(Scale::None, true, rewards, 4).values, &want);
+        assert_near(&of(ScaleRewards::None, true, rewards, 4).values, &want);
         // GDPO: divided by the spread over the step besides.
         let spread = std(&want) + 1e-4;
-        assert_near(&of(Scale::Batch, true, rewards, 4).values, &want.map(|a| a / spread));
+        assert_near(&of(ScaleRewards::Batch, true, rewards, 4).values, &want.map(|a| a / spread));
         // What is summed first hardly sees the tag.
-        let summed = of(Scale::Group, false, rewards, 4).values;
+        let summed = of(ScaleRewards::Group, false, rewards, 4).values;
         assert!(summed[0] - summed[1] < 0.03 && got.values[0] - got.values[1] > 0.8);
     }
 
@@ -244,7 +249,7 @@ mod tests {
         // 0.1 + 0.1 + 0.1 is not 3 · 0.1: the mean misses the values by a trace.
         let equal: &[f64] = &[0.1; 3];
         let sums: (&[f64], &[f64]) = (&[0.1, 0.3, 0.2], &[0.3, 0.1, 0.2]);
-        for scale in [Scale::Group, Scale::Batch, Scale::None] {
+        for scale in [ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None] {
             for rewards in [&[(1.0, equal)][..], &[(1.0, sums.0), (1.0, sums.1)]] {
                 let got = of(scale, false, rewards, 3);
                 assert_eq!((got.values, got.zero_variance_share), (vec![0.0; 3], 1.0));
@@ -259,15 +264,15 @@ mod tests {
 
     #[test]
     fn a_group_of_one_has_no_variance() {
-        let got = of(Scale::Group, false, &[(1.0, &[3.0, -1.0])], 1);
+        let got = of(ScaleRewards::Group, false, &[(1.0, &[3.0, -1.0])], 1);
         assert_eq!((got.values, got.zero_variance), (vec![0.0; 2], vec![true; 2]));
-        let none = of(Scale::Group, false, &[(1.0, &[])], 2);
+        let none = of(ScaleRewards::Group, false, &[(1.0, &[])], 2);
         assert_eq!((none.zero_variance_share, none.reward_mean), (0.0, 0.0));
     }
 
     #[test]
     #[should_panic(expected = "5 are not groups of 2")]
     fn groups_are_whole() {
-        of(Scale::Group, false, &[(1.0, &[0.0; 5])], 2);
+        of(ScaleRewards::Group, false, &[(1.0, &[0.0; 5])], 2);
     }
 }

@@ -6,9 +6,10 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::{
-    advantages::{self, Scale, Weighted},
+    advantages::{self, ScaleRewards, Weighted},
     loss::{
-        Completion, Counted, Kind, Participation, Settings, Sums, completion_loss, token_weights,
+        Completion, Counted, LossType, Participation, Settings, Sums, completion_loss,
+        token_weights,
     },
 };
 use crate::shared::shared;
@@ -36,7 +37,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn kind(name: &str) -> Kind {
+fn kind(name: &str) -> LossType {
     serde_json::from_value(name.into()).unwrap()
 }
 
@@ -50,7 +51,7 @@ fn row_lens(mask: &[f32], rows: usize) -> Vec<usize> {
     mask.chunks(mask.len() / rows).map(|row| row.iter().sum::<f32>() as usize).collect()
 }
 
-fn weights(kind: Kind, max_len: usize, parts: &[usize], lens: &[usize]) -> Vec<f64> {
+fn weights(kind: LossType, max_len: usize, parts: &[usize], lens: &[usize]) -> Vec<f64> {
     let counted = lens.iter().map(|&tokens| Counted { tokens, part: Participation::Full });
     token_weights(kind, max_len, parts, &counted.collect::<Vec<_>>())
 }
@@ -129,7 +130,7 @@ fn the_shared_dumps_losses_are_pytorchs() {
             };
             let mut kinds = vec![kind(kind_name)];
             // One part: every token of it is every token of the step.
-            kinds.extend((kind_name == "bnpo").then_some(Kind::Dapo));
+            kinds.extend((kind_name == "bnpo").then_some(LossType::Dapo));
             for kind in kinds {
                 let weights = weights(kind, max_len, &[lens.len()], &lens);
                 let mut sums = Sums::default();
@@ -154,9 +155,9 @@ fn the_shared_dumps_losses_are_pytorchs() {
 #[test]
 fn advantages_and_losses_are_trls() {
     for (case, kind, parts) in [
-        ("trl-grpo-beta0.04-T1.0-acc1-it1-s0-eos60", Kind::Grpo, 1),
-        ("trl-dr_grpo-beta0.0-T1.0-acc2-it1-s0-eos60", Kind::DrGrpo, 2),
-        ("trl-bnpo-beta0.04-T0.9-acc1-it1-s0-eos60", Kind::Bnpo, 1),
+        ("trl-grpo-beta0.04-T1.0-acc1-it1-s0-eos60", LossType::Grpo, 1),
+        ("trl-dr_grpo-beta0.0-T1.0-acc2-it1-s0-eos60", LossType::DrGrpo, 2),
+        ("trl-bnpo-beta0.04-T0.9-acc1-it1-s0-eos60", LossType::Bnpo, 1),
     ] {
         let Some(directory) = shared(&format!("golden/{case}")) else { continue };
         let tensors = tensors(&directory.join("step.safetensors"));
@@ -167,7 +168,7 @@ fn advantages_and_losses_are_trls() {
             .iter()
             .map(|reward| reward.as_f64().unwrap())
             .collect();
-        let settings = advantages::Settings { scale: Scale::Group, per_reward: false };
+        let settings = advantages::Settings { scale: ScaleRewards::Group, per_reward: false };
         let weighted = [Weighted { weight: 1.0, values: &rewards }];
         let ours = advantages::advantages(settings, &weighted, 4);
         let log = &info["log"][0];

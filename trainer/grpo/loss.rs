@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 /// How tokens are averaged; TRL's `loss_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum LossType {
     /// Every completion weighs the same, so tokens of long ones weigh less.
     Grpo,
     /// Every token of a part weighs the same.
@@ -99,7 +99,7 @@ pub enum Participation {
 /// `max_completion_length` is dr_grpo's constant, in tokens. Where TRL divides by a count, it is at least
 /// 1 here too.
 pub fn token_weights(
-    kind: Kind,
+    kind: LossType,
     max_completion_length: usize,
     parts: &[usize],
     completions: &[Counted],
@@ -119,10 +119,10 @@ pub fn token_weights(
         let part_tokens = tokens(part);
         for completion in part {
             let denominator = match kind {
-                Kind::Grpo => (parts.len() * size) as f64 * counted(completion).max(1) as f64,
-                Kind::Bnpo => parts.len() as f64 * part_tokens,
-                Kind::Dapo => step_tokens,
-                Kind::DrGrpo => (parts.len() * size) as f64 * max_completion_length as f64,
+                LossType::Grpo => (parts.len() * size) as f64 * counted(completion).max(1) as f64,
+                LossType::Bnpo => parts.len() as f64 * part_tokens,
+                LossType::Dapo => step_tokens,
+                LossType::DrGrpo => (parts.len() * size) as f64 * max_completion_length as f64,
             };
             let takes_part = completion.part == Participation::Full;
             weights.push(if takes_part { 1.0 / denominator } else { 0.0 });

@@ -1,42 +1,67 @@
 //! Settings that are one of a few words.
 
-/// An enum whose values are written as words.
-macro_rules! choices {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ })+) => {$(
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+use engine::schedule::Shape;
 
-        impl $name {
-            /// All values.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)+];
+use super::value::Value;
+use crate::grpo::{advantages::ScaleRewards, loss::LossType};
 
-            /// The word for it in files.
-            pub fn name(self) -> &'static str {
-                match self { $($name::$variant => $word,)+ }
-            }
+/// A setting that is written as a word.
+pub trait Choice: Copy + PartialEq + 'static {
+    /// All values and their words.
+    const WORDS: &'static [(Self, &'static str)];
 
-            /// The value of this name.
-            pub fn from_name(name: &str) -> Option<$name> {
-                $name::ALL.iter().copied().find(|value| value.name() == name)
-            }
-        }
+    /// The word for it in files.
+    fn name(self) -> &'static str {
+        let known = Self::WORDS.iter().find(|(value, _)| *value == self);
+        known.expect("every value has a word").1
+    }
 
-        impl super::value::Value for $name {
-            fn read(value: &toml::de::DeValue<'_>) -> Option<Self> {
-                $name::from_name(value.as_str()?)
-            }
+    /// The value of this name.
+    fn from_name(name: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(_, word)| *word == name).map(|(value, _)| *value)
+    }
+}
 
-            fn write(&self) -> String {
-                format!("\"{}\"", self.name())
-            }
+impl<T: Choice> Value for T {
+    fn read(value: &toml::de::DeValue<'_>) -> Option<Self> {
+        T::from_name(value.as_str()?)
+    }
 
-            fn allowed() -> Option<String> {
-                let words: Vec<_> = $name::ALL.iter().map(|value| value.write()).collect();
-                Some(words.join(" | "))
-            }
+    fn write(&self) -> String {
+        format!("\"{}\"", self.name())
+    }
+
+    fn allowed() -> Option<String> {
+        let words: Vec<_> = T::WORDS.iter().map(|(value, _)| value.write()).collect();
+        Some(words.join(" | "))
+    }
+}
+
+/// The words of enums.
+macro_rules! words {
+    ($($name:ident { $($variant:ident = $word:literal,)+ })+) => {$(
+        impl Choice for $name {
+            const WORDS: &'static [($name, &'static str)] = &[$(($name::$variant, $word),)+];
         }
     )+};
+}
+
+/// Enums, and their words.
+macro_rules! choices {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+            pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+        )+
+        words! { $($name { $($variant = $word,)+ })+ }
+    };
+}
+
+words! {
+    ScaleRewards { Group = "group", Batch = "batch", None = "none", }
+    LossType { Grpo = "grpo", Bnpo = "bnpo", Dapo = "dapo", DrGrpo = "dr_grpo", }
+    Shape { Cosine = "cosine", Linear = "linear", Constant = "constant", }
 }
 
 choices! {
@@ -96,35 +121,6 @@ choices! {
         Best = "best",
         /// The last.
         Last = "last",
-    }
-    /// What advantages are divided by.
-    ScaleRewards {
-        /// The standard deviation of the group.
-        Group = "group",
-        /// The standard deviation of the step.
-        Batch = "batch",
-        /// Nothing.
-        None = "none",
-    }
-    /// How the tokens of a step are averaged.
-    LossType {
-        /// Within each completion first.
-        Grpo = "grpo",
-        /// Over the tokens of each part.
-        Bnpo = "bnpo",
-        /// Over the tokens of the step.
-        Dapo = "dapo",
-        /// Over as many tokens as there could be.
-        DrGrpo = "dr_grpo",
-    }
-    /// The learning rate after the warm-up.
-    Schedule {
-        /// Half a cosine down to 0.
-        Cosine = "cosine",
-        /// A line down to 0.
-        Linear = "linear",
-        /// No change.
-        Constant = "constant",
     }
     /// Whether activations are recomputed in the backward pass.
     GradientCheckpointing {

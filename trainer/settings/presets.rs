@@ -1,12 +1,14 @@
 //! The recipes, each by what it takes from where.
 
+use engine::schedule::Shape;
+
 use super::keys::MODULES;
 use super::{
-    DataSettings, Deliver, GradientCheckpointing, LoraSettings, LossSettings, LossType,
-    ModelSettings, OptimizerSettings, Orders, OverLong, Preset, Reference, RewardSettings,
-    RewardWeights, RolloutSettings, ScaleRewards, Schedule, Settings, Thinking, TrainSettings,
-    Weights,
+    DataSettings, Deliver, GradientCheckpointing, LoraSettings, LossSettings, ModelSettings,
+    OptimizerSettings, Orders, OverLong, Preset, Reference, RewardSettings, RewardWeights,
+    RolloutSettings, Settings, Thinking, TrainSettings, Weights,
 };
+use crate::grpo::{advantages::ScaleRewards, loss::LossType};
 
 pub(super) fn settings(preset: Preset) -> Settings {
     match preset {
@@ -87,7 +89,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
             eps: 1e-8,
             weight_decay: 0.1,
             max_grad_norm: 0.1,
-            schedule: Schedule::Cosine,
+            schedule: Shape::Cosine,
             warmup_steps: 5,
         },
         train: TrainSettings {

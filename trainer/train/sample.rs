@@ -23,7 +23,7 @@ use crate::{
     judge::{Judge, JudgeError},
     prompt::{Order, Template},
     rollout::{Completion, RolloutError, RolloutRecord, rollouts},
-    settings::{self, OverLong, ScaleRewards, Settings, Thinking},
+    settings::{self, OverLong, Settings, Thinking},
 };
 
 /// A policy that samples, and what its judgements earn.
@@ -156,11 +156,7 @@ impl<'a> Sampler<'a> {
             .collect();
         let table = Table::new(&reward_entries(self.settings), &rollouts);
         let settings = advantages::Settings {
-            scale: match self.settings.reward.scale_rewards {
-                ScaleRewards::Group => advantages::Scale::Group,
-                ScaleRewards::Batch => advantages::Scale::Batch,
-                ScaleRewards::None => advantages::Scale::None,
-            },
+            scale: self.settings.reward.scale_rewards,
             per_reward: self.settings.reward.normalize_each,
         };
         let all = advantages(settings, &table.weighted(), group_size);

@@ -168,15 +168,15 @@ fn weights_by_hand() {
         let got = weights(kind, parts);
         assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-15), "{kind:?}: {got:?}");
     };
-    check(Kind::Grpo, &[4], [8.0, 24.0, 16.0, 4.0].map(f64::recip));
-    check(Kind::Grpo, &[2, 2], [8.0, 24.0, 16.0, 4.0].map(f64::recip));
-    check(Kind::Grpo, &[1, 3], [4.0, 36.0, 24.0, 6.0].map(f64::recip));
-    check(Kind::Bnpo, &[4], [1.0 / 13.0; 4]);
-    check(Kind::Bnpo, &[2, 2], [16.0, 16.0, 10.0, 10.0].map(f64::recip));
-    check(Kind::Dapo, &[4], [1.0 / 13.0; 4]);
-    check(Kind::Dapo, &[2, 2], [1.0 / 13.0; 4]);
-    check(Kind::DrGrpo, &[2, 2], [1.0 / 40.0; 4]);
-    check(Kind::DrGrpo, &[1, 3], [20.0, 60.0, 60.0, 60.0].map(f64::recip));
+    check(LossType::Grpo, &[4], [8.0, 24.0, 16.0, 4.0].map(f64::recip));
+    check(LossType::Grpo, &[2, 2], [8.0, 24.0, 16.0, 4.0].map(f64::recip));
+    check(LossType::Grpo, &[1, 3], [4.0, 36.0, 24.0, 6.0].map(f64::recip));
+    check(LossType::Bnpo, &[4], [1.0 / 13.0; 4]);
+    check(LossType::Bnpo, &[2, 2], [16.0, 16.0, 10.0, 10.0].map(f64::recip));
+    check(LossType::Dapo, &[4], [1.0 / 13.0; 4]);
+    check(LossType::Dapo, &[2, 2], [1.0 / 13.0; 4]);
+    check(LossType::DrGrpo, &[2, 2], [1.0 / 40.0; 4]);
+    check(LossType::DrGrpo, &[1, 3], [20.0, 60.0, 60.0, 60.0].map(f64::recip));
 }
 
 #[test]
@@ -186,14 +186,14 @@ fn who_takes_no_part_has_no_weight() {
     step[2].part = Participation::Masked;
     let weights = |kind| token_weights(kind, 10, &[4], &step);
     // The silent one's tokens count, the masked one's do not; both are completions.
-    assert_eq!(weights(Kind::Grpo), [1.0 / 8.0, 0.0, 0.0, 1.0 / 4.0]);
-    assert_eq!(weights(Kind::Bnpo), [1.0 / 9.0, 0.0, 0.0, 1.0 / 9.0]);
-    assert_eq!(weights(Kind::Dapo), [1.0 / 9.0, 0.0, 0.0, 1.0 / 9.0]);
-    assert_eq!(weights(Kind::DrGrpo), [1.0 / 40.0, 0.0, 0.0, 1.0 / 40.0]);
+    assert_eq!(weights(LossType::Grpo), [1.0 / 8.0, 0.0, 0.0, 1.0 / 4.0]);
+    assert_eq!(weights(LossType::Bnpo), [1.0 / 9.0, 0.0, 0.0, 1.0 / 9.0]);
+    assert_eq!(weights(LossType::Dapo), [1.0 / 9.0, 0.0, 0.0, 1.0 / 9.0]);
+    assert_eq!(weights(LossType::DrGrpo), [1.0 / 40.0, 0.0, 0.0, 1.0 / 40.0]);
     // Nobody left, and nothing generated: no division by 0.
     step.iter_mut().for_each(|completion| completion.part = Participation::Masked);
-    assert_eq!(token_weights(Kind::Dapo, 10, &[4], &step), [0.0; 4]);
-    for kind in [Kind::Grpo, Kind::Bnpo, Kind::Dapo, Kind::DrGrpo] {
+    assert_eq!(token_weights(LossType::Dapo, 10, &[4], &step), [0.0; 4]);
+    for kind in [LossType::Grpo, LossType::Bnpo, LossType::Dapo, LossType::DrGrpo] {
         assert!(token_weights(kind, 10, &[2], &counted(&[0, 0])).iter().all(|w| w.is_finite()));
         assert!(token_weights(kind, 10, &[], &[]).is_empty());
     }
