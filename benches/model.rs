@@ -32,9 +32,6 @@ const PREFILLS: [usize; 2] = [512, 1024];
 const BATCHES: [usize; 4] = [1, 4, 16, 32];
 const PROMPT: usize = 256;
 
-/// Prompt rows of a step, as `j1 train` has it.
-const PREFILL_ROWS: usize = 512;
-
 fn main() {
     let arguments = Arguments::parse();
     let subject = Subject::of(&arguments);
@@ -95,7 +92,7 @@ fn generator(model: &Model, sequences: usize, tokens: usize) -> Generator<'_> {
     Generator::new(
         model,
         &[],
-        Options { max_batch: sequences, prefill_rows: PREFILL_ROWS, cache_bytes },
+        Options { max_batch: sequences, prefill_rows: Options::PREFILL_ROWS, cache_bytes },
     )
     .unwrap()
 }
@@ -129,7 +126,7 @@ fn prefill(model: &Model, tokens: usize, seed: u32) -> f64 {
 /// Nanoseconds of each of `steps` steps in which all of `batch` sequences take a token.
 fn decode(model: &Model, batch: usize, steps: usize) -> Vec<f64> {
     // Sequences start one after the other and end the same way: none while steps are timed.
-    let new_tokens = steps + 1 + batch * PROMPT.div_ceil(PREFILL_ROWS);
+    let new_tokens = steps + 1 + batch * PROMPT.div_ceil(Options::PREFILL_ROWS);
     let mut generator = generator(model, batch, PROMPT + new_tokens);
     for seed in 0..batch as u32 {
         let request = request(model, PROMPT, seed, new_tokens);

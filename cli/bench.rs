@@ -245,13 +245,6 @@ impl Machine {
     }
 }
 
-fn precision_name(subject: &Subject) -> &'static str {
-    match subject.precision {
-        Precision::Bf16 => "bf16",
-        Precision::F32 => "f32",
-    }
-}
-
 fn text(name: &str, subject: &Subject, machine: &Machine, rows: &[Row]) -> String {
     let mut lines = vec![
         ["", "tok/s", "median", "spread", "memory", "least", "of peak", ""]
@@ -281,7 +274,7 @@ fn text(name: &str, subject: &Subject, machine: &Machine, rows: &[Row]) -> Strin
     format!(
         "{name}: {:.1} M parameters, {}, {}\n\n{}",
         subject.config.parameter_count() as f64 / 1e6,
-        precision_name(subject),
+        subject.precision.name(),
         machine.describe(),
         table(&lines)
     )
@@ -319,7 +312,7 @@ fn report(name: &str, args: &Bench, subject: &Subject, machine: &Machine, rows: 
         "random_weights": args.model.is_none(),
         "adapter": subject.adapter,
         "parameters": subject.config.parameter_count(),
-        "dtype": precision_name(subject),
+        "dtype": subject.precision.name(),
         "device": device,
         "instructions": instructions,
         "threads": threads,

@@ -147,7 +147,7 @@ fn judge(
         .with_control_tokens(language_model.control_tokens());
     let options = engine::generate::Options {
         max_batch: 64,
-        prefill_rows: 512,
+        prefill_rows: engine::generate::Options::PREFILL_ROWS,
         cache_bytes: machine::cache_bytes(&device, None)?.min(1 << 30) as usize,
     };
     let sampler =

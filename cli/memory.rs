@@ -104,10 +104,8 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
         return Ok((budget.rows(&subject.name, &settings), budget.report(&subject.name)));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let precision = precision(args.dtype).unwrap_or(match subject.weights {
-        Dtype::F32 => Precision::F32,
-        _ => Precision::Bf16,
-    });
+    let precision =
+        precision(args.dtype).unwrap_or_else(|| Precision::for_weights(subject.weights, false));
     let memory = predict(
         &settings,
         &subject.config,

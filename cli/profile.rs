@@ -2,6 +2,7 @@
 //! when it is whole: at the end of the command, whether that worked or not, on a panic, on Ctrl-C and on
 //! termination. A process that is killed leaves FILE.partial, which lacks its end; the next run replaces it.
 
+use engine::error::is_disk_full;
 use std::{
     ffi::OsString,
     fmt,
@@ -57,11 +58,9 @@ impl fmt::Display for ProfileError {
                 path.display()
             ),
             ProfileError::Write { path, source } => {
-                let advice = match source.kind() {
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                        "the disk is full; free some space or profile a shorter run"
-                    }
-                    _ => "choose another file",
+                let advice = match is_disk_full(source) {
+                    true => "the disk is full; free some space or profile a shorter run",
+                    false => "choose another file",
                 };
                 write!(
                     f,

@@ -101,7 +101,7 @@ impl Session {
             max_prompt_tokens: max_prompt_tokens.unwrap_or(room).min(room),
             options: Options {
                 max_batch: self.generation.batch as usize,
-                prefill_rows: 512,
+                prefill_rows: Options::PREFILL_ROWS,
                 cache_bytes: machine::cache_bytes(
                     self.language_model.model.device(),
                     self.generation.cache_memory,
@@ -115,15 +115,11 @@ impl Session {
         let model = &self.language_model.model;
         let SamplingParams { temperature, top_k, top_p, min_p } = judge.sampling;
         let adapter = self.adapter.as_deref().map(fingerprint::of_directory).transpose()?;
-        let precision = match model.precision() {
-            Precision::Bf16 => "bf16",
-            Precision::F32 => "f32",
-        };
         Ok(json!({
             "j1": env!("CARGO_PKG_VERSION"),
             "model": fingerprint::of_directory(&self.directory)?,
             "adapter": adapter,
-            "dtype": precision,
+            "dtype": model.precision().name(),
             "instructions": machine::instructions(model.device()),
             "template": self.template.fingerprint(),
             "verdict": self.template.verdict_form(),

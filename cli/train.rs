@@ -13,7 +13,6 @@ use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
     chat::RenderOptions,
     language_model::{LanguageModel, OpenError},
-    model::Precision,
 };
 use serde_json::{Map, Value, json};
 use trainer::{
@@ -257,10 +256,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         "j1": env!("CARGO_PKG_VERSION"),
         "model": fingerprint::of_directory(&directory)?,
         "adapter": start.as_deref().map(fingerprint::of_directory).transpose()?,
-        "dtype": match language_model.model.precision() {
-            Precision::Bf16 => "bf16",
-            Precision::F32 => "f32",
-        },
+        "dtype": language_model.model.precision().name(),
         "instructions": machine::instructions(&device),
         "template": template.fingerprint(),
         "data": pairs_fingerprint,

@@ -112,6 +112,18 @@ pub(crate) fn parse_json(path: &Path, text: &str) -> Result<serde_json::Value, F
     serde_json::from_str(text).map_err(|source| FileError::Json { path: path.to_owned(), source })
 }
 
+/// Whether a disk, or somebody's share of it, is full.
+pub fn is_disk_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
+/// Whether a file cannot be written to as it stands: for its rights, or its file system's.
+pub fn is_not_writable(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
+}
+
 /// A stranger's text for a terminal. What could steer it, or show the text as another than it is, is escaped as `\u{1b}`:
 /// control characters but line ends and tabs, marks of direction, what has no width or cannot be seen. Joiners stay, of
 /// which emoji and Persian are made.

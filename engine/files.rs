@@ -1,5 +1,6 @@
 //! Writing files so that they last: temporary file in the same directory, fsync, rename.
 
+use crate::error::{is_disk_full, is_not_writable};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -28,14 +29,10 @@ impl WriteError {
     /// What `source` means for whoever wanted to `action` (a verb) `path`.
     pub(crate) fn new(action: &'static str, path: &Path, source: io::Error) -> WriteError {
         let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                WriteError::DiskFull { action, path, source }
-            }
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                WriteError::NotWritable { action, path, source }
-            }
-            _ => WriteError::Io { action, path, source },
+        match source {
+            source if is_disk_full(&source) => WriteError::DiskFull { action, path, source },
+            source if is_not_writable(&source) => WriteError::NotWritable { action, path, source },
+            source => WriteError::Io { action, path, source },
         }
     }
 }

@@ -97,6 +97,11 @@ pub struct Options {
     pub cache_bytes: usize,
 }
 
+impl Options {
+    /// Prompt rows a step where nobody asks for another number: enough that products are bound by arithmetic.
+    pub const PREFILL_ROWS: usize = 512;
+}
+
 /// What ran so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {

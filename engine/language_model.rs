@@ -14,7 +14,7 @@ use crate::{
     },
     tensor::Device,
     tokenizer::{ControlTokens, Tokenizer, TokenizerError},
-    weights::{Checkpoint, Dtype, WeightsError},
+    weights::{Checkpoint, WeightsError},
 };
 
 /// Everything that turns chat messages into text.
@@ -82,10 +82,7 @@ fn open_decoder(
     let (checkpoint, config) = Checkpoint::open_checked::<OpenError>(directory)?;
     let adapter = adapter(&config)?;
     let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
-    let precision = precision.unwrap_or(match stored {
-        Dtype::F32 if !device.is_cuda() => Precision::F32,
-        _ => Precision::Bf16,
-    });
+    let precision = precision.unwrap_or_else(|| Precision::for_weights(stored, device.is_cuda()));
     if device.is_cuda() {
         suitability::check(&config, precision)?;
     }

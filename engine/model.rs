@@ -61,6 +61,22 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What suits weights that are stored so: on a GPU always bf16.
+    pub fn for_weights(stored: Dtype, device_is_cuda: bool) -> Precision {
+        match stored {
+            Dtype::F32 if !device_is_cuda => Precision::F32,
+            _ => Precision::Bf16,
+        }
+    }
+
+    /// Its name in flags and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        }
+    }
+
     /// What a cache of keys and values holds.
     pub fn cache_dtype(self) -> CacheDtype {
         match self {

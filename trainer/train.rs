@@ -55,9 +55,6 @@ use plan::Plan;
 use sample::{SampleError, Sampled, Sampler};
 use update::{Group, Item, UpdateError, UpdateReport, UpdateSettings, update};
 
-/// Rows of prompts in a step of generation.
-const PREFILL_ROWS: usize = 512;
-
 /// Sequences that run at once, at most.
 fn running_sequences(settings: &Settings) -> usize {
     let rollout = &settings.rollout;
@@ -457,7 +454,7 @@ pub fn sampling_options(
     let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
     let most = cache_pages(settings).saturating_mul(page_bytes);
     let cache_bytes = cache_bytes.min(most);
-    generate::Options { max_batch, prefill_rows: PREFILL_ROWS, cache_bytes }
+    generate::Options { max_batch, prefill_rows: generate::Options::PREFILL_ROWS, cache_bytes }
 }
 
 fn optimizer_settings(settings: &Settings) -> optimizer::Settings {

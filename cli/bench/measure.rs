@@ -37,9 +37,6 @@ use crate::{
     machine,
 };
 
-/// Prompt rows of a step, as in `Session::judge`.
-const PREFILL_ROWS: usize = 512;
-
 /// Weight of the KL term, that of the presets.
 const BETA: f64 = 0.04;
 
@@ -300,7 +297,7 @@ fn prefill(model: &Model, prompt: usize, run: &Run) -> Result<Option<Vec<f64>>, 
 /// Tokens that a sequence is given to decode, so that none ends before the last one of the batch has decoded
 /// `tokens`: the first begins as many steps before the last as prompts take.
 fn decoded(batch: usize, depth: usize, tokens: usize) -> usize {
-    tokens + (batch * depth).div_ceil(PREFILL_ROWS) + 1
+    tokens + (batch * depth).div_ceil(Options::PREFILL_ROWS) + 1
 }
 
 fn decode(
@@ -342,7 +339,7 @@ fn generator(model: &Model, batch: usize, length: usize) -> Result<Generator<'_>
     // A sequence's pages, and as many that keep its prompt.
     let pages = 2 * batch * KvCache::pages_for(length);
     let cache_bytes = pages * KvCache::page_bytes(model.config(), model.cache_dtype());
-    let options = Options { max_batch: batch, prefill_rows: PREFILL_ROWS, cache_bytes };
+    let options = Options { max_batch: batch, prefill_rows: Options::PREFILL_ROWS, cache_bytes };
     Generator::new(model, &[], options)
 }
 

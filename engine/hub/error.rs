@@ -1,5 +1,6 @@
 //! What can go wrong between an id and a directory, and what to do about it.
 
+use crate::error::is_disk_full;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -314,10 +315,8 @@ pub enum HubError {
 
 /// An `io::Error` with what was tried; a full disk gets its own variant.
 pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> HubError {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            HubError::DiskFull { path: path.to_path_buf() }
-        }
-        _ => HubError::Io { action, path: path.to_path_buf(), source },
+    match is_disk_full(&source) {
+        true => HubError::DiskFull { path: path.to_path_buf() },
+        false => HubError::Io { action, path: path.to_path_buf(), source },
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong with an output directory.
 
+use engine::error::{is_disk_full, is_not_writable};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -179,12 +180,8 @@ impl ResultsError {
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> ResultsError {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                ResultsError::DiskFull { action, path, source }
-            }
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                ResultsError::NotWritable { action, path, source }
-            }
+            _ if is_disk_full(&source) => ResultsError::DiskFull { action, path, source },
+            _ if is_not_writable(&source) => ResultsError::NotWritable { action, path, source },
             // What creating a directory says of a file in its place, or above it.
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
                 ResultsError::NotADirectory { path }

@@ -12,12 +12,13 @@
 mod cuda;
 
 use engine::{
+    generate::Options,
     kv_cache::{KvCache, PAGE},
     model::memory::{PassMemory, TrainedModel, TrainedPass},
 };
 
 use super::{
-    PREFILL_ROWS, running_sequences,
+    running_sequences,
     update::{TooLarge, largest_batch},
 };
 use crate::settings::Settings;
@@ -93,7 +94,7 @@ impl RunMemory {
             adapter: 2 * 4 * parameters,
             moments: 2 * 4 * parameters,
             cache: cache_bytes(model, settings, shape),
-            generation: model.generation(PREFILL_ROWS, sequences, length),
+            generation: model.generation(Options::PREFILL_ROWS, sequences, length),
             kept: pass(false),
             recomputed: pass(true),
             rows: batch.rows(),

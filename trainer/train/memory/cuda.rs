@@ -8,6 +8,7 @@
 //! Between the two phases what one took is given back to the driver. Counted are buffers as the pool rounds them.
 
 use engine::{
+    generate::Options,
     kv_cache::KvCache,
     model::memory::{CudaModel, CudaPass, TrainedModel, TrainedPass},
 };
@@ -16,7 +17,7 @@ use super::RunShape;
 use crate::{
     settings::Settings,
     train::{
-        PREFILL_ROWS, cache_pages, running_sequences,
+        cache_pages, running_sequences,
         update::{TooLarge, largest_batch},
     },
 };
@@ -73,7 +74,7 @@ impl CudaMemory {
             model: model.on_cuda(),
             cache: model.cache_on_cuda(pages),
             least_cache: model.cache_on_cuda(KvCache::pages_for(length)),
-            generation: model.generation_on_cuda(PREFILL_ROWS, sequences, length),
+            generation: model.generation_on_cuda(Options::PREFILL_ROWS, sequences, length),
             kept: pass(false),
             recomputed: pass(true),
             rows: batch.rows(),
