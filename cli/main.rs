@@ -46,9 +46,12 @@ fn main() -> ExitCode {
     if let Err(error) = Isa::from_environment() {
         return failed(&error);
     }
-    let started = profile.map(|path| profile::start(&path, command.name()));
-    if let Err(error) = started.transpose() {
-        return failed(&error);
+    if let Some(path) = profile {
+        if let Err(error) = profile::start(&path, command.name()) {
+            return failed(&error);
+        }
+        // A signal ends the profile, too.
+        interrupt::listen();
     }
     profile::finish_after(|| run(&command))
 }

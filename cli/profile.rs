@@ -16,7 +16,7 @@ use std::{
 
 use kernels::cpu::profile;
 
-use crate::{interrupt, output::note};
+use crate::output::note;
 
 /// The profile that is being written.
 static RECORDING: Mutex<Option<Recording>> = Mutex::new(None);
@@ -89,7 +89,6 @@ pub(crate) fn start(path: &Path, command: &str) -> Result<(), ProfileError> {
     let out = recording.file.try_clone().map_err(|source| recording.cannot_create(source))?;
     *lock() = Some(recording);
     profile::start(&format!("j1 {command}"), Box::new(out));
-    interrupt::listen();
     Ok(())
 }
 

@@ -6,17 +6,19 @@
 //! activations, quantization) is refused by name, so that a loaded model is computed as its authors meant it.
 //! Absent keys take the defaults of transformers' configuration classes.
 
+mod error;
 mod generation;
 mod rope;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{FileError, excerpt, parse_json, read_text};
+use crate::error::{excerpt, parse_json, read_text};
 use crate::json_object::JsonObject;
 use crate::quantization;
 
+pub use error::ConfigError;
 pub use generation::{GenerationConfig, MAX_STOP_BYTES};
 pub use rope::RopeScaling;
 
@@ -121,49 +123,6 @@ pub struct ExpectedTensor {
     pub name: String,
     /// Shape, row-major; a projection is [out, in].
     pub shape: Vec<usize>,
-}
-
-/// A configuration that cannot be read, contradicts itself, or asks for what this engine does not compute.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the fields say what they hold
-pub enum ConfigError {
-    /// The file itself.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// JSON, but not an object.
-    #[error("{}: expected a JSON object, got {got}", path.display())]
-    NotAnObject { path: PathBuf, got: String },
-    /// A key without a default is absent.
-    #[error("{}: {key:?} is missing", path.display())]
-    Missing { path: PathBuf, key: String },
-    /// A value of the wrong JSON type.
-    #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
-    WrongType { path: PathBuf, key: String, expected: &'static str, got: String },
-    /// A number outside of what any sound model has.
-    #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
-    OutOfRange { path: PathBuf, key: String, expected: String, got: String },
-    /// Two values that cannot both be true.
-    #[error("{}: {message}", path.display())]
-    Contradiction { path: PathBuf, message: String },
-    /// Another architecture.
-    #[error(
-        "{}: model_type {got:?} is not supported; supported are qwen3, qwen2 and llama", path.display()
-    )]
-    UnsupportedModel { path: PathBuf, got: String },
-    /// No token ends a generation: it would always run to its limit.
-    #[error(
-        "{}: neither generation_config.json nor config.json names an \"eos_token_id\", so that no generation would end; add it to generation_config.json",
-        directory.display()
-    )]
-    NoEndOfSequence { directory: PathBuf },
-    /// Weights in another form than numbers of a floating-point type.
-    #[error(
-        "{}: the weights are quantized by {maker} ({key:?} says so); {}", path.display(), quantization::REMEDY
-    )]
-    Quantized { path: PathBuf, key: &'static str, maker: String },
-    /// A variation of the architecture that this engine does not compute.
-    #[error("{}: {key:?} = {got} is not supported ({supported})", path.display())]
-    Unsupported { path: PathBuf, key: String, got: String, supported: String },
 }
 
 impl Config {

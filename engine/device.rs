@@ -6,6 +6,8 @@
 //! afterwards. So an op has no error to return: a [`CudaDevice`] keeps its first failure, runs nothing after
 //! it, and whatever brings numbers to the host returns it ([`CudaDevice::status`]).
 
+mod free_list;
+
 use std::{
     ops::Deref,
     sync::{
@@ -20,7 +22,7 @@ use kernels::{
     cuda::{Buffer, Element, Gpu},
 };
 
-use crate::tensor::FreeList;
+use free_list::FreeList;
 
 /// Where tensors live and ops run. Cloning gives another handle to the same device.
 #[derive(Clone)]

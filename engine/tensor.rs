@@ -3,7 +3,6 @@
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
 
-mod free_list;
 mod narrow;
 
 use std::sync::{
@@ -11,7 +10,6 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-pub(crate) use free_list::FreeList;
 use half::bf16;
 use kernels::cuda::Buffer;
 pub(crate) use narrow::Narrow;

@@ -4,3 +4,10 @@
 pub mod cpu;
 pub mod cuda;
 pub mod signals;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex` whether or not a panic has poisoned it: what it guards is valid after every statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

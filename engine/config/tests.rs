@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::error::FileError;
 
 fn qwen3() -> Value {
     serde_json::json!({

@@ -24,7 +24,74 @@ use tiles::takes_tiles;
 
 use super::product::{self, Left};
 use super::profile::{self, Work};
-use super::{Cpu, Matrix, Rounding};
+use half::{bf16, f16};
+
+use super::Cpu;
+
+/// Row-major weights [n, k], used where they lie (a memory-mapped checkpoint).
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// IEEE single precision.
+    F32(&'a [f32]),
+    /// bfloat16, packed: only for products of rounded inputs ([`Rounding::Bf16`]).
+    Panels(PanelSlice<'a>),
+}
+
+impl<'a> Matrix<'a> {
+    /// Some of its rows, of `k` elements.
+    pub fn rows(self, rows: std::ops::Range<usize>, k: usize) -> Matrix<'a> {
+        let elements = rows.start * k..rows.end * k;
+        match self {
+            Matrix::Bf16(data) => Matrix::Bf16(&data[elements]),
+            Matrix::F16(data) => Matrix::F16(&data[elements]),
+            Matrix::F32(data) => Matrix::F32(&data[elements]),
+            Matrix::Panels(panels) => Matrix::Panels(panels.rows(rows)),
+        }
+    }
+}
+
+impl Matrix<'_> {
+    /// Asserts that it has `n` rows of `k` elements.
+    pub(crate) fn assert_shape(&self, [n, k]: [usize; 2]) {
+        let len = match self {
+            Matrix::Bf16(data) => data.len(),
+            Matrix::F16(data) => data.len(),
+            Matrix::F32(data) => data.len(),
+            Matrix::Panels(panels) => {
+                assert_eq!(panels.shape(), [n, k], "w is not [{n}, {k}]");
+                return;
+            }
+        };
+        assert_eq!(Some(len), n.checked_mul(k), "w is not [{n}, {k}]");
+    }
+
+    /// Bytes of the elements.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Matrix::Bf16(data) => size_of_val(*data),
+            Matrix::F16(data) => size_of_val(*data),
+            Matrix::F32(data) => size_of_val(*data),
+            Matrix::Panels(panels) => panels.len_bytes(),
+        }
+    }
+}
+
+/// How a matmul rounds: its input x before multiplying, and its sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// x to bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at
+    /// all. Sums are f32.
+    Bf16,
+    /// x not at all. Sums are f32.
+    F32,
+    /// x not at all. Products (exact) and sums are f64, and y is rounded to f32 once: y = x·wᵀ, or
+    /// y + x·wᵀ when accumulating. The same bits on every instruction set. For reference results.
+    F64Sums,
+}
 
 /// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
 const STREAM: usize = 64 * 1024;
@@ -204,7 +271,6 @@ mod tests {
     use super::*;
     use crate::cpu::Isa;
     use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
-    use half::{bf16, f16};
 
     const ROUNDINGS: [Rounding; 3] = [Rounding::Bf16, Rounding::F32, Rounding::F64Sums];
 

@@ -38,8 +38,9 @@ pub(crate) mod twin;
 pub(crate) mod values;
 mod vector;
 
-pub use context::{Cpu, Matrix, Rounding, ScratchBytes};
+pub use context::{Cpu, ScratchBytes};
 pub use isa::{Isa, UnknownIsa};
+pub use matmul::{Matrix, Rounding};
 pub use pool::Pool;
 
 /// Elements of an array of this shape, for the asserts that slices are what a kernel takes them for.

@@ -94,7 +94,7 @@ fn multiply_adds(cpu: &Cpu, spin: unsafe fn(Isa, &mut f64)) -> f64 {
                 // measured with AVX-512 BF16.
                 unsafe { spin(cpu.isa(), &mut done) };
             }
-            *super::pool::lock(&total) += done;
+            *crate::lock(&total) += done;
         });
         2.0 * total.into_inner().expect("no thread panicked") / started.elapsed().as_secs_f64()
     };

@@ -9,10 +9,11 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 
 use super::profile;
+use crate::lock;
 
 /// Turns of the spin loop before yielding: a `pause` takes 40 to 65 cycles, so less than a
 /// microsecond. Spinning for two decodes no faster (2026-11-25).
@@ -200,11 +201,6 @@ impl Drop for Inside {
     fn drop(&mut self) {
         INSIDE.set(false);
     }
-}
-
-/// Locks `mutex` whether or not a panic has poisoned it: what it guards is valid at every step.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One turn of waiting for another thread, the longer the more turns there were.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use super::pool::lock;
+use crate::lock;
 use trace::Trace;
 
 /// Name of the slices in which a thread writes its events out.

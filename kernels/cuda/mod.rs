@@ -41,7 +41,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use cust::context::Context;
 use cust::device::{Device, DeviceAttribute};
@@ -63,6 +63,7 @@ pub use matmul::{FEW_ROWS, Factor, Pair};
 pub use repetition_penalty::Penalties;
 pub use rope::RopeTable;
 
+use crate::lock;
 use buffer::Pool;
 use driver::{check, describe};
 
@@ -257,11 +258,6 @@ impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "cuda:{} ({})", self.0.ordinal, self.0.name)
     }
-}
-
-/// A panic elsewhere leaves what these locks hold as it was: each change is one statement.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(all(test, not(feature = "cuda")))]
