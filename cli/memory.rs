@@ -10,7 +10,7 @@ use engine::{
     hub::Hub,
     model::{
         Model, Precision,
-        memory::{PassMemory, TrainedModel},
+        memory::{PassMemory, TrainedModel, Uncountable},
     },
     tensor::Device,
     weights::{Checkpoint, Dtype},
@@ -19,10 +19,7 @@ use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::{
     settings::{Choice, GradientCheckpointing, Settings},
-    train::{
-        memory::{RunMemory, RunShape},
-        update::TooLarge,
-    },
+    train::memory::{PredictError, RunMemory, RunShape},
 };
 
 use crate::{
@@ -131,7 +128,7 @@ fn predict(
     (weights, precision): (Dtype, Precision),
     (threads, isa): (usize, Isa),
     shape: RunShape,
-) -> Result<RunMemory, TooLarge> {
+) -> Result<RunMemory, PredictError> {
     let adapter = adapter_settings(&settings.lora);
     let (rank, targets) = (adapter.rank, &adapter.targets[..]);
     let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
@@ -192,14 +189,14 @@ fn report(name: &str, memory: &RunMemory) -> Value {
     })
 }
 
-/// Decides `auto`, and says why; the peak in bytes. The choice changes no bit of a run, so it is not written down.
+/// Decides `auto`, and says why; the peak in bytes, where it can be predicted. The choice changes no bit of a run, so it is not written down.
 pub(crate) fn resolve_checkpointing(
     settings: &mut Settings,
     model: &Model,
     directory: &Path,
     prompt: usize,
     cache: u64,
-) -> Result<u64, Failure> {
+) -> Result<Option<u64>, Failure> {
     // An adapter that is trained further may have larger ranks than `lora.r`, by its patterns.
     let largest_rank = model.parameters().map(|(_, factor)| factor.shape()[0]).max();
     let lora_r = settings.lora.r;
@@ -215,9 +212,10 @@ fn resolve_auto(
     directory: &Path,
     prompt: usize,
     cache: u64,
-) -> Result<u64, Failure> {
+) -> Result<Option<u64>, Failure> {
     if let Device::Cuda(device) = model.device() {
-        return cuda::resolve_checkpointing(settings, model.config(), device, prompt, cache);
+        return cuda::resolve_checkpointing(settings, model.config(), device, prompt, cache)
+            .map(Some);
     }
     let (config, weights, cpu) = (model.config(), model.weights_dtype(), model.device().cpu());
     let memory = predict(
@@ -231,9 +229,23 @@ fn resolve_auto(
             prompt,
             cache,
         },
-    )?;
-    if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
-        return Ok(memory.total(settings.train.gradient_checkpointing == GradientCheckpointing::On));
+    );
+    let auto = settings.train.gradient_checkpointing == GradientCheckpointing::Auto;
+    let memory = match memory {
+        Ok(memory) => memory,
+        Err(PredictError::Uncountable(reason @ Uncountable::BoundedAddresses)) => {
+            if auto {
+                settings.train.gradient_checkpointing = GradientCheckpointing::On;
+                note(&format!("gradient checkpointing on: {reason}"));
+            }
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if !auto {
+        return Ok(Some(
+            memory.total(settings.train.gradient_checkpointing == GradientCheckpointing::On),
+        ));
     }
     let (kept, recomputed) = (memory.total(false), memory.total(true));
     let (choice, why) = match machine::available_memory() {
@@ -247,7 +259,7 @@ fn resolve_auto(
         None => (GradientCheckpointing::On, "may not fit: free memory is unknown".to_owned()),
     };
     announce(settings, choice, &why, [kept, recomputed]);
-    Ok(if choice == GradientCheckpointing::On { recomputed } else { kept })
+    Ok(Some(if choice == GradientCheckpointing::On { recomputed } else { kept }))
 }
 
 fn announce(

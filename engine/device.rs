@@ -9,7 +9,7 @@
 mod free_list;
 
 use std::{
-    ops::Deref,
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -21,6 +21,7 @@ use kernels::{
     cpu::Cpu,
     cuda::{Buffer, Element, Gpu},
 };
+use memmap2::MmapMut;
 
 use free_list::FreeList;
 
@@ -51,8 +52,45 @@ pub(crate) type HostBuffer = Arc<HostValues>;
 
 /// Room for values, of which the first `written` were somebody's.
 pub(crate) struct HostValues {
-    pub(crate) values: Vec<f32>,
+    memory: Memory,
     written: usize,
+}
+
+enum Memory {
+    Heap(Vec<f32>),
+    /// Of a device that counts: addresses, whose pages nobody touches. The heap would clear what it has had before.
+    Counted(MmapMut),
+}
+
+impl HostValues {
+    fn new(room: usize, counts: bool) -> HostValues {
+        let map = || MmapMut::map_anon(room * size_of::<f32>()).ok();
+        let memory = match counts.then(map).flatten() {
+            Some(map) => Memory::Counted(map),
+            None => Memory::Heap(vec![0.0; room]),
+        };
+        HostValues { memory, written: 0 }
+    }
+}
+
+impl Deref for HostValues {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &self.memory {
+            Memory::Heap(values) => values,
+            Memory::Counted(map) => bytemuck::cast_slice(map),
+        }
+    }
+}
+
+impl DerefMut for HostValues {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match &mut self.memory {
+            Memory::Heap(values) => values,
+            Memory::Counted(map) => bytemuck::cast_slice_mut(map),
+        }
+    }
 }
 
 /// A GPU as a device, and the CPU that does what is left to the host.
@@ -134,7 +172,7 @@ impl CpuDevice {
     fn trim(&self) {
         let mut free = self.0.free.lock().expect("no panic under the lock");
         for buffer in free.clear() {
-            self.0.allocated.fetch_sub(buffer.values.len(), Ordering::Relaxed);
+            self.0.allocated.fetch_sub(buffer.len(), Ordering::Relaxed);
             self.0.written.fetch_sub(buffer.written, Ordering::Relaxed);
         }
     }
@@ -145,7 +183,7 @@ impl CpuDevice {
         let fitting = self.0.free.lock().expect("no panic under the lock").take(room);
         let mut buffer = fitting.unwrap_or_else(|| {
             self.0.allocated.fetch_add(room, Ordering::Relaxed);
-            Arc::new(HostValues { values: vec![0.0; room], written: 0 })
+            Arc::new(HostValues::new(room, self.0.cpu.counts()))
         });
         let owned = Arc::get_mut(&mut buffer).expect("a buffer that waits has no other owner");
         if owned.written < len {
@@ -157,7 +195,7 @@ impl CpuDevice {
 
     pub(crate) fn give_back(&self, buffer: HostBuffer) {
         if let Ok(mut free) = self.0.free.lock() {
-            free.give_back(buffer.values.len(), buffer);
+            free.give_back(buffer.len(), buffer);
         }
     }
 

@@ -65,9 +65,7 @@ impl Tensor {
         match device {
             Device::Cpu(_) => {
                 let mut tensor = Tensor::uninitialized(device, rows, columns);
-                if !device.counts() {
-                    tensor.data_mut().fill(0.0);
-                }
+                tensor.on_host(|to| to.fill(0.0));
                 tensor
             }
             Device::Cuda(cuda) => {
@@ -85,9 +83,7 @@ impl Tensor {
         match device {
             Device::Cpu(_) => {
                 let mut tensor = Tensor::uninitialized(device, rows, columns);
-                if !device.counts() {
-                    tensor.data_mut().copy_from_slice(values);
-                }
+                tensor.on_host(|to| to.copy_from_slice(values));
                 tensor
             }
             Device::Cuda(cuda) => {
@@ -194,7 +190,7 @@ impl Tensor {
     /// If they are on a GPU: [`Tensor::to_vec`] copies them.
     pub fn data(&self) -> &[f32] {
         match &self.storage {
-            Storage::Host(buffer) => &buffer.values[..self.rows * self.columns],
+            Storage::Host(buffer) => &buffer[..self.rows * self.columns],
             _ => panic!("{self:?} is not in the host's memory"),
         }
     }
@@ -208,9 +204,16 @@ impl Tensor {
         match &mut self.storage {
             Storage::Host(buffer) => {
                 let buffer = Arc::get_mut(buffer);
-                &mut buffer.expect("a tensor that is shared is not written to").values[..len]
+                &mut buffer.expect("a tensor that is shared is not written to")[..len]
             }
             _ => panic!("not in the host's memory"),
+        }
+    }
+
+    /// Has the host write to the values; not on a device that counts, whose memory stays untouched.
+    pub(crate) fn on_host(&mut self, write: impl FnOnce(&mut [f32])) {
+        if !self.device.counts() {
+            write(self.data_mut());
         }
     }
 

@@ -226,7 +226,7 @@ impl Subject {
         let pass = TrainedPass { checkpoint: false, dropout: false, reference };
         match device {
             Device::Cpu(_) => machine::available_memory().is_none_or(|free| {
-                let memory = model.training(&batch, pass);
+                let Ok(memory) = model.training(&batch, pass) else { return true };
                 let moments = 8 * model.adapter_parameters();
                 let own = memory.buffers + memory.scratch.total() + moments;
                 own + self.checkpoint.len_bytes() > free / 2

@@ -178,7 +178,7 @@ impl Ahead<'_> {
     }
 
     /// What is ahead, in lines.
-    pub(super) fn lines(&self, pairs: usize, peak: u64, pace: Pace) -> Vec<String> {
+    pub(super) fn lines(&self, pairs: usize, peak: Option<u64>, pace: Pace) -> Vec<String> {
         let Settings { rollout, data, train, .. } = self.settings;
         let plan = Plan::new(pairs, rollout.prompts_per_step, data.orders, train.seed);
         let [done, steps] = self.steps;
@@ -202,10 +202,13 @@ impl Ahead<'_> {
                 if done > 0 { format!("; {left} are left") } else { String::new() }
             ),
             format!(
-                "tokens: up to {} a step, {} in all; memory: a peak of about {}",
+                "tokens: up to {} a step, {} in all; memory: a peak of {}",
                 count(tokens),
                 count(tokens * left as f64),
-                bytes(peak)
+                peak.map_or_else(
+                    || "nobody knows how much".into(),
+                    |peak| format!("about {}", bytes(peak))
+                )
             ),
             format!(
                 "time: about {} to {} here, for completions of a quarter of rollout.max_completion_tokens to all of it",
@@ -301,7 +304,7 @@ mod tests {
         settings.optimizer.warmup_steps = 5;
         let lines = |settings: &Settings, steps: u64, pairs: usize| {
             let ahead = Ahead { settings, prompt: 10.0, steps: [0, steps], held_out: 0 };
-            ahead.lines(pairs, 1 << 20, Pace { row: 1.0, step: 2.0 }).join("\n")
+            ahead.lines(pairs, Some(1 << 20), Pace { row: 1.0, step: 2.0 }).join("\n")
         };
         assert!(!lines(&settings, 6, 2).contains("warning"));
         let early = lines(&settings, 5, 2);

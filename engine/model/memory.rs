@@ -28,6 +28,7 @@ use crate::{
     config::Config,
     device::OnDevice,
     kv_cache::KvCache,
+    memory,
     ops::{
         linear::{Dropout, Lora},
         log_prob::{block_columns, block_rows},
@@ -81,6 +82,22 @@ pub struct PassMemory {
     pub scratch: ScratchBytes,
 }
 
+/// Why memory cannot be counted here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Uncountable {
+    /// Counted buffers take addresses, though no memory.
+    #[error(
+        "memory cannot be predicted where address space is bounded (ulimit -v, vm.overcommit_memory = 2)"
+    )]
+    BoundedAddresses,
+    /// Which the system would not give addresses, either.
+    #[error("one tensor of {} GiB is larger than this machine's memory", bytes >> 30)]
+    LargerThanMachine {
+        /// Of the tensor.
+        bytes: u64,
+    },
+}
+
 impl TrainedModel<'_> {
     /// Values of all A and B.
     pub fn adapter_parameters(&self) -> u64 {
@@ -93,23 +110,52 @@ impl TrainedModel<'_> {
 
     /// The peak over micro-batches of this shape: the reference pass if there is one, forward, backward, gradients.
     /// Two are run: the second one's activations live beside the first one's gradients.
-    pub fn training(&self, batch: &PackedBatch, pass: TrainedPass) -> PassMemory {
+    ///
+    /// # Errors
+    /// Where the machine does not let it be counted.
+    pub fn training(
+        &self,
+        batch: &PackedBatch,
+        pass: TrainedPass,
+    ) -> Result<PassMemory, Uncountable> {
+        self.check_countable(batch.rows())?;
         let model = self.counted(&self.counting_cpu());
         run_training(&model, batch, pass);
         let rows = block_rows(batch.targets());
         let columns = block_columns(rows.max(1)).min(self.config.vocab_size);
-        PassMemory { logits: 4 * (rows * columns) as u64, ..memory_of(&model) }
+        Ok(PassMemory { logits: 4 * (rows * columns) as u64, ..memory_of(&model) })
     }
 
     /// The peak of generation: steps of `prefill_rows` rows of prompts beside `sequences` running ones,
     /// and of these alone, over sequences up to `length`. Keys and values are not in it.
-    pub fn generation(&self, prefill_rows: usize, sequences: usize, length: usize) -> PassMemory {
+    ///
+    /// # Errors
+    /// As [`TrainedModel::training`].
+    pub fn generation(
+        &self,
+        prefill_rows: usize,
+        sequences: usize,
+        length: usize,
+    ) -> Result<PassMemory, Uncountable> {
+        self.check_countable((prefill_rows + sequences).max(length))?;
         let model = self.counted(&self.counting_cpu());
         for rows in [prefill_rows, 0] {
             run_generation(&model, rows, sequences, length);
         }
         let logits = 4 * (sequences * self.config.vocab_size) as u64;
-        PassMemory { logits, ..memory_of(&model) }
+        Ok(PassMemory { logits, ..memory_of(&model) })
+    }
+
+    fn check_countable(&self, rows: usize) -> Result<(), Uncountable> {
+        if memory::address_space_is_bounded() {
+            return Err(Uncountable::BoundedAddresses);
+        }
+        let widest = self.config.intermediate_size.max(self.config.query_width());
+        let bytes = rows.saturating_mul(widest).saturating_mul(size_of::<f32>()) as u64;
+        match memory::machine_bytes() {
+            Some(machine) if bytes > machine => Err(Uncountable::LargerThanMachine { bytes }),
+            _ => Ok(()),
+        }
     }
 
     fn counting_cpu(&self) -> Device {

@@ -205,9 +205,11 @@ fn apply<'m, const N: usize>(
     for (((y, linear), lora), low) in ys.iter_mut().zip(linears).zip(loras).zip(lows) {
         let Linear { weight, bias, .. } = linear;
         if let Some(bias) = bias {
-            for row in y.data_mut().chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
-            }
+            y.on_host(|y| {
+                for row in y.chunks_exact_mut(bias.len()) {
+                    row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+                }
+            });
         }
         let trained =
             lora.is_some_and(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
@@ -241,7 +243,7 @@ fn dropped(x: &Tensor, mask: Mask) -> Tensor {
 }
 
 fn scale(x: &mut Tensor, factor: f32) {
-    x.data_mut().iter_mut().for_each(|value| *value *= factor);
+    x.on_host(|x| x.iter_mut().for_each(|value| *value *= factor));
 }
 
 struct Applied<'m> {

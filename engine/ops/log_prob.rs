@@ -214,10 +214,12 @@ impl Backward for LogProb {
         let LogProb { x, slopes } = *self;
         let [_, k] = slopes.shape();
         let mut dx = slopes.into_owned();
-        for (dx, dy) in dx.data_mut().chunks_exact_mut(k).zip(dy.data().chunks_exact(2)) {
-            assert_eq!(dy[1], 0.0, "log_prob: the entropy is not differentiated");
-            dx.iter_mut().for_each(|dx| *dx *= dy[0]);
-        }
+        dx.on_host(|dx| {
+            for (dx, dy) in dx.chunks_exact_mut(k).zip(dy.data().chunks_exact(2)) {
+                assert_eq!(dy[1], 0.0, "log_prob: the entropy is not differentiated");
+                dx.iter_mut().for_each(|dx| *dx *= dy[0]);
+            }
+        });
         gradients.add(x, dx);
     }
 }

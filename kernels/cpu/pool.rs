@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 
+use memmap2::MmapOptions;
+
 use super::profile;
 use crate::lock;
 
@@ -22,6 +24,9 @@ const SPINS: usize = 48;
 /// Times a waiting thread yields its core before it parks, at about half a microsecond each when
 /// nobody wants it. Without them decoding one sequence takes 8 % longer (2026-11-25).
 const YIELDS: usize = 100;
+
+/// Bytes of address space that there must be before another thread is started.
+const THREAD_ROOM: usize = 64 << 20;
 
 type Job = *const (dyn Fn(usize) + Sync);
 
@@ -64,7 +69,8 @@ thread_local! {
 
 impl Pool {
     /// A pool of `threads` threads, the caller counted: `threads - 1` are started. Of fewer, where the system refuses one
-    /// (for its memory, or the user's number of them): no result depends on how many there are.
+    /// (for its memory, or the user's number of them) or a limit of the address space leaves little for anything else: no
+    /// result depends on how many there are.
     pub fn new(threads: usize) -> Pool {
         assert!(threads > 0, "a pool needs at least one thread");
         let shared = Arc::new(Shared {
@@ -77,8 +83,17 @@ impl Pool {
         let workers = (1..threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
+                // Room for a stack, and for all else that the program does. A thread that has started needs no more:
+                // one at a time, so that the next one's room is not what it is about to take.
+                MmapOptions::new().len(THREAD_ROOM).map_anon().ok()?;
+                let (started, has_started) = std::sync::mpsc::channel();
                 let worker = thread::Builder::new().name(format!("kernel-{index}"));
-                worker.spawn(move || work(&shared, index)).ok()
+                let worker = worker.spawn(move || {
+                    let _ = started.send(());
+                    work(&shared, index);
+                });
+                let worker = worker.ok()?;
+                has_started.recv().ok().map(|()| worker)
             })
             .collect();
         Pool { shared, workers, turn: Mutex::new(()), counted: None }

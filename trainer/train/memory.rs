@@ -14,7 +14,7 @@ mod cuda;
 use engine::{
     generate::Options,
     kv_cache::{KvCache, PAGE},
-    model::memory::{PassMemory, TrainedModel, TrainedPass},
+    model::memory::{PassMemory, TrainedModel, TrainedPass, Uncountable},
 };
 
 use super::{
@@ -62,13 +62,24 @@ pub struct RunShape {
     pub cache: u64,
 }
 
+/// Why a run's memory cannot be predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PredictError {
+    /// The settings are beyond any machine.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+    /// It cannot be counted here.
+    #[error(transparent)]
+    Uncountable(#[from] Uncountable),
+}
+
 impl RunMemory {
     /// The memory of a run of `model` with these settings, unless they are beyond any machine.
     pub fn predict(
         model: &TrainedModel,
         settings: &Settings,
         shape: RunShape,
-    ) -> Result<RunMemory, TooLarge> {
+    ) -> Result<RunMemory, PredictError> {
         let rollout = &settings.rollout;
         let (prompt, completion) = (shape.prompt, rollout.max_completion_tokens);
         let batch = largest_batch(
@@ -94,9 +105,9 @@ impl RunMemory {
             adapter: 2 * 4 * parameters,
             moments: 2 * 4 * parameters,
             cache: cache_bytes(model, settings, shape),
-            generation: model.generation(Options::PREFILL_ROWS, sequences, length),
-            kept: pass(false),
-            recomputed: pass(true),
+            generation: model.generation(Options::PREFILL_ROWS, sequences, length)?,
+            kept: pass(false)?,
+            recomputed: pass(true)?,
             rows: batch.rows(),
         })
     }

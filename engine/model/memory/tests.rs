@@ -74,7 +74,7 @@ fn a_training_pass_takes_the_buffers_that_are_predicted() {
                 };
                 let batch = batch(groups);
                 let pass = TrainedPass { checkpoint, dropout, reference };
-                let predicted = trained.training(&batch, pass);
+                let predicted = trained.training(&batch, pass).unwrap();
                 run_training(&model, &batch, pass);
                 let measured = PassMemory { logits: predicted.logits, ..memory_of(&model) };
                 assert_eq!(predicted, measured, "{name} {pass:?} {groups:?}");
@@ -99,13 +99,14 @@ fn parameters_and_scratch_by_hand() {
     // hidden 48, queries 4 x 16, 2 layers.
     assert_eq!(trained.adapter_parameters(), 2 * 3 * (48 + 64));
     let pass = TrainedPass { checkpoint: true, dropout: false, reference: false };
-    let memory = trained.training(&batch(&[(10, &[3])]), pass);
+    let memory = trained.training(&batch(&[(10, &[3])]), pass).unwrap();
     // Two threads' two panels of 16 columns: eight lanes of 128 steps, a line between two.
     assert!(memory.scratch.total() > 4 * 2 * 2 * (8 * (128 * 16 + 16)), "{memory:?}");
     assert_eq!(memory.logits, 4 * 3 * 320);
-    let with = trained.training(&batch(&[(1000, &[500])]), pass);
-    let without =
-        trained.training(&batch(&[(1000, &[500])]), TrainedPass { checkpoint: false, ..pass });
+    let with = trained.training(&batch(&[(1000, &[500])]), pass).unwrap();
+    let without = trained
+        .training(&batch(&[(1000, &[500])]), TrainedPass { checkpoint: false, ..pass })
+        .unwrap();
     assert!(with.buffers < without.buffers, "{with:?} {without:?}");
 }
 
