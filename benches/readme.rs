@@ -1,10 +1,13 @@
-//! The README's tables, made of records. tests/tidy.rs holds them to it, so that none is written by hand.
+//! The tables of benches/README.md, made of records. tests/tidy.rs holds them to it, so that none is written by hand.
 
 use std::fmt::Write as _;
 
 use super::record::{self, Row, cells};
 
-/// A table that the README shows: the rows whose kernel is one of these. Other rows stand in the record alone.
+/// The page that shows the tables, from the root.
+pub(crate) const PAGE: &str = "benches/README.md";
+
+/// A table that the page shows: the rows whose kernel is one of these. Other rows stand in the record alone.
 const TABLES: [(&str, &[&str]); 4] = [
     ("peaks", &["peak"]),
     ("model", &["prefill", "decode"]),
@@ -12,7 +15,7 @@ const TABLES: [(&str, &[&str]); 4] = [
     ("kernels", &["matmul", "attention"]),
 ];
 
-/// The rows of one of the README's tables, as Markdown.
+/// The rows of one of the page's tables, as Markdown.
 fn markdown(table: &str, rows: &[Row]) -> Result<String, String> {
     let Some((_, kernels)) = TABLES.iter().find(|(name, _)| *name == table) else {
         return Err(format!("there is no table {table:?}"));
@@ -40,16 +43,16 @@ fn markdown(table: &str, rows: &[Row]) -> Result<String, String> {
 
 const CLOSE: &str = "<!-- /bench -->";
 
-/// `readme` with every table between `<!-- bench:TABLE FILE -->` and `<!-- /bench -->` made again: of the record
+/// `page` with every table between `<!-- bench:TABLE FILE -->` and `<!-- /bench -->` made again: of the record
 /// that the marker names, or of `record`, which is then named there. `load` gives a record's text.
 pub(crate) fn tables(
-    readme: &str,
+    page: &str,
     record: Option<&str>,
     load: &dyn Fn(&str) -> Result<String, String>,
 ) -> Result<String, String> {
     const OPEN: &str = "<!-- bench:";
     let mut out = String::new();
-    let mut rest = readme;
+    let mut rest = page;
     while let Some(at) = rest.find(OPEN) {
         out += &rest[..at];
         let marker = rest[at + OPEN.len()..].split_once(" -->\n");

@@ -1,4 +1,4 @@
-//! Holds the layout to its word: what the README and the design say about the tree is true.
+//! Holds the layout to its word: what the pages say about files, tables and style is true.
 
 #[path = "../benches/readme.rs"]
 mod readme;
@@ -26,7 +26,9 @@ fn files(directory: &str) -> Vec<PathBuf> {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
             if path.is_dir() {
-                if !["target", ".git", ".venv"].contains(&name) {
+                // A Python environment, such as that of the CUDA compiler, is no part of the product.
+                let is_foreign = path.join("pyvenv.cfg").exists();
+                if !is_foreign && !["target", ".git"].contains(&name) {
                     pending.push(path);
                 }
             } else {
@@ -120,53 +122,118 @@ fn ops_and_kernels_share_their_stems() {
     }
 }
 
-/// README's tree names every source file (or the folder it lies in) and nothing else.
-#[test]
-fn the_readme_tree_is_the_tree() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let tree = readme
-        .split("## The tree")
+/// What counts as source: a page that lists files lists all of these.
+fn is_source(path: &Path) -> bool {
+    let sources = ["rs", "cu", "cuh", "py", "sh"];
+    path.extension().is_some_and(|e| sources.iter().any(|source| e == *source))
+}
+
+/// The paths that the list of files in `page` names, from the root: the code block under the heading `title`, one path
+/// per line, two spaces deeper inside a folder. Each exists and is named once.
+fn listed(page: &Path, title: &str) -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let place = page.display();
+    let list = text
+        .split(&format!("\n{title}\n"))
         .nth(1)
         .and_then(|rest| rest.split("```").nth(1))
-        .expect("README.md has a section 'The tree' with a code block");
+        .unwrap_or_else(|| panic!("{place} has no code block under {title:?}"));
     let mut named = BTreeSet::new();
-    let mut folders: Vec<String> = Vec::new();
-    for line in tree.lines().skip(1).filter(|line| !line.trim().is_empty()) {
+    let mut folders = vec![page.parent().unwrap().to_path_buf()];
+    for line in list.lines().skip(1).filter(|line| !line.trim().is_empty()) {
         let depth = (line.len() - line.trim_start().len()) / 2;
         let name = line.split_whitespace().next().unwrap();
-        folders.truncate(depth);
-        let path = format!("{}{name}", folders.concat());
-        assert!(root().join(&path).exists(), "README's tree names {path}, which does not exist");
+        folders.truncate(depth + 1);
+        let path = folders.last().unwrap().join(name);
+        assert!(root().join(&path).exists(), "{place} names {name}, which does not exist");
         if name.ends_with('/') {
-            folders.push(name.to_string());
+            folders.push(path.clone());
         }
-        named.insert(path);
+        assert!(named.insert(path), "{place} names {name} twice");
     }
-    for (path, _) in rust_files() {
-        let text = path.to_str().unwrap();
-        // A folder that is named without its files stands for them.
-        let covered = named.contains(text)
-            || path.ancestors().skip(1).any(|folder| {
-                let folder = format!("{}/", folder.display());
-                named.contains(&folder)
-                    && !named.iter().any(|n| n.len() > folder.len() && n.starts_with(&folder))
-            });
-        assert!(covered, "README's tree does not name {text}");
+    named
+}
+
+/// Panics if a source file below `folder` is neither listed nor in a listed folder that stands for its files.
+fn assert_complete(page: &Path, folder: &str, named: &BTreeSet<PathBuf>) {
+    let is_opened =
+        |folder: &Path| named.iter().any(|other| other != folder && other.starts_with(folder));
+    for path in files(folder).into_iter().filter(|path| is_source(path)) {
+        let covers = |folder: &Path| named.contains(folder) && !is_opened(folder);
+        let covered = path.ancestors().any(covers);
+        assert!(covered, "{} does not name {}", page.display(), path.display());
     }
 }
 
-/// No number of the README's tables is written by hand.
+/// The README's tree is one level deep. Each of its folders with source has a page, whose list of files is true and
+/// complete; so has kernels/cuda.
+#[test]
+fn the_readme_tree_is_the_tree() {
+    let readme = Path::new("README.md");
+    let tree = listed(readme, "## The tree");
+    assert!(tree.iter().all(|path| path.components().count() == 1), "one level deep: {tree:?}");
+    assert_complete(readme, "", &tree);
+    let folders = tree.iter().filter(|path| root().join(path).is_dir());
+    for folder in folders.map(PathBuf::as_path).chain([Path::new("kernels/cuda")]) {
+        let folder = folder.to_str().unwrap().trim_end_matches('/');
+        if files(folder).iter().any(|path| path.extension().is_some_and(|e| e == "rs")) {
+            let page = Path::new(folder).join("README.md");
+            assert_complete(&page, folder, &listed(&page, "## Files"));
+        }
+    }
+}
+
+/// The root's page stays short: what serves one folder is told there.
+#[test]
+fn the_readme_is_short() {
+    let bytes = fs::read(root().join("README.md")).unwrap().len();
+    assert!(bytes <= 12 * 1024, "README.md has {bytes} bytes; move details to the folders' pages");
+}
+
+/// Links between pages lead to files that exist, and to headings that are there.
+#[test]
+fn links_of_pages_lead_somewhere() {
+    let anchor = |heading: &str| -> String {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    for page in files("").into_iter().filter(|path| path.extension().is_some_and(|e| e == "md")) {
+        let text = fs::read_to_string(root().join(&page)).unwrap();
+        for rest in text.split("](").skip(1) {
+            let target = rest.split(')').next().unwrap();
+            if target.contains("://") {
+                continue;
+            }
+            let (file, fragment) = target.split_once('#').unwrap_or((target, ""));
+            let file = match file {
+                "" => page.clone(),
+                file => page.parent().unwrap().join(file),
+            };
+            let place = format!("{}: {target}", page.display());
+            assert!(root().join(&file).exists(), "{place} does not exist");
+            if !fragment.is_empty() {
+                let text = fs::read_to_string(root().join(&file)).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let found =
+                    headings.any(|line| anchor(line.trim_start_matches(['#', ' '])) == fragment);
+                assert!(found, "{place} is no heading");
+            }
+        }
+    }
+}
+
+/// No number of these tables is written by hand.
 #[test]
 fn the_readme_tables_are_those_of_their_records() {
-    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let text = fs::read_to_string(root().join(readme::PAGE)).unwrap();
     let load = |file: &str| {
         fs::read_to_string(root().join(file)).map_err(|error| format!("{file}: {error}"))
     };
     let made = readme::tables(&text, None, &load).unwrap();
-    assert!(text.contains("<!-- bench:"), "README.md has no table of a record");
+    assert!(text.contains("<!-- bench:"), "{} has no table of a record", readme::PAGE);
     assert!(
         text == made,
-        "make README's tables again: cargo bench --bench table -- benches/record/FILE.csv"
+        "make the tables again: cargo bench --bench table -- benches/record/FILE.csv"
     );
 }
 
