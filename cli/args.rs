@@ -37,7 +37,7 @@ pub(crate) struct Cli {
 
     /// Record what every thread does when, as a Chrome trace that ui.perfetto.dev opens: a slice a
     /// kernel, with its GFLOP/s and GB/s. Results stay the same. FILE grows by some megabytes a
-    /// second: take a short run (see README, "Profile"). It is FILE.partial until the command ends;
+    /// second: take a short run (see cli/README.md, "Profile"). It is FILE.partial until the command ends;
     /// one that was killed (SIGKILL, no memory) leaves that, as far as it was written. It opens all
     /// the same, and the next run replaces it
     #[arg(long, value_name = "FILE", global = true, help_heading = "Diagnostics")]
@@ -214,7 +214,7 @@ pub(crate) struct Eval {
     )]
     pub(crate) data: Option<String>,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
-    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", requires = "data", help_heading = "Input")]
     pub(crate) columns: Option<Columns>,
     /// Score judgements that are already written (outputs.jsonl, or a results.csv), without a model
@@ -285,7 +285,7 @@ pub(crate) struct Prepare {
     #[arg(value_name = "FILE|NAME")]
     pub(crate) input: String,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
-    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..")]
     pub(crate) columns: Option<Columns>,
     /// Where the files go
@@ -319,7 +319,7 @@ pub(crate) struct Inspect {
     #[arg(value_name = "FILE|NAME")]
     pub(crate) input: String,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
-    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..")]
     pub(crate) columns: Option<Columns>,
     /// Pairs to show

@@ -365,7 +365,7 @@ fn shown(score: f64) -> String {
     format!("{}", (100.0 * score).round() / 100.0)
 }
 
-/// One line of `--json`; README describes it. A field that changes its meaning changes [`SCHEMA`].
+/// One line of `--json`; cli/README.md describes it. A field that changes its meaning changes [`SCHEMA`].
 fn to_json(pair: &Pair, records: &[Record], outcome: &Outcome, other: &Outcome) -> Value {
     let verdict = |record: &Record, rule: MatchRule| {
         let unparsed = match record.verdict(rule) {

@@ -45,7 +45,7 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
     pub(crate) data: Option<String>,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
-    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", requires = "data", help_heading = "Input")]
     pub(crate) columns: Option<Columns>,
     /// Pairs at most, the first of the file
@@ -63,7 +63,7 @@ pub(crate) struct Judge {
     /// How scores are read; what the other rule reads is shown beside it
     #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
     pub(crate) match_rule: MatchArg,
-    /// One JSON object a pair on stdout (see README, "Judge")
+    /// One JSON object per pair on stdout (see cli/README.md, "Judge")
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
     /// Exit status 1 if a pair has no verdict

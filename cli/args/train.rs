@@ -137,7 +137,7 @@ pub(crate) struct Rollout {
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
     pub(crate) data: String,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
-    /// system, chosen, rejected, a, b, label, subset, id (see README, "Pairs")
+    /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", help_heading = "Data")]
     pub(crate) columns: Option<Columns>,
     /// Pairs at most, from the start of the file
