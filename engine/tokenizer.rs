@@ -15,7 +15,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 pub use control::ControlTokens;
-use kernels::cpu::heap;
 
 use crate::error::{FileError, excerpt, read_text};
 
@@ -84,7 +83,7 @@ impl Tokenizer {
     /// Reads `directory`/tokenizer.json. Truncation and padding that it asks for are switched off.
     pub fn load(directory: &Path) -> Result<Tokenizer, TokenizerError> {
         let path = directory.join("tokenizer.json");
-        let text = match heap::in_large_pages(|| read_text(&path, LIMIT_BYTES)) {
+        let text = match read_text(&path, LIMIT_BYTES) {
             Err(FileError::NotFound { .. }) => {
                 let has = |name: &str| directory.join(name).exists();
                 let older = has("tokenizer.model") || has("vocab.json");

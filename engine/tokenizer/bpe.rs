@@ -7,7 +7,6 @@
 
 use std::{fmt, ops::Range};
 
-use kernels::cpu::heap;
 use memchr::{memchr_iter, memmem};
 use serde::{
     Deserialize,
@@ -71,10 +70,9 @@ pub(super) fn read(text: &str) -> Option<(Tokenizer, u32)> {
     if !as_found || file.version != "1.0" || model.r#type != "BPE" {
         return None;
     }
-    // All of it lives as long as the tokenizer, but for the merges' strings.
-    let (bpe, largest) = heap::in_large_pages(|| {
+    let (bpe, largest) = {
         let (vocab, merges) = std::thread::scope(|scope| {
-            let read = || heap::in_large_pages(|| read_merges(merges));
+            let read = || read_merges(merges);
             let thread = std::thread::Builder::new().spawn_scoped(scope, read);
             let vocab = read_vocab(vocab);
             // Where the system has no thread for it, it is read after the other.
@@ -99,8 +97,8 @@ pub(super) fn read(text: &str) -> Option<(Tokenizer, u32)> {
         if let Some(suffix) = model.end_of_word_suffix {
             bpe = bpe.end_of_word_suffix(suffix);
         }
-        Some((bpe.build().ok()?, largest))
-    })?;
+        (bpe.build().ok()?, largest)
+    };
     let mut tokenizer = Tokenizer::new(bpe);
     tokenizer.with_normalizer(file.normalizer).ok()?;
     tokenizer.with_pre_tokenizer(file.pre_tokenizer);
