@@ -28,7 +28,7 @@ use crate::{
     machine,
     output::{bytes, note},
     session::precision,
-    train::{adapter_settings, base_settings},
+    train::base_settings,
 };
 
 /// Bytes of the tokenizer.json of Qwen3.
@@ -129,7 +129,7 @@ fn predict(
     (threads, isa): (usize, Isa),
     shape: RunShape,
 ) -> Result<RunMemory, PredictError> {
-    let adapter = adapter_settings(&settings.lora);
+    let adapter = settings.lora.adapter();
     let (rank, targets) = (adapter.rank, &adapter.targets[..]);
     let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
     RunMemory::predict(&model, settings, shape)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use engine::{
-    adapter::{Adapter, AdapterSettings, Projection},
+    adapter::Adapter,
     chat::RenderOptions,
     language_model::{LanguageModel, OpenError},
 };
@@ -19,7 +19,7 @@ use trainer::{
     data::{self, Pair, Wanted},
     fingerprint, prepare,
     prompt::Template,
-    settings::{LoraSettings, Preset, Reference, Settings, SettingsError, Weights},
+    settings::{Preset, Reference, Settings, SettingsError, Weights},
     train::{
         StepError, Trainer,
         directory::{RunDirectory, typed},
@@ -209,8 +209,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
                     adapter
                 }
                 (None, None) => {
-                    let lora = adapter_settings(&settings.lora);
-                    Adapter::initialize(config, &lora, settings.train.seed)?
+                    Adapter::initialize(config, &settings.lora.adapter(), settings.train.seed)?
                 }
             };
             adapter.base_model = Some(model.clone());
@@ -403,21 +402,6 @@ fn not_finite(error: &StepError, directory: &RunDirectory, out: &Path) -> Failur
     format!("{error}. {advice}").into()
 }
 
-/// What a new adapter is like.
-pub(crate) fn adapter_settings(lora: &LoraSettings) -> AdapterSettings {
-    let targets = Projection::ALL.into_iter().filter(|projection| {
-        let name = projection.module().rsplit('.').next().unwrap_or_default();
-        lora.target_modules.iter().any(|module| module == name)
-    });
-    AdapterSettings {
-        rank: lora.r,
-        alpha: lora.alpha,
-        rank_stabilized: lora.rslora,
-        dropout: lora.dropout,
-        targets: targets.collect(),
-    }
-}
-
 /// An adapter that training starts from keeps its rank, its scale and its matrices, which the settings must name.
 fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
     let lora = &settings.lora;
@@ -426,11 +410,10 @@ fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
                     value it was trained with into its adapter_config.json (some tools write 0 when they convert)"
             .into());
     }
-    let targets = |settings: &LoraSettings| adapter_settings(settings).targets;
     let adapted = adapter.targets();
     let same = (adapter.rank, adapter.alpha, adapter.rank_stabilized)
         == (lora.r, lora.alpha, lora.rslora)
-        && adapted == targets(lora);
+        && adapted == lora.adapter().targets;
     if same {
         return Ok(());
     }
@@ -450,7 +433,7 @@ fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
         adapter.rank,
         adapter.alpha,
         adapter.rank_stabilized,
-        match adapted == targets(lora) {
+        match adapted == lora.adapter().targets {
             true => String::new(),
             false => format!(" --set 'lora.target_modules={modules:?}'"),
         }

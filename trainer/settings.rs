@@ -18,7 +18,10 @@ use std::{collections::BTreeSet, path::Path};
 pub use choices::{
     Choice, Deliver, GradientCheckpointing, Orders, OverLong, Preset, Reference, Thinking, Weights,
 };
-use engine::schedule::Shape;
+use engine::{
+    adapter::{AdapterSettings, Projection},
+    schedule::Shape,
+};
 pub use error::SettingsError;
 use serde_json::{Map, Value};
 
@@ -54,6 +57,23 @@ pub struct LoraSettings {
     pub target_modules: Vec<String>,
     /// Scale by alpha / sqrt(r).
     pub rslora: bool,
+}
+
+impl LoraSettings {
+    /// What a new adapter is like.
+    pub fn adapter(&self) -> AdapterSettings {
+        let targets = Projection::ALL.into_iter().filter(|projection| {
+            let name = projection.module().rsplit('.').next().unwrap_or_default();
+            self.target_modules.iter().any(|module| module == name)
+        });
+        AdapterSettings {
+            rank: self.r,
+            alpha: self.alpha,
+            rank_stabilized: self.rslora,
+            dropout: self.dropout,
+            targets: targets.collect(),
+        }
+    }
 }
 
 /// What is trained on.

@@ -20,7 +20,7 @@ use trainer::{
 };
 
 use super::announce;
-use crate::{Failure, machine, output::bytes, train::adapter_settings};
+use crate::{Failure, machine, output::bytes};
 
 /// What the driver takes for itself, its context and the kernels: assumed, as nothing here has run on a GPU.
 const DRIVER: u64 = 512 << 20;
@@ -148,7 +148,7 @@ fn predict(
     prompt: usize,
     cache: u64,
 ) -> Result<CudaMemory, TooLarge> {
-    let adapter = adapter_settings(&settings.lora);
+    let adapter = settings.lora.adapter();
     let (rank, targets) = (adapter.rank, &adapter.targets[..]);
     // A GPU's memory depends on neither the CPU nor how files store weights.
     let (weights, precision) = (Dtype::BF16, Precision::Bf16);
