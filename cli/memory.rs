@@ -8,18 +8,17 @@ use clap::ValueEnum;
 use engine::{
     config::Config,
     hub::Hub,
-    model::{
-        Model, Precision,
-        memory::{PassMemory, TrainedModel, Uncountable},
-    },
-    tensor::Device,
+    model::{Model, Precision, memory::PassMemory},
     weights::{Checkpoint, Dtype},
 };
 use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::{
     settings::{Choice, GradientCheckpointing, Settings},
-    train::memory::{PredictError, RunMemory, RunShape},
+    train::{
+        checkpointing::{Decision, Reason, decide},
+        memory::{RunMemory, RunShape, weights_bytes},
+    },
 };
 
 use crate::{
@@ -103,7 +102,7 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let precision =
         precision(args.dtype).unwrap_or_else(|| Precision::for_weights(subject.weights, false));
-    let memory = predict(
+    let memory = RunMemory::of(
         &settings,
         &subject.config,
         (subject.weights, precision),
@@ -116,23 +115,6 @@ pub(crate) fn training(args: &Info, isa: Isa) -> Result<(Vec<[String; 2]>, Value
         },
     )?;
     Ok((rows(&subject.name, &settings, &memory), report(&subject.name, &memory)))
-}
-
-fn weights_bytes(config: &Config, dtype: Dtype) -> u64 {
-    config.parameter_count() * if dtype == Dtype::F32 { 4 } else { 2 }
-}
-
-fn predict(
-    settings: &Settings,
-    config: &Config,
-    (weights, precision): (Dtype, Precision),
-    (threads, isa): (usize, Isa),
-    shape: RunShape,
-) -> Result<RunMemory, PredictError> {
-    let adapter = settings.lora.adapter();
-    let (rank, targets) = (adapter.rank, &adapter.targets[..]);
-    let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
-    RunMemory::predict(&model, settings, shape)
 }
 
 fn rows(name: &str, settings: &Settings, memory: &RunMemory) -> Vec<[String; 2]> {
@@ -189,7 +171,8 @@ fn report(name: &str, memory: &RunMemory) -> Value {
     })
 }
 
-/// Decides `auto`, and says why; the peak in bytes, where it can be predicted. The choice changes no bit of a run, so it is not written down.
+/// Decides `auto`, and says why; the peak in bytes, where it can be predicted. The choice changes no bit of a run, so it is
+/// not written down.
 pub(crate) fn resolve_checkpointing(
     settings: &mut Settings,
     model: &Model,
@@ -197,82 +180,32 @@ pub(crate) fn resolve_checkpointing(
     prompt: usize,
     cache: u64,
 ) -> Result<Option<u64>, Failure> {
-    // An adapter that is trained further may have larger ranks than `lora.r`, by its patterns.
-    let largest_rank = model.parameters().map(|(_, factor)| factor.shape()[0]).max();
-    let lora_r = settings.lora.r;
-    settings.lora.r = largest_rank.unwrap_or(lora_r);
-    let peak = resolve_auto(settings, model, directory, prompt, cache);
-    settings.lora.r = lora_r;
-    peak
-}
-
-fn resolve_auto(
-    settings: &mut Settings,
-    model: &Model,
-    directory: &Path,
-    prompt: usize,
-    cache: u64,
-) -> Result<Option<u64>, Failure> {
-    if let Device::Cuda(device) = model.device() {
-        return cuda::resolve_checkpointing(settings, model.config(), device, prompt, cache)
-            .map(Some);
-    }
-    let (config, weights, cpu) = (model.config(), model.weights_dtype(), model.device().cpu());
-    let memory = predict(
-        settings,
-        config,
-        (weights, model.precision()),
-        (cpu.threads(), cpu.isa()),
-        RunShape {
-            weights: weights_bytes(config, weights),
-            tokenizer: tokenizer_bytes(directory),
-            prompt,
-            cache,
-        },
-    );
-    let auto = settings.train.gradient_checkpointing == GradientCheckpointing::Auto;
-    let memory = match memory {
-        Ok(memory) => memory,
-        Err(PredictError::Uncountable(reason @ Uncountable::BoundedAddresses)) => {
-            if auto {
-                settings.train.gradient_checkpointing = GradientCheckpointing::On;
-                note(&format!("gradient checkpointing on: {reason}"));
-            }
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if !auto {
-        return Ok(Some(
-            memory.total(settings.train.gradient_checkpointing == GradientCheckpointing::On),
-        ));
-    }
-    let (kept, recomputed) = (memory.total(false), memory.total(true));
-    let (choice, why) = match machine::available_memory() {
-        Some(free) if kept <= free / 2 => {
-            (GradientCheckpointing::Off, format!("fits half of the {} that are free", bytes(free)))
-        }
-        Some(free) => {
-            let why = format!("does not fit half of the {} that are free", bytes(free));
-            (GradientCheckpointing::On, why)
-        }
-        None => (GradientCheckpointing::On, "may not fit: free memory is unknown".to_owned()),
-    };
-    announce(settings, choice, &why, [kept, recomputed]);
-    Ok(Some(if choice == GradientCheckpointing::On { recomputed } else { kept }))
-}
-
-fn announce(
-    settings: &mut Settings,
-    choice: GradientCheckpointing,
-    why: &str,
-    [kept, recomputed]: [u64; 2],
-) {
+    let Decision { choice, peak, reason } =
+        decide(settings, model, tokenizer_bytes(directory), prompt, cache)?;
     settings.train.gradient_checkpointing = choice;
-    note(&format!(
-        "gradient checkpointing {}: a peak of {} without it {why} ({} with it)",
-        choice.name(),
-        bytes(kept),
-        bytes(recomputed)
-    ));
+    let name = choice.name();
+    let says = |[kept, recomputed]: [u64; 2], why: &str| {
+        note(&format!(
+            "gradient checkpointing {name}: a peak of {} without it {why} ({} with it)",
+            bytes(kept),
+            bytes(recomputed)
+        ));
+    };
+    let fits = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
+    match reason {
+        Reason::Settings => (),
+        Reason::Unknown(why) => note(&format!("gradient checkpointing {name}: {why}")),
+        Reason::Memory { kept, recomputed, free: Some(free) } => {
+            let why = format!("{fits} half of the {} that are free", bytes(free));
+            says([kept, recomputed], &why);
+        }
+        Reason::Memory { kept, recomputed, free: None } => {
+            says([kept, recomputed], "may not fit: free memory is unknown");
+        }
+        Reason::Gpu { kept, recomputed, usable } => {
+            let why = format!("{fits} the GPU, of which {} are this run's", bytes(usable));
+            says([kept, recomputed], &why);
+        }
+    }
+    Ok(peak)
 }

@@ -14,6 +14,7 @@
 
 pub mod alarms;
 pub mod checkpoint;
+pub mod checkpointing;
 pub mod deliver;
 pub mod directory;
 pub mod memory;

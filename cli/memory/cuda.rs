@@ -1,26 +1,16 @@
 //! The same on a GPU: from its memory, and on one that is there from what is free.
 
-use engine::{
-    config::Config,
-    device::CudaDevice,
-    model::{
-        Precision,
-        memory::{CudaPass, TrainedModel},
-    },
-    weights::Dtype,
-};
-use kernels::cpu::Isa;
+use engine::{config::Config, model::memory::CudaPass};
 use serde_json::{Value, json};
 use trainer::{
     settings::{Choice, GradientCheckpointing, Settings},
     train::{
-        memory::{CudaMemory, RunShape, usable},
+        memory::{CudaMemory, usable},
         update::TooLarge,
     },
 };
 
-use super::announce;
-use crate::{Failure, machine, output::bytes};
+use crate::{machine, output::bytes};
 
 /// What the driver takes for itself, its context and the kernels: assumed, as nothing here has run on a GPU.
 const DRIVER: u64 = 512 << 20;
@@ -41,7 +31,7 @@ impl Budget {
     ) -> Result<Budget, TooLarge> {
         let prompt = settings.data.max_prompt_tokens;
         let free = memory.saturating_sub(DRIVER);
-        let predict = |cache| predict(settings, config, prompt, cache);
+        let predict = |cache| CudaMemory::of(settings, config, prompt, cache);
         let run = match cache {
             Some(cache) => predict(cache)?,
             None => {
@@ -142,47 +132,10 @@ impl Budget {
     }
 }
 
-fn predict(
-    settings: &Settings,
-    config: &Config,
-    prompt: usize,
-    cache: u64,
-) -> Result<CudaMemory, TooLarge> {
-    let adapter = settings.lora.adapter();
-    let (rank, targets) = (adapter.rank, &adapter.targets[..]);
-    // A GPU's memory depends on neither the CPU nor how files store weights.
-    let (weights, precision) = (Dtype::BF16, Precision::Bf16);
-    let (threads, isa) = (1, Isa::Portable);
-    let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
-    CudaMemory::predict(&model, settings, RunShape { weights: 0, tokenizer: 0, prompt, cache })
-}
-
 /// What "auto" means where so much is free, the run's own memory counted.
 fn choice(run: &CudaMemory, free: u64) -> GradientCheckpointing {
     match run.training(false) <= usable(free) {
         true => GradientCheckpointing::Off,
         false => GradientCheckpointing::On,
     }
-}
-
-/// Decides `auto` by what the GPU has free, and says why; the peak in bytes.
-pub(super) fn resolve_checkpointing(
-    settings: &mut Settings,
-    config: &Config,
-    device: &CudaDevice,
-    prompt: usize,
-    cache: u64,
-) -> Result<u64, Failure> {
-    let run = predict(settings, config, prompt, cache)?;
-    if settings.train.gradient_checkpointing != GradientCheckpointing::Auto {
-        return Ok(run.total(settings.train.gradient_checkpointing == GradientCheckpointing::On));
-    }
-    let gpu = device.gpu();
-    // Weights and adapter are there.
-    let free = (gpu.memory()?.0 + gpu.memory_in_use().0) as u64;
-    let choice = choice(&run, free);
-    let verb = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
-    let why = format!("{verb} the GPU, of which {} are this run's", bytes(usable(free)));
-    announce(settings, choice, &why, [false, true].map(|recompute| run.training(recompute)));
-    Ok(run.total(choice == GradientCheckpointing::On))
 }

@@ -12,10 +12,16 @@
 mod cuda;
 
 use engine::{
+    config::Config,
     generate::Options,
     kv_cache::{KvCache, PAGE},
-    model::memory::{PassMemory, TrainedModel, TrainedPass, Uncountable},
+    model::{
+        Precision,
+        memory::{PassMemory, TrainedModel, TrainedPass, Uncountable},
+    },
+    weights::Dtype,
 };
+use kernels::cpu::Isa;
 
 use super::{
     running_sequences,
@@ -62,6 +68,11 @@ pub struct RunShape {
     pub cache: u64,
 }
 
+/// Bytes of the tensors of a checkpoint of this configuration.
+pub fn weights_bytes(config: &Config, stored: Dtype) -> u64 {
+    config.parameter_count() * (stored.bitsize() / 8) as u64
+}
+
 /// Why a run's memory cannot be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PredictError {
@@ -74,6 +85,24 @@ pub enum PredictError {
 }
 
 impl RunMemory {
+    /// The memory of a run with these settings of a model of this configuration, whose weights are stored and computed
+    /// so, on so many threads.
+    ///
+    /// # Errors
+    /// As [`RunMemory::predict`].
+    pub fn of(
+        settings: &Settings,
+        config: &Config,
+        (weights, precision): (Dtype, Precision),
+        (threads, isa): (usize, Isa),
+        shape: RunShape,
+    ) -> Result<RunMemory, PredictError> {
+        let adapter = settings.lora.adapter();
+        let (rank, targets) = (adapter.rank, &adapter.targets[..]);
+        let model = TrainedModel { config, weights, precision, rank, targets, threads, isa };
+        RunMemory::predict(&model, settings, shape)
+    }
+
     /// The memory of a run of `model` with these settings, unless they are beyond any machine.
     pub fn predict(
         model: &TrainedModel,

@@ -8,10 +8,16 @@
 //! Between the two phases what one took is given back to the driver. Counted are buffers as the pool rounds them.
 
 use engine::{
+    config::Config,
     generate::Options,
     kv_cache::KvCache,
-    model::memory::{CudaModel, CudaPass, TrainedModel, TrainedPass},
+    model::{
+        Precision,
+        memory::{CudaModel, CudaPass, TrainedModel, TrainedPass},
+    },
+    weights::Dtype,
 };
+use kernels::cpu::Isa;
 
 use super::RunShape;
 use crate::{
@@ -48,6 +54,31 @@ pub fn usable(free: u64) -> u64 {
 }
 
 impl CudaMemory {
+    /// The memory of a run with these settings of a model of this configuration, with so many bytes for keys and values. It
+    /// depends on neither the CPU nor how files store weights.
+    ///
+    /// # Errors
+    /// As [`CudaMemory::predict`].
+    pub fn of(
+        settings: &Settings,
+        config: &Config,
+        prompt: usize,
+        cache: u64,
+    ) -> Result<CudaMemory, TooLarge> {
+        let adapter = settings.lora.adapter();
+        let model = TrainedModel {
+            config,
+            weights: Dtype::BF16,
+            precision: Precision::Bf16,
+            rank: adapter.rank,
+            targets: &adapter.targets,
+            threads: 1,
+            isa: Isa::Portable,
+        };
+        let shape = RunShape { weights: 0, tokenizer: 0, prompt, cache };
+        CudaMemory::predict(&model, settings, shape)
+    }
+
     /// The memory of a run of `model` with these settings, unless they are beyond any machine. Of `shape` the files' bytes
     /// do not matter.
     pub fn predict(
