@@ -87,7 +87,7 @@ impl Compiler {
     }
 
     /// No contraction of a·b + c: every product and sum is rounded as it is written, so that a kernel
-    /// has its CPU twin's bits where both add in the same order, and one function has the same bits
+    /// has its CPU reference's bits where both add in the same order, and one function has the same bits
     /// wherever it is inlined. Where a fused multiply-add is wanted, `fmaf` says so.
     fn command(&self, source: &Path, ptx: &Path) -> Command {
         match self {

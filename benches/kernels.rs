@@ -1,4 +1,4 @@
-//! Every kernel of kernels/cpu, and its twin of kernels/cuda, on the shapes of Qwen3-0.6B and Qwen3-1.7B, beside what
+//! Every kernel of kernels/cpu, and of kernels/cuda, on the shapes of Qwen3-0.6B and Qwen3-1.7B, beside what
 //! the machine can do at most.
 //!
 //! ```sh

@@ -359,14 +359,14 @@ scripts that make them.
 
 Examples:
   j1 check tests/golden/*/
-  j1 check --device cuda --self        every CUDA kernel against its CPU twin, on this GPU
+  j1 check --device cuda --self        every CUDA kernel against its CPU reference, on this GPU
 
 Exit status 1 if anything is out of its bounds.")]
 pub(crate) struct Check {
     /// Directories of dumps
     #[arg(required_unless_present = "self_test", value_name = "DIR")]
     pub(crate) directories: Vec<PathBuf>,
-    /// Compare every kernel of the GPU with its CPU twin
+    /// Compare every kernel of the GPU with its CPU reference
     #[arg(long = "self")]
     pub(crate) self_test: bool,
     /// What is checked: cpu, cuda, cuda:N, or auto (a GPU if there is one) [default: cpu; with --self cuda]

@@ -27,10 +27,10 @@
 //! # Untrusted text
 //!
 //! Conversations and replies may be written to mislead the judge. They enter as values, never as template
-//! source, and [`neutralize`] splits the strings that could end a chat turn or forge a slot. A template may come from a stranger as
+//! source, and [`escape_special_tokens`] splits the strings that could end a chat turn or forge a slot. A template may come from a stranger as
 //! well: it is rendered as chat templates are, within the same bounds ([`engine::template`]).
 
-mod neutralize;
+mod escape;
 mod order;
 
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ use engine::{
     template::{self, SOURCE_LIMIT_BYTES, TemplateError, Value, fuel_for},
     tokenizer::ControlTokens,
 };
-pub use neutralize::neutralize;
+pub use escape::escape_special_tokens;
 pub use order::{Order, OrderPlan};
 
 use crate::data::Message;
@@ -287,9 +287,9 @@ impl Template {
         &self.fingerprint
     }
 
-    /// Renders the prompt for two replies. Untrusted text is passed through [`neutralize`].
+    /// Renders the prompt for two replies. Untrusted text is passed through [`escape_special_tokens`].
     pub fn render(&self, input: &PromptInput<'_>) -> Result<Prompt, PromptError> {
-        let clean = |text: &str| neutralize(text, &self.control).into_owned();
+        let clean = |text: &str| escape_special_tokens(text, &self.control).into_owned();
         let messages: Vec<Message> = (input.messages.iter())
             .map(|message| Message::new(&clean(&message.role), &clean(&message.content)))
             .collect();

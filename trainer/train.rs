@@ -44,7 +44,7 @@ use crate::{
     data::Pair,
     grpo::{
         advantages,
-        loss::{self, Counted, Participation, token_weights},
+        loss::{self, Counted, LossMask, token_weights},
     },
     metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
     prompt::Template,
@@ -303,11 +303,11 @@ impl Trainer {
                 let silent =
                     reward.drop_zero_variance && advantages.zero_variance[index / group_size];
                 let part = if self.masks(completion) {
-                    Participation::Masked
+                    LossMask::Masked
                 } else if silent {
-                    Participation::Silent
+                    LossMask::Silent
                 } else {
-                    Participation::Full
+                    LossMask::Full
                 };
                 Counted { tokens: completion.tokens.len(), part }
             })

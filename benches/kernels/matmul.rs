@@ -8,7 +8,7 @@ use kernels::{
         product::{self, Left},
         swiglu,
     },
-    cuda::{Buffer, Factor, Pair},
+    cuda::{Buffer, Factor, Operands},
 };
 
 use super::{
@@ -137,7 +137,7 @@ fn forward(suite: &mut Suite, shape: [usize; 3]) {
         let weights = gpu.layers(&w)?;
         let mut y = gpu.uninitialized(m * n)?;
         let multiply = move |y: &mut Buffer<f32>, w: &Buffer<u16>| {
-            gpu.matmul(y, &[Pair { x: &x, w, first_row: 0, k }], [m, n], false)
+            gpu.matmul(y, &[Operands { x: &x, w, first_row: 0, k }], [m, n], false)
         };
         multiply(&mut y, &weights[0])?;
         check(&gpu.download(&y)?, &w, &id);
@@ -177,7 +177,7 @@ fn backward(suite: &mut Suite, shape: [usize; 3]) {
         let weights = gpu.layers(&w)?;
         let mut dx = gpu.uninitialized(m * k)?;
         let multiply = move |dx: &mut Buffer<f32>, w: &Buffer<u16>| {
-            gpu.matmul_backward(dx, &[Pair { x: &dy, w, first_row: 0, k: n }], [m, k], false)
+            gpu.matmul_backward(dx, &[Operands { x: &dy, w, first_row: 0, k: n }], [m, k], false)
         };
         multiply(&mut dx, &weights[0])?;
         check(&gpu.download(&dx)?, &w, &id);
@@ -246,7 +246,7 @@ fn swiglu_forward(suite: &mut Suite, [m, n, k]: [usize; 3]) {
         };
         let mut run = move |y: &mut Buffer<u16>, w: &Buffer<u16>| {
             let kept = gate_up.as_mut().map(|[gate, up]| [gate, up]);
-            gpu.matmul_swiglu(y, kept, &[Pair { x: &x, w, first_row: 0, k }], [m, n])
+            gpu.matmul_swiglu(y, kept, &[Operands { x: &x, w, first_row: 0, k }], [m, n])
         };
         run(&mut y, &weights[0])?;
         check(&gpu.widened(&y)?, &w, BF16, &id);
@@ -305,8 +305,8 @@ fn swiglu_backward(suite: &mut Suite, shape: [usize; 3]) {
         let weights = gpu.layers(&w)?;
         let mut gradients = [gpu.uninitialized(m * k)?, gpu.uninitialized(m * k)?];
         let run = move |[dgate, dup]: &mut [Buffer<u16>; 2], w: &Buffer<u16>| {
-            let pairs = [Pair { x: &dy, w, first_row: 0, k: n }];
-            gpu.matmul_swiglu_backward([dgate, dup], [&gate, &up], &pairs, [m, k])
+            let products = [Operands { x: &dy, w, first_row: 0, k: n }];
+            gpu.matmul_swiglu_backward([dgate, dup], [&gate, &up], &products, [m, k])
         };
         run(&mut gradients, &weights[0])?;
         let [dgate, dup] = [gpu.widened(&gradients[0])?, gpu.widened(&gradients[1])?];

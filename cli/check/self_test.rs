@@ -1,4 +1,4 @@
-//! `j1 check --self`: every CUDA kernel against its CPU twin, a row a kernel.
+//! `j1 check --self`: every CUDA kernel against its CPU reference, a row a kernel.
 
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@
 //! SwiGLU, and the gradient of down's input is one whose epilogue is SwiGLU's backward pass: gate and up in f32
 //! are all that is kept, beside h.
 
-use kernels::cuda::{Buffer, Factor, Gpu, Pair};
+use kernels::cuda::{Buffer, Factor, Gpu, Operands};
 
 use super::{
     linear::{
@@ -54,7 +54,7 @@ impl Mlp {
         })
     }
 
-    /// Bᵀ of gate and of up, each beside zeros: a pair for the stacked product.
+    /// Bᵀ of gate and of up, each beside zeros: a product for the stacked product.
     fn wide(&self, gpu: &Gpu) -> Result<&[Option<Factor>; 2], DeviceError> {
         let n = self.gate.weight.rows();
         let one = |linear: &Linear, before: usize, after: usize| {
@@ -148,11 +148,11 @@ fn forward(
         lora.map(|lora| low_rank(gpu, x, lora, pass, rows)).transpose()
     };
     let first = [low(gate, &h)?, low(up, &h)?];
-    let mut pairs = vec![Pair { x: &h, w: mlp.stacked(gpu)?, first_row: 0, k }];
+    let mut products = vec![Operands { x: &h, w: mlp.stacked(gpu)?, first_row: 0, k }];
     let wide = if pass.adapter { Some(mlp.wide(gpu)?) } else { None };
     for (low, wide) in first.iter().zip(wide.into_iter().flatten()) {
         if let (Some(low), Some(wide)) = (low, wide) {
-            pairs.push(wide.forward(low));
+            products.push(wide.forward(low));
         }
     }
     let mut gated = gpu.uninitialized(rows * n)?;
@@ -161,14 +161,15 @@ fn forward(
         gate_up = Some([gpu.uninitialized(rows * n)?, gpu.uninitialized(rows * n)?]);
     }
     let kept = gate_up.as_mut().map(|[gate, up]| [gate, up]);
-    gpu.matmul_swiglu(&mut gated, kept, &pairs, [rows, n])?;
+    gpu.matmul_swiglu(&mut gated, kept, &products, [rows, n])?;
 
     let last = low(down, &gated)?;
-    let mut pairs = vec![Pair { x: &gated, w: mlp.down.weight.on(gpu)?, first_row: 0, k: n }];
+    let mut products =
+        vec![Operands { x: &gated, w: mlp.down.weight.on(gpu)?, first_row: 0, k: n }];
     if let (Some(lora), Some(low)) = (down, &last) {
-        pairs.push(lora.split(gpu)?.b.forward(low));
+        products.push(lora.split(gpu)?.b.forward(low));
     }
-    gpu.matmul(y.f32_mut(), &pairs, [rows, k], true)?;
+    gpu.matmul(y.f32_mut(), &products, [rows, k], true)?;
     let [gate, up] = first;
     Ok(Kept { lows: [gate, up, last], gate_up })
 }
@@ -232,7 +233,7 @@ impl MlpOnCuda<'_> {
             _ => None,
         };
         let [mut dgate, mut dup] = [gpu.uninitialized(rows * n)?, gpu.uninitialized(rows * n)?];
-        let own = Pair { x: &dy, w: mlp.down.weight.on(gpu)?, first_row: 0, k };
+        let own = Operands { x: &dy, w: mlp.down.weight.on(gpu)?, first_row: 0, k };
         let kept = gate_up.each_ref();
         if pass.drops() {
             let mut dgated = gpu.uninitialized(rows * n)?;
@@ -240,11 +241,11 @@ impl MlpOnCuda<'_> {
             input_gradient(gpu, &mut dgated, &[Part { own, update }], [rows, n], pass)?;
             gpu.swiglu_backward([&mut dgate, &mut dup], &dgated, kept[0], kept[1])?;
         } else {
-            let mut pairs = vec![own];
+            let mut products = vec![own];
             if let Some((lora, dlow)) = &dlow {
-                pairs.push(lora.split(gpu)?.a.backward(dlow));
+                products.push(lora.split(gpu)?.a.backward(dlow));
             }
-            gpu.matmul_swiglu_backward([&mut dgate, &mut dup], kept, &pairs, [rows, n])?;
+            gpu.matmul_swiglu_backward([&mut dgate, &mut dup], kept, &products, [rows, n])?;
         }
         drop((gate_up, dlow));
 
@@ -264,7 +265,7 @@ impl MlpOnCuda<'_> {
         let mut dh = gpu.uninitialized(rows * k)?;
         let w = mlp.stacked(gpu)?;
         let part = |index: usize| {
-            let own = Pair { x: both[index], w, first_row: index * n, k: n };
+            let own = Operands { x: both[index], w, first_row: index * n, k: n };
             Part { own, update: loras[index].zip(dlows[index].as_ref()) }
         };
         input_gradient(gpu, &mut dh, &[part(0), part(1)], [rows, k], pass)?;

@@ -119,7 +119,7 @@ unsafe fn update<V: Vector>([w, m, v]: [V; 3], dw: V, step: &Step) -> [V; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_same_bits, contexts, values};
 
     /// The formula in plain f32, element by element.
     fn naive(w: &mut [f32], m: &mut [f32], v: &mut [f32], dw: &[f32], s: &Step) {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_naive_twin_bit_for_bit() {
+    fn equals_the_naive_reference_bit_for_bit() {
         let step_of = |t: i32| Step {
             scale: 0.37,
             decay: 1.0 - 1e-3 * 0.1,

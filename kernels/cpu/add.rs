@@ -36,7 +36,7 @@ unsafe fn add<V: Vector>(y: &mut [f32], x: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_same_bits, contexts, values};
 
     #[test]
     fn equals_the_plain_sum() {

@@ -63,8 +63,8 @@ mod tests {
 
     use super::*;
     use crate::cpu::attention::{Cache, CacheMut, PAGE, Shape, Span};
+    use crate::cpu::reference::values;
     use crate::cpu::rope::RopeTable;
-    use crate::cpu::twin::values;
     use crate::cpu::{Isa, Matrix, Rounding};
     use crate::cpu::{adamw, attention, embedding, matmul, norm, rms_norm, rope, swiglu};
 

@@ -51,7 +51,7 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], mask: Mask) {
 mod tests {
     use super::*;
     use crate::cpu::philox::Stream;
-    use crate::cpu::twin::{assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_same_bits, contexts, values};
 
     #[test]
     fn the_same_elements_are_dropped_on_any_number_of_threads_and_scaled_elements_stay() {

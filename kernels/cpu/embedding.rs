@@ -43,7 +43,7 @@ fn copy_rows<T: Element>(cpu: &Cpu, y: &mut [f32], ids: &[u32], table: &[T], n: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{contexts, values};
+    use crate::cpu::reference::{contexts, values};
 
     #[test]
     fn copies_the_rows_exactly() {

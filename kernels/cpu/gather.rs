@@ -87,7 +87,7 @@ pub fn check(rows: &[u32], from: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_same_bits, contexts, values};
 
     #[test]
     fn rows_are_copied_and_their_gradients_added() {

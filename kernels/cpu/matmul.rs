@@ -270,7 +270,9 @@ fn add_low_rank(
 mod tests {
     use super::*;
     use crate::cpu::Isa;
-    use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
+    use crate::cpu::reference::{
+        assert_close, assert_rounded_once, assert_same_bits, contexts, values,
+    };
 
     const ROUNDINGS: [Rounding; 3] = [Rounding::Bf16, Rounding::F32, Rounding::F64Sums];
 
@@ -303,8 +305,8 @@ mod tests {
         }
     }
 
-    /// The naive twin in f32, and the exact result in f64, of x as it is rounded.
-    fn twins(
+    /// The naive reference in f32, and the exact result in f64, of x as it is rounded.
+    fn references(
         y: &[f32],
         x: &[f32],
         w: Matrix<'_>,
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_naive_twin_on_awkward_shapes() {
+    fn equals_the_naive_reference_on_awkward_shapes() {
         let contexts = contexts();
         let shapes = [
             [0, 5, 7],
@@ -351,7 +353,7 @@ mod tests {
                 for rounding in ROUNDINGS {
                     let zeros = vec![0.0; m * n];
                     for (old, accumulate) in [(&zeros, false), (&y, true)] {
-                        let (naive, exact) = twins(old, &x, w, shape, rounding);
+                        let (naive, exact) = references(old, &x, w, shape, rounding);
                         let mut first: Option<Vec<f32>> = None;
                         for cpu in &contexts {
                             // Not read unless accumulating: NaN would show.
@@ -419,7 +421,8 @@ mod tests {
                     let dy_rounded: Vec<f32> = dy.iter().map(round).collect();
                     let shape = [m, k, n];
                     let columns = Matrix::F32(&columns);
-                    let (naive, exact) = twins(&old, &dy_rounded, columns, shape, Rounding::F32);
+                    let (naive, exact) =
+                        references(&old, &dy_rounded, columns, shape, Rounding::F32);
                     for cpu in &contexts {
                         let mut dx = old.clone();
                         backward(cpu, &mut dx, &dy, w, [m, n, k], rounding, true, None);

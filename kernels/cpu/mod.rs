@@ -34,7 +34,7 @@ mod exp;
 mod isa;
 mod pool;
 #[cfg(test)]
-pub(crate) mod twin;
+pub(crate) mod reference;
 pub(crate) mod values;
 mod vector;
 

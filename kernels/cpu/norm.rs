@@ -48,10 +48,10 @@ unsafe fn sum<V: Vector>(out: &mut f64, x: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{contexts, values};
+    use crate::cpu::reference::{contexts, values};
 
     #[test]
-    fn equals_the_naive_twin_with_the_same_bits_everywhere() {
+    fn equals_the_naive_reference_with_the_same_bits_everywhere() {
         for n in [0, 1, 7, 8, 33, 1023, 1025, 40_000, 65_537, 300_001] {
             let x = values(3, n);
             let naive: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();

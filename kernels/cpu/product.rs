@@ -224,10 +224,10 @@ unsafe fn tile<V: Simd, T: Element, const M: usize, const N: usize>(
 mod tests {
     use super::*;
     use crate::cpu::Isa;
-    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_close, assert_same_bits, contexts, values};
 
     #[test]
-    fn equals_the_naive_twin_on_awkward_shapes_with_the_same_bits_on_any_threads() {
+    fn equals_the_naive_reference_on_awkward_shapes_with_the_same_bits_on_any_threads() {
         let contexts = contexts();
         let shapes = [
             [0, 5, 3],

@@ -95,7 +95,7 @@ pub fn apply<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_same_bits, contexts, values};
 
     #[test]
     fn tokens_that_are_there_are_penalized_and_no_others() {

@@ -168,7 +168,9 @@ pub(super) unsafe fn sum_of_squares<V: Doubles>(x: *const f32, n: usize) -> f64 
 mod tests {
     use super::*;
     use crate::cpu::Isa;
-    use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
+    use crate::cpu::reference::{
+        assert_close, assert_rounded_once, assert_same_bits, contexts, values,
+    };
 
     #[test]
     fn equals_the_exact_result_with_the_same_bits_in_any_batch() {

@@ -137,7 +137,7 @@ unsafe fn rotate<V: Vector>(head: &mut [f32], cos: &[f32], sin: &[f32], directio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_close, assert_same_bits, contexts, values};
 
     fn inv_freq(head_dim: usize) -> Vec<f32> {
         (0..head_dim / 2).map(|i| 1e6f32.powf(-2.0 * i as f32 / head_dim as f32)).collect()

@@ -170,10 +170,10 @@ unsafe fn silu<V: Vector>(x: V) -> V {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+    use crate::cpu::reference::{assert_close, assert_same_bits, contexts, values};
 
     #[test]
-    fn equals_the_naive_twin() {
+    fn equals_the_naive_reference() {
         for n in [0, 1, 15, 16, 33, 5000, 100_000] {
             let gate: Vec<f32> = values(1, n).iter().map(|x| x * 12.0).collect();
             let up = values(2, n);

@@ -1,4 +1,4 @@
-// One AdamW step, fused; twin of cpu/adamw.rs, bit for bit: the same operations in the same order, none contracted.
+// One AdamW step, fused; reference: cpu/adamw.rs, bit for bit: the same operations in the same order, none contracted.
 // Layout: masters w, moments m and v, gradients dw, all f32, lengths multiples of 4.
 // Launch: 256 threads a block, four elements each. Bound: bytes, 28 an element.
 #include "common.cuh"

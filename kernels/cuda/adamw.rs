@@ -5,7 +5,7 @@ use super::{Buffer, Error, Gpu, entries};
 use crate::cpu::adamw::Step;
 
 impl Gpu {
-    /// Twin of [`crate::cpu::adamw::step`], bit for bit: updates w, m and v in place by the gradient dw.
+    /// Reference: [`crate::cpu::adamw::step`], bit for bit: updates w, m and v in place by the gradient dw.
     pub fn adamw(
         &self,
         w: &mut Buffer<f32>,

@@ -1,4 +1,4 @@
-// Sums of tensors, element by element; twin of cpu/add.rs.
+// Sums of tensors, element by element; reference: cpu/add.rs.
 // Layout: f32, lengths multiples of 4. Launch: 256 threads a block, four elements each. Bound: bytes.
 #include "common.cuh"
 

@@ -4,7 +4,7 @@ use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, entries};
 
 impl Gpu {
-    /// Twin of [`crate::cpu::add::accumulate`]: y += x.
+    /// Reference: [`crate::cpu::add::accumulate`]: y += x.
     pub fn add(&self, y: &mut Buffer<f32>, x: &Buffer<f32>) -> Result<(), Error> {
         let vectors = self.vectors(x);
         expect(self, "y", y, &[x.len()]);

@@ -1,4 +1,4 @@
-// Causal attention with grouped query heads, forward; twin of cpu/attention.rs. attention_backward.cu has the gradients.
+// Causal attention with grouped query heads, forward; reference: cpu/attention.rs. attention_backward.cu has the gradients.
 // For the query of head h at position p, kv head g = h / (heads / kv_heads):
 //   out = sum over j <= p of softmax_j(q k_j / sqrt(d)) v_j,   log_sum = ln sum_j e^(q k_j / sqrt(d))
 //

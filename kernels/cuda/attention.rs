@@ -120,7 +120,7 @@ pub(super) fn pick(shape: Shape, by_width: &ByWidth) -> &'static Entry {
 }
 
 impl Gpu {
-    /// Twin of [`crate::cpu::attention::append`]: writes rows of `k` and `v` `[rows, kv_heads, head_dim]`, rounded
+    /// Reference: [`crate::cpu::attention::append`]: writes rows of `k` and `v` `[rows, kv_heads, head_dim]`, rounded
     /// to bf16, to `slots` (page · PAGE + place) of keys and values `[pages, kv_heads, PAGE, head_dim]`. The slots
     /// must lie in the cache and differ from each other.
     pub fn attention_append(
@@ -193,7 +193,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Twin of [`crate::cpu::attention::forward`] over a bf16 cache: attention of the plan's rows of `q`
+    /// Reference: [`crate::cpu::attention::forward`] over a bf16 cache: attention of the plan's rows of `q`
     /// `[rows, heads, head_dim]` to `out` `[rows, heads · head_dim]`, rounded to bf16. `kept`, if given, becomes
     /// the result in f32 and ln Σ e^score `[rows, heads]`, which [`Gpu::attention_backward`] needs.
     pub fn attention(

@@ -1,4 +1,4 @@
-// Gradients of attention over sequences that share their prompt; twin of cpu/attention/backward.rs. With the saved
+// Gradients of attention over sequences that share their prompt; reference: cpu/attention/backward.rs. With the saved
 // L = ln sum e^s of each query vector, s = q k / sqrt(d), probabilities are computed again, block by block:
 //   p = e^(s - L)   delta = dy y   dv = sum p dy   ds = p (dy v - delta) / sqrt(d)   dq = sum ds k   dk = sum ds q
 // p, ds and dy are rounded to bf16 where they enter a product; the factor 1 / sqrt(d) comes last.
@@ -24,7 +24,7 @@ constexpr int KEYS = 64, VECTORS = 32, DS_TILE = KEYS * VECTORS;
 
 constexpr float LOG2_E = 1.44269504f;
 
-// delta = dy y, in f64 as the twin, and dy to bf16. A warp a (row, head).
+// delta = dy y, in f64 as the reference, and dy to bf16. A warp a (row, head).
 template <int D> DEV void deltas(float2* numbers, u16* rounded, const float* dy, const float* y, const float* log_sums, u32 vectors) {
     const u32 vector = BLOCK_X * 4 + WARP;
     if (vector >= vectors) return;

@@ -237,7 +237,7 @@ impl Gpu {
         Ok(BackwardPlan { shape, table: self.upload(&table)?, chunks, rows: lists.rows })
     }
 
-    /// Twin of [`crate::cpu::attention::backward`]: the gradients of q, k and v, given that of y, for the rows
+    /// Reference: [`crate::cpu::attention::backward`]: the gradients of q, k and v, given that of y, for the rows
     /// of the plan's trees; other rows are left alone.
     pub fn attention_backward(
         &self,

@@ -179,7 +179,7 @@ DEV void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- SwiGLU; twin of cpu/swiglu.rs
+// ---- SwiGLU; reference: cpu/swiglu.rs
 
 // Sigmoid within 3 units in the last place, in few instructions: an epilogue shares the lanes with the product's
 // addresses. 2^t has t = -x log2(e) in two parts, high + low: one part would cost 14 units at x = -20. Bounds keep
@@ -206,7 +206,7 @@ DEV float2 swiglu_gradient(float dy, float gate, float up) {
 
 // ---- random numbers
 
-// Philox4x32-10, twin of cpu/philox.rs; the counter is position, stream and sequence, low and high.
+// Philox4x32-10, reference: cpu/philox.rs; the counter is position, stream and sequence, low and high.
 DEV void philox(u32 (&c)[4], u32 key0, u32 key1) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {

@@ -1,4 +1,4 @@
-//! What a comparison of a CUDA kernel with its CPU twin found.
+//! What a comparison of a CUDA kernel with its CPU reference found.
 
 /// Results of one kernel, or of a few that only make sense together, against what they should be.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use super::launch::{Arg, Grid, args, expect};
 use super::{Buffer, Draws, Error, Gpu, Output};
 
 impl Gpu {
-    /// Twin of [`crate::cpu::dropout::forward`]: `x` through a mask that is drawn by element, as f32 or rounded.
+    /// Reference: [`crate::cpu::dropout::forward`]: `x` through a mask that is drawn by element, as f32 or rounded.
     pub fn dropout<Y: Output>(
         &self,
         y: &mut Buffer<Y>,

@@ -1,4 +1,4 @@
-// Embedding: y[i] = table[ids[i]], widened to f32; twin of cpu/embedding.rs.
+// Embedding: y[i] = table[ids[i]], widened to f32; reference: cpu/embedding.rs.
 // Layout: table [vocab, n] bf16, y [ids, n] f32, n a multiple of 8. Ids were checked against vocab.
 // Launch: a block of 128 a row, eight elements a thread at a time. Bound: bytes.
 #include "common.cuh"

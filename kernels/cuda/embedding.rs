@@ -4,7 +4,7 @@ use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, entries};
 
 impl Gpu {
-    /// Twin of [`crate::cpu::embedding::forward`]: row `ids[i]` of `table` `[vocab, n]` becomes row i of `y`, for
+    /// Reference: [`crate::cpu::embedding::forward`]: row `ids[i]` of `table` `[vocab, n]` becomes row i of `y`, for
     /// the first `rows` ids. They must be below vocab: check them where they come from.
     ///
     /// # Panics

@@ -222,7 +222,7 @@ mod tests {
         }
     }
 
-    /// Every kernel file is in the table, and has a CPU twin of its name.
+    /// Every kernel file is in the table, and has a CPU reference of its name.
     #[test]
     fn every_file_is_in_the_table() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -231,9 +231,9 @@ mod tests {
             if path.extension().is_some_and(|extension| extension == "cu") {
                 let stem = path.file_stem().unwrap().to_str().unwrap();
                 assert!(ENTRIES.iter().any(|entry| entry.stem == stem), "{stem}.cu");
-                let twins = [stem.to_string(), stem.replace("_backward", "/backward")];
-                let has = |twin: &String| root.join(format!("cpu/{twin}.rs")).is_file();
-                assert!(twins.iter().any(has), "cpu/{stem}.rs");
+                let references = [stem.to_string(), stem.replace("_backward", "/backward")];
+                let has = |reference: &String| root.join(format!("cpu/{reference}.rs")).is_file();
+                assert!(references.iter().any(has), "cpu/{stem}.rs");
             }
         }
     }

@@ -1,5 +1,5 @@
 // Rows of a matrix, some of them several times, and back: y[i] = x[rows[i]]; dx[r] = sum of dy[i] where rows[i] = r, in
-// the order of i. Twin of cpu/gather.rs, bit for bit.
+// the order of i. Reference: cpu/gather.rs, bit for bit.
 // Layout: x [.., n], y [rows, n] f32, n a multiple of 4. Row numbers were checked. Backward's lists are cpu/gather.rs's.
 // Launch: a block of 128 a row of what is written, four elements a thread at a time. Bound: bytes.
 #include "common.cuh"

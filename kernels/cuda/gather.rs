@@ -4,7 +4,7 @@ use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, entries};
 
 impl Gpu {
-    /// Twin of [`crate::cpu::gather::forward`]: row `rows[i]` of `x` `[.., n]` becomes row i of `y`. Rows must exist:
+    /// Reference: [`crate::cpu::gather::forward`]: row `rows[i]` of `x` `[.., n]` becomes row i of `y`. Rows must exist:
     /// check them where they come from.
     ///
     /// # Panics
@@ -25,7 +25,7 @@ impl Gpu {
         unsafe { self.launch(&entries::GATHER_FORWARD, Grid::new(rows.len(), 128), args) }
     }
 
-    /// Twin of [`crate::cpu::gather::backward`]: `places` are [`crate::cpu::gather::Places`]' starts and sources.
+    /// Reference: [`crate::cpu::gather::backward`]: `places` are [`crate::cpu::gather::Places`]' starts and sources.
     pub fn gather_backward(
         &self,
         dx: &mut Buffer<f32>,

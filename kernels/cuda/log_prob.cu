@@ -1,6 +1,6 @@
 // Log-probability of a token and entropy from rows of logits that come a part of the vocabulary at a time (the product
 // with the head goes to a part-sized buffer that stays in the second-level cache), and the gradient of such a part;
-// twin of cpu/log_prob.rs, bit for bit.
+// reference: cpu/log_prob.rs, bit for bit.
 // Layout: logits [rows, stride] f32, of which `width` are tokens, the first of them `first`; stride a multiple of 8, width
 // of 2048 unless it is the last;
 // sums [rows, 3] f64: max, S, W; distributions [rows, 4] f64: max, S, ln S, H; chosen [rows]: the token's logit.

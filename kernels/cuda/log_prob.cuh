@@ -7,7 +7,7 @@
 constexpr int VOCAB_BLOCK = 2048;
 constexpr float EXP_LOWEST = -87.3365f;
 
-// Twin of lanes::exp, bit for bit: nothing is fused.
+// Reference: lanes::exp, bit for bit: nothing is fused.
 DEV float exp_lanes(float x) {
     const float round = 12582912.0f, rounded = x * 1.44269504f + round, n = rounded - round;
     const float r = x - n * 0.6933594f - n * -2.1219444e-4f;
@@ -24,7 +24,7 @@ DEV float exp_lanes(float x) {
     return x != x ? x : y;
 }
 
-// Twin of lanes::ln of a positive normal x, bit for bit.
+// Reference: lanes::ln of a positive normal x, bit for bit.
 DEV double ln_exact(double x) {
     const u64 bits = double_bits(x);
     int n = (int)(bits >> 52) - 1023;

@@ -2,7 +2,7 @@
 
 use super::entries;
 use super::launch::{Grid, args, expect};
-use super::{Buffer, Error, Gpu, Pair};
+use super::{Buffer, Error, Gpu, Operands};
 use crate::cpu::log_prob::{LogitsError, RowError, VOCAB_BLOCK, inverse_of};
 
 /// Logits that exist at a time: 32 MB, which stay in an A100's second-level cache between the kernels.
@@ -56,7 +56,7 @@ pub(super) fn error_of(status: u32) -> Option<LogitsError> {
 
 impl Gpu {
     /// Log-probability of each row's token and entropy, `[rows, 2]`, of x·headᵀ at a temperature, for `x` `[rows, k]`;
-    /// twin of the CPU's log_prob over blocks, with its bits for the same logits. Tokens must be below vocab.
+    /// reference: the CPU's log_prob over blocks, with its bits for the same logits. Tokens must be below vocab.
     /// Logits exist a part of the vocabulary at a time.
     pub fn log_prob(
         &self,
@@ -106,8 +106,8 @@ impl Gpu {
                 args![&dz, logits, numbers, gradients, tokens, width, stride, first, *inverse];
             // SAFETY: a block reads and writes `width` elements of its row, and reads its row of the rest.
             unsafe { self.launch(&entries::LOG_PROB_BACKWARD, Grid::new(rows, 256), args)? };
-            let pair = Pair { x: &dz, w: head.weight, first_row: first, k: stride };
-            self.matmul_backward(dx, &[pair], [rows, head.k], first > 0)
+            let product = Operands { x: &dz, w: head.weight, first_row: first, k: stride };
+            self.matmul_backward(dx, &[product], [rows, head.k], first > 0)
         })
     }
 
@@ -137,8 +137,8 @@ impl Gpu {
             let width = (vocab - first).min(most);
             let stride = padded_vocab(width);
             let mut logits = self.uninitialized::<f32>(rows * stride)?;
-            let pair = Pair { x, w: weight, first_row: first, k };
-            self.matmul(&mut logits, &[pair], [rows, stride], false)?;
+            let product = Operands { x, w: weight, first_row: first, k };
+            self.matmul(&mut logits, &[product], [rows, stride], false)?;
             visit(first, width, stride, &logits)?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-// Matrix products of bf16 with f32 sums, on the tensor cores; twin of cpu/matmul.rs.
+// Matrix products of bf16 with f32 sums, on the tensor cores; reference: cpu/matmul.rs.
 //   nt  y[m,n] = x[m,k] w[n,k]^T     forward
 //   nn  y[m,n] = x[m,k] w[k,n]       dx = dy w
 //   tn  y[m,n] = x[k,m]^T w[k,n]     LoRA's gradients, over chunks of k that are added afterwards

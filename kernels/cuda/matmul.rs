@@ -28,12 +28,12 @@ fn low_rank_slices([m, rank, n]: [usize; 3], multiprocessors: usize) -> usize {
 }
 
 /// Products that are added in one pass, at most.
-const MOST_PAIRS: usize = 3;
+const MOST_PRODUCTS: usize = 3;
 
 /// One of up to three products that are added: `x [m, k]` and, in a forward pass, `w [n, k]`; in a backward
 /// pass `w [k, n]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair<'a> {
+pub struct Operands<'a> {
     /// Left side, bf16.
     pub x: &'a Buffer<u16>,
     /// Right side, bf16.
@@ -58,13 +58,13 @@ pub struct Factor {
 
 impl Factor {
     /// The right side of `l·F` in a backward pass (`dx += dl·A`): give [`Gpu::low_rank`]'s result as x.
-    pub fn backward<'a>(&'a self, low: &'a Buffer<u16>) -> Pair<'a> {
-        Pair { x: low, w: &self.rows, first_row: 0, k: 3 * self.rank }
+    pub fn backward<'a>(&'a self, low: &'a Buffer<u16>) -> Operands<'a> {
+        Operands { x: low, w: &self.rows, first_row: 0, k: 3 * self.rank }
     }
 
     /// The right side of `l·F` in a forward pass (`y += l·Bᵀ`, F = Bᵀ): give [`Gpu::low_rank`]'s result as x.
-    pub fn forward<'a>(&'a self, low: &'a Buffer<u16>) -> Pair<'a> {
-        Pair { x: low, w: &self.columns, first_row: 0, k: 3 * self.rank }
+    pub fn forward<'a>(&'a self, low: &'a Buffer<u16>) -> Operands<'a> {
+        Operands { x: low, w: &self.columns, first_row: 0, k: 3 * self.rank }
     }
 
     /// Rows of the factor.
@@ -74,15 +74,15 @@ impl Factor {
 }
 
 impl Gpu {
-    /// Twin of [`crate::cpu::matmul::forward`]: `y [m, n]` becomes Σ x·wᵀ over the pairs, or grows by it if
-    /// `accumulate` (the residual connection). One pair with a bf16 x is the CPU's `Rounding::Bf16`.
+    /// Reference: [`crate::cpu::matmul::forward`]: `y [m, n]` becomes Σ x·wᵀ over the products, or grows by it if
+    /// `accumulate` (the residual connection). One product with a bf16 x is the CPU's `Rounding::Bf16`.
     ///
     /// # Panics
-    /// If shapes do not fit, or n or a k is not a multiple of 8, or there are more than three pairs.
+    /// If shapes do not fit, or n or a k is not a multiple of 8, or there are more than three products.
     pub fn matmul(
         &self,
         y: &mut Buffer<f32>,
-        pairs: &[Pair<'_>],
+        products: &[Operands<'_>],
         [m, n]: [usize; 2],
         accumulate: bool,
     ) -> Result<(), Error> {
@@ -92,11 +92,15 @@ impl Gpu {
         if m <= FEW_ROWS {
             let tile = Few::pick(self, m, n, 1);
             let entry = tile.entry(&FEW_F32);
-            // SAFETY: blocks write tiles of y that lie in [m, n], and read pairs of the asserted shapes.
-            return unsafe { self.product(entry, tile.grid(m, n, 1), lead, pairs, m, n, n, false) };
+            // SAFETY: blocks write tiles of y that lie in [m, n], and read products of the asserted shapes.
+            return unsafe {
+                self.product(entry, tile.grid(m, n, 1), lead, products, m, n, n, false)
+            };
         }
         // SAFETY: as above.
-        unsafe { self.product(&entries::MATMUL_NT_F32, tiles(m, n), lead, pairs, m, n, n, false) }
+        unsafe {
+            self.product(&entries::MATMUL_NT_F32, tiles(m, n), lead, products, m, n, n, false)
+        }
     }
 
     /// The MLP's first half in one pass: `y [m, n]`, rounded to bf16, is silu(gate)·up, where gate and up are
@@ -105,7 +109,7 @@ impl Gpu {
         &self,
         y: &mut Buffer<u16>,
         kept: Option<[&mut Buffer<f32>; 2]>,
-        pairs: &[Pair<'_>],
+        products: &[Operands<'_>],
         [m, n]: [usize; 2],
     ) -> Result<(), Error> {
         expect(self, "y", y, &[m, n]);
@@ -123,20 +127,22 @@ impl Gpu {
             let entry = tile.entry(&FEW_SWIGLU);
             // SAFETY: as in `matmul`; w has 2n rows.
             return unsafe {
-                self.product(entry, tile.grid(m, n, 2), lead, pairs, m, n, 2 * n, false)
+                self.product(entry, tile.grid(m, n, 2), lead, products, m, n, 2 * n, false)
             };
         }
         let grid = tiles(m, 2 * n);
         // SAFETY: as above.
-        unsafe { self.product(&entries::MATMUL_NT_SWIGLU, grid, lead, pairs, m, n, 2 * n, false) }
+        unsafe {
+            self.product(&entries::MATMUL_NT_SWIGLU, grid, lead, products, m, n, 2 * n, false)
+        }
     }
 
-    /// Twin of [`crate::cpu::matmul::backward`]: `dx [m, n]` becomes Σ x·w over the pairs, whose w lie
+    /// Reference: [`crate::cpu::matmul::backward`]: `dx [m, n]` becomes Σ x·w over the products, whose w lie
     /// `[k, n]` (x is a gradient there), or grows by it.
     pub fn matmul_backward(
         &self,
         dx: &mut Buffer<f32>,
-        pairs: &[Pair<'_>],
+        products: &[Operands<'_>],
         [m, n]: [usize; 2],
         accumulate: bool,
     ) -> Result<(), Error> {
@@ -144,7 +150,7 @@ impl Gpu {
         let added = accumulate.then_some(&*dx);
         let lead = args![&*dx, added];
         // SAFETY: as in `matmul`.
-        unsafe { self.product(&entries::MATMUL_NN_F32, tiles(m, n), lead, pairs, m, n, n, true) }
+        unsafe { self.product(&entries::MATMUL_NN_F32, tiles(m, n), lead, products, m, n, n, true) }
     }
 
     /// The same with SwiGLU's backward pass behind it: the sum is the gradient of silu(gate)·up, and those of gate
@@ -153,7 +159,7 @@ impl Gpu {
         &self,
         [dgate, dup]: [&mut Buffer<u16>; 2],
         [gate, up]: [&Buffer<f32>; 2],
-        pairs: &[Pair<'_>],
+        products: &[Operands<'_>],
         [m, n]: [usize; 2],
     ) -> Result<(), Error> {
         for (name, x) in [("dgate", &*dgate), ("dup", &*dup)] {
@@ -165,7 +171,7 @@ impl Gpu {
         let lead = args![dgate, dup, gate, up];
         let entry = &entries::MATMUL_NN_SWIGLU_BACKWARD;
         // SAFETY: as in `matmul`.
-        unsafe { self.product(entry, tiles(m, n), lead, pairs, m, n, n, true) }
+        unsafe { self.product(entry, tiles(m, n), lead, products, m, n, n, true) }
     }
 
     /// `x` rounded to bf16, to nearest even.
@@ -265,23 +271,23 @@ impl Gpu {
     /// Queues a product. `rows` is what w has of them if it lies `[n, k]`.
     ///
     /// # Safety
-    /// `lead` is what `entry` takes before the pairs, its addresses valid for m rows of n.
+    /// `lead` is what `entry` takes before the products, its addresses valid for m rows of n.
     #[allow(clippy::too_many_arguments)] // the kernel's
     unsafe fn product(
         &self,
         entry: &'static Entry,
         grid: Grid,
         lead: &[Arg],
-        pairs: &[Pair<'_>],
+        products: &[Operands<'_>],
         m: usize,
         n: usize,
         rows: usize,
         backward: bool,
     ) -> Result<(), Error> {
-        assert!((1..=MOST_PAIRS).contains(&pairs.len()), "{} pairs", pairs.len());
+        assert!((1..=MOST_PRODUCTS).contains(&products.len()), "{} products", products.len());
         assert!(n.is_multiple_of(8), "{n} columns: not a multiple of 8");
         let mut args = lead.to_vec();
-        for Pair { x, w, first_row, k } in pairs {
+        for Operands { x, w, first_row, k } in products {
             assert!(k.is_multiple_of(8), "a sum over {k}: not a multiple of 8");
             expect(self, "x", x, &[m, *k]);
             let [count, width] = if backward { [*k, n] } else { [rows, *k] };
@@ -291,11 +297,11 @@ impl Gpu {
             let begin = w.address() + (first_row * width * size_of::<u16>()) as u64;
             args.extend([Arg::from(*x), Arg::Address(begin), Arg::from(*k)]);
         }
-        for _ in pairs.len()..MOST_PAIRS {
+        for _ in products.len()..MOST_PRODUCTS {
             args.extend([Arg::Address(0), Arg::Address(0), Arg::U32(0)]);
         }
         args.extend([Arg::from(m), Arg::from(n)]);
-        // SAFETY: the pairs' shapes are asserted above, of the rest the caller says so.
+        // SAFETY: the products' shapes are asserted above, of the rest the caller says so.
         unsafe { self.launch(entry, grid, &args) }
     }
 }

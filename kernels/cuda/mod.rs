@@ -2,8 +2,8 @@
 //!
 //! [`Gpu`] is one device with one stream: what is queued runs in order, and a call returns before its work is
 //! done, but for those that bring results to the host. Every entry point of [`crate::cuda::entries`] has one safe function
-//! here, which asserts the shapes that make its memory accesses valid. Each is the twin of a CPU kernel: same
-//! formula, same rounding; what the twin takes as f32 and rounds to bf16 before a product lies on the device
+//! here, which asserts the shapes that make its memory accesses valid. Each has a CPU kernel for its reference: same
+//! formula, same rounding; what that takes as f32 and rounds to bf16 before a product lies on the device
 //! as bf16 (`u16`), rounded by the kernel that made it.
 //!
 //! Batch invariance holds here too: a row's bits depend on that row alone.
@@ -59,7 +59,7 @@ pub use error::Error;
 pub use graph::{Graph, Workspace};
 pub use launch::Output;
 pub use log_prob::{Distributions, Head, logits_columns, padded_vocab};
-pub use matmul::{FEW_ROWS, Factor, Pair};
+pub use matmul::{FEW_ROWS, Factor, Operands};
 pub use repetition_penalty::Penalties;
 pub use rope::RopeTable;
 

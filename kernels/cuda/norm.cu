@@ -1,4 +1,4 @@
-// Sum of squares in f64; twin of cpu/norm.rs. The order of the sum depends on the length alone.
+// Sum of squares in f64; reference: cpu/norm.rs. The order of the sum depends on the length alone.
 // Layout: x f32, its length a multiple of 4; PARTS partial sums. Launch: norm_parts PARTS blocks of 256, norm_join one
 // warp. Bound: bytes.
 #include "common.cuh"

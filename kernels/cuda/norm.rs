@@ -7,7 +7,7 @@ use super::{Buffer, Error, Gpu, entries};
 const PARTS: usize = 256;
 
 impl Gpu {
-    /// Twin of [`crate::cpu::norm::sum_of_squares`]: Σ x², in f64, to `out[slot]`.
+    /// Reference: [`crate::cpu::norm::sum_of_squares`]: Σ x², in f64, to `out[slot]`.
     pub fn sum_of_squares(
         &self,
         out: &mut Buffer<f64>,

@@ -1,5 +1,5 @@
 // Repetition penalty p: of every token that a row's sequence holds the logit z becomes z p where z < 0, else z / p.
-// Twin of cpu/repetition_penalty.rs, bit for bit.
+// Reference: cpu/repetition_penalty.rs, bit for bit.
 // Layout: logits [rows, stride] f32, changed where they lie. Words: the rows' penalties, then rows + 1 places in the list of
 // ids where each row's begin and the last ends, then that list, an id once a row and below the vocabulary.
 // Launch: a block of 256 a row. Bound: latency, an id is a load and a store at random.

@@ -65,7 +65,7 @@ impl Gpu {
         self.write(&mut to.words, 0, &penalty_words(rows, to.vocab))
     }
 
-    /// Twin of [`repetition_penalty::apply`], on `logits` `[rows, padded_vocab(vocab)]`.
+    /// Reference: [`repetition_penalty::apply`], on `logits` `[rows, padded_vocab(vocab)]`.
     pub fn repetition_penalty(
         &self,
         logits: &mut Buffer<f32>,

@@ -1,4 +1,4 @@
-// RMSNorm over rows of n: y = x r w, r = (mean(x^2) + eps)^-1/2, twin of cpu/rms_norm.rs: the sum and r in f64,
+// RMSNorm over rows of n: y = x r w, r = (mean(x^2) + eps)^-1/2, reference: cpu/rms_norm.rs: the sum and r in f64,
 // y rounded once (then to bf16, where it goes into a product).
 // Layout: x, y [rows, n], w [n], n a multiple of 4 and at most 4096 (narrow: 256). With `heads`, QK-norm: rows are
 // rows * heads and n is head_dim.

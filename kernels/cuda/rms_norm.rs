@@ -9,7 +9,7 @@ const NARROW: usize = 256;
 const LONGEST: usize = 4096;
 
 impl Gpu {
-    /// Twin of [`crate::cpu::rms_norm::forward`]: normalizes each row of `x` `[rows, n]` into `y`, as f32 or
+    /// Reference: [`crate::cpu::rms_norm::forward`]: normalizes each row of `x` `[rows, n]` into `y`, as f32 or
     /// rounded to bf16.
     ///
     /// # Panics
@@ -34,7 +34,7 @@ impl Gpu {
         unsafe { self.launch(entry, Grid::new(rows, 256), args![y, x, w, n, eps]) }
     }
 
-    /// Twin of [`crate::cpu::rms_norm::backward`]: writes the gradient of `x`, given that of y, or adds it to
+    /// Reference: [`crate::cpu::rms_norm::backward`]: writes the gradient of `x`, given that of y, or adds it to
     /// what is there, which is the gradient that passes by on the residual connection.
     pub fn rms_norm_backward(
         &self,

@@ -1,4 +1,4 @@
-// Rotary position embedding, rotate-half; twin of cpu/rope.rs: y[i] = x[i] cos a - x[i+h] sin a,
+// Rotary position embedding, rotate-half; reference: cpu/rope.rs: y[i] = x[i] cos a - x[i+h] sin a,
 // y[i+h] = x[i+h] cos a + x[i] sin a, h = head_dim / 2; each product and sum is rounded.
 // Layout: x, y [rows, heads, head_dim] f32 (y bf16 where a product comes next), head_dim a multiple of 8; the table
 // [positions, head_dim] has a position's h cosines, then its h sines, made (and scaled) on the host. y may be x.
@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_bf16(u16* y, const float*
     turn(y, x, positions, table, rows, heads, head_dim, direction);
 }
 
-// QK-norm and then the rotation, in one pass: y = rope(rms_norm(x)), the norm of each head as rms_norm.cu has it (twin of
+// QK-norm and then the rotation, in one pass: y = rope(rms_norm(x)), the norm of each head as rms_norm.cu has it (reference:
 // cpu/rms_norm.rs and cpu/rope.rs in turn). w [head_dim], head_dim 64 or 128.
 // Launch: a warp a head, four a block; a lane has pairs i = lane * PAIRS and the next.
 DEV void take(float (&v)[1], const float* from) { v[0] = *from; }

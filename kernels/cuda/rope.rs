@@ -57,7 +57,7 @@ impl Gpu {
         Ok(RopeTable { table, head_dim: 2 * inv_freq.len(), positions })
     }
 
-    /// Twin of [`crate::cpu::rope::forward`], in place: rotates each row of `x` `[rows, heads, head_dim]` by its
+    /// Reference: [`crate::cpu::rope::forward`], in place: rotates each row of `x` `[rows, heads, head_dim]` by its
     /// position, of which the table must have as many; `back` turns a gradient back.
     pub fn rope(
         &self,

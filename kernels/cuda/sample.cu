@@ -1,5 +1,5 @@
-// Draws a token from each row of logits; twin of cpu/sample.rs: temperature, top-k, top-p, min-p, then the inverse of the
-// cumulative distribution at a number drawn by Philox. Sums have the twin's order, so the same logits give the same
+// Draws a token from each row of logits; reference: cpu/sample.rs: temperature, top-k, top-p, min-p, then the inverse of the
+// cumulative distribution at a number drawn by Philox. Sums have the reference's order, so the same logits give the same
 // token, log-probability and entropy, bit for bit.
 // What is kept is a prefix of one ranking (logit, then id). Its last token is found by bisecting the bits of the logit
 // over a list of candidates: counts and masses are integers, whose sums have no order.

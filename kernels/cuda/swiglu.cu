@@ -1,4 +1,4 @@
-// SwiGLU: y = silu(gate) up, and its gradients; twin of cpu/swiglu.rs. matmul.cu has both as epilogues: here they
+// SwiGLU: y = silu(gate) up, and its gradients; reference: cpu/swiglu.rs. matmul.cu has both as epilogues: here they
 // are for what does not come from a product on the tensor cores.
 // Layout: f32 in; f32 or, where a product comes next, bf16 out; lengths multiples of 4.
 // Launch: 256 threads a block, four elements each. Bound: bytes.

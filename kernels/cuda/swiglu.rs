@@ -4,7 +4,7 @@ use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, Output, entries};
 
 impl Gpu {
-    /// Twin of [`crate::cpu::swiglu::forward`]: silu(gate)·up, as f32 or rounded to bf16.
+    /// Reference: [`crate::cpu::swiglu::forward`]: silu(gate)·up, as f32 or rounded to bf16.
     pub fn swiglu<Y: Output>(
         &self,
         y: &mut Buffer<Y>,
@@ -19,7 +19,7 @@ impl Gpu {
         unsafe { self.launch(entry, Grid::over(vectors, 1, 256), args![y, gate, up, vectors]) }
     }
 
-    /// Twin of [`crate::cpu::swiglu::backward`].
+    /// Reference: [`crate::cpu::swiglu::backward`].
     pub fn swiglu_backward<Y: Output>(
         &self,
         [dgate, dup]: [&mut Buffer<Y>; 2],

@@ -25,7 +25,7 @@ use super::{
     largest, steps,
 };
 use crate::grpo::loss::{
-    self, Completion, Counted, LossType, Participation, completion_loss, token_weights,
+    self, Completion, Counted, LossMask, LossType, completion_loss, token_weights,
 };
 
 /// What the loss may differ by: f32 sums in another order.
@@ -156,7 +156,7 @@ fn loss_and_gradients(
 ) -> Result<(f64, f64, Gradients), CheckError> {
     let counted: Vec<Counted> = items
         .iter()
-        .map(|item| Counted { tokens: item.completion.len(), part: Participation::Full })
+        .map(|item| Counted { tokens: item.completion.len(), part: LossMask::Full })
         .collect();
     let weights = token_weights(kind, max_tokens, parts, &counted);
     let mut batch = PackedBatch::default();

@@ -21,7 +21,7 @@
 //!
 //! A group in which every completion has the same R (with `per_reward`: the same of each reward) has no
 //! variance: its advantages are exactly 0 and it is flagged. The trainer leaves flagged groups out of the
-//! loss ([`super::loss::Participation::Silent`]) unless the configuration wants their KL term.
+//! loss ([`super::loss::LossMask::Silent`]) unless the configuration wants their KL term.
 
 use serde::{Deserialize, Serialize};
 

@@ -8,8 +8,7 @@ use serde_json::Value;
 use super::{
     advantages::{self, ScaleRewards, Weighted},
     loss::{
-        Completion, Counted, LossType, Participation, Settings, Sums, completion_loss,
-        token_weights,
+        Completion, Counted, LossMask, LossType, Settings, Sums, completion_loss, token_weights,
     },
 };
 use crate::shared::shared;
@@ -52,7 +51,7 @@ fn row_lens(mask: &[f32], rows: usize) -> Vec<usize> {
 }
 
 fn weights(kind: LossType, max_len: usize, parts: &[usize], lens: &[usize]) -> Vec<f64> {
-    let counted = lens.iter().map(|&tokens| Counted { tokens, part: Participation::Full });
+    let counted = lens.iter().map(|&tokens| Counted { tokens, part: LossMask::Full });
     token_weights(kind, max_len, parts, &counted.collect::<Vec<_>>())
 }
 

@@ -76,12 +76,12 @@ pub struct Counted {
     /// Generated tokens, the end token included.
     pub tokens: usize,
     /// Whether it takes part.
-    pub part: Participation,
+    pub part: LossMask,
 }
 
 /// Whether a completion carries loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Participation {
+pub enum LossMask {
     /// It does.
     Full,
     /// It does not, but its tokens count in the denominators: a completion of a group without variance,
@@ -106,7 +106,7 @@ pub fn token_weights(
 ) -> Vec<f64> {
     assert_eq!(parts.iter().sum::<usize>(), completions.len(), "parts {parts:?} of the step");
     let counted = |completion: &Counted| match completion.part {
-        Participation::Masked => 0,
+        LossMask::Masked => 0,
         _ => completion.tokens,
     };
     let tokens = |of: &[Counted]| of.iter().map(counted).sum::<usize>().max(1) as f64;
@@ -124,7 +124,7 @@ pub fn token_weights(
                 LossType::Dapo => step_tokens,
                 LossType::DrGrpo => (parts.len() * size) as f64 * max_completion_length as f64,
             };
-            let takes_part = completion.part == Participation::Full;
+            let takes_part = completion.part == LossMask::Full;
             weights.push(if takes_part { 1.0 / denominator } else { 0.0 });
         }
     }

@@ -1,7 +1,7 @@
 //! A projection on a GPU. x is bf16 there, and the factors are split in two bf16 parts each
-//! ([`Factor`]), so that a low-rank update is one more pair of matrices in the projection's own product.
+//! ([`Factor`]), so that a low-rank update is one more product of matrices in the projection's own product.
 
-use kernels::cuda::{Buffer, Factor, Gpu, Pair};
+use kernels::cuda::{Buffer, Factor, Gpu, Operands};
 
 use super::{Linear, Lora, Pass, Source};
 use crate::{
@@ -126,7 +126,7 @@ fn gradient(
 /// A projection as far as the gradient of its input depends on it.
 pub(crate) struct Part<'a> {
     /// dy, and the rows of a weight that are its own.
-    pub(crate) own: Pair<'a>,
+    pub(crate) own: Operands<'a>,
     /// The adapter's factors and dl.
     pub(crate) update: Option<(&'a Lora, &'a Buffer<u16>)>,
 }
@@ -140,19 +140,19 @@ pub(crate) fn input_gradient(
     pass: Pass,
 ) -> Result<(), DeviceError> {
     for (index, Part { own, update }) in parts.iter().enumerate() {
-        let mut pairs = vec![*own];
+        let mut products = vec![*own];
         let mut masked = None;
         if let Some((lora, dlow)) = update {
             match pass.draws(lora) {
-                None => pairs.push(lora.split(gpu)?.a.backward(dlow)),
+                None => products.push(lora.split(gpu)?.a.backward(dlow)),
                 Some(draws) => masked = Some((lora, dlow, draws)),
             }
         }
-        gpu.matmul_backward(dx, &pairs, [rows, k], index > 0)?;
+        gpu.matmul_backward(dx, &products, [rows, k], index > 0)?;
         if let Some((lora, dlow, (draws, probability))) = masked {
             let mut part = gpu.uninitialized(rows * k)?;
-            let pair = lora.split(gpu)?.a.backward(dlow);
-            gpu.matmul_backward(&mut part, &[pair], [rows, k], false)?;
+            let product = lora.split(gpu)?.a.backward(dlow);
+            gpu.matmul_backward(&mut part, &[product], [rows, k], false)?;
             let mut dropped = gpu.uninitialized::<f32>(rows * k)?;
             gpu.dropout(&mut dropped, &part, draws, probability)?;
             gpu.add(dx, &dropped)?;
@@ -182,16 +182,16 @@ pub(super) fn apply<'m, const N: usize>(
         let low = cuda.run(|gpu| {
             let x = rounded.as_ref().expect("the device works");
             let low = lora.map(|lora| low_rank(gpu, x, lora, pass, rows)).transpose()?;
-            let mut pairs = vec![Pair { x, w: linear.weight.on(gpu)?, first_row: 0, k }];
+            let mut products = vec![Operands { x, w: linear.weight.on(gpu)?, first_row: 0, k }];
             if let (Some(lora), Some(low)) = (lora, &low) {
-                pairs.push(lora.split(gpu)?.b.forward(low));
+                products.push(lora.split(gpu)?.b.forward(low));
             }
             if let Some(bias) = &linear.bias {
                 assert!(!grows, "a projection with a bias is not added");
                 // The bias in every row.
                 gpu.gather(y.f32_mut(), bias.on(gpu)?, &gpu.zeros(rows)?, n)?;
             }
-            gpu.matmul(y.f32_mut(), &pairs, [rows, n], grows || linear.bias.is_some())?;
+            gpu.matmul(y.f32_mut(), &products, [rows, n], grows || linear.bias.is_some())?;
             Ok(low)
         });
         let trained =
@@ -245,7 +245,7 @@ impl Backward for Applied<'_> {
                 return Ok(None);
             }
             let mut dx = gpu.uninitialized(rows * k)?;
-            let own = Pair { x: &dy, w: weight.on(gpu)?, first_row: 0, k: n };
+            let own = Operands { x: &dy, w: weight.on(gpu)?, first_row: 0, k: n };
             let update = dlow.as_ref().map(|(lora, dlow)| (*lora, dlow));
             input_gradient(gpu, &mut dx, &[Part { own, update }], [rows, k], pass)?;
             Ok(Some(dx))

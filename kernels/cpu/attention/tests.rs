@@ -1,10 +1,12 @@
-//! Attention against a naive twin, and the same bits however rows are cut.
+//! Attention against a naive reference, and the same bits however rows are cut.
 
 use half::bf16;
 
 use super::*;
 use crate::cpu::Isa;
-use crate::cpu::twin::{assert_close, assert_rounded_once, assert_same_bits, contexts, values};
+use crate::cpu::reference::{
+    assert_close, assert_rounded_once, assert_same_bits, contexts, values,
+};
 
 /// A sequence of `len` tokens with a page table that jumps about.
 struct Sequence {
@@ -88,9 +90,9 @@ impl Sequence {
         out
     }
 
-    /// The naive twin in f32 and the exact result in f64, from k and v, not from the cache.
+    /// The naive reference in f32 and the exact result in f64, from k and v, not from the cache.
     /// `rounds`: q, k and v to bf16; `rounds_p`: the probabilities, too.
-    fn twins(&self, rounds: bool, rounds_p: bool) -> (Vec<f32>, Vec<f64>) {
+    fn references(&self, rounds: bool, rounds_p: bool) -> (Vec<f32>, Vec<f64>) {
         let Shape { heads, kv_heads, head_dim } = self.shape;
         let round = |x: &Vec<f32>| -> Vec<f32> {
             x.iter().map(|x| if rounds { bf16::from_f32(*x).to_f32() } else { *x }).collect()
@@ -133,7 +135,7 @@ impl Sequence {
 }
 
 #[test]
-fn equals_the_naive_twin_on_awkward_shapes() {
+fn equals_the_naive_reference_on_awkward_shapes() {
     let contexts = contexts();
     let shapes = [
         // heads, kv_heads, head_dim, positions
@@ -149,8 +151,9 @@ fn equals_the_naive_twin_on_awkward_shapes() {
     ];
     for (heads, kv_heads, head_dim, len) in shapes {
         let sequence = Sequence::new(Shape { heads, kv_heads, head_dim }, len);
-        let exact_twins = sequence.twins(false, false);
-        let [twins, rounded_p_twins] = [false, true].map(|p| sequence.twins(true, p));
+        let exact_references = sequence.references(false, false);
+        let [references, rounded_p_references] =
+            [false, true].map(|p| sequence.references(true, p));
         let mut first: Option<Vec<f32>> = None;
         for cpu in &contexts {
             for cache in sequence.caches(cpu).each() {
@@ -158,13 +161,13 @@ fn equals_the_naive_twin_on_awkward_shapes() {
                 let rounds = matches!(cache, Cache::Bf16 { .. });
                 let case = format!("{} {:?} bf16 {rounds}", cpu.isa(), sequence.shape);
                 if !rounds {
-                    assert_rounded_once(&got, &exact_twins.1, 1e-14, &case);
+                    assert_rounded_once(&got, &exact_references.1, 1e-14, &case);
                     let bits = first.get_or_insert_with(|| got.clone());
                     assert_same_bits(&got, bits, "instruction sets");
                     continue;
                 }
                 let rounds_p = cpu.isa() == Isa::Avx512Bf16 && head_dim % 32 == 0;
-                let (naive, exact) = if rounds_p { &rounded_p_twins } else { &twins };
+                let (naive, exact) = if rounds_p { &rounded_p_references } else { &references };
                 assert_close(&got, naive, exact, 1e-6, &case);
                 // By position too, so that a wrong short row does not hide behind a long one.
                 for row in [0, 1, 31, 32, 33, 95] {

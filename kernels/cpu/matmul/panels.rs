@@ -108,7 +108,7 @@ impl<'a> PanelSlice<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::twin::values;
+    use crate::cpu::reference::values;
 
     #[test]
     fn every_weight_has_its_place_and_the_rest_is_zero() {

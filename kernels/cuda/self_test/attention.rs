@@ -175,7 +175,9 @@ pub(crate) fn keys_and_values_go_to_their_slots_and_nowhere_else(
     Ok(())
 }
 
-pub(crate) fn forward_is_as_good_as_the_naive_twin(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn forward_is_as_good_as_the_naive_reference(
+    on: &mut Comparisons<'_>,
+) -> Result<(), Error> {
     let gpu = on.gpu;
     for shape in SHAPES.into_iter().chain(MORE_SHAPES) {
         // The last three: a block of keys that lacks one, a warp whose last row sees one key of a block, three partitions.
@@ -276,10 +278,12 @@ fn exact_gradients(
     [dq, dk, dv]
 }
 
-/// The naive bf16 twin is the CPU's kernel, on the set of instructions that rounds p and ds where this CPU has it;
+/// The naive bf16 reference is the CPU's kernel, on the set of instructions that rounds p and ds where this CPU has it;
 /// else its f32 kernel's error is far smaller, and the floor is that of rounding p, ds and dy: 2⁻⁸ of the largest
 /// gradient.
-pub(crate) fn gradients_are_as_good_as_the_twins(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn gradients_are_as_good_as_the_references(
+    on: &mut Comparisons<'_>,
+) -> Result<(), Error> {
     let gpu = on.gpu;
     let cpu = Cpu::with_isa(1, Isa::detect());
     for shape in SHAPES.into_iter().chain(MORE_SHAPES) {

@@ -7,9 +7,9 @@ use crate::cpu::philox::{Philox, Stream};
 use crate::cpu::repetition_penalty::Penalized;
 use crate::cpu::sample::{self, Sample, SamplingParams, Scratch};
 use crate::cpu::{self, Cpu};
-use crate::cuda::{Draws, Error, Head, Pair, SampleRequest, padded_vocab};
+use crate::cuda::{Draws, Error, Head, Operands, SampleRequest, padded_vocab};
 
-pub(crate) fn log_prob_has_the_bits_of_the_twin_on_the_same_logits(
+pub(crate) fn log_prob_has_the_bits_of_the_reference_on_the_same_logits(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -24,8 +24,8 @@ pub(crate) fn log_prob_has_the_bits_of_the_twin_on_the_same_logits(
         let tokens = gpu.upload(&host_tokens)?;
         let head = Head { weight: &weight, vocab, k };
         let mut logits = gpu.zeros(rows * stride)?;
-        let pair = Pair { x: &x, w: &weight, first_row: 0, k };
-        gpu.matmul(&mut logits, &[pair], [rows, stride], false)?;
+        let product = Operands { x: &x, w: &weight, first_row: 0, k };
+        gpu.matmul(&mut logits, &[product], [rows, stride], false)?;
         let logits = tokens_only(&gpu.download(&logits)?, vocab);
 
         let temperature = 0.9;
@@ -34,10 +34,10 @@ pub(crate) fn log_prob_has_the_bits_of_the_twin_on_the_same_logits(
         let found = gpu.check_distributions(&distributions)?;
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
         let (level, tokens_) = (Level::detect(), &host_tokens);
-        let twin =
+        let reference =
             log_prob::forward(level, &mut log_probs, &mut entropies, &logits, tokens_, temperature);
-        on.same(&[found, twin], &[Ok(()); 2], "logits are finite");
-        if twin.is_err() {
+        on.same(&[found, reference], &[Ok(()); 2], "logits are finite");
+        if reference.is_err() {
             continue;
         }
         let want: Vec<f32> = log_probs.iter().zip(&entropies).flat_map(|(l, h)| [*l, *h]).collect();
@@ -108,7 +108,7 @@ fn row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
     row.collect()
 }
 
-pub(crate) fn tokens_are_those_of_the_twin(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
     let of = |temperature: f32, top_k: u32, top_p: f32, min_p: f32| SamplingParams {
         temperature,

@@ -2,7 +2,7 @@
 
 use super::{Comparisons, all, rounded, uploaded, values, widened};
 use crate::cpu::{self, Cpu};
-use crate::cuda::{Error, FEW_ROWS, Pair};
+use crate::cuda::{Error, FEW_ROWS, Operands};
 
 /// Values that are bf16 already: as bits, and widened.
 fn operand(seed: u64, len: usize) -> (Vec<u16>, Vec<f32>) {
@@ -15,9 +15,9 @@ fn operand(seed: u64, len: usize) -> (Vec<u16>, Vec<f32>) {
 fn product(y: &mut ([Vec<f32>; 1], Vec<f64>), x: &[f32], w: &[f32], [m, n, k]: [usize; 3]) {
     for i in 0..m {
         for j in 0..n {
-            let pairs = || x[i * k..(i + 1) * k].iter().zip(&w[j * k..(j + 1) * k]);
-            y.0[0][i * n + j] += pairs().map(|(x, w)| x * w).sum::<f32>();
-            y.1[i * n + j] += pairs().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+            let products = || x[i * k..(i + 1) * k].iter().zip(&w[j * k..(j + 1) * k]);
+            y.0[0][i * n + j] += products().map(|(x, w)| x * w).sum::<f32>();
+            y.1[i * n + j] += products().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
         }
     }
 }
@@ -42,7 +42,7 @@ const SHAPES: [[usize; 3]; 7] = [
     [133, 40, 264],
 ];
 
-pub(crate) fn forward_equals_the_naive_twin_in_every_form(
+pub(crate) fn forward_equals_the_naive_reference_in_every_form(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -54,7 +54,12 @@ pub(crate) fn forward_equals_the_naive_twin_in_every_form(
             let mut want = sums(&start);
             product(&mut want, &xf, &wf, [m, n, k]);
             let mut y = gpu.upload(&y0)?;
-            gpu.matmul(&mut y, &[Pair { x: &dx, w: &dw, first_row: 0, k }], [m, n], accumulate)?;
+            gpu.matmul(
+                &mut y,
+                &[Operands { x: &dx, w: &dw, first_row: 0, k }],
+                [m, n],
+                accumulate,
+            )?;
             let case = format!("[{m}, {n}, {k}] {accumulate}");
             on.close(&gpu.download(&y)?, &want.0[0], &want.1, 1e-6, &case);
         }
@@ -74,9 +79,11 @@ pub(crate) fn a_row_has_the_same_bits_in_any_batch_and_kernel(
         let (x, x1) = (part(&x, k)?, part(&x1, k1)?);
         let [w, w1] = all([&w, &w1].map(|w| gpu.upload(w)))?;
         let mut y = gpu.zeros(rows * n)?;
-        let pairs =
-            [Pair { x: &x, w: &w, first_row: 0, k }, Pair { x: &x1, w: &w1, first_row: 0, k: k1 }];
-        gpu.matmul(&mut y, &pairs, [rows, n], false)?;
+        let products = [
+            Operands { x: &x, w: &w, first_row: 0, k },
+            Operands { x: &x1, w: &w1, first_row: 0, k: k1 },
+        ];
+        gpu.matmul(&mut y, &products, [rows, n], false)?;
         gpu.download(&y)
     };
     let whole = of(0, m)?;
@@ -123,9 +130,11 @@ pub(crate) fn backward_adds_the_products_of_its_pairs(
         product(&mut want, &x1f, &transposed(&w1f, k1), [m, n, k1]);
         let [x, w, x1, w1] = all([&x, &w, &x1, &w1].map(|x| gpu.upload(x)))?;
         let mut dx = gpu.upload(&old)?;
-        let pairs =
-            [Pair { x: &x, w: &w, first_row: 0, k }, Pair { x: &x1, w: &w1, first_row: 0, k: k1 }];
-        gpu.matmul_backward(&mut dx, &pairs, [m, n], true)?;
+        let products = [
+            Operands { x: &x, w: &w, first_row: 0, k },
+            Operands { x: &x1, w: &w1, first_row: 0, k: k1 },
+        ];
+        gpu.matmul_backward(&mut dx, &products, [m, n], true)?;
         let case = format!("[{m}, {n}, {k}]");
         on.close(&gpu.download(&dx)?, &want.0[0], &want.1, 1e-6, &case);
     }
@@ -133,7 +142,7 @@ pub(crate) fn backward_adds_the_products_of_its_pairs(
 }
 
 /// Widths and sums as long as Qwen3-0.6B's, on decode's and training's tiles; some rows are compared.
-pub(crate) fn products_of_a_models_widths_equal_the_naive_twin(
+pub(crate) fn products_of_a_models_widths_equal_the_naive_reference(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -152,12 +161,12 @@ pub(crate) fn products_of_a_models_widths_equal_the_naive_twin(
         product(&mut forward, &of(&xf, k), &wf, [rows.len(), n, k]);
         product(&mut backward, &of(&xf, k), &transposed(&wf, k), [rows.len(), n, k]);
         let [x, w] = uploaded(gpu, [&x, &w])?;
-        let pair = [Pair { x: &x, w: &w, first_row: 0, k }];
+        let product = [Operands { x: &x, w: &w, first_row: 0, k }];
         let mut y = gpu.zeros(m * n)?;
-        gpu.matmul(&mut y, &pair, [m, n], false)?;
+        gpu.matmul(&mut y, &product, [m, n], false)?;
         let case = format!("[{m}, {n}, {k}]");
         on.close(&of(&gpu.download(&y)?, n), &forward.0[0], &forward.1, 1e-6, &case);
-        gpu.matmul_backward(&mut y, &pair, [m, n], false)?;
+        gpu.matmul_backward(&mut y, &product, [m, n], false)?;
         on.close(&of(&gpu.download(&y)?, n), &backward.0[0], &backward.1, 1e-6, &case);
     }
     Ok(())
@@ -178,7 +187,7 @@ pub(crate) fn swiglu_behind_a_product_is_the_two_in_turn(
         let half = |w: &[u16]| {
             let w = gpu.upload(w)?;
             let mut y = gpu.zeros(m * n)?;
-            gpu.matmul(&mut y, &[Pair { x: &x, w: &w, first_row: 0, k }], [m, n], false)?;
+            gpu.matmul(&mut y, &[Operands { x: &x, w: &w, first_row: 0, k }], [m, n], false)?;
             Ok(y)
         };
         let halves = all([&w[..n * k], &w[n * k..]].map(half))?;
@@ -190,7 +199,7 @@ pub(crate) fn swiglu_behind_a_product_is_the_two_in_turn(
         for keeps in [false, true] {
             let mut y = gpu.zeros::<u16>(m * n)?;
             let kept = keeps.then_some([&mut gate, &mut up]);
-            gpu.matmul_swiglu(&mut y, kept, &[Pair { x: &x, w: &w, first_row: 0, k }], [m, n])?;
+            gpu.matmul_swiglu(&mut y, kept, &[Operands { x: &x, w: &w, first_row: 0, k }], [m, n])?;
             on.same_rounded(&gpu.download(&y)?, &want, &format!("[{m}, {n}, {k}]"));
         }
         for (got, want) in [&gate, &up].iter().zip(&halves) {
@@ -199,12 +208,12 @@ pub(crate) fn swiglu_behind_a_product_is_the_two_in_turn(
         }
 
         let [dy, down] = all([&dy, &down].map(|x| gpu.upload(x)))?;
-        let pair = [Pair { x: &dy, w: &down, first_row: 0, k: 32 }];
+        let product = [Operands { x: &dy, w: &down, first_row: 0, k: 32 }];
         let mut d = gpu.zeros(m * n)?;
-        gpu.matmul_backward(&mut d, &pair, [m, n], false)?;
+        gpu.matmul_backward(&mut d, &product, [m, n], false)?;
         let [mut a, mut b, mut c, mut e] = all([(); 4].map(|()| gpu.zeros::<u16>(m * n)))?;
         gpu.swiglu_backward([&mut a, &mut b], &d, &gate, &up)?;
-        gpu.matmul_swiglu_backward([&mut c, &mut e], [&gate, &up], &pair, [m, n])?;
+        gpu.matmul_swiglu_backward([&mut c, &mut e], [&gate, &up], &product, [m, n])?;
         for (got, want) in [(c, a), (e, b)] {
             on.same_rounded(&gpu.download(&got)?, &gpu.download(&want)?, "gradients");
         }
@@ -247,8 +256,9 @@ pub(crate) fn low_rank_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> 
         let low = gpu.low_rank(&x, &da, m, scale)?;
         let zero = [gpu.zeros(m * 8)?, gpu.zeros(n * 8)?];
         let mut y = gpu.zeros(m * n)?;
-        let pairs = [Pair { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&low)];
-        gpu.matmul(&mut y, &pairs, [m, n], false)?;
+        let products =
+            [Operands { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&low)];
+        gpu.matmul(&mut y, &products, [m, n], false)?;
 
         // l, its update and the gradient of B, with x = dy's stand-in for the last.
         let low_exact: Vec<f64> = (0..m * rank)

@@ -1,4 +1,4 @@
-//! Every CUDA kernel against its CPU twin or a naive computation, on awkward shapes.
+//! Every CUDA kernel against its CPU reference or a naive computation, on awkward shapes.
 //!
 //! `j1 check --self` runs it on the GPU at hand, and the tests on the emulator. A check is a function
 //! that hands its results to [`Comparisons`]; what went wrong on the device is its error.
@@ -18,33 +18,33 @@ macro_rules! for_each_check {
     ($use:ident) => {
         $use! {
             rows {
-                rms_norm_equals_its_twin
-                rope_equals_its_twin_bit_for_bit
-                swiglu_equals_its_twin
+                rms_norm_equals_its_reference
+                rope_equals_its_reference_bit_for_bit
+                swiglu_equals_its_reference
                 embedding_add_and_dropout_equal_their_twins_bit_for_bit
-                adamw_equals_its_twin_bit_for_bit_and_norms_to_the_order_of_sums
-                gathered_rows_equal_their_twin_bit_for_bit
+                adamw_equals_its_reference_bit_for_bit_and_norms_to_the_order_of_sums
+                gathered_rows_equal_their_reference_bit_for_bit
             }
             matmul {
-                forward_equals_the_naive_twin_in_every_form
+                forward_equals_the_naive_reference_in_every_form
                 a_row_has_the_same_bits_in_any_batch_and_kernel
                 a_row_of_low_rank_has_the_same_bits_in_any_batch
                 backward_adds_the_products_of_its_pairs
-                products_of_a_models_widths_equal_the_naive_twin
+                products_of_a_models_widths_equal_the_naive_reference
                 swiglu_behind_a_product_is_the_two_in_turn
                 rounding_is_to_nearest_even
                 low_rank_products_are_as_good_as_f32
             }
             attention {
                 keys_and_values_go_to_their_slots_and_nowhere_else
-                forward_is_as_good_as_the_naive_twin
+                forward_is_as_good_as_the_naive_reference
                 a_row_has_the_same_bits_in_decoding_as_in_a_prefill
-                gradients_are_as_good_as_the_twins
+                gradients_are_as_good_as_the_references
             }
             log_prob {
-                log_prob_has_the_bits_of_the_twin_on_the_same_logits
+                log_prob_has_the_bits_of_the_reference_on_the_same_logits
                 penalized_logits_equal_their_twins_bit_for_bit
-                tokens_are_those_of_the_twin
+                tokens_are_those_of_the_reference
                 rows_without_a_distribution_are_named
             }
         }
@@ -54,7 +54,7 @@ macro_rules! for_each_check {
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use for_each_check;
 
-/// Compares one or some kernels with their twins.
+/// Compares one or some kernels with their references.
 pub(crate) type Check = fn(&mut Comparisons<'_>) -> Result<(), Error>;
 
 macro_rules! list {
@@ -65,7 +65,7 @@ macro_rules! list {
 static CHECKS: &[(&str, Check)] = for_each_check!(list);
 
 impl Gpu {
-    /// Compares every kernel with its CPU twin, one after the other, and hands each comparison to `each` as it is
+    /// Compares every kernel with its CPU reference, one after the other, and hands each comparison to `each` as it is
     /// made. An error is one of the device; a kernel whose results are wrong is a [`Comparison`] that does not pass.
     pub fn self_test(&self, each: &mut dyn FnMut(Comparison)) -> Result<(), Error> {
         for (name, check) in CHECKS {

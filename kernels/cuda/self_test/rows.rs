@@ -7,7 +7,7 @@ use crate::cpu::philox::{Philox, Stream};
 use crate::cpu::{self, Cpu};
 use crate::cuda::{Draws, Error};
 
-pub(crate) fn rms_norm_equals_its_twin(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn rms_norm_equals_its_reference(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
     let cpu = Cpu::new(1);
     let eps = 1e-6;
@@ -41,7 +41,7 @@ pub(crate) fn rms_norm_equals_its_twin(on: &mut Comparisons<'_>) -> Result<(), E
     Ok(())
 }
 
-pub(crate) fn rope_equals_its_twin_bit_for_bit(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn rope_equals_its_reference_bit_for_bit(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
     let cpu = Cpu::new(1);
     for (rows, heads, head_dim, scale) in [
@@ -86,7 +86,7 @@ pub(crate) fn rope_equals_its_twin_bit_for_bit(on: &mut Comparisons<'_>) -> Resu
     Ok(())
 }
 
-pub(crate) fn swiglu_equals_its_twin(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn swiglu_equals_its_reference(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
     let cpu = Cpu::new(1);
     for n in [0, 4, 36, 1028, 5000] {
@@ -181,7 +181,7 @@ pub(crate) fn embedding_add_and_dropout_equal_their_twins_bit_for_bit(
     Ok(())
 }
 
-pub(crate) fn adamw_equals_its_twin_bit_for_bit_and_norms_to_the_order_of_sums(
+pub(crate) fn adamw_equals_its_reference_bit_for_bit_and_norms_to_the_order_of_sums(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -221,7 +221,7 @@ pub(crate) fn adamw_equals_its_twin_bit_for_bit_and_norms_to_the_order_of_sums(
     Ok(())
 }
 
-pub(crate) fn gathered_rows_equal_their_twin_bit_for_bit(
+pub(crate) fn gathered_rows_equal_their_reference_bit_for_bit(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;

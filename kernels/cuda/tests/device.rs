@@ -1,7 +1,7 @@
 //! Memory, graphs, errors, and that builds without the feature have the same functions.
 
 use super::{gpu, rounded, values};
-use crate::cuda::{Buffer, Error, Gpu, Pair, Queued};
+use crate::cuda::{Buffer, Error, Gpu, Operands, Queued};
 
 #[test]
 fn what_is_written_is_read_and_dropped_memory_is_used_again() {
@@ -47,7 +47,7 @@ fn a_graph_repeats_what_was_recorded_on_what_its_buffers_hold_now() {
     let step = |y: &mut Buffer<f32>, x: &Buffer<u16>| {
         // With memory that is taken and dropped on the way.
         let mut part = gpu.uninitialized::<f32>(m * n)?;
-        gpu.matmul(&mut part, &[Pair { x, w: &dw, first_row: 0, k }], [m, n], false)?;
+        gpu.matmul(&mut part, &[Operands { x, w: &dw, first_row: 0, k }], [m, n], false)?;
         gpu.add(y, &part)
     };
     let mut want = gpu.zeros::<f32>(m * n).unwrap();
@@ -177,5 +177,5 @@ fn shapes_are_checked() {
     };
     let [x, w] = [3 * 8, 16 * 8].map(|len| gpu.zeros::<u16>(len).unwrap());
     let mut y = gpu.zeros(47).unwrap();
-    let _ = gpu.matmul(&mut y, &[Pair { x: &x, w: &w, first_row: 0, k: 8 }], [3, 16], false);
+    let _ = gpu.matmul(&mut y, &[Operands { x: &x, w: &w, first_row: 0, k: 8 }], [3, 16], false);
 }

@@ -1,4 +1,4 @@
-//! Every CUDA kernel against its CPU twin, on awkward shapes: the checks of `self_test`, a test each.
+//! Every CUDA kernel against its CPU reference, on awkward shapes: the checks of `self_test`, a test each.
 //!
 //! They run on the emulator with all of its checks on, or on the driver that `CUDA_DRIVER_LIB` names:
 //! `CUDA_DRIVER_LIB=libcuda.so.1` is a real GPU's. Where that cannot be opened they say so and pass.

@@ -5,7 +5,7 @@ use super::{gpu, must_pass, rounded, values};
 use crate::cpu::attention::Tree;
 use crate::cuda::self_test::Comparisons;
 use crate::cuda::self_test::attention::{Case, SHAPES};
-use crate::cuda::{AttentionSaved, Gpu, Pair};
+use crate::cuda::{AttentionSaved, Gpu, Operands};
 use emulator::Category;
 
 /// Asserts that the kernels whose names begin so took as few passes through the banks as accesses of their widths
@@ -39,9 +39,9 @@ fn products_have_no_bank_conflicts() {
     for m in [5, 40, 140] {
         let x = gpu.upload(&rounded(&values(1, m * k))).unwrap();
         let mut y = gpu.zeros(m * n).unwrap();
-        let pair = [Pair { x: &x, w: &w, first_row: 0, k }];
-        gpu.matmul(&mut y, &pair, [m, n], false).unwrap();
-        gpu.matmul_backward(&mut y, &pair, [m, n], false).unwrap();
+        let product = [Operands { x: &x, w: &w, first_row: 0, k }];
+        gpu.matmul(&mut y, &product, [m, n], false).unwrap();
+        gpu.matmul_backward(&mut y, &product, [m, n], false).unwrap();
     }
     assert_no_conflicts(&gpu, "matmul_", 4);
 }

@@ -2,7 +2,7 @@
 //! grid without edges; bytes are each operand once, which is asserted of every run.
 
 use emulator::KernelCounters;
-use kernels::cuda::{Error, FEW_ROWS, Pair};
+use kernels::cuda::{Error, FEW_ROWS, Operands};
 
 use super::counts::{Figure, Lab, assert_same_blocks, scaled};
 
@@ -64,13 +64,13 @@ fn plain(
         let [x, w] = [lab.halves(m * k)?, lab.halves(n * k)?];
         let lows = [lab.halves(m * PARTS)?, lab.halves(n * PARTS)?];
         let all = [
-            Pair { x: &x, w: &w, first_row: 0, k },
-            Pair { x: &lows[0], w: &lows[1], first_row: 0, k: PARTS },
+            Operands { x: &x, w: &w, first_row: 0, k },
+            Operands { x: &lows[0], w: &lows[1], first_row: 0, k: PARTS },
         ];
-        let pairs = &all[..=low];
+        let products = &all[..=low];
         lab.count(|gpu| match backward {
-            true => gpu.matmul_backward(&mut y, pairs, [m, n], added),
-            false => gpu.matmul(&mut y, pairs, [m, n], added),
+            true => gpu.matmul_backward(&mut y, products, [m, n], added),
+            false => gpu.matmul(&mut y, products, [m, n], added),
         })
     };
     let runs = lab.runs(name, 1, 256, 128, |k| {
@@ -97,11 +97,12 @@ pub(crate) fn nt_swiglu(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Figure, Erro
         let [x, w] = [lab.halves(SIDE * k)?, lab.halves(2 * n * k)?];
         let [low, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
         let [more, other] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
-        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
-        let pairs = [pair(&x, &w, k), pair(&low, &factor, PARTS), pair(&more, &other, PARTS)];
+        let product = |x, w, k| Operands { x, w, first_row: 0, k };
+        let products =
+            [product(&x, &w, k), product(&low, &factor, PARTS), product(&more, &other, PARTS)];
         let mut y = lab.halves(SIDE * n)?;
         let [mut gate, mut up] = [lab.floats(SIDE * n)?, lab.floats(SIDE * n)?];
-        lab.count(|gpu| gpu.matmul_swiglu(&mut y, Some([&mut gate, &mut up]), &pairs, [SIDE, n]))
+        lab.count(|gpu| gpu.matmul_swiglu(&mut y, Some([&mut gate, &mut up]), &products, [SIDE, n]))
     })?;
     runs.check_bytes(kernel, |k| bytes(SIDE, SIDE / 2, k));
     let [read, written] = bytes(m, n, k);
@@ -117,13 +118,13 @@ pub(crate) fn nn_swiglu_backward(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Fig
     let runs = lab.runs(kernel.to_owned(), 1, 256, 128, |k| {
         let [x, w] = [lab.halves(SIDE * k)?, lab.halves(SIDE * k)?];
         let [low, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(SIDE * PARTS)?];
-        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
-        let pairs = [pair(&x, &w, k), pair(&low, &factor, PARTS)];
+        let product = |x, w, k| Operands { x, w, first_row: 0, k };
+        let products = [product(&x, &w, k), product(&low, &factor, PARTS)];
         let [gate, up] = [lab.floats(SIDE * SIDE)?, lab.floats(SIDE * SIDE)?];
         let [mut dgate, mut dup] = [lab.halves(SIDE * SIDE)?, lab.halves(SIDE * SIDE)?];
         lab.count(|gpu| {
             let gradients = [&mut dgate, &mut dup];
-            gpu.matmul_swiglu_backward(gradients, [&gate, &up], &pairs, [SIDE, SIDE])
+            gpu.matmul_swiglu_backward(gradients, [&gate, &up], &products, [SIDE, SIDE])
         })
     })?;
     runs.check_bytes(kernel, |k| bytes(SIDE, SIDE, k));
@@ -200,9 +201,9 @@ pub(crate) fn few(
         let mut y = lab.floats(m * own)?;
         let [x, w] = [lab.halves(m * k)?, lab.halves(own * k)?];
         let [l, f] = [lab.halves(m * PARTS)?, lab.halves(own * PARTS)?];
-        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
-        let pairs = [pair(&x, &w, k), pair(&l, &f, PARTS)];
-        lab.count(|gpu| gpu.matmul(&mut y, &pairs[..=low], [m, own], added))
+        let product = |x, w, k| Operands { x, w, first_row: 0, k };
+        let products = [product(&x, &w, k), product(&l, &f, PARTS)];
+        lab.count(|gpu| gpu.matmul(&mut y, &products[..=low], [m, own], added))
     })?;
     runs.check_bytes(&kernel, |k| bytes(own, k));
     let [read, written] = bytes(n, k);
@@ -223,9 +224,9 @@ pub(crate) fn few_swiglu(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Figure, Err
         let [x, w] = [lab.halves(m * k)?, lab.halves(2 * own * k)?];
         let [l, f] = [lab.halves(m * PARTS)?, lab.halves(2 * own * PARTS)?];
         let [more, other] = [lab.halves(m * PARTS)?, lab.halves(2 * own * PARTS)?];
-        let pair = |x, w, k| Pair { x, w, first_row: 0, k };
-        let pairs = [pair(&x, &w, k), pair(&l, &f, PARTS), pair(&more, &other, PARTS)];
-        lab.count(|gpu| gpu.matmul_swiglu(&mut y, None, &pairs, [m, own]))
+        let product = |x, w, k| Operands { x, w, first_row: 0, k };
+        let products = [product(&x, &w, k), product(&l, &f, PARTS), product(&more, &other, PARTS)];
+        lab.count(|gpu| gpu.matmul_swiglu(&mut y, None, &products, [m, own]))
     })?;
     runs.check_bytes(&kernel, |k| bytes(own, k));
     let [read, written] = bytes(n, k);

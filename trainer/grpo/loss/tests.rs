@@ -157,7 +157,7 @@ fn derivatives_are_central_differences() {
 }
 
 fn counted(tokens: &[usize]) -> Vec<Counted> {
-    tokens.iter().map(|&tokens| Counted { tokens, part: Participation::Full }).collect()
+    tokens.iter().map(|&tokens| Counted { tokens, part: LossMask::Full }).collect()
 }
 
 #[test]
@@ -182,8 +182,8 @@ fn weights_by_hand() {
 #[test]
 fn who_takes_no_part_has_no_weight() {
     let mut step = counted(&[2, 6, 4, 1]);
-    step[1].part = Participation::Silent;
-    step[2].part = Participation::Masked;
+    step[1].part = LossMask::Silent;
+    step[2].part = LossMask::Masked;
     let weights = |kind| token_weights(kind, 10, &[4], &step);
     // The silent one's tokens count, the masked one's do not; both are completions.
     assert_eq!(weights(LossType::Grpo), [1.0 / 8.0, 0.0, 0.0, 1.0 / 4.0]);
@@ -191,7 +191,7 @@ fn who_takes_no_part_has_no_weight() {
     assert_eq!(weights(LossType::Dapo), [1.0 / 9.0, 0.0, 0.0, 1.0 / 9.0]);
     assert_eq!(weights(LossType::DrGrpo), [1.0 / 40.0, 0.0, 0.0, 1.0 / 40.0]);
     // Nobody left, and nothing generated: no division by 0.
-    step.iter_mut().for_each(|completion| completion.part = Participation::Masked);
+    step.iter_mut().for_each(|completion| completion.part = LossMask::Masked);
     assert_eq!(token_weights(LossType::Dapo, 10, &[4], &step), [0.0; 4]);
     for kind in [LossType::Grpo, LossType::Bnpo, LossType::Dapo, LossType::DrGrpo] {
         assert!(token_weights(kind, 10, &[2], &counted(&[0, 0])).iter().all(|w| w.is_finite()));

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::Isa;
-use crate::cpu::twin::{assert_close, assert_same_bits, contexts, values};
+use crate::cpu::reference::{assert_close, assert_same_bits, contexts, values};
 
 /// Keys that row `row` of the tree sees, as rows of the tree.
 fn seen(tree: &Tree, row: usize) -> Vec<usize> {
@@ -20,18 +20,24 @@ fn seen(tree: &Tree, row: usize) -> Vec<usize> {
 }
 
 /// The formula, in f64 or in f32 (`narrow`): y, log-sums and the three gradients.
-struct Twin {
+struct Reference {
     y: Vec<f64>,
     log_sums: Vec<f64>,
     gradients: [Vec<f64>; 3],
 }
 
-fn twin(inputs: [&[f32]; 4], trees: &[Tree], shape: Shape, narrow: bool) -> Twin {
-    twin_of(inputs, trees, shape, narrow, false)
+fn reference(inputs: [&[f32]; 4], trees: &[Tree], shape: Shape, narrow: bool) -> Reference {
+    reference_of(inputs, trees, shape, narrow, false)
 }
 
 /// `pairs`: what meets another operand in the gradients is rounded to bf16: dy, p and ds.
-fn twin_of(inputs: [&[f32]; 4], trees: &[Tree], shape: Shape, narrow: bool, pairs: bool) -> Twin {
+fn reference_of(
+    inputs: [&[f32]; 4],
+    trees: &[Tree],
+    shape: Shape,
+    narrow: bool,
+    pairs: bool,
+) -> Reference {
     let [q, k, v, dy] = inputs;
     let Shape { heads, kv_heads, head_dim: d } = shape;
     let cut = |x: f64| if narrow { f64::from(x as f32) } else { x };
@@ -80,7 +86,7 @@ fn twin_of(inputs: [&[f32]; 4], trees: &[Tree], shape: Shape, narrow: bool, pair
             }
         }
     }
-    Twin { y, log_sums, gradients }
+    Reference { y, log_sums, gradients }
 }
 
 fn narrowed(x: &[f64]) -> Vec<f32> {
@@ -112,8 +118,8 @@ fn equals_the_formula_with_the_same_bits_on_any_number_of_threads() {
         let [q, dy] = [1, 2].map(|seed| values(seed, rows * width));
         let [k, v] = [3, 4].map(|seed| values(seed, rows * kv_width));
         let q: Vec<f32> = q.iter().map(|q| q * 3.0).collect();
-        let exact = twin([&q, &k, &v, &dy], &trees, shape, false);
-        let naive = twin([&q, &k, &v, &dy], &trees, shape, true);
+        let exact = reference([&q, &k, &v, &dy], &trees, shape, false);
+        let naive = reference([&q, &k, &v, &dy], &trees, shape, true);
         let (y, log_sums) = (narrowed(&exact.y), narrowed(&exact.log_sums));
         let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: false };
         let mut first: Option<(Isa, Vec<Vec<f32>>)> = None;
@@ -162,9 +168,9 @@ fn pairs_equal_the_formula_with_rounded_operands_on_any_number_of_threads() {
         let dy = values(2, rows * width);
         let [k, v] = [3, 4].map(|seed| round(values(seed, rows * kv_width)));
         let q = round(values(1, rows * width).iter().map(|q| q * 3.0).collect());
-        let exact = twin([&q, &k, &v, &dy], &trees, shape, false);
+        let exact = reference([&q, &k, &v, &dy], &trees, shape, false);
         // Sums in f64 of rounded operands: the error that the rounding itself makes.
-        let rounded = twin_of([&q, &k, &v, &dy], &trees, shape, false, true);
+        let rounded = reference_of([&q, &k, &v, &dy], &trees, shape, false, true);
         let (y, log_sums) = (narrowed(&exact.y), narrowed(&exact.log_sums));
         let saved = Saved { q: &q, k: &k, v: &v, y: &y, log_sums: &log_sums, rounded: true };
         let mut first: Option<Vec<Vec<f32>>> = None;
@@ -201,7 +207,7 @@ fn rounds_what_the_forward_pass_rounded() {
     let (q, k, v, dy) = (values(1, 512), values(2, 256), values(3, 256), values(4, 512));
     let round = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect::<Vec<_>>();
     let (rounded_q, rounded_k, rounded_v) = (round(&q), round(&k), round(&v));
-    let exact = twin([&rounded_q, &rounded_k, &rounded_v, &dy], &trees, shape, false);
+    let exact = reference([&rounded_q, &rounded_k, &rounded_v, &dy], &trees, shape, false);
     let (y, log_sums) = (narrowed(&exact.y), narrowed(&exact.log_sums));
     let cpu = Cpu::new(2);
     let run = |saved: Saved| {

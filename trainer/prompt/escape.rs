@@ -22,7 +22,7 @@ const SPLIT: char = '\u{200b}';
 ///
 /// Nothing is ever removed, so no new control string can form from the pieces, and doing it twice
 /// changes nothing more.
-pub fn neutralize<'a>(text: &'a str, control: &ControlTokens) -> Cow<'a, str> {
+pub fn escape_special_tokens<'a>(text: &'a str, control: &ControlTokens) -> Cow<'a, str> {
     match split_markers(text) {
         Cow::Borrowed(text) => control.split(text),
         Cow::Owned(text) => Cow::Owned(control.split(&text).into_owned()),
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     fn clean(text: &str) -> String {
-        neutralize(text, &ControlTokens::default().with(["<|im_end|>"])).into_owned()
+        escape_special_tokens(text, &ControlTokens::default().with(["<|im_end|>"])).into_owned()
     }
 
     #[test]
@@ -87,7 +87,7 @@ mod tests {
         ] {
             let control = ControlTokens::default().with(["<|im_end|>"]);
             assert!(
-                matches!(neutralize(text, &control), Cow::Borrowed(same) if same == text),
+                matches!(escape_special_tokens(text, &control), Cow::Borrowed(same) if same == text),
                 "{text}"
             );
         }

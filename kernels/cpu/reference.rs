@@ -1,4 +1,4 @@
-//! What tests of kernels share: the comparison with a naive twin, contexts.
+//! What tests of kernels share: the comparison with a naive reference, contexts.
 
 pub(crate) use super::values::values;
 use super::{Cpu, Isa, values::largest_error};
