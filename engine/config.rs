@@ -6,7 +6,7 @@
 //! activations, quantization) is refused by name, so that a loaded model is computed as its authors meant it.
 //! Absent keys take the defaults of transformers' configuration classes.
 
-mod error;
+pub(crate) mod error;
 mod generation;
 mod rope;
 

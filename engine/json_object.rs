@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::config::ConfigError;
+use crate::config::error::ConfigError;
 use crate::error::excerpt;
 
 /// Typed access to a JSON object that remembers the file for its messages. `null` counts as absent.

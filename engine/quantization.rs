@@ -6,10 +6,6 @@ use serde_json::Value;
 use crate::error::excerpt;
 use crate::json_object::JsonObject;
 
-/// What to do with any of them.
-pub(crate) const REMEDY: &str = "bf16, f16 and f32 are read: fetch the checkpoint that it was made from; or let Python's transformers \
-    undo it where it can, `AutoModelForCausalLM.from_pretrained(dir).dequantize().save_pretrained(out)`";
-
 /// Values of `quant_method` (transformers' utils/quantization_config.py, and those of vLLM, MLX and ExLlama).
 const METHODS: [(&str, &str); 34] = [
     ("aqlm", "AQLM"),

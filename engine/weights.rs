@@ -30,7 +30,7 @@ use memmap2::Mmap;
 pub use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::config::{Config, ConfigError, ExpectedTensor};
+use crate::config::{Config, ConfigError, ExpectedTensor, error::QUANTIZATION_REMEDY};
 use crate::error::{
     FileError, excerpt, is_there, look_up, parse_json, printable, read_text, stand_in,
 };
@@ -113,7 +113,7 @@ pub enum WeightsError {
     #[error("{}: {count} tensors that config.json calls for are missing: {names}; {found}", path.display())]
     Missing { path: PathBuf, count: usize, names: String, found: String },
     /// Pieces of quantized weights, of which config.json says nothing.
-    #[error("{}: the weights are quantized by {maker} ({tensor}); {}", path.display(), quantization::REMEDY)]
+    #[error("{}: the weights are quantized by {maker} ({tensor}); {}", path.display(), QUANTIZATION_REMEDY)]
     Quantized { path: PathBuf, maker: &'static str, tensor: String },
     /// A tensor of another shape.
     #[error("{}: tensor {name:?} should have shape {expected:?}, got {got:?}", path.display())]

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use crate::error::FileError;
-use crate::quantization;
+
+/// What to do with any of them.
+pub(crate) const QUANTIZATION_REMEDY: &str = "bf16, f16 and f32 are read: fetch the checkpoint that it was made from; or let Python's transformers \
+    undo it where it can, `AutoModelForCausalLM.from_pretrained(dir).dequantize().save_pretrained(out)`";
 
 /// A configuration that cannot be read, contradicts itself, or asks for what this engine does not compute.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +43,7 @@ pub enum ConfigError {
     NoEndOfSequence { directory: PathBuf },
     /// Weights in another form than numbers of a floating-point type.
     #[error(
-        "{}: the weights are quantized by {maker} ({key:?} says so); {}", path.display(), quantization::REMEDY
+        "{}: the weights are quantized by {maker} ({key:?} says so); {}", path.display(), QUANTIZATION_REMEDY
     )]
     Quantized { path: PathBuf, key: &'static str, maker: String },
     /// A variation of the architecture that this engine does not compute.
