@@ -2,13 +2,11 @@
 
 mod cuda;
 
-use std::path::Path;
-
 use clap::ValueEnum;
 use engine::{
     config::Config,
     hub::Hub,
-    model::{Model, Precision, memory::PassMemory},
+    model::{Precision, memory::PassMemory},
     weights::{Checkpoint, Dtype},
 };
 use kernels::cpu::Isa;
@@ -16,8 +14,9 @@ use serde_json::{Value, json};
 use trainer::{
     settings::{Choice, GradientCheckpointing, Settings},
     train::{
-        checkpointing::{Decision, Reason, decide},
+        checkpointing::{Decision, Reason},
         memory::{RunMemory, RunShape, weights_bytes},
+        session::tokenizer_bytes,
     },
 };
 
@@ -75,10 +74,6 @@ impl ShapeArg {
             ShapeArg::Qwen3_1_7b => Config::qwen3(2048, 6144),
         }
     }
-}
-
-fn tokenizer_bytes(directory: &Path) -> u64 {
-    std::fs::metadata(directory.join("tokenizer.json")).map_or(0, |file| file.len())
 }
 
 /// Rows of the table of `j1 info --train`, and the same as JSON.
@@ -171,18 +166,9 @@ fn report(name: &str, memory: &RunMemory) -> Value {
     })
 }
 
-/// Decides `auto`, and says why; the peak in bytes, where it can be predicted. The choice changes no bit of a run, so it is
-/// not written down.
-pub(crate) fn resolve_checkpointing(
-    settings: &mut Settings,
-    model: &Model,
-    directory: &Path,
-    prompt: usize,
-    cache: u64,
-) -> Result<Option<u64>, Failure> {
-    let Decision { choice, peak, reason } =
-        decide(settings, model, tokenizer_bytes(directory), prompt, cache)?;
-    settings.train.gradient_checkpointing = choice;
+/// Says whether activations are kept, and why, where it was decided here.
+pub(crate) fn announce(decision: &Decision) {
+    let Decision { choice, reason, .. } = *decision;
     let name = choice.name();
     let says = |[kept, recomputed]: [u64; 2], why: &str| {
         note(&format!(
@@ -207,5 +193,4 @@ pub(crate) fn resolve_checkpointing(
             says([kept, recomputed], &why);
         }
     }
-    Ok(peak)
 }

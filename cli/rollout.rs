@@ -11,6 +11,7 @@ use trainer::{
         plan::{Slot, push_slots},
         sample::Sampler,
         sampling_options,
+        session::{check_positions, template},
     },
 };
 
@@ -21,7 +22,7 @@ use crate::{
     output::{bar_style, note},
     sampling::left_out_of_training,
     session::{data_source, open_language_model, precision, resolve},
-    train::{base_settings, check_positions, template},
+    train::base_settings,
 };
 
 pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {

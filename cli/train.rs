@@ -7,23 +7,20 @@ mod view;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{OnceLock, atomic::AtomicBool},
 };
 
-use engine::{
-    adapter::Adapter,
-    chat::RenderOptions,
-    language_model::{LanguageModel, OpenError},
-};
-use serde_json::{Map, Value, json};
+use engine::{adapter::Adapter, device::Device, model::Model};
+use indicatif::ProgressBar;
+use serde_json::{Map, Value};
 use trainer::{
-    data::{self, Pair, Wanted},
-    fingerprint, prepare,
-    prompt::Template,
     settings::{Preset, Reference, Settings, SettingsError, Weights},
     train::{
         StepError, Trainer,
         directory::{RunDirectory, typed},
+        estimate::Ahead,
         run::{self, Ended, RunError},
+        session::{self, Host, RunPairs, Session, SessionError, Spec},
     },
 };
 
@@ -33,9 +30,9 @@ use crate::{
     interrupt, machine, memory,
     output::{note, print},
     sampling::left_out_of_training,
-    session::{data_source, is_local_pattern, note_unread, precision, resolve},
+    session::{data_source, is_local_pattern, precision, resolve},
 };
-use plan::{Ahead, Pace, Pairs, first_prompt, fitting_pairs, show_prompt};
+use plan::show_prompt;
 use resume::Resumed;
 use view::View;
 
@@ -77,14 +74,6 @@ fn beside(config: &Path, mut settings: Settings) -> Settings {
         settings.data.template = path.to_owned();
     }
     settings
-}
-
-/// The template that settings name.
-pub(crate) fn template(settings: &Settings) -> Result<Template, Failure> {
-    Ok(match settings.data.template.as_str() {
-        "" => Template::bundled()?,
-        path => Template::from_file(Path::new(path))?,
-    })
 }
 
 /// The settings of all flags, paths included.
@@ -136,28 +125,45 @@ fn with_absolute_paths(mut settings: Settings) -> Settings {
     settings
 }
 
-/// Refuses training and held-out pairs of two different splits; own files may share prompts, but not unseen.
-fn check_together(train: &[Pair], held_out: &[Pair], paths: [&Path; 2]) -> Result<(), Failure> {
-    let checked = prepare::check_together(paths, train, held_out)?;
-    let shared = prepare::shared_prompts(train, held_out);
-    if shared > 0 && !checked {
-        note(&format!(
-            "warning: the prompts of {shared} of {} held-out pairs are in the training data too: on these, \
-             accuracy measures memory (j1 data prepare splits by prompt)",
-            held_out.len()
-        ));
+/// What the program does while a session opens.
+struct Opening<'a> {
+    args: &'a Train,
+    view: &'a View,
+    bar: OnceLock<ProgressBar>,
+}
+
+impl Host for Opening<'_> {
+    fn place_weights(&mut self, model: &mut Model, asked: Weights) -> Result<Weights, Failure> {
+        let weights = match (self.args.weights, asked) {
+            (Some(flag), _) => flag,
+            // What was possible where the run began need not be here, and no result depends on it.
+            (None, Weights::Packed) if self.args.resume && !model.can_pack() => WeightsArg::Auto,
+            (None, from_settings) => from_settings.into(),
+        };
+        machine::place_weights(model, weights)
     }
-    Ok(())
+
+    fn cache_bytes(&mut self, device: &Device) -> Result<u64, Failure> {
+        machine::cache_bytes(device, self.args.cache_memory)
+    }
+
+    fn note(&mut self, text: &str) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+        note(text);
+    }
+
+    fn measured(&self, pairs: usize, of: usize) {
+        let bar = self.bar.get_or_init(|| self.view.bar("measuring prompts", of));
+        bar.set_position(pairs as u64);
+    }
+
+    fn stop(&self) -> &AtomicBool {
+        interrupt::flag()
+    }
 }
 
-/// A file of pairs, with the fingerprint of its content.
-fn read_pairs(spec: &str) -> Result<(Vec<Pair>, String), Failure> {
-    let pairs = data::read_with(&data_source(spec)?, None, &Wanted::default())?;
-    let fingerprint = data::fingerprint(&pairs);
-    Ok((pairs, fingerprint))
-}
-
-/// What a run reads and works with, opened; nothing is written yet.
 fn train(args: &Train) -> Result<Ended, Failure> {
     let out = args.out.as_deref();
     let required = "clap requires it without --dry-run";
@@ -171,8 +177,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     };
     // How batches are packed decides last bits: the number stays with the run.
     settings.train.micro_batch_tokens = settings.micro_batch_tokens();
-    let (model, start) = (settings.model.path.clone(), settings.model.adapter.clone());
-    if model.is_empty() {
+    if settings.model.path.is_empty() {
         return Err("no model: give --model, or model.path in the settings".into());
     }
     if settings.data.train.is_empty() {
@@ -181,126 +186,76 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     if let (Some(out), None, false) = (out, &resumed, args.dry_run) {
         RunDirectory::check_free(out)?;
     }
-    let (pairs, pairs_fingerprint) = read_pairs(&settings.data.train)?;
-    let held_out = match settings.data.held_out.as_str() {
-        "" => None,
-        spec => Some(read_pairs(spec)?),
-    };
-    if let Some((held_out, _)) = &held_out {
-        let (train, evaluated) = (&settings.data.train, &settings.data.held_out);
-        check_together(&pairs, held_out, [train, evaluated].map(Path::new))?;
-    }
-    let template = template(&settings)?;
+    let named = |spec: &'_ String| (!spec.is_empty()).then(|| PathBuf::from(spec));
+    let names = [named(&settings.data.train), named(&settings.data.held_out)];
+    let [train, held_out] = names.each_ref().map(|name| {
+        let name = name.as_deref()?;
+        Some(data_source(&name.to_string_lossy()).map(|source| (source, name)))
+    });
+    let (train, held_out) = (train.transpose()?, held_out.transpose()?);
+    let sources = [&train, &held_out].map(|of| of.as_ref().map(|(source, name)| (source, *name)));
+    let pairs = RunPairs::read(sources, &mut |text| note(text))?;
+    // Before a model is fetched.
+    session::template(&settings)?;
 
-    let start = Some(start.as_str()).filter(|start| !start.is_empty());
-    let (directory, start) = resolve(&model, start)?;
+    let start = Some(settings.model.adapter.as_str()).filter(|start| !start.is_empty());
+    let (directory, start) = resolve(&settings.model.path, start)?;
     let checkpoint = resumed.as_ref().and_then(Resumed::checkpoint);
     let device = machine::device(args.device, args.dtype, args.threads)?;
-    let from = checkpoint.or(start.as_ref());
-    let opened = LanguageModel::open_with(
-        &directory,
-        |config| {
-            let mut adapter = match (&checkpoint, &start) {
-                (Some(path), _) => Adapter::load(path, config)?,
-                (None, Some(path)) => {
-                    let adapter = Adapter::load(path, config)?;
-                    let notes = adapter.notes_for_training(&model);
-                    notes.iter().for_each(|text| note(&format!("note: {text}")));
-                    adapter
-                }
-                (None, None) => {
-                    Adapter::initialize(config, &settings.lora.adapter(), settings.train.seed)?
-                }
-            };
-            adapter.base_model = Some(model.clone());
-            Ok(adapter)
-        },
-        precision(args.dtype),
-        &device,
-    );
-    let (mut language_model, mut adapter) = match (opened, &resumed) {
-        (Err(OpenError::Adapter(error)), Some(resumed)) => {
-            return Err(resumed.damaged(error.into()));
-        }
-        (opened, _) => opened?,
+    let done = resumed.as_ref().map_or(0, Resumed::step);
+    let spec = Spec {
+        settings,
+        model: &directory,
+        start: start.as_deref(),
+        checkpoint: checkpoint.map(PathBuf::as_path),
+        device: &device,
+        precision: precision(args.dtype),
+        instructions: machine::instructions(&device),
     };
-    let weights = match (args.weights, settings.model.weights) {
-        (Some(flag), _) => flag,
-        // What was possible where the run began need not be here, and no result depends on it.
-        (None, Weights::Packed) if args.resume && !language_model.model.can_pack() => {
-            WeightsArg::Auto
+    let view = View::new();
+    let mut opening = Opening { args, view: &view, bar: OnceLock::new() };
+    let session = match Session::open(spec, pairs, &mut opening).map_err(SessionError::into_adapter)
+    {
+        Ok(Some(session)) => session,
+        Ok(None) => return Ok(Ended::Interrupted),
+        Err(Ok(error)) => {
+            return Err(match &resumed {
+                Some(resumed) => resumed.damaged(error.into()),
+                None => error.into(),
+            });
         }
-        (None, from_settings) => from_settings.into(),
+        Err(Err(error)) => return Err(error.into()),
     };
-    settings.model.weights = machine::place_weights(&mut language_model.model, weights)?;
-    if from.is_some() {
-        check_start(&adapter, &settings)?;
-        if resumed.is_none() {
-            note(
-                "starting from the adapter's weights: AdamW's moments and the schedule begin anew",
-            );
-        }
-        adapter.dropout = settings.lora.dropout;
-    }
-    let template = template.with_control_tokens(language_model.control_tokens());
-    let date = settings.rollout.template_date.parse().ok();
-    let options = RenderOptions { add_generation_prompt: true, date, ..RenderOptions::default() };
-    note_unread(&language_model.chat, &template, options);
-    check_positions(&language_model, &settings)?;
-    if let Some(line) = left_out_of_training(&language_model.generation) {
+    let Session { mut trainer, mut adapter, held_out, settings: written, fingerprints, .. } =
+        session;
+    if let Some(line) = left_out_of_training(&trainer.language_model().generation) {
         note(&line);
     }
-
-    let fingerprints = json!({
-        "j1": env!("CARGO_PKG_VERSION"),
-        "model": fingerprint::of_directory(&directory)?,
-        "adapter": start.as_deref().map(fingerprint::of_directory).transpose()?,
-        "dtype": language_model.model.precision().name(),
-        "instructions": machine::instructions(&device),
-        "template": template.fingerprint(),
-        "data": pairs_fingerprint,
-        "held_out": held_out.as_ref().map(|(_, fingerprint)| fingerprint.clone()),
-    });
-
-    let stop = interrupt::flag();
-    let cache_bytes = machine::cache_bytes(&device, args.cache_memory)? as usize;
-    let view = View::new();
-    let fitting = fitting_pairs(&language_model, &template, &settings, pairs, &view)?;
-    let Some(fitting) = fitting else { return Ok(Ended::Interrupted) };
-    let mut held_out = held_out.map(|(pairs, _)| pairs).unwrap_or_default();
-    if settings.train.eval_pairs > 0 && held_out.len() > settings.train.eval_pairs {
-        held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
-    }
-    let written = settings.clone();
-    let (model, cache) = (&language_model.model, cache_bytes as u64);
-    let longest = fitting.longest;
-    let peak = memory::resolve_checkpointing(&mut settings, model, &directory, longest, cache)?;
-    let Pairs { pairs, mean: prompt, .. } = fitting;
-    let (first, count) = (pairs[0].clone(), pairs.len());
-    let mut trainer = Trainer::new(language_model, template, settings, pairs, cache_bytes);
-    let first = first_prompt(&trainer, &first)?;
-    let pace = Pace::measure(trainer.language_model(), &first)?;
-    let done = resumed.as_ref().map_or(0, Resumed::step);
-    let (steps, held_out_pairs) = ([done, trainer.steps()], held_out.len());
-    let ahead = Ahead { settings: trainer.settings(), prompt, steps, held_out: held_out_pairs };
-    for line in ahead.lines(count, peak, pace) {
+    memory::announce(&session.checkpointing);
+    let ahead = Ahead {
+        settings: trainer.settings(),
+        prompt: session.mean_prompt,
+        steps: [done, trainer.steps()],
+        held_out: held_out.len(),
+    };
+    let peak = session.checkpointing.peak;
+    for line in plan::lines(&ahead, session.pairs, peak, session.pace) {
         note(&line);
     }
     if args.dry_run {
-        show_prompt(trainer.language_model(), &first)?;
+        show_prompt(trainer.language_model(), &session.first_prompt)?;
         return Ok(Ended::Complete);
     }
 
     // All that can be known to be wrong is known: from here on the directory holds a run.
     let out = out.expect(required);
-    let fingerprints = fingerprints.as_object().expect("made above");
     let about = about(&written);
     let run_directory = match &resumed {
         Some(resumed) => {
-            resumed.go_on(args, &written, fingerprints, about)?;
+            resumed.go_on(args, &written, &fingerprints, about)?;
             &resumed.directory
         }
-        None => &RunDirectory::start(out, &written, fingerprints, about)?,
+        None => &RunDirectory::start(out, &written, &fingerprints, about)?,
     };
     if start.is_some() {
         set_reference(&mut trainer, run_directory, &adapter, checkpoint.is_some())?;
@@ -312,7 +267,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         run_directory,
         resumed.as_ref().and_then(Resumed::checkpoint).map(PathBuf::as_path),
         &held_out,
-        stop,
+        interrupt::flag(),
         &mut |event| view.show(event),
     );
     view.finish();
@@ -400,61 +355,4 @@ fn not_finite(error: &StepError, directory: &RunDirectory, out: &Path) -> Failur
             .to_owned(),
     };
     format!("{error}. {advice}").into()
-}
-
-/// An adapter that training starts from keeps its rank, its scale and its matrices, which the settings must name.
-fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), Failure> {
-    let lora = &settings.lora;
-    if adapter.alpha == 0.0 {
-        return Err("the adapter to start from has lora_alpha = 0, with which no training changes what the model says: put the \
-                    value it was trained with into its adapter_config.json (some tools write 0 when they convert)"
-            .into());
-    }
-    let adapted = adapter.targets();
-    let same = (adapter.rank, adapter.alpha, adapter.rank_stabilized)
-        == (lora.r, lora.alpha, lora.rslora)
-        && adapted == lora.adapter().targets;
-    if same {
-        return Ok(());
-    }
-    let modules: Vec<&str> =
-        adapted.iter().filter_map(|target| target.module().rsplit('.').next()).collect();
-    Err(format!(
-        "the adapter to start from has r = {}, alpha = {}, rslora = {}, target_modules = {modules:?}, and the settings \
-         say r = {}, alpha = {}, rslora = {}, target_modules = {:?}; add --set lora.r={} --set lora.alpha={} --set \
-         lora.rslora={}{}",
-        adapter.rank,
-        adapter.alpha,
-        adapter.rank_stabilized,
-        lora.r,
-        lora.alpha,
-        lora.rslora,
-        lora.target_modules,
-        adapter.rank,
-        adapter.alpha,
-        adapter.rank_stabilized,
-        match adapted == lora.adapter().targets {
-            true => String::new(),
-            false => format!(" --set 'lora.target_modules={modules:?}'"),
-        }
-    )
-    .into())
-}
-
-/// Prompt and completion must fit the model's positions.
-pub(crate) fn check_positions(
-    language_model: &LanguageModel,
-    settings: &Settings,
-) -> Result<(), Failure> {
-    let positions = language_model.model.config().max_position_embeddings;
-    let (prompt, completion) =
-        (settings.data.max_prompt_tokens, settings.rollout.max_completion_tokens);
-    if prompt.checked_add(completion).is_some_and(|tokens| tokens <= positions) {
-        return Ok(());
-    }
-    Err(format!(
-        "data.max_prompt_tokens = {prompt} and rollout.max_completion_tokens = {completion} exceed the model's \
-         {positions} positions; lower one of them with --set"
-    )
-    .into())
 }

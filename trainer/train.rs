@@ -17,11 +17,13 @@ pub mod checkpoint;
 pub mod checkpointing;
 pub mod deliver;
 pub mod directory;
+pub mod estimate;
 pub mod memory;
 pub mod plan;
 pub mod prompts;
 pub mod run;
 pub mod sample;
+pub mod session;
 pub mod update;
 
 use std::{
