@@ -32,6 +32,13 @@ pub(super) fn parse_key(key: &str, layers: usize) -> Result<Place, String> {
         "expected base_model.model.model.layers.{layer}.{projection}.lora_A.weight or lora_B.weight"
             .to_owned()
     };
+    // Weights of the base model beside the factors, as `save_embedding_layers` and `modules_to_save` put them there.
+    if key.ends_with("embed_tokens.weight") || key.ends_with("lm_head.weight") {
+        return Err("it is a whole matrix, saved with the adapter, which only changes projections: save it again with \
+                    PEFT's save_pretrained(out, save_embedding_layers=False) if that matrix is the base model's, else \
+                    merge it, `model.merge_and_unload().save_pretrained(out)`, and give out as the model"
+            .to_owned());
+    }
     let rest = key.strip_prefix("base_model.model.model.layers.").ok_or_else(expected)?;
     let (layer, rest) = rest.split_once('.').ok_or_else(expected)?;
     let (layer_text, layer) = (layer, layer.parse::<usize>().map_err(|_| expected())?);

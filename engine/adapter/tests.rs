@@ -403,6 +403,21 @@ fn keys_that_are_not_understood_are_named() {
 }
 
 #[test]
+fn whole_matrices_beside_the_factors_are_named_with_the_way_out() {
+    for key in
+        ["model.embed_tokens.weight", "lm_head.weight", "lm_head.modules_to_save.lm_head.weight"]
+    {
+        let mut factors = two();
+        let key = format!("base_model.model.{key}");
+        factors.push((key.clone(), vec![1], Dtype::F32, vec![0; 4]));
+        refused(
+            load(&plain(), &factors),
+            &[&key, "save_embedding_layers=False", "merge_and_unload"],
+        );
+    }
+}
+
+#[test]
 fn unpaired_misshapen_and_damaged_factors_are_named() {
     let key = "layers.1.mlp.down_proj.lora_B.weight";
     let mut factors = two();
