@@ -5,7 +5,6 @@
 use std::{path::PathBuf, time::Instant};
 
 use engine::{config::Config, random_checkpoint, tensor::Device, weights::Packing};
-use kernels::cpu::Cpu;
 use tempfile::TempDir;
 
 use crate::measure::{Report, Work, median};
@@ -155,10 +154,10 @@ pub(crate) fn bench<T>(
         return;
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = Device::new(Cpu::new(arguments.number("--threads", cores)));
+    let device = Device::cpu_threads(arguments.number("--threads", cores));
     // Cargo says --bench where benches are to be timed, not only tried.
     let timed = arguments.has("--bench") && !arguments.has("--test");
-    let mut report = timed.then(|| Report::new(device.cpu()));
+    let mut report = timed.then(|| Report::new(device.host()));
     let runs = if timed { arguments.number("--rounds", 3) } else { 1 };
     let mut opened = open(&device);
     for index in wanted {

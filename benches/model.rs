@@ -13,13 +13,12 @@
 use std::time::Instant;
 
 use engine::{
-    generate::{Generator, Options, Request},
+    generate::{Generator, Options, Request, SamplingParams},
     kv_cache::KvCache,
-    language_model::open_model,
+    language_model::LanguageModel,
     model::Model,
     weights::Dtype,
 };
-use kernels::cpu::sample::SamplingParams;
 
 use by_hand::{Arguments, Outcome, Subject, bench};
 use measure::Work;
@@ -41,8 +40,10 @@ fn main() {
     let steps = arguments.number("--steps", 16);
     let open = |device: &_| {
         let (directory, temporary) = subject.directory();
-        let mut model =
-            open_model(&directory, None, None, device).unwrap_or_else(|e| panic!("{e}"));
+        let mut model = LanguageModel::builder(&directory)
+            .device(device)
+            .open_model()
+            .unwrap_or_else(|e| panic!("{e}"));
         model.set_packing(arguments.packing());
         // Maps the weights into this process.
         prefill(&model, 8, 0);

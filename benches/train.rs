@@ -16,12 +16,12 @@ use std::time::Instant;
 
 use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
-    language_model::open_model_with,
+    language_model::LanguageModel,
     model::{
         Model,
         training::{PackedBatch, TrainingPass},
     },
-    optimizer::{self, AdamW, Parameter},
+    optimizer::{self, AdamW},
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
     weights::{Dtype, Packing},
@@ -109,18 +109,13 @@ impl Trained {
             targets: Projection::ALL.to_vec(),
         };
         let make = |config: &_| Adapter::initialize(config, &settings, 0);
-        let (mut model, _) = open_model_with(directory, make, None, device)
-            .unwrap_or_else(|error| panic!("{error}"));
+        let builder = LanguageModel::builder(directory).device(device).adapter_from(make);
+        let mut model = builder.open_model().unwrap_or_else(|error| panic!("{error}"));
         model.set_packing(packing);
         model.train_adapter();
-        let factors: Vec<(String, usize)> = model
-            .parameters()
-            .map(|(name, factor)| (name.peft_key(), factor.data().len()))
-            .collect();
         let settings =
             optimizer::Settings { max_norm: Some(1.0), ..optimizer::Settings::default() };
-        let factors = factors.iter().map(|(name, len)| (name.as_str(), *len));
-        Trained { optimizer: AdamW::new(settings, factors), model }
+        Trained { optimizer: model.optimizer(settings), model }
     }
 
     /// Nanoseconds of a forward and a backward pass, and the optimizer's step if it is asked for.
@@ -141,15 +136,10 @@ impl Trained {
     }
 
     fn step(&mut self, gradients: &Gradients) {
-        let device = self.model.device().clone();
-        let mut factors = self.model.parameters_mut();
-        let names: Vec<String> = factors.iter().map(|(name, _)| name.peft_key()).collect();
-        let mut parameters = Vec::with_capacity(factors.len());
-        for ((_, factor), name) in factors.iter_mut().zip(&names) {
-            let gradient = gradients.get(factor).expect("every factor takes part").data();
-            parameters.push(Parameter { name, values: factor.data_mut(), gradient });
-        }
-        let outcome = self.optimizer.step(device.cpu(), 1e-5, &mut parameters);
+        let takes_part = |(_, factor): (_, &Tensor)| gradients.get(factor).is_some();
+        assert!(self.model.parameters().all(takes_part), "a factor without a gradient");
+        let outcome = self.model.step(&mut self.optimizer, gradients, 1e-5);
+        let outcome = outcome.expect("a CPU does not fail");
         assert!(outcome.norm().is_finite(), "a gradient of norm {}", outcome.norm());
     }
 }

@@ -183,7 +183,7 @@ impl Machine {
         match device {
             Device::Cpu(_) => {
                 note("measuring what this machine can do at most");
-                let peaks = Peaks::measure(device.cpu());
+                let peaks = Peaks::measure(device.host());
                 let bf16 = subject.precision == Precision::Bf16
                     && subject.weights == Dtype::BF16
                     && peaks.bf16_all.is_some();

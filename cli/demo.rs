@@ -141,7 +141,8 @@ fn judge(
 ) -> Result<Judged, Failure> {
     let device = machine::device(args.device, DtypeArg::Auto, args.threads)?;
     let directory = args.out.join("model");
-    let mut language_model = LanguageModel::open(&directory, adapter, None, &device)?;
+    let builder = LanguageModel::builder(&directory).device(&device).adapter(adapter);
+    let mut language_model = builder.open()?;
     machine::place_weights(&mut language_model.model, WeightsArg::Auto)?;
     let template = Template::from_file(&args.out.join("template.jinja"))?
         .with_control_tokens(language_model.control_tokens());

@@ -197,7 +197,7 @@ fn report(
 }
 
 fn to_json(timing: &Timing, session: &Session) -> Value {
-    let cpu = session.language_model.model.device().cpu();
+    let cpu = session.language_model.model.device().host();
     json!({
         "seconds": timing.seconds,
         "prompt_tokens": timing.prompt_tokens,

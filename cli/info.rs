@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use engine::{
     config::Config,
+    device::{Cpu, Isa},
     hub::Hub,
     kv_cache::{CacheDtype, KvCache},
     weights::Checkpoint,
 };
-use kernels::cpu::{Cpu, Isa};
 use serde_json::json;
 
 use crate::{

@@ -4,13 +4,12 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use engine::{
-    device::DeviceError,
+    device::{Cpu, DeviceError},
     memory::{Room, room},
     model::Model,
     tensor::Device,
     weights::Packing,
 };
-use kernels::cpu::Cpu;
 use serde_json::{Map, Value, json};
 use trainer::settings::Weights;
 
@@ -47,8 +46,7 @@ pub(crate) fn device(
 
 /// The CPU, with `threads` threads or all cores.
 pub(crate) fn cpu(threads: Option<u16>) -> Cpu {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let cpu = Cpu::new(threads.map_or(cores, usize::from));
+    let cpu = threads.map_or_else(Cpu::all_cores, |threads| Cpu::new(threads.into()));
     if let Some(asked) = threads
         && cpu.threads() < usize::from(asked)
     {
@@ -60,7 +58,7 @@ pub(crate) fn cpu(threads: Option<u16>) -> Cpu {
 /// What decides the bits of a result, beside its settings: the CPU's instruction set, or that it is a GPU.
 pub(crate) fn instructions(device: &Device) -> &'static str {
     match device {
-        Device::Cpu(_) => device.cpu().isa().name(),
+        Device::Cpu(_) => device.host().isa().name(),
         Device::Cuda(_) => "cuda",
     }
 }

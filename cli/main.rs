@@ -24,8 +24,8 @@ mod train;
 use std::{io, process::ExitCode};
 
 use clap::Parser;
-use engine::error::printable;
-use kernels::cpu::{Isa, heap::Heap};
+use engine::{device::Isa, error::printable};
+use kernels::cpu::heap::Heap;
 
 use args::{Cli, Command};
 

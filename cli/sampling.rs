@@ -1,7 +1,9 @@
 //! How judgements are drawn: flags first, then generation_config.json as transformers reads it, then greedy.
 
-use engine::config::GenerationConfig;
-use kernels::cpu::{repetition_penalty, sample::SamplingParams};
+use engine::{
+    config::GenerationConfig,
+    generate::{SamplingParams, repetition_penalty},
+};
 
 use crate::{Failure, args::GenerationArgs};
 

@@ -11,14 +11,13 @@ use engine::{
     chat::{ChatTemplate, RenderOptions},
     config::Config,
     error::printable,
-    generate::Options,
+    generate::{Options, SamplingParams},
     hub::{self, Hub},
     language_model::{LanguageModel, OpenError},
     model::Precision,
     tensor::Device,
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use kernels::cpu::sample::SamplingParams;
 use serde_json::{Value, json};
 use trainer::{
     data::{self, Source},
@@ -147,15 +146,14 @@ pub(crate) fn open_language_model(
     precision: Option<Precision>,
     device: &Device,
 ) -> Result<LanguageModel, OpenError> {
-    let Some(adapter) = adapter else {
-        return LanguageModel::open(directory, None, precision, device);
-    };
+    let builder = LanguageModel::builder(directory).device(device).precision(precision);
+    let Some(adapter) = adapter else { return builder.open() };
     let load = |config: &Config| {
         let adapter = Adapter::load(adapter, config)?;
         adapter.notes(model).iter().for_each(|text| note(&format!("note: {text}")));
         Ok(adapter)
     };
-    Ok(LanguageModel::open_with(directory, load, precision, device)?.0)
+    builder.adapter_from(load).open()
 }
 
 /// What chat templates are told.

@@ -1,18 +1,19 @@
-//! The check that every op's backward pass meets: central differences, in f64, of the f32 op.
-
-use kernels::cpu::{Cpu, Isa};
+//! The check that every op's backward pass meets: central differences, in f64, of the f32 op. For tests.
 
 use crate::{
+    device::{Cpu, Device, Isa},
     tape::{Gradients, Tape},
-    tensor::{Device, Tensor},
+    tensor::Tensor,
 };
 
 /// The device tests run on where one is enough.
+#[cfg(test)]
 pub(crate) fn device() -> Device {
-    Device::new(Cpu::new(2))
+    Device::cpu_threads(2)
 }
 
 /// Values in [-1, 1), the same for the same seed.
+#[cfg(test)]
 pub(crate) fn values(seed: u64, shape: [usize; 2]) -> Tensor {
     values_on(&device(), seed, shape)
 }
@@ -28,11 +29,17 @@ fn values_on(device: &Device, seed: u64, [rows, columns]: [usize; 2]) -> Tensor 
     Tensor::from_slice(device, rows, columns, &values)
 }
 
-/// Compares the gradient of Σ c·f(x), for a random x of this shape and random c, with differences
-/// of the fourth order: (8·(L(h) − L(−h)) − (L(2h) − L(−2h))) / 12h.
+/// Compares the gradient of L = Σ c·f(x), for an x of this shape and a c of f(x)'s, both random in [-1, 1), with
+/// differences of the fourth order: (8·(L(h) − L(−h)) − (L(2h) − L(−2h))) / 12h, on the CPU with every instruction set
+/// that it has. `f` must be smooth on [-1.04, 1.04], and may not depend on what ran before.
 ///
-/// What f32 rounds in f, 6e-8 a value, is divided by h, and the remainder is of the order h⁴.
-pub(crate) fn check_gradient<'m>(shape: [usize; 2], f: impl Fn(&mut Tape<'m>, &Tensor) -> Tensor) {
+/// What f32 rounds in f, 6e-8 a value, is divided by h, and the remainder is of the order h⁴. See
+/// [`tape`](crate::tape#an-op-of-your-own) for an example.
+///
+/// # Panics
+/// If a value of the gradient differs from its difference by more than 2e-5 of the gradient's largest value (at least 1)
+/// and 4e-6·√n, for n values of f(x); or if no gradient reaches x.
+pub fn check_gradient<'m>(shape: [usize; 2], f: impl Fn(&mut Tape<'m>, &Tensor) -> Tensor) {
     for isa in Isa::available() {
         let device = Device::new(Cpu::with_isa(2, isa));
         let mut x = values_on(&device, 1, shape);
@@ -62,5 +69,42 @@ pub(crate) fn check_gradient<'m>(shape: [usize; 2], f: impl Fn(&mut Tape<'m>, &T
             let error = (f64::from(got) - want).abs();
             assert!(error <= bound, "{isa} {shape:?} {element}: {got}, {want} by differences");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tape::Backward;
+    use crate::tensor::Id;
+
+    /// x², with a gradient of slope·x.
+    fn square(tape: &mut Tape<'_>, x: &Tensor, slope: f32) -> Tensor {
+        struct Square(Id, Tensor, f32);
+        impl Backward for Square {
+            fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+                let mut dx = dy.into_owned();
+                let x = self.1.data().iter();
+                dx.data_mut().iter_mut().zip(x).for_each(|(d, x)| *d *= self.2 * x);
+                gradients.add(self.0, dx);
+            }
+        }
+        let mut y = x.clone().into_owned();
+        y.data_mut().iter_mut().for_each(|y| *y *= *y);
+        if tape.records(x.requires_grad()) {
+            tape.push(&mut y, Square(x.id(), x.clone(), slope));
+        }
+        y
+    }
+
+    #[test]
+    fn a_right_gradient_passes() {
+        check_gradient([3, 5], |tape, x| square(tape, x, 2.0));
+    }
+
+    #[test]
+    #[should_panic(expected = "by differences")]
+    fn a_gradient_that_is_off_by_a_thousandth_is_found() {
+        check_gradient([3, 5], |tape, x| square(tape, x, 2.002));
     }
 }

@@ -16,10 +16,10 @@ use std::{
     },
 };
 
-pub use kernels::cuda::Error as DeviceError;
-use kernels::{
-    cpu::Cpu,
-    cuda::{Buffer, Element, Gpu},
+use kernels::cuda::Buffer;
+pub use kernels::{
+    cpu::{Cpu, Isa, UnknownIsa},
+    cuda::{Element, Error as DeviceError, Gpu},
 };
 use memmap2::MmapMut;
 
@@ -104,7 +104,18 @@ struct CudaState {
 }
 
 impl Device {
-    /// The CPU, as the given context drives it.
+    /// The CPU with all its cores.
+    pub fn cpu() -> Device {
+        Device::new(Cpu::all_cores())
+    }
+
+    /// The CPU with `threads` threads, the caller's included; with fewer where the system has no room for them. Results
+    /// have the same bits with any number.
+    pub fn cpu_threads(threads: usize) -> Device {
+        Device::new(Cpu::new(threads))
+    }
+
+    /// The CPU, as the given context drives it: with a chosen instruction set ([`Cpu::with_isa`]), for example.
     pub fn new(cpu: Cpu) -> Device {
         let (free, allocated, written) = Default::default();
         Device::Cpu(CpuDevice(Arc::new(HostMemory { cpu, free, allocated, written })))
@@ -112,7 +123,7 @@ impl Device {
 
     /// Whether nothing is computed on it: memory is counted (see [`Cpu::counting`]).
     pub(crate) fn counts(&self) -> bool {
-        self.cpu().counts()
+        self.host().counts()
     }
 
     /// A GPU by its number; `host` does what stays on the CPU.
@@ -120,8 +131,8 @@ impl Device {
         Ok(Device::Cuda(CudaDevice::new(Gpu::open(ordinal)?, host)))
     }
 
-    /// The CPU's context: that of kernels, or what a GPU leaves to the host.
-    pub fn cpu(&self) -> &Cpu {
+    /// The context of kernels on the host: of the CPU itself, or of what a GPU leaves to it.
+    pub fn host(&self) -> &Cpu {
         match self {
             Device::Cpu(device) => &device.0.cpu,
             Device::Cuda(device) => &device.0.host,

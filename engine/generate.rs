@@ -7,8 +7,37 @@
 //!
 //! None of it can be seen in the results: a token depends on its own sequence, its request's seed
 //! and its sample's number only, never on what else ran in the batch.
+//!
+//! ```
+//! # use std::path::Path;
+//! use engine::prelude::*;
+//!
+//! # let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/qwen3-tied/model");
+//! let LanguageModel { model, tokenizer, generation, .. } = LanguageModel::open(directory)?;
+//! let options = Options { max_batch: 8, prefill_rows: Options::PREFILL_ROWS, cache_bytes: 64 << 20 };
+//! let mut generator = Generator::new(&model, &generation.eos_token_ids, options)?;
+//! // Three samples of one prompt, which is computed once.
+//! generator.submit(Request {
+//!     prompt: tokenizer.encode("Once upon a time")?,
+//!     samples: vec![0, 1, 2],
+//!     seed: 7,
+//!     max_new_tokens: 8,
+//!     sampling: SamplingParams::default(),
+//!     repetition_penalty: 1.0,
+//! })?;
+//! let mut completions = vec![Vec::new(); 3];
+//! while !generator.is_idle() {
+//!     generator.step(&mut |event| completions[event.sample].push(event.token))?;
+//! }
+//! for completion in &completions {
+//!     println!("{:?}", tokenizer.decode(completion, true)?);
+//! }
+//! # assert!(completions.iter().all(|tokens| (1..=8).contains(&tokens.len())), "{completions:?}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod cuda;
+mod error;
 mod sequence;
 
 use std::{
@@ -16,23 +45,28 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+pub use kernels::cpu::{
+    log_prob::LogitsError,
+    repetition_penalty,
+    sample::{ParamsError, SamplingParams},
+};
 use kernels::{
     cpu::{
         attention::PAGE,
-        log_prob::LogitsError,
         philox::{Philox, Stream},
-        profile, repetition_penalty,
-        sample::{self, Sample, SamplingParams, Scratch},
+        profile,
+        sample::{self, Sample, Scratch},
     },
     cuda::Draws,
 };
 
 use cuda::Recordings;
+pub use error::Error;
 use sequence::{Seen, Sequence, distinct};
 
 use crate::{
     device::{Device, DeviceError},
-    kv_cache::{KvCache, NoRoom, PageTable},
+    kv_cache::{KvCache, PageTable},
     model::{Batch, Model},
     tensor::Tensor,
 };
@@ -52,7 +86,7 @@ pub struct Request {
     /// Temperature and truncation.
     pub sampling: SamplingParams,
     /// Makes tokens of the prompt and of the completion so far less likely; see
-    /// [`kernels::cpu::repetition_penalty`]. 1 is none, and costs nothing.
+    /// [`repetition_penalty`]. 1 is none, and costs nothing.
     pub repetition_penalty: f32,
 }
 
@@ -114,81 +148,6 @@ pub struct Stats {
     /// Completion tokens.
     pub generated_tokens: u64,
 }
-
-/// Why a request cannot run.
-#[derive(Debug, PartialEq)]
-pub enum Error {
-    /// Prompt and completion do not fit the model's positions.
-    TooLong {
-        /// Tokens of the prompt.
-        prompt: usize,
-        /// Completion tokens asked for.
-        max_new_tokens: usize,
-        /// `max_position_embeddings`.
-        limit: usize,
-    },
-    /// One sequence does not fit the cache's memory.
-    CacheTooSmall {
-        /// Tokens of prompt and completion.
-        tokens: usize,
-        /// Bytes they need.
-        needed_bytes: usize,
-        /// Bytes there are.
-        cache_bytes: usize,
-    },
-    /// A prompt without tokens.
-    EmptyPrompt,
-    /// A token id beyond the model's vocabulary.
-    UnknownToken {
-        /// The id.
-        token: u32,
-        /// Rows of the embedding table.
-        vocab_size: usize,
-    },
-    /// The system has no room for the keys and values of all sequences.
-    NoRoom(NoRoom),
-    /// The device failed.
-    Device(DeviceError),
-    /// The model's logits cannot be sampled.
-    Sampling {
-        /// Whose.
-        request: RequestId,
-        /// What is wrong with them.
-        source: LogitsError,
-    },
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Error::TooLong { prompt, max_new_tokens, limit } => write!(
-                f,
-                "a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's \
-                 {limit} positions; shorten the prompt or lower --max-new-tokens"
-            ),
-            Error::CacheTooSmall { tokens, needed_bytes, cache_bytes } => write!(
-                f,
-                "{tokens} tokens need {} MiB of keys and values, the cache has {} MiB; raise \
-                 --cache-memory or lower --max-new-tokens",
-                needed_bytes.div_ceil(1 << 20),
-                cache_bytes >> 20
-            ),
-            Error::EmptyPrompt => write!(f, "the prompt has no tokens"),
-            Error::UnknownToken { token, vocab_size } => write!(
-                f,
-                "token id {token} is beyond the model's vocabulary of {vocab_size}; tokenizer.json \
-                 does not belong to this model"
-            ),
-            Error::NoRoom(error) => write!(f, "{error}"),
-            Error::Device(error) => write!(f, "{error}"),
-            Error::Sampling { request, source } => {
-                write!(f, "request {}: {source}", request.0)
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {}
 
 /// A part of a request that is scheduled as one: all its samples, or as many as fit at once.
 struct Job {
@@ -289,7 +248,7 @@ impl<'m> Generator<'m> {
             next_id: 0,
             stats: Stats::default(),
             step: Step::default(),
-            scratch: (0..model.device().cpu().threads())
+            scratch: (0..model.device().host().threads())
                 .map(|_| Mutex::new(Scratch::new(model.config().vocab_size)))
                 .collect(),
             options,
@@ -490,11 +449,11 @@ impl<'m> Generator<'m> {
     }
 
     fn draw(&self, logits: &Tensor, draws: &mut [Draw]) {
-        let level = self.model.device().cpu().level();
+        let level = self.model.device().host().level();
         let count = draws.len();
         let _span = profile::phase("draw tokens", [count]);
         let draws = Mutex::new(draws);
-        let pool = self.model.device().cpu().pool();
+        let pool = self.model.device().host().pool();
         pool.for_each(count, &|thread, index| {
             let (logits_row, sequence) = {
                 let draws = draws.lock().expect("no panic under the lock");

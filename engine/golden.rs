@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use kernels::cpu::Cpu;
 use safetensors::SafeTensors;
 
 use crate::{
     kv_cache::{KvCache, PageTable},
-    language_model::open_model,
+    language_model::LanguageModel,
     model::{Batch, Model, Precision},
     tensor::Device,
     weights::Dtype,
@@ -32,7 +31,8 @@ pub(crate) fn case(name: &str) -> PathBuf {
 
 /// Opens a checkpoint to compute in f32.
 pub(crate) fn open(model: &Path, adapter: Option<&Path>) -> Model {
-    open_model(model, adapter, Some(Precision::F32), &Device::new(Cpu::new(1))).unwrap()
+    let builder = LanguageModel::builder(model).device(&Device::cpu_threads(1));
+    builder.adapter(adapter).precision(Precision::F32).open_model().unwrap()
 }
 
 /// The logits after every token.

@@ -1,8 +1,12 @@
-//! A checkpoint opened whole: model, adapter, tokenizer, chat template, stop tokens.
+//! A checkpoint opened whole: model, adapter, tokenizer, chat template, stop tokens; and text that it generates.
 
-use std::path::Path;
+mod completion;
+
+use std::path::{Path, PathBuf};
 
 use kernels::cpu::heap;
+
+pub use completion::{Completion, CompletionError};
 
 use crate::{
     adapter::{Adapter, AdapterError},
@@ -47,70 +51,119 @@ pub enum OpenError {
     Unsuited(#[from] Unsuited),
 }
 
-/// Opens the decoder alone, checking every tensor's name, shape and type. `precision`: `None` for
-/// what suits the weights.
-pub fn open_model(
-    directory: &Path,
-    adapter: Option<&Path>,
+/// How to open a checkpoint directory, from [`LanguageModel::builder`]. What is not set has its default.
+#[must_use = "nothing is opened yet"]
+pub struct Builder<'a> {
+    directory: PathBuf,
+    device: Option<Device>,
     precision: Option<Precision>,
-    device: &Device,
-) -> Result<Model, OpenError> {
-    let load = |config: &Config| adapter.map(|path| Adapter::load(path, config)).transpose();
-    Ok(open_decoder(directory, load, precision, device)?.0)
+    adapter: Option<MakeAdapter<'a>>,
 }
 
-/// As [`open_model`], with an adapter that is made for the model's configuration, which is returned too.
-pub fn open_model_with(
-    directory: &Path,
-    adapter: impl FnOnce(&Config) -> Result<Adapter, AdapterError>,
-    precision: Option<Precision>,
-    device: &Device,
-) -> Result<(Model, Adapter), OpenError> {
-    let make = |config: &Config| adapter(config).map(Some);
-    let (model, adapter) = open_decoder(directory, make, precision, device)?;
-    Ok((model, adapter.expect("made above")))
-}
+type MakeAdapter<'a> = Box<dyn FnOnce(&Config) -> Result<Adapter, AdapterError> + 'a>;
 
-/// As [`open_model`], with the adapter that `adapter` gives for the model's configuration, which is
-/// returned too.
-fn open_decoder(
-    directory: &Path,
-    adapter: impl FnOnce(&Config) -> Result<Option<Adapter>, AdapterError>,
-    precision: Option<Precision>,
-    device: &Device,
-) -> Result<(Model, Option<Adapter>), OpenError> {
-    let (checkpoint, config) = Checkpoint::open_checked::<OpenError>(directory)?;
-    let adapter = adapter(&config)?;
-    let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
-    let precision = precision.unwrap_or_else(|| Precision::for_weights(stored, device.is_cuda()));
-    if device.is_cuda() {
-        suitability::check(&config, precision)?;
+impl<'a> Builder<'a> {
+    /// The device to compute on; without it the CPU with all its cores.
+    pub fn device(mut self, device: &Device) -> Self {
+        self.device = Some(device.clone());
+        self
     }
-    let model = Model::new(&checkpoint, config, adapter.as_ref(), precision, device.clone())?;
-    Ok((model, adapter))
+
+    /// The precision to compute in; `None`, the default, for what suits the weights ([`Precision::for_weights`]).
+    pub fn precision(mut self, precision: impl Into<Option<Precision>>) -> Self {
+        self.precision = precision.into();
+        self
+    }
+
+    /// The directory of a LoRA adapter in PEFT's form; `None`, the default, for the checkpoint alone.
+    pub fn adapter(mut self, directory: impl Into<Option<&'a Path>>) -> Self {
+        self.adapter = directory.into().map(|directory| {
+            Box::new(move |config: &Config| Adapter::load(directory, config)) as MakeAdapter
+        });
+        self
+    }
+
+    /// An adapter that `make` loads or initializes for the model's configuration.
+    pub fn adapter_from(
+        mut self,
+        make: impl FnOnce(&Config) -> Result<Adapter, AdapterError> + 'a,
+    ) -> Self {
+        self.adapter = Some(Box::new(make));
+        self
+    }
+
+    /// Opens all of it.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, of another model, or asks for what the engine does not compute.
+    pub fn open(self) -> Result<LanguageModel, OpenError> {
+        let directory = self.directory.clone();
+        Ok(LanguageModel::around(|| Ok((self.open_model()?, ())), &directory)?.0)
+    }
+
+    /// As [`Builder::open`], and returns the adapter too, to be saved after training.
+    ///
+    /// # Panics
+    /// If no adapter was asked for.
+    pub fn open_with_adapter(self) -> Result<(LanguageModel, Adapter), OpenError> {
+        let directory = self.directory.clone();
+        let (language_model, adapter) = LanguageModel::around(|| self.decoder(), &directory)?;
+        Ok((language_model, adapter.expect("open_with_adapter is for a builder with an adapter")))
+    }
+
+    /// Opens the decoder alone, for which no tokenizer needs to be there. Every tensor's name, shape and type is checked.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub fn open_model(self) -> Result<Model, OpenError> {
+        Ok(self.decoder()?.0)
+    }
+
+    fn decoder(self) -> Result<(Model, Option<Adapter>), OpenError> {
+        let (checkpoint, config) = Checkpoint::open_checked::<OpenError>(&self.directory)?;
+        let adapter = self.adapter.map(|make| make(&config)).transpose()?;
+        let device = self.device.unwrap_or_else(Device::cpu);
+        let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
+        let suiting = || Precision::for_weights(stored, device.is_cuda());
+        let precision = self.precision.unwrap_or_else(suiting);
+        if device.is_cuda() {
+            suitability::check(&config, precision)?;
+        }
+        let model = Model::new(&checkpoint, config, adapter.as_ref(), precision, device)?;
+        Ok((model, adapter))
+    }
 }
 
 impl LanguageModel {
-    /// Opens the checkpoint in `directory`, with the adapter in `adapter` if there is one.
-    pub fn open(
-        directory: &Path,
-        adapter: Option<&Path>,
-        precision: Option<Precision>,
-        device: &Device,
-    ) -> Result<LanguageModel, OpenError> {
-        let decoder = || Ok((open_model(directory, adapter, precision, device)?, ()));
-        Ok(LanguageModel::around(decoder, directory)?.0)
+    /// Opens the checkpoint in `directory` on the CPU, with all its cores, in the precision that suits its weights.
+    /// [`LanguageModel::builder`] has more to choose.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, or asks for what the engine does not compute.
+    pub fn open(directory: impl AsRef<Path>) -> Result<LanguageModel, OpenError> {
+        LanguageModel::builder(directory).open()
     }
 
-    /// Opens the checkpoint with an adapter that is made for its configuration, and returns that too.
-    pub fn open_with(
-        directory: &Path,
-        adapter: impl FnOnce(&Config) -> Result<Adapter, AdapterError>,
-        precision: Option<Precision>,
-        device: &Device,
-    ) -> Result<(LanguageModel, Adapter), OpenError> {
-        let decoder = || open_model_with(directory, adapter, precision, device);
-        LanguageModel::around(decoder, directory)
+    /// How to open the checkpoint in `directory`: on which device, in which precision, with which adapter.
+    ///
+    /// ```
+    /// # use std::path::Path;
+    /// use engine::prelude::*;
+    ///
+    /// # let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/qwen3-tied-bf16");
+    /// # let (checkpoint, adapter) = (golden.join("model"), golden.join("adapter"));
+    /// let language_model = LanguageModel::builder(&checkpoint)
+    ///     .device(&Device::cpu_threads(2))
+    ///     .adapter(adapter.as_path())
+    ///     .precision(Precision::F32)
+    ///     .open()?;
+    /// assert_eq!(language_model.model.precision(), Precision::F32);
+    /// assert!(language_model.model.parameters().count() > 0, "LoRA's A and B");
+    /// # Ok::<(), engine::language_model::OpenError>(())
+    /// ```
+    pub fn builder<'a>(directory: impl AsRef<Path>) -> Builder<'a> {
+        let directory = directory.as_ref().to_owned();
+        Builder { directory, device: None, precision: None, adapter: None }
     }
 
     fn around<T>(
@@ -156,8 +209,6 @@ impl LanguageModel {
 mod tests {
     use std::fs;
 
-    use kernels::cpu::Cpu;
-
     use super::*;
     use crate::golden;
 
@@ -176,7 +227,10 @@ mod tests {
         }
         make(&scratch.path().join(broken));
         let [model, adapter] = ["model", "adapter"].map(|folder| scratch.path().join(folder));
-        LanguageModel::open(&model, Some(&adapter), None, &Device::new(Cpu::new(1)))
+        LanguageModel::builder(&model)
+            .device(&Device::cpu_threads(1))
+            .adapter(adapter.as_path())
+            .open()
     }
 
     const FILES: [(&str, &str); 9] = [

@@ -342,7 +342,7 @@ impl Model {
         self.precision == Precision::Bf16
             && self.weights_dtype() == Dtype::BF16
             && !self.device.is_cuda()
-            && Panels::suit(self.device.cpu())
+            && Panels::suit(self.device.host())
     }
 
     /// Bytes of the weights that products read.

@@ -4,6 +4,27 @@
 //! optimizer is made. What differs from PyTorch: the norm is summed in f64, in an order that no number
 //! of threads changes; and a gradient that is not finite changes nothing and is reported, where
 //! PyTorch would write NaN into every parameter.
+//!
+//! ```
+//! use engine::{
+//!     device::Cpu,
+//!     optimizer::{AdamW, Outcome, Parameter, Settings},
+//! };
+//!
+//! // (w − 3)² has its minimum at 3, and the gradient 2·(w − 3).
+//! let (cpu, mut w) = (Cpu::new(1), [0.0]);
+//! let mut adamw = AdamW::new(Settings { max_norm: Some(1.0), ..Settings::default() }, [("w", 1)]);
+//! for _ in 0..300 {
+//!     let gradient = [2.0 * (w[0] - 3.0)];
+//!     let mut parameters = [Parameter { name: "w", values: &mut w, gradient: &gradient }];
+//!     let outcome = adamw.step(&cpu, 0.05, &mut parameters);
+//!     assert!(matches!(outcome, Outcome::Updated { .. }), "a gradient that is not finite");
+//! }
+//! assert!((w[0] - 3.0).abs() < 0.01, "{w:?}");
+//! ```
+//!
+//! For a model's adapter there are [`Model::optimizer`](crate::model::Model::optimizer) and
+//! [`Model::step`](crate::model::Model::step).
 
 mod cuda;
 
@@ -193,7 +214,7 @@ impl AdamW {
                     values: values.data_mut(),
                 })
                 .collect();
-            return Ok(self.step(device.cpu(), learning_rate, &mut parameters));
+            return Ok(self.step(device.host(), learning_rate, &mut parameters));
         };
         let _span = profile::phase("optimizer step", [factors.len()]);
         assert_eq!(factors.len(), self.moments.len(), "number of parameters");
@@ -313,7 +334,7 @@ pub fn first_not_finite<'a>(
         None => return Ok(None),
         Some(Device::Cuda(cuda)) => cuda::sums_of_squares(&cuda, &parameters)?,
         Some(device) => {
-            let sum = |values: &&Tensor| norm::sum_of_squares(device.cpu(), values.data());
+            let sum = |values: &&Tensor| norm::sum_of_squares(device.host(), values.data());
             parameters.iter().map(sum).collect()
         }
     };

@@ -149,10 +149,13 @@ fn hash(name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use kernels::cpu::{Cpu, Matrix};
+    use kernels::cpu::Matrix;
 
     use super::*;
-    use crate::{config::FloatType, golden, tensor::Device, weights::Checkpoint};
+    use crate::{
+        config::FloatType, golden, language_model::LanguageModel, tensor::Device,
+        weights::Checkpoint,
+    };
 
     fn tiny(family: Family) -> Config {
         Config {
@@ -194,9 +197,9 @@ mod tests {
             let config = tiny(family);
             write(directory.path(), &config, 7).unwrap();
             assert_eq!(Config::load(directory.path()).unwrap(), config);
-            let device = Device::new(Cpu::new(1));
+            let device = Device::cpu_threads(1);
             let model =
-                crate::language_model::open_model(directory.path(), None, None, &device).unwrap();
+                LanguageModel::builder(directory.path()).device(&device).open_model().unwrap();
             let logits = golden::logits(&model, &[1, 2, 300]);
             assert!(logits.iter().all(|z| z.is_finite()) && logits[0] != logits[1], "{family:?}");
         }

@@ -6,9 +6,58 @@
 //! meet are added in the order of the tape, so a backward pass gives the same bits every time.
 //!
 //! What an elementwise op or a norm computed is not held but computed again from its input, which
-//! that op's node holds anyway ([`Saved`]): of a layer of Qwen3-0.6B half the memory, for a
+//! that op's node holds anyway (`Saved`): of a layer of Qwen3-0.6B half the memory, for a
 //! hundredth of the time. Where products round what they read to bf16, so is what is held, but for
 //! queries and keys and what is of a low rank: the gradients are those at the rounded values.
+//!
+//! # An op of your own
+//!
+//! An op is a function of the tape and its inputs. It computes y and, if the tape records, pushes a struct that holds
+//! what the backward pass reads: the [`Id`]s of the inputs, and values as clones, which share their memory.
+//!
+//! ```
+//! use engine::{check_gradient::check_gradient, prelude::*};
+//!
+//! /// y = tanh(x), element by element; dx = dy·(1 − y²).
+//! fn tanh(tape: &mut Tape<'_>, x: &Tensor) -> Tensor {
+//!     let mut y = x.clone().into_owned();
+//!     y.data_mut().iter_mut().for_each(|y| *y = y.tanh());
+//!     if tape.records(x.requires_grad()) {
+//!         let op = Tanh { x: x.id(), y: y.clone() };
+//!         tape.push(&mut y, op);
+//!     }
+//!     y
+//! }
+//!
+//! struct Tanh {
+//!     x: Id,
+//!     y: Tensor,
+//! }
+//!
+//! impl Backward for Tanh {
+//!     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
+//!         let mut dx = dy.into_owned();
+//!         dx.data_mut().iter_mut().zip(self.y.data()).for_each(|(d, y)| *d *= 1.0 - y * y);
+//!         gradients.add(self.x, dx);
+//!     }
+//! }
+//!
+//! // Against central differences, on every instruction set of this CPU.
+//! check_gradient([3, 5], tanh);
+//!
+//! let mut x = Tensor::from_slice(&Device::cpu(), 1, 2, &[0.0, 1.0]);
+//! x.set_requires_grad(true);
+//! let (mut tape, mut gradients) = (Tape::new(), Gradients::default());
+//! let y = tanh(&mut tape, &x);
+//! let ones = Tensor::from_slice(x.device(), 1, 2, &[1.0, 1.0]);
+//! tape.backward(&y, ones, &mut gradients);
+//! let dx = gradients.get(&x).expect("a leaf").data();
+//! assert_eq!(dx[0], 1.0, "tanh'(0)");
+//! assert!((dx[1] - 0.419_974_3).abs() < 1e-6, "tanh'(1)");
+//! ```
+//!
+//! This one runs on the CPU, where [`Tensor::data`] is at hand. The engine's own ops, in [`ops`](crate::ops), match on the
+//! [`Device`] and call kernels.
 
 use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 
@@ -27,8 +76,9 @@ pub struct Tape<'m> {
 }
 
 /// One recorded op; its fields are what the forward pass saved.
-pub(crate) trait Backward {
-    /// Adds the gradients of the op's inputs, given that of its output.
+pub trait Backward {
+    /// Adds the gradients of the op's inputs ([`Gradients::add`]), given that of its output: `dy` has the shape of y. An
+    /// input that needs no gradient is left out.
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients);
 }
 
@@ -43,13 +93,14 @@ impl<'m> Tape<'m> {
         Tape { nodes: Vec::new(), recipes: HashMap::new(), recording: false }
     }
 
-    /// Whether an op with an input that needs a gradient is recorded.
-    pub(crate) fn records(&self, requires_grad: bool) -> bool {
+    /// Whether an op is recorded. `requires_grad`: whether one of its inputs needs a gradient
+    /// ([`Tensor::requires_grad`]).
+    pub fn records(&self, requires_grad: bool) -> bool {
         self.recording && requires_grad
     }
 
-    /// Records that `op` computed `y`.
-    pub(crate) fn push(&mut self, y: &mut Tensor, op: impl Backward + 'm) {
+    /// Records that `op` computed `y`, which from now on needs a gradient. For ops that [`Tape::records`] says yes to.
+    pub fn push(&mut self, y: &mut Tensor, op: impl Backward + 'm) {
         y.set_requires_grad(true);
         self.nodes.push((y.id(), Box::new(op)));
     }
@@ -206,8 +257,11 @@ impl Gradients {
         self.0.get_mut(&x.id())
     }
 
-    /// Adds `dx` to what is there.
-    pub(crate) fn add(&mut self, id: Id, dx: Tensor) {
+    /// Adds `dx` to the gradient of the value `id`.
+    ///
+    /// # Panics
+    /// If `dx` has another shape than what was added before.
+    pub fn add(&mut self, id: Id, dx: Tensor) {
         let sum = match self.0.remove(&id) {
             None => dx,
             Some(there) => {
@@ -215,7 +269,7 @@ impl Gradients {
                 let mut sum = there.into_owned();
                 match dx.device() {
                     Device::Cpu(_) => {
-                        add::accumulate(dx.device().cpu(), sum.data_mut(), dx.data());
+                        add::accumulate(dx.device().host(), sum.data_mut(), dx.data());
                     }
                     Device::Cuda(cuda) => {
                         cuda.run(|gpu| gpu.add(sum.f32_mut(), dx.f32()));
@@ -231,7 +285,6 @@ impl Gradients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernels::cpu::Cpu;
 
     /// y = factor·x, to have an op without a kernel.
     fn scaled<'m>(tape: &mut Tape<'m>, x: &Tensor, factor: f32) -> Tensor {
@@ -252,7 +305,7 @@ mod tests {
     }
 
     fn leaf(values: &[f32]) -> Tensor {
-        let device = Device::new(Cpu::new(1));
+        let device = Device::cpu_threads(1);
         let mut x = Tensor::from_slice(&device, 1, values.len(), values);
         x.set_requires_grad(true);
         x

@@ -1,4 +1,4 @@
-//! Dense row-major f32 tensors in the memory of a [`Device`].
+//! Tensors: dense row-major matrices of f32 in the memory of a [`Device`].
 //!
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
@@ -19,7 +19,7 @@ use crate::device::{CudaDevice, DeviceError, HostBuffer};
 
 /// Identity of a value, by which its gradient is found. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Id(u64);
+pub struct Id(u64);
 
 impl Id {
     fn new() -> Id {
@@ -28,8 +28,13 @@ impl Id {
     }
 }
 
-/// A matrix `[rows, columns]` of f32 in the device's memory; on a GPU rounded to bf16 where only products
-/// read it. Clones share it and are the same value to the tape; a shared tensor is not written to.
+/// A matrix `[rows, columns]` of f32: always two dimensions and one element type, by design.
+///
+/// A row is a token's: the models need no more, and no op has to ask for strides, a rank or a type. Heads lie side by
+/// side in a row. Weights, which may be bf16 or f16, are no tensors but [`Weight`](crate::weights::Weight)s.
+///
+/// The values are in the device's memory; on a GPU rounded to bf16 where only matmuls read them. Clones share them and are
+/// the same value to the tape; a shared tensor is not written to.
 pub struct Tensor {
     rows: usize,
     columns: usize,
@@ -222,8 +227,11 @@ impl Tensor {
         &self.data()[row * self.columns..][..self.columns]
     }
 
-    /// The same values as a new value to the tape, to be written to: in place if nobody shares them.
-    pub(crate) fn into_owned(mut self) -> Tensor {
+    /// The same values as a new value to the tape, to be written to: in place if nobody shares them, else a copy.
+    ///
+    /// # Panics
+    /// If they are rounded to bf16, which happens on a GPU only.
+    pub fn into_owned(mut self) -> Tensor {
         let (shape, len) = ([self.rows, self.columns], self.len());
         match &mut self.storage {
             Storage::Host(buffer) => {
@@ -251,7 +259,8 @@ impl Tensor {
         self
     }
 
-    pub(crate) fn id(&self) -> Id {
+    /// Its identity, by which an op's backward pass names its inputs. Clones have the same.
+    pub fn id(&self) -> Id {
         self.id
     }
 

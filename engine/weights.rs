@@ -22,6 +22,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
+pub use kernels::cpu::Matrix;
 use kernels::{
     cpu::heap::fallible,
     signals::{self, Mapped},

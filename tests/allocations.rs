@@ -34,7 +34,7 @@ const NEW_TOKENS: usize = 200;
 /// Generates `batch` completions side by side, each from a prompt of its own, and counts what the steps allocate
 /// in which all of them take a token and none joins or leaves.
 fn decode(generator: &mut Generator, model: &Model, batch: usize, first: usize) -> (usize, u64) {
-    let cpu = model.device().cpu();
+    let cpu = model.device().host();
     for index in 0..batch {
         let token = |i: usize| ((i * 37 + (first + index) * 101 + 5) % 200) as u32;
         let request = Request {

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use engine::{
     chat::{Message, RenderOptions},
-    generate::{Generator, Options, Request},
+    generate::{Generator, Options, Request, SamplingParams},
     language_model::LanguageModel,
     model::Precision,
     tensor::Device,
 };
-use kernels::cpu::{Cpu, sample::SamplingParams};
 use serde::Deserialize;
 use trainer::fingerprint;
 
@@ -82,8 +81,9 @@ fn is_what_transformers_makes_of_it(variable: &str, fixture: &str) {
         "{variable} names other weights than the fixture's"
     );
     for precision in [Precision::Bf16, Precision::F32] {
-        let device = Device::new(Cpu::new(2));
-        let opened = LanguageModel::open(&directory, None, Some(precision), &device).unwrap();
+        let device = Device::cpu_threads(2);
+        let builder = LanguageModel::builder(&directory).device(&device).precision(precision);
+        let opened = builder.open().unwrap();
         for case in &expected.cases {
             prompt_is_the_same(&opened, case);
             logits_are_near(&opened, case, precision);

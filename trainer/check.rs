@@ -27,7 +27,7 @@ use std::{
 
 use engine::{
     kv_cache::{KvCache, PageTable},
-    language_model::open_model,
+    language_model::LanguageModel,
     model::{
         Batch, Model, Precision,
         training::{PackedBatch, TrainingPass},
@@ -210,7 +210,10 @@ impl<'a> Case<'a> {
     ) -> Result<Model, CheckError> {
         let directory = self.directory.join("model");
         let adapter = adapter.map(|name| self.directory.join(name));
-        let mut model = open_model(&directory, adapter.as_deref(), Some(precision), device)
+        let builder = LanguageModel::builder(&directory).device(device).precision(precision);
+        let mut model = builder
+            .adapter(adapter.as_deref())
+            .open_model()
             .map_err(|error| CheckError { path: directory, what: error.to_string() })?;
         if precision == Precision::Bf16 && model.weights_dtype() != Dtype::BF16 {
             model.round_weights();

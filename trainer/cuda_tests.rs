@@ -9,12 +9,11 @@ use std::{
 
 use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
-    device::DeviceError,
+    device::{Cpu, DeviceError},
     language_model::LanguageModel,
     model::Precision,
     tensor::Device,
 };
-use kernels::cpu::Cpu;
 use serde_json::Map;
 
 use crate::{
@@ -166,16 +165,15 @@ fn trainer(
         targets: Projection::ALL.to_vec(),
     };
     let directory = below_root("cli/demo/model");
-    let (language_model, adapter) = LanguageModel::open_with(
-        &directory,
-        |config| match from {
+    let (language_model, adapter) = LanguageModel::builder(&directory)
+        .device(device)
+        .precision(precision)
+        .adapter_from(|config| match from {
             Some(path) => Adapter::load(path, config),
             None => Adapter::initialize(config, &new, settings.train.seed),
-        },
-        Some(precision),
-        device,
-    )
-    .unwrap();
+        })
+        .open_with_adapter()
+        .unwrap();
     let template = Template::from_file(&below_root("cli/demo/template.jinja")).unwrap();
     let template = template.with_control_tokens(language_model.control_tokens());
     let pairs = data::read(&below_root("cli/demo/pairs.jsonl")).unwrap();
@@ -233,7 +231,7 @@ fn the_demos_judge_trains_as_on_the_cpu_and_goes_on_bit_for_bit() {
 
     // The CPU learns from the same judgements.
     let learned = |precision| {
-        let host = Device::new(Cpu::new(1));
+        let host = Device::cpu_threads(1);
         let (mut policy, _) = trainer(&host, precision, &settings, Some(&before));
         policy.learn(&sampled, &mut |_| ()).unwrap().metrics
     };

@@ -13,11 +13,10 @@ use std::{
 
 use engine::{
     chat::{self, ChatError, ChatTemplate, Date, RenderOptions},
-    generate::{self, FinishReason, Generator, Request, RequestId, Stats},
+    generate::{self, FinishReason, Generator, Request, RequestId, SamplingParams, Stats},
     language_model::LanguageModel,
     tokenizer::{DecodeStream, Encoded, Tokenizer, TokenizerError},
 };
-use kernels::cpu::sample::SamplingParams;
 
 use crate::{
     data::Pair,
@@ -42,7 +41,7 @@ pub struct Judge<'a> {
     pub date: Option<Date>,
     /// Temperature and truncation.
     pub sampling: SamplingParams,
-    /// Of tokens that prompt or judgement hold already; 1 is none. See [`kernels::cpu::repetition_penalty`].
+    /// Of tokens that prompt or judgement hold already; 1 is none. See [`generate::repetition_penalty`].
     pub repetition_penalty: f32,
     /// Texts that end a judgement, none of them empty. It keeps the one that ended it, as with transformers, and
     /// nothing behind it.

@@ -9,18 +9,17 @@ use std::{
 use engine::{
     adapter::{Adapter, AdapterSettings, Projection},
     config::Config,
-    generate::{self, Event, Generator, Options, Request},
+    generate::{self, Event, Generator, Options, Request, SamplingParams},
     kv_cache::KvCache,
     model::{
         Model, Precision,
         memory::{TrainedModel, TrainedPass},
     },
-    optimizer::{self, AdamW},
+    optimizer,
     tensor::Device,
     weights::{Checkpoint, Dtype},
 };
 use indicatif::ProgressBar;
-use kernels::cpu::sample::SamplingParams;
 use trainer::{
     grpo::loss,
     train::{
@@ -219,8 +218,8 @@ impl Subject {
             precision: self.precision,
             rank,
             targets: &Projection::ALL,
-            threads: device.cpu().threads(),
-            isa: device.cpu().isa(),
+            threads: device.host().threads(),
+            isa: device.host().isa(),
         };
         let Ok(batch) = largest_batch(lengths, group, 1, usize::MAX) else { return true };
         let pass = TrainedPass { checkpoint: false, dropout: false, reference };
@@ -369,10 +368,7 @@ fn train(
         _ => (1, 1, case.tokens(), 0.0),
     };
     model.train_adapter();
-    let names: Vec<(String, usize)> =
-        model.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
-    let lengths = names.iter().map(|(name, len)| (name.as_str(), *len));
-    let mut optimizer = AdamW::new(optimizer::Settings::default(), lengths);
+    let mut optimizer = model.optimizer(optimizer::Settings::default());
 
     let prompt = tokens(model.config(), 0, prompt);
     let completions: Vec<Vec<u32>> =

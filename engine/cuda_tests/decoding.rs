@@ -186,31 +186,14 @@ fn after_a_step_of_the_optimizer_recordings_have_the_new_weights() {
     assert_eq!(recorded(&model), before);
     assert_eq!(device.allocated_bytes(), in_use, "what recordings held");
 
-    let (_, gradients) = learned(&model, PASS);
-    let gradients: Vec<Tensor> = model
-        .parameters()
-        .zip(&gradients)
-        .map(|((_, factor), values)| {
-            let [rows, columns] = factor.shape();
-            Tensor::from_slice(&device, rows, columns, values)
-        })
-        .collect();
-    let lengths: Vec<(String, usize)> =
-        model.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
-    let mut adamw =
-        AdamW::new(Settings::default(), lengths.iter().map(|(name, len)| (&name[..], *len)));
-    let mut parameters = model.parameters_mut();
-    let mut factors: Vec<Factor<'_>> = parameters
-        .iter_mut()
-        .zip(&gradients)
-        .zip(&lengths)
-        .map(|(((_, values), gradient), (name, _))| Factor {
-            name,
-            values,
-            gradient: Some(gradient),
-        })
-        .collect();
-    let outcome = adamw.step_factors(1e-2, &mut factors).unwrap();
+    let (_, values) = learned(&model, PASS);
+    let mut gradients = Gradients::default();
+    for ((_, factor), values) in model.parameters().zip(&values) {
+        let [rows, columns] = factor.shape();
+        gradients.add(factor.id(), Tensor::from_slice(&device, rows, columns, values));
+    }
+    let mut adamw = model.optimizer(Settings::default());
+    let outcome = model.step(&mut adamw, &gradients, 1e-2).unwrap();
     assert!(matches!(outcome, Outcome::Updated { .. }), "{outcome:?}");
 
     let after = recorded(&model);

@@ -15,7 +15,7 @@ use crate::{
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::{AdamW, Factor, Settings},
+    optimizer::Settings,
     tape::Tape,
     tensor::Tensor,
 };
@@ -58,7 +58,7 @@ fn trained<'a>(model: &'a Model, rank: usize) -> TrainedModel<'a> {
         rank,
         targets: &Projection::ALL,
         threads: 1,
-        isa: model.device().cpu().isa(),
+        isa: model.device().host().isa(),
     }
 }
 
@@ -66,10 +66,7 @@ fn trained<'a>(model: &'a Model, rank: usize) -> TrainedModel<'a> {
 fn learn(model: &mut Model, batch: &PackedBatch, pass: TrainedPass) {
     let dropout = pass.dropout.then_some(Dropout { probability: 0.1, seed: 0, pass: 0 });
     let options = TrainingPass { dropout, checkpoint: pass.checkpoint, ..PASS };
-    let parameters: Vec<(String, usize)> =
-        model.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
-    let named = parameters.iter().map(|(name, len)| (name.as_str(), *len));
-    let mut optimizer = AdamW::new(Settings::default(), named);
+    let mut optimizer = model.optimizer(Settings::default());
     for _ in 0..2 {
         let mut gradients = Gradients::default();
         for _ in 0..2 {
@@ -84,16 +81,7 @@ fn learn(model: &mut Model, batch: &PackedBatch, pass: TrainedPass) {
             let dy = Tensor::from_slice(model.device(), batch.targets(), 2, &dy);
             tape.backward(&y, dy, &mut gradients);
         }
-        let mut all = model.parameters_mut();
-        let mut factors: Vec<Factor> = all
-            .iter_mut()
-            .zip(&parameters)
-            .map(|((_, values), (name, _))| {
-                let gradient = gradients.get(values);
-                Factor { name, values, gradient }
-            })
-            .collect();
-        let _ = optimizer.step_factors(1e-3, &mut factors).unwrap();
+        let _ = model.step(&mut optimizer, &gradients, 1e-3).unwrap();
     }
     model.device().status().unwrap();
 }

@@ -97,7 +97,7 @@ impl Generator<'_> {
         if !self.running.iter().any(|sequence| sequence.seen.is_penalized()) {
             return;
         }
-        let (cpu, vocab) = (self.model.device().cpu(), self.model.config().vocab_size);
+        let (cpu, vocab) = (self.model.device().host(), self.model.config().vocab_size);
         let of_row = |row: usize| self.running[first_of_row[row]].seen.penalized();
         repetition_penalty::apply(cpu, logits.data_mut(), vocab, &of_row);
     }

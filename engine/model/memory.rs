@@ -17,7 +17,8 @@ mod cuda;
 
 use std::{collections::HashMap, sync::Arc};
 
-use kernels::cpu::{Cpu, Isa, ScratchBytes};
+pub use kernels::cpu::ScratchBytes;
+use kernels::cpu::{Cpu, Isa};
 
 use super::{
     Batch, Model, Precision,
@@ -200,7 +201,7 @@ fn memory_of(model: &Model) -> PassMemory {
         allocated: device.allocated_bytes() as u64,
         buffers: device.written_bytes() as u64,
         logits: 0,
-        scratch: device.cpu().scratch_bytes(),
+        scratch: device.host().scratch_bytes(),
     }
 }
 

@@ -6,7 +6,8 @@
 //! the prompt's, so that the prompt is computed once a group. The results are those of G separate
 //! sequences, with the same bits, and the bits that generation computed.
 
-use kernels::cpu::{log_prob::RowError, profile};
+pub use kernels::cpu::log_prob::RowError;
+use kernels::cpu::profile;
 
 use super::{Layer, Model, lora, transposed};
 use crate::{
@@ -19,7 +20,8 @@ use crate::{
         linear::{Dropout, Lora, Pass},
         log_prob::{Targets, log_prob},
     },
-    tape::Tape,
+    optimizer::{self, AdamW, Factor, Outcome},
+    tape::{Gradients, Tape},
     tensor::Tensor,
 };
 
@@ -197,6 +199,36 @@ impl Model {
         all
     }
 
+    /// AdamW for the adapter's factors, with moments of zero.
+    pub fn optimizer(&self, settings: optimizer::Settings) -> AdamW {
+        let factors: Vec<(String, usize)> =
+            self.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
+        AdamW::new(settings, factors.iter().map(|(name, len)| (name.as_str(), *len)))
+    }
+
+    /// Takes a step of `optimizer` from the adapter's factors against their gradients, at this rate. A gradient that is
+    /// not finite changes nothing.
+    ///
+    /// # Errors
+    /// A GPU that has failed.
+    ///
+    /// # Panics
+    /// If the optimizer was made for another model's factors.
+    pub fn step(
+        &mut self,
+        optimizer: &mut AdamW,
+        gradients: &Gradients,
+        learning_rate: f64,
+    ) -> Result<Outcome, DeviceError> {
+        let mut all = self.parameters_mut();
+        let names: Vec<String> = all.iter().map(|(name, _)| name.peft_key()).collect();
+        let factors = all.iter_mut().zip(&names).map(|((_, values), name)| {
+            let gradient = gradients.get(values);
+            Factor { name, values, gradient }
+        });
+        optimizer.step_factors(learning_rate, &mut factors.collect::<Vec<_>>())
+    }
+
     /// The factors of `adapter` as [`Model::parameters`] has its own, in the same order.
     ///
     /// # Panics
@@ -250,8 +282,8 @@ impl Model {
 mod tests {
     use super::*;
     use crate::{
-        adapter::AdapterSettings, config::Config, golden::case, model::Precision, tape::Gradients,
-        tensor::Device, weights::Checkpoint,
+        adapter::AdapterSettings, config::Config, golden::case, model::Precision, tensor::Device,
+        weights::Checkpoint,
     };
     use kernels::cpu::Cpu;
 

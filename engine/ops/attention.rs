@@ -54,7 +54,7 @@ pub(crate) fn append(
     if k.device().is_cuda() {
         return cuda::append(cache, layer, k, v, rows, shape);
     }
-    let cpu = k.device().cpu();
+    let cpu = k.device().host();
     attention::append(cpu, cache.layer_mut(layer), k.data(), v.data(), rows.slots, shape);
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn attention(
     }
     let [n, columns] = q.shape();
     let mut y = Tensor::uninitialized(q.device(), n, columns);
-    let (cpu, kv) = (q.device().cpu(), cache.layer(layer));
+    let (cpu, kv) = (q.device().host(), cache.layer(layer));
     attention::forward(cpu, y.data_mut(), None, q.data(), kv, rows.tables, rows.spans, shape);
     y
 }
@@ -174,7 +174,7 @@ pub(crate) fn packed_attention<'m>(
             },
             CacheDtype::F32 => CacheMut::F32 { keys: keys.data_mut(), values: values.data_mut() },
         };
-        attention::append(device.cpu(), cache, k.data(), v.data(), slots, shape);
+        attention::append(device.host(), cache, k.data(), v.data(), slots, shape);
     };
     write(&k, &v, &layout.slots);
     if !layout.copied_rows.is_empty() {
@@ -190,7 +190,7 @@ pub(crate) fn packed_attention<'m>(
     };
     let Layout { tables, spans, .. } = layout;
     let wanted = log_sums.as_mut().map(Tensor::data_mut);
-    attention::forward(device.cpu(), y.data_mut(), wanted, q.data(), cache, tables, spans, shape);
+    attention::forward(device.host(), y.data_mut(), wanted, q.data(), cache, tables, spans, shape);
 
     if let Some(log_sums) = log_sums {
         let rounded = dtype == CacheDtype::Bf16;
@@ -239,7 +239,7 @@ impl Backward for Attention<'_> {
             rounded,
         };
         let all = [dq.data_mut(), dk.data_mut(), dv.data_mut()];
-        attention::backward(dy.device().cpu(), all, dy.data(), saved, &layout.trees, shape);
+        attention::backward(dy.device().host(), all, dy.data(), saved, &layout.trees, shape);
         for (id, dx) in ids.into_iter().zip([dq, dk, dv]) {
             if let Some(id) = id {
                 gradients.add(id, dx);

@@ -14,7 +14,7 @@ pub fn embedding(device: &Device, table: &Weight, tokens: &Resident<u32>) -> Ten
     match device {
         Device::Cpu(_) => {
             let mut y = Tensor::uninitialized(device, tokens.len(), n);
-            cpu::embedding::forward(device.cpu(), y.data_mut(), tokens, table.matrix(), n);
+            cpu::embedding::forward(device.host(), y.data_mut(), tokens, table.matrix(), n);
             y
         }
         Device::Cuda(cuda) => {

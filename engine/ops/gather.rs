@@ -28,7 +28,7 @@ pub(crate) fn forward(x: &Tensor, rows: &Resident<u32>) -> Tensor {
     match x.device() {
         Device::Cpu(_) => {
             let mut y = Tensor::uninitialized(x.device(), rows.len(), n);
-            gather::forward(x.device().cpu(), y.data_mut(), x.data(), rows, n);
+            gather::forward(x.device().host(), y.data_mut(), x.data(), rows, n);
             y
         }
         Device::Cuda(cuda) => {
@@ -58,7 +58,7 @@ impl Backward for Gather<'_> {
         let dx = match dy.device() {
             Device::Cpu(_) => {
                 let mut dx = Tensor::uninitialized(dy.device(), from, n);
-                gather::backward(dy.device().cpu(), dx.data_mut(), dy.data(), &places, n);
+                gather::backward(dy.device().host(), dx.data_mut(), dy.data(), &places, n);
                 dx
             }
             Device::Cuda(cuda) => {

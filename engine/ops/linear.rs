@@ -17,9 +17,10 @@
 
 pub(crate) mod cuda;
 
+pub use kernels::cpu::Rounding;
 use kernels::{
     cpu::{
-        Matrix, Rounding,
+        Matrix,
         dropout::{self, Mask},
         matmul::{self, LowRank, Product},
         philox::{Philox, Stream},
@@ -185,7 +186,7 @@ fn apply<'m, const N: usize>(
         return cuda::apply(tape, ys, residual, x, linears, pass);
     }
     let device = x.device().clone();
-    let cpu = device.cpu();
+    let cpu = device.host();
     let loras = linears.map(|linear| linear.lora.as_ref().filter(|_| pass.adapter));
     let lows = loras.map(|lora| lora.map(|lora| low_rank(x, lora, pass)));
     let mut parts = ys.iter_mut().zip(linears).zip(loras.iter().zip(&lows));
@@ -229,7 +230,7 @@ fn low_rank(x: &Tensor, lora: &Lora, pass: Pass) -> Tensor {
     let input = masked.as_ref().unwrap_or(x);
     let mut low = Tensor::uninitialized(x.device(), rows, rank);
     let (a, shape) = (Matrix::F32(lora.a.data()), [rows, rank, k]);
-    let (cpu, rounding) = (x.device().cpu(), pass.low_rank_rounding());
+    let (cpu, rounding) = (x.device().host(), pass.low_rank_rounding());
     matmul::forward(cpu, low.data_mut(), input.data(), a, shape, rounding, false);
     scale(&mut low, lora.scale);
     low
@@ -238,7 +239,7 @@ fn low_rank(x: &Tensor, lora: &Lora, pass: Pass) -> Tensor {
 fn dropped(x: &Tensor, mask: Mask) -> Tensor {
     let [rows, k] = x.shape();
     let mut masked = Tensor::uninitialized(x.device(), rows, k);
-    dropout::forward(x.device().cpu(), masked.data_mut(), x.data(), mask);
+    dropout::forward(x.device().host(), masked.data_mut(), x.data(), mask);
     masked
 }
 
@@ -274,7 +275,7 @@ impl Backward for Applied<'_> {
         let Some(x) = x else { return };
         let ([rows, n], k) = (dy.shape(), weight.columns());
         let device = dy.device();
-        let cpu = device.cpu();
+        let cpu = device.host();
         let update = update.zip(dlow).map(|(update, dlow)| (update.lora, dlow));
         let low_rank = update.as_ref().map(|(lora, dlow)| {
             let [rank, _] = lora.a.shape();
@@ -308,7 +309,7 @@ impl Update<'_> {
         let Update { lora, low, x } = self;
         let ([rows, n], [rank, k]) = (dy.shape(), lora.a.shape());
         let device = dy.device();
-        let cpu = device.cpu();
+        let cpu = device.host();
         let mut dlow = Tensor::uninitialized(device, rows, rank);
         let (b, rounding) = (Matrix::F32(lora.b_transposed.data()), pass.low_rank_rounding());
         matmul::forward(cpu, dlow.data_mut(), dy.data(), b, [rows, rank, n], rounding, false);

@@ -74,7 +74,7 @@ pub fn log_prob<'m>(
     }
 
     let device = x.device();
-    let cpu = device.cpu();
+    let cpu = device.host();
     let mut y = Tensor::uninitialized(device, rows, 2);
     let mut slopes = tape.records(x.requires_grad()).then(|| Tensor::zeros(device, rows, k));
     for first in (0..rows).step_by(ROWS) {
@@ -272,7 +272,15 @@ mod tests {
         let tokens: Vec<u32> = (0..rows).map(|row| (row * 97 % vocab) as u32).collect();
         let mut logits = vec![0.0; rows * vocab];
         let (shape, rounding) = ([rows, vocab, k], Rounding::F32);
-        matmul::forward(device.cpu(), &mut logits, x.data(), head.matrix(), shape, rounding, false);
+        matmul::forward(
+            device.host(),
+            &mut logits,
+            x.data(),
+            head.matrix(),
+            shape,
+            rounding,
+            false,
+        );
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
         let level = Level::detect();
         log_prob::forward(level, &mut log_probs, &mut entropies, &logits, &tokens, 0.8).unwrap();

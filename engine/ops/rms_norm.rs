@@ -55,7 +55,7 @@ fn forward(x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
     match x.device() {
         Device::Cpu(_) => {
             let mut y = Tensor::uninitialized(x.device(), rows, columns);
-            cpu::rms_norm::forward(x.device().cpu(), y.data_mut(), x.data(), w, eps);
+            cpu::rms_norm::forward(x.device().host(), y.data_mut(), x.data(), w, eps);
             y
         }
         Device::Cuda(cuda) => {
@@ -91,7 +91,7 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> 
     match x.device() {
         Device::Cpu(_) => {
             let mut dx = Tensor::uninitialized(x.device(), rows, columns);
-            cpu::rms_norm::backward(x.device().cpu(), dx.data_mut(), dy.data(), x.data(), w, eps);
+            cpu::rms_norm::backward(x.device().host(), dx.data_mut(), dy.data(), x.data(), w, eps);
             dx
         }
         Device::Cuda(cuda) => {

@@ -93,7 +93,7 @@ pub fn rope<'m>(
     let turned = move |x: Tensor| {
         let mut y = x.into_owned();
         let device = y.device().clone();
-        rope::forward(device.cpu(), y.data_mut(), positions, &rotations.table, heads);
+        rope::forward(device.host(), y.data_mut(), positions, &rotations.table, heads);
         y
     };
     let mut y = turned(x);
@@ -119,7 +119,7 @@ impl Backward for Rope<'_> {
         let Rope { x, rotations, positions, heads } = *self;
         let mut dx = dy.into_owned();
         let device = dx.device().clone();
-        rope::backward(device.cpu(), dx.data_mut(), positions, &rotations.table, heads);
+        rope::backward(device.host(), dx.data_mut(), positions, &rotations.table, heads);
         gradients.add(x, dx);
     }
 }

@@ -42,7 +42,7 @@ pub fn swiglu(tape: &mut Tape<'_>, gate: &Tensor, up: &Tensor, rounding: Roundin
 
 fn forward(device: &Device, [rows, n]: [usize; 2], inputs: Inputs) -> Tensor {
     let mut y = Tensor::uninitialized(device, rows, n);
-    swiglu::forward(device.cpu(), y.data_mut(), inputs);
+    swiglu::forward(device.host(), y.data_mut(), inputs);
     y
 }
 
@@ -79,7 +79,7 @@ impl Backward for Swiglu {
         let Swiglu { kept, shape: [rows, n], ids } = *self;
         let [mut dgate, mut dup] = [(); 2].map(|()| Tensor::uninitialized(dy.device(), rows, n));
         let both = [dgate.data_mut(), dup.data_mut()];
-        swiglu::backward(dy.device().cpu(), both, dy.data(), kept.inputs());
+        swiglu::backward(dy.device().host(), both, dy.data(), kept.inputs());
         for (id, dx) in ids.into_iter().zip([dgate, dup]) {
             if let Some(id) = id {
                 gradients.add(id, dx);

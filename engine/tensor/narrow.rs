@@ -14,7 +14,7 @@ pub(crate) struct Narrow {
 impl Narrow {
     /// Rounds all of `x`, to nearest even.
     pub(crate) fn of(x: &Tensor) -> Narrow {
-        let ([rows, columns], cpu) = (x.shape(), x.device().cpu());
+        let ([rows, columns], cpu) = (x.shape(), x.device().host());
         let len = rows * columns;
         let mut storage = Tensor::uninitialized(x.device(), 1, len.div_ceil(2));
         let to = bytemuck::cast_slice_mut::<f32, bf16>(storage.data_mut());
@@ -32,7 +32,7 @@ impl Narrow {
     pub(crate) fn widened(&self) -> Tensor {
         let ([rows, columns], device) = (self.shape, self.storage.device());
         let mut x = Tensor::uninitialized(device, rows, columns);
-        round::from_bf16(device.cpu(), x.data_mut(), self.values());
+        round::from_bf16(device.host(), x.data_mut(), self.values());
         x
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use half::bf16;
 use kernels::{
     cpu::{
-        Cpu, Matrix, Rounding,
+        Cpu, Rounding,
         matmul::{FEW_ROWS, Panels},
     },
     cuda::{Buffer, Gpu, padded_vocab},
@@ -19,7 +19,7 @@ use kernels::{
 
 use crate::device::{DeviceError, OnDevice};
 
-use super::{Checkpoint, Dtype, MappedFile, TensorView, WeightsError};
+use super::{Checkpoint, Dtype, MappedFile, Matrix, TensorView, WeightsError};
 
 /// A matrix `[rows, columns]` (a vector counts as one row) of a checkpoint, used where it lies.
 /// Keeps the file mapped for as long as it lives.

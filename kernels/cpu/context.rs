@@ -60,6 +60,11 @@ impl Cpu {
         Cpu::with_isa(threads, Isa::detect())
     }
 
+    /// A context with a thread for each core that the process may use.
+    pub fn all_cores() -> Cpu {
+        Cpu::new(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
     /// A context with a given instruction set.
     ///
     /// # Panics

@@ -2,14 +2,14 @@
 //! every importance ratio is exactly 1.
 
 use engine::{
-    generate::{Generator, Options, Request},
+    device::{Cpu, Isa},
+    generate::{Generator, Options, Request, SamplingParams},
     model::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
     },
     tape::Tape,
 };
-use kernels::cpu::{Cpu, Isa, sample::SamplingParams};
 
 use super::{Run, metrics, number};
 use crate::generation::open;

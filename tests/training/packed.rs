@@ -3,6 +3,7 @@
 //! sums.
 
 use engine::{
+    device::{Cpu, Isa},
     kv_cache::KvCache,
     model::{
         Model, Precision,
@@ -11,7 +12,6 @@ use engine::{
     tape::{Gradients, Tape},
     tensor::Tensor,
 };
-use kernels::cpu::{Cpu, Isa};
 
 use crate::generation::open;
 

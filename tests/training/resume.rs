@@ -3,7 +3,7 @@
 
 use std::{fs, io::BufRead, path::Path, process::Command};
 
-use engine::{language_model::open_model, tensor::Device};
+use engine::prelude::{Device, LanguageModel};
 use kernels::cpu::{Cpu, matmul::Panels};
 use serde_json::Value;
 
@@ -30,9 +30,10 @@ fn assert_trained(name: &str, run: &Run, out: &Path) {
     assert_eq!(lines.len(), 20, "{name}");
     let moved = lines.iter().filter(|line| number(line, "grad_norm") > 0.0).count();
     assert!(moved >= 10, "{name}: {moved} of 20 steps had a gradient");
-    let device = Device::new(Cpu::new(1));
+    let device = Device::cpu_threads(1);
     let adapter = out.join("adapter");
-    let model = open_model(Path::new(&run.model), Some(&adapter), None, &device).unwrap();
+    let builder = LanguageModel::builder(&run.model).device(&device).adapter(adapter.as_path());
+    let model = builder.open_model().unwrap();
     for (factor, values) in model.parameters() {
         let largest = values.data().iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
         assert!(largest > 1e-4, "{name}: {} is at most {largest}", factor.peft_key());

@@ -2,8 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use engine::{language_model::open_model, tensor::Device};
-use kernels::cpu::{Cpu, Isa};
+use engine::prelude::{Device, Isa, LanguageModel};
 use serde_json::Value;
 
 use super::{Run, assert_same, files, finish, metrics, resume, succeeded};
@@ -324,8 +323,9 @@ fn numbers_that_are_not_finite_are_never_saved_and_the_way_on_exists() {
     let kept = fs::read_dir(out.join("checkpoints")).unwrap().next().unwrap().unwrap().path();
     assert!(says.contains(&format!("--adapter {}", kept.display())), "{says}");
     // An adapter that is not finite is refused.
-    let device = Device::new(Cpu::new(1));
-    open_model(Path::new(&run.model), Some(&kept), None, &device).unwrap();
+    let device = Device::cpu_threads(1);
+    let builder = LanguageModel::builder(&run.model).device(&device).adapter(kept.as_path());
+    builder.open_model().unwrap();
 
     let (out, says) = fails("unsaved", &["--set", "train.save_every=1000"]);
     assert!(!out.join("checkpoints").exists(), "{says}");

@@ -1,11 +1,10 @@
 //! Greedy continuations against PyTorch's, and their log-probabilities against those of training.
 
 use engine::{
-    generate::{Event, Generator, Options, Request},
+    generate::{Event, Generator, Options, Request, SamplingParams},
     model::{Model, Precision, training::TrainingPass},
     tensor::Device,
 };
-use kernels::cpu::sample::SamplingParams;
 
 use super::{ByVariant, Case, CheckError, Errors, VARIANTS, gradients::PLAIN, token_lists};
 

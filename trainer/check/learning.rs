@@ -15,7 +15,7 @@ use engine::{
     tape::{Gradients, Tape},
     tensor::{Device, Tensor},
 };
-use kernels::cpu::{Cpu, log_prob::TEMPERATURES};
+use kernels::cpu::log_prob::TEMPERATURES;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ pub(super) fn compare(
         exact: match precision {
             Precision::F32 => None,
             Precision::Bf16 => {
-                let host = Device::new(Cpu::new(device.cpu().threads()));
+                let host = Device::cpu_threads(device.host().threads());
                 Some(case.trained_model(Precision::F32, &host)?)
             }
         },
@@ -490,7 +490,7 @@ mod tests {
             all.tensors().into_iter().filter(|(name, _)| keep(name)).collect();
         let bytes = safetensors::serialize(kept, None).unwrap();
         fs::write(dump.path().join("step.safetensors"), bytes).unwrap();
-        check(dump.path(), &Device::new(Cpu::new(1)))
+        check(dump.path(), &Device::cpu_threads(1))
     }
 
     fn finding<'f>(findings: &'f [Finding], quantity: &str) -> &'f Finding {

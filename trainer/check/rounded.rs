@@ -12,7 +12,6 @@ use engine::{
     model::{Model, Precision, suitability},
     tensor::Device,
 };
-use kernels::cpu::Cpu;
 
 use super::{
     Bound, ByVariant, Case, CheckError, Errors, Finding, ROUNDING, VARIANTS, bfloat16, greedy,
@@ -35,7 +34,7 @@ pub(super) fn check(case: &Case, device: &Device) -> Result<Vec<Finding>, CheckE
             findings.extend(errors.findings(&case.name, "base"));
         }
         Ok(()) => {
-            let host = Device::new(Cpu::new(device.cpu().threads()));
+            let host = Device::cpu_threads(device.host().threads());
             let others = passes(case, Precision::Bf16, &host)?;
             let ours = passes(case, Precision::Bf16, device)?;
             let both = ours.into_iter().zip(others);

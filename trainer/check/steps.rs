@@ -10,7 +10,6 @@ use engine::{
     optimizer::{AdamW, Factor, Outcome, Settings},
     tensor::{Device, Tensor},
 };
-use kernels::cpu::Cpu;
 
 use super::{
     Bound, ByVariant, Case, CheckError, Errors, largest_difference,
@@ -23,7 +22,7 @@ const PARAMETER_BOUND: f64 = 5e-7;
 /// Compares what the dump has.
 pub(super) fn compare(case: &Case, device: &Device) -> Result<ByVariant, CheckError> {
     let mut errors = Errors::default();
-    let host = Device::new(Cpu::new(device.cpu().threads()));
+    let host = Device::cpu_threads(device.host().threads());
     // Of the model, its factors alone are of interest.
     let model = || case.model(Some("adapter"), Precision::F32, &host);
     if let Some(tensors) = case.tensors("adamw.safetensors")? {
@@ -94,7 +93,7 @@ pub(super) fn trl_parameters(
     tensors: &Tensors,
     update: usize,
 ) -> Result<BTreeMap<String, Vec<f32>>, CheckError> {
-    let host = Device::new(Cpu::new(1));
+    let host = Device::cpu_threads(1);
     let model = case.model(Some("adapter"), Precision::F32, &host)?;
     let mut optimized = Optimized::new(case, &host, &model, trl_settings(case)?)?;
     for before in 0..update {

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, fs, panic::catch_unwind, path::Path};
 
-use kernels::cpu::Cpu;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
@@ -28,7 +27,7 @@ fn dump(case: &str, files: &[&str]) -> tempfile::TempDir {
 
 /// What a dump gives; a panic is told with what made it.
 fn outcome(directory: &Path, what: &str) -> Result<Vec<Finding>, CheckError> {
-    let run = || check(directory, &Device::new(Cpu::new(1)));
+    let run = || check(directory, &Device::cpu_threads(1));
     catch_unwind(run).unwrap_or_else(|_| panic!("{what} is a panic"))
 }
 

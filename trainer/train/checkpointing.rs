@@ -89,7 +89,7 @@ pub fn decide(
         let reason = Reason::Gpu { kept, recomputed, usable };
         return Ok(Decision { choice, peak: Some(run.total(choice == on)), reason });
     }
-    let cpu = model.device().cpu();
+    let cpu = model.device().host();
     let weights = weights_bytes(config, model.weights_dtype());
     let shape = RunShape { weights, tokenizer, prompt, cache };
     let stored = (model.weights_dtype(), model.precision());

@@ -3,11 +3,10 @@
 use std::time::Instant;
 
 use engine::{
-    generate::{self, Generator, Options, Request},
+    generate::{self, Generator, Options, Request, SamplingParams},
     kv_cache::KvCache,
     language_model::LanguageModel,
 };
-use kernels::cpu::sample::SamplingParams;
 
 use crate::settings::{GradientCheckpointing, Settings};
 

@@ -13,6 +13,7 @@ mod cuda;
 
 use engine::{
     config::Config,
+    device::Isa,
     generate::Options,
     kv_cache::{KvCache, PAGE},
     model::{
@@ -21,7 +22,6 @@ use engine::{
     },
     weights::Dtype,
 };
-use kernels::cpu::Isa;
 
 use super::{
     running_sequences,

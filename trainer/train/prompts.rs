@@ -32,7 +32,7 @@ pub fn fitting(
     stop: &AtomicBool,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Option<Fitting>, JudgeError> {
-    let threads = judge.language_model.model.device().cpu().threads();
+    let threads = judge.language_model.model.device().host().threads();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let lengths: Mutex<Vec<Option<usize>>> = Mutex::new(vec![None; pairs.len()]);
     let failure: Mutex<Option<(usize, JudgeError)>> = Mutex::new(None);

@@ -7,11 +7,11 @@ use std::{
 };
 
 use engine::{
-    generate::{self, Stats},
+    generate::{self, SamplingParams, Stats},
     language_model::LanguageModel,
     tokenizer::Encoded,
 };
-use kernels::cpu::{profile, sample::SamplingParams};
+use kernels::cpu::profile;
 
 use super::plan::Slot;
 use crate::{

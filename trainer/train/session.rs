@@ -245,9 +245,10 @@ impl Session {
     ) -> Result<Option<Session>, SessionError> {
         let Spec { mut settings, model: directory, start, checkpoint, device, .. } = spec;
         let template = template(&settings)?;
-        let (mut language_model, mut adapter) = LanguageModel::open_with(
-            directory,
-            |config| {
+        let (mut language_model, mut adapter) = LanguageModel::builder(directory)
+            .device(device)
+            .precision(spec.precision)
+            .adapter_from(|config| {
                 let mut adapter = match (checkpoint, start) {
                     (Some(path), _) => Adapter::load(path, config)?,
                     (None, Some(path)) => {
@@ -263,10 +264,8 @@ impl Session {
                 };
                 adapter.base_model = Some(settings.model.path.clone());
                 Ok(adapter)
-            },
-            spec.precision,
-            device,
-        )?;
+            })
+            .open_with_adapter()?;
         settings.model.weights = host
             .place_weights(&mut language_model.model, settings.model.weights)
             .map_err(SessionError::Host)?;

@@ -8,14 +8,14 @@ use engine::{
     device::DeviceError,
     model::{
         Model,
-        training::{PackedBatch, TrainingPass},
+        training::{PackedBatch, RowError, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::{AdamW, Factor, Outcome, first_not_finite},
+    optimizer::{AdamW, Outcome, first_not_finite},
     tape::{Gradients, Tape},
     tensor::Tensor,
 };
-use kernels::cpu::{log_prob::RowError, profile};
+use kernels::cpu::profile;
 
 use crate::grpo::loss::{self, Sums, completion_loss};
 
@@ -441,17 +441,7 @@ fn apply(
     gradients: &Gradients,
     rate: f64,
 ) -> Result<f64, UpdateError> {
-    let mut all = model.parameters_mut();
-    let names: Vec<String> = all.iter().map(|(name, _)| name.peft_key()).collect();
-    let mut factors: Vec<Factor> = all
-        .iter_mut()
-        .zip(&names)
-        .map(|((_, values), name)| {
-            let gradient = gradients.get(values);
-            Factor { name, values, gradient }
-        })
-        .collect();
-    match optimizer.step_factors(rate, &mut factors)? {
+    match model.step(optimizer, gradients, rate)? {
         Outcome::Updated { norm, .. } => Ok(norm),
         Outcome::NotFinite { norm } => Err(UpdateError::Gradient { norm }),
     }

@@ -70,7 +70,7 @@ fn a_training_pass_takes_the_buffers_that_are_predicted() {
                     rank: RANK,
                     targets,
                     threads: 1,
-                    isa: model.device().cpu().isa(),
+                    isa: model.device().host().isa(),
                 };
                 let batch = batch(groups);
                 let pass = TrainedPass { checkpoint, dropout, reference };

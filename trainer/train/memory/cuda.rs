@@ -9,6 +9,7 @@
 
 use engine::{
     config::Config,
+    device::Isa,
     generate::Options,
     kv_cache::KvCache,
     model::{
@@ -17,7 +18,6 @@ use engine::{
     },
     weights::Dtype,
 };
-use kernels::cpu::Isa;
 
 use super::RunShape;
 use crate::{

@@ -1,0 +1,79 @@
+//! Why a request cannot run.
+
+use super::{LogitsError, RequestId};
+use crate::{device::DeviceError, kv_cache::NoRoom};
+
+/// Why a request cannot run.
+#[derive(Debug, PartialEq)]
+pub enum Error {
+    /// Prompt and completion do not fit the model's positions.
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Completion tokens asked for.
+        max_new_tokens: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// One sequence does not fit the cache's memory.
+    CacheTooSmall {
+        /// Tokens of prompt and completion.
+        tokens: usize,
+        /// Bytes they need.
+        needed_bytes: usize,
+        /// Bytes there are.
+        cache_bytes: usize,
+    },
+    /// A prompt without tokens.
+    EmptyPrompt,
+    /// A token id beyond the model's vocabulary.
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
+    /// The system has no room for the keys and values of all sequences.
+    NoRoom(NoRoom),
+    /// The device failed.
+    Device(DeviceError),
+    /// The model's logits cannot be sampled.
+    Sampling {
+        /// Whose.
+        request: RequestId,
+        /// What is wrong with them.
+        source: LogitsError,
+    },
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::TooLong { prompt, max_new_tokens, limit } => write!(
+                f,
+                "a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's \
+                 {limit} positions; shorten the prompt or lower --max-new-tokens"
+            ),
+            Error::CacheTooSmall { tokens, needed_bytes, cache_bytes } => write!(
+                f,
+                "{tokens} tokens need {} MiB of keys and values, the cache has {} MiB; raise \
+                 --cache-memory or lower --max-new-tokens",
+                needed_bytes.div_ceil(1 << 20),
+                cache_bytes >> 20
+            ),
+            Error::EmptyPrompt => write!(f, "the prompt has no tokens"),
+            Error::UnknownToken { token, vocab_size } => write!(
+                f,
+                "token id {token} is beyond the model's vocabulary of {vocab_size}; tokenizer.json \
+                 does not belong to this model"
+            ),
+            Error::NoRoom(error) => write!(f, "{error}"),
+            Error::Device(error) => write!(f, "{error}"),
+            Error::Sampling { request, source } => {
+                write!(f, "request {}: {source}", request.0)
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
