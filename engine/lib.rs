@@ -15,6 +15,7 @@
 //!
 //! That opens a directory with `config.json`, `tokenizer.json` and safetensors files, and computes on all cores. An adapter, a
 //! GPU or another precision is asked for with [`LanguageModel::builder`](language_model::LanguageModel::builder).
+//! `examples/generate.rs` is this as a program; `examples/finetune.rs` takes a training step on a loss of its own.
 //!
 //! # The modules, from the bottom up
 //!
