@@ -283,3 +283,12 @@ fn overlapping_spans_are_refused() {
     let (mut out, q, spans) = ([0.0; 16], [0.0; 16], [span(0), span(1)]);
     forward(&Cpu::new(1), &mut out, None, &q, cache, &[0], &spans, shape);
 }
+
+#[test]
+#[should_panic(expected = "beyond any memory")]
+fn rows_whose_elements_wrap_are_not_appended() {
+    // Two rows of 2^31 heads of 2^32 values are none, modulo 2^64.
+    let shape = Shape { heads: 1 << 31, kv_heads: 1 << 31, head_dim: 1 << 32 };
+    let cache = CacheMut::F32 { keys: &mut [], values: &mut [] };
+    append(&Cpu::new(1), cache, &[], &[], &[0, 1], shape);
+}
