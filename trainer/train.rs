@@ -160,16 +160,8 @@ impl Trainer {
             0 => plan.steps(train.epochs),
             steps => steps,
         };
-        let names: Vec<(String, usize)> = language_model
-            .model
-            .parameters()
-            .map(|(name, factor)| (name.peft_key(), factor.len()))
-            .collect();
-        assert!(!names.is_empty(), "the model has no adapter");
-        let optimizer = AdamW::new(
-            optimizer_settings(&settings),
-            names.iter().map(|(name, len)| (name.as_str(), *len)),
-        );
+        assert!(language_model.model.parameters().next().is_some(), "the model has no adapter");
+        let optimizer = language_model.model.optimizer(optimizer_settings(&settings));
         let schedule = Schedule {
             peak: settings.optimizer.learning_rate,
             shape: settings.optimizer.schedule,
