@@ -10,7 +10,7 @@ use std::{
     sync::{OnceLock, atomic::AtomicBool},
 };
 
-use engine::{adapter::Adapter, device::Device, model::Model};
+use engine::{adapter::Adapter, device::Device, language_model::OpenError, model::Model};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use trainer::{
@@ -132,6 +132,14 @@ struct Opening<'a> {
     bar: OnceLock<ProgressBar>,
 }
 
+impl Opening<'_> {
+    fn clear_bar(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Host for Opening<'_> {
     fn place_weights(&mut self, model: &mut Model, asked: Weights) -> Result<Weights, Failure> {
         let weights = match (self.args.weights, asked) {
@@ -148,9 +156,7 @@ impl Host for Opening<'_> {
     }
 
     fn note(&mut self, text: &str) {
-        if let Some(bar) = self.bar.get() {
-            bar.finish_and_clear();
-        }
+        self.clear_bar();
         note(text);
     }
 
@@ -186,17 +192,18 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     if let (Some(out), None, false) = (out, &resumed, args.dry_run) {
         RunDirectory::check_free(out)?;
     }
-    let named = |spec: &'_ String| (!spec.is_empty()).then(|| PathBuf::from(spec));
-    let names = [named(&settings.data.train), named(&settings.data.held_out)];
-    let [train, held_out] = names.each_ref().map(|name| {
-        let name = name.as_deref()?;
-        Some(data_source(&name.to_string_lossy()).map(|source| (source, name)))
-    });
-    let (train, held_out) = (train.transpose()?, held_out.transpose()?);
-    let sources = [&train, &held_out].map(|of| of.as_ref().map(|(source, name)| (source, *name)));
-    let pairs = RunPairs::read(sources, &mut |text| note(text))?;
+    let source = data_source(&settings.data.train)?;
+    let unseen = match settings.data.held_out.as_str() {
+        "" => None,
+        spec => Some((data_source(spec)?, Path::new(spec))),
+    };
+    let pairs = RunPairs::read(
+        (&source, Path::new(&settings.data.train)),
+        unseen.as_ref().map(|(source, path)| (source, *path)),
+        &mut |text| note(text),
+    )?;
     // Before a model is fetched.
-    session::template(&settings)?;
+    let template = session::template(&settings)?;
 
     let start = Some(settings.model.adapter.as_str()).filter(|start| !start.is_empty());
     let (directory, start) = resolve(&settings.model.path, start)?;
@@ -205,6 +212,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     let done = resumed.as_ref().map_or(0, Resumed::step);
     let spec = Spec {
         settings,
+        template,
         model: &directory,
         start: start.as_deref(),
         checkpoint: checkpoint.map(PathBuf::as_path),
@@ -214,18 +222,15 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     };
     let view = View::new();
     let mut opening = Opening { args, view: &view, bar: OnceLock::new() };
-    let session = match Session::open(spec, pairs, &mut opening).map_err(SessionError::into_adapter)
-    {
-        Ok(Some(session)) => session,
-        Ok(None) => return Ok(Ended::Interrupted),
-        Err(Ok(error)) => {
-            return Err(match &resumed {
-                Some(resumed) => resumed.damaged(error.into()),
-                None => error.into(),
-            });
+    let opened = Session::open(spec, pairs, &mut opening);
+    opening.clear_bar();
+    let session = match (opened, &resumed) {
+        (Err(SessionError::Open(OpenError::Adapter(error))), Some(resumed)) => {
+            return Err(resumed.damaged(error.into()));
         }
-        Err(Err(error)) => return Err(error.into()),
+        (opened, _) => opened?,
     };
+    let Some(session) = session else { return Ok(Ended::Interrupted) };
     let Session { mut trainer, mut adapter, held_out, settings: written, fingerprints, .. } =
         session;
     if let Some(line) = left_out_of_training(&trainer.language_model().generation) {

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use engine::{
-    adapter::{Adapter, AdapterError},
+    adapter::Adapter,
     device::Device,
     error::FileError,
     generate,
@@ -35,14 +35,17 @@ type HostError = Box<dyn std::error::Error>;
 /// The pairs of a run.
 pub struct RunPairs {
     train: Vec<Pair>,
-    held_out: Option<Vec<Pair>>,
-    fingerprints: [Option<String>; 2],
+    held_out: Vec<Pair>,
+    fingerprint: String,
+    held_out_fingerprint: Option<String>,
 }
 
 /// What a session opens.
 pub struct Spec<'a> {
     /// All settings; paths in them are names for people.
     pub settings: Settings,
+    /// The template that they name ([`template`]).
+    pub template: Template,
     /// The directory of the base model.
     pub model: &'a Path,
     /// That of the adapter to start from.
@@ -152,47 +155,40 @@ pub enum SessionError {
     Host(HostError),
 }
 
-impl SessionError {
-    /// What is wrong with an adapter's files, if that is it.
-    pub fn into_adapter(self) -> Result<AdapterError, SessionError> {
-        match self {
-            SessionError::Open(OpenError::Adapter(error)) => Ok(error),
-            other => Err(other),
-        }
-    }
-}
-
 impl RunPairs {
     /// Reads training and held-out pairs from sources that the settings name so, and refuses those of two different splits.
     /// Own files may share prompts, but `note` says so.
     pub fn read(
-        [train, held_out]: [Option<(&Source, &Path)>; 2],
+        (train, train_path): (&Source, &Path),
+        held_out: Option<(&Source, &Path)>,
         note: &mut dyn FnMut(&str),
     ) -> Result<RunPairs, SessionError> {
-        let read = |source: Option<(&Source, &Path)>| -> Result<_, DataError> {
-            let Some((source, _)) = source else { return Ok(None) };
+        let read = |source: &Source| -> Result<(Vec<Pair>, String), DataError> {
             let pairs = data::read_with(source, None, &Wanted::default())?;
             let fingerprint = data::fingerprint(&pairs);
-            Ok(Some((pairs, fingerprint)))
+            Ok((pairs, fingerprint))
         };
-        let (pairs, unseen) = (read(train)?, read(held_out)?);
-        if let (Some((pairs, _)), Some((unseen, _)), Some((_, train)), Some((_, held_out))) =
-            (&pairs, &unseen, train, held_out)
-        {
-            let checked = prepare::check_together([train, held_out], pairs, unseen)?;
-            let shared = prepare::shared_prompts(pairs, unseen);
-            if shared > 0 && !checked {
-                note(&format!(
-                    "warning: the prompts of {shared} of {} held-out pairs are in the training data too: on these, \
-                     accuracy measures memory (j1 data prepare splits by prompt)",
-                    unseen.len()
-                ));
-            }
+        let (train, fingerprint) = read(train)?;
+        let Some((held_out, held_out_path)) = held_out else {
+            return Ok(RunPairs {
+                train,
+                held_out: Vec::new(),
+                fingerprint,
+                held_out_fingerprint: None,
+            });
+        };
+        let (held_out, held_out_fingerprint) = read(held_out)?;
+        let checked = prepare::check_together([train_path, held_out_path], &train, &held_out)?;
+        let shared = prepare::shared_prompts(&train, &held_out);
+        if shared > 0 && !checked {
+            note(&format!(
+                "warning: the prompts of {shared} of {} held-out pairs are in the training data too: on these, \
+                 accuracy measures memory (j1 data prepare splits by prompt)",
+                held_out.len()
+            ));
         }
-        let (train, fingerprint) = pairs.unzip();
-        let (held_out, held_out_fingerprint) = unseen.unzip();
-        let fingerprints = [fingerprint, held_out_fingerprint];
-        Ok(RunPairs { train: train.unwrap_or_default(), held_out, fingerprints })
+        let held_out_fingerprint = Some(held_out_fingerprint);
+        Ok(RunPairs { train, held_out, fingerprint, held_out_fingerprint })
     }
 }
 
@@ -243,8 +239,7 @@ impl Session {
         pairs: RunPairs,
         host: &mut dyn Host,
     ) -> Result<Option<Session>, SessionError> {
-        let Spec { mut settings, model: directory, start, checkpoint, device, .. } = spec;
-        let template = template(&settings)?;
+        let Spec { mut settings, template, model: directory, start, checkpoint, device, .. } = spec;
         let (mut language_model, mut adapter) = LanguageModel::builder(directory)
             .device(device)
             .precision(spec.precision)
@@ -280,7 +275,6 @@ impl Session {
         }
         let template = template.with_control_tokens(language_model.control_tokens());
         check_positions(&language_model, &settings)?;
-        let [pairs_fingerprint, held_out_fingerprint] = &pairs.fingerprints;
         let fingerprints = json!({
             "j1": env!("CARGO_PKG_VERSION"),
             "model": fingerprint::of_directory(directory)?,
@@ -288,16 +282,15 @@ impl Session {
             "dtype": language_model.model.precision().name(),
             "instructions": spec.instructions,
             "template": template.fingerprint(),
-            "data": pairs_fingerprint,
-            "held_out": held_out_fingerprint,
+            "data": pairs.fingerprint,
+            "held_out": pairs.held_out_fingerprint,
         });
         let Value::Object(fingerprints) = fingerprints else { unreachable!("an object") };
 
         let cache = host.cache_bytes(device).map_err(SessionError::Host)?;
-        let RunPairs { train, held_out, .. } = pairs;
+        let RunPairs { train, mut held_out, .. } = pairs;
         let fit = fitting_pairs(&language_model, &template, &settings, train, host)?;
         let Some(Fit { pairs, longest, mean }) = fit else { return Ok(None) };
-        let mut held_out = held_out.unwrap_or_default();
         if settings.train.eval_pairs > 0 && held_out.len() > settings.train.eval_pairs {
             held_out = data::sample(held_out, settings.train.eval_pairs, settings.train.seed);
         }
