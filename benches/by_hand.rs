@@ -4,7 +4,10 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use engine::{config::Config, random_checkpoint, tensor::Device, weights::Packing};
+use engine::{
+    checkpoint::{config::Config, random_checkpoint, weights::Packing},
+    tensor::Device,
+};
 use tempfile::TempDir;
 
 use crate::measure::{Report, Work, median};

@@ -13,11 +13,10 @@
 use std::time::Instant;
 
 use engine::{
+    checkpoint::weights::Dtype,
     generate::{Generator, Options, Request, SamplingParams},
-    kv_cache::KvCache,
     language_model::LanguageModel,
-    model::Model,
-    weights::Dtype,
+    model::{Model, kv_cache::KvCache},
 };
 
 use by_hand::{Arguments, Outcome, Subject, bench};
@@ -79,7 +78,7 @@ fn work(model: &Model, batch: usize, rows: usize, context: usize) -> Work {
     let projections = config.non_embedding_parameter_count() as usize;
     let pairs = rows * context + rows * (rows + 1) / 2;
     let attention = 4 * config.num_hidden_layers * pairs * config.query_width();
-    let kept = KvCache::page_bytes(config, model.cache_dtype()) / engine::kv_cache::PAGE;
+    let kept = KvCache::page_bytes(config, model.cache_dtype()) / engine::model::kv_cache::PAGE;
     Work {
         flops: (batch * (2 * projections * rows + 2 * head + attention)) as f64,
         bf16,

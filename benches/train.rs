@@ -15,16 +15,20 @@
 use std::time::Instant;
 
 use engine::{
-    adapter::{Adapter, AdapterSettings, Projection},
+    checkpoint::{
+        adapter::{Adapter, AdapterSettings, Projection},
+        weights::{Dtype, Packing},
+    },
     language_model::LanguageModel,
     model::{
         Model,
         training::{PackedBatch, TrainingPass},
     },
     optimizer::{self, AdamW},
-    tape::{Gradients, Tape},
-    tensor::{Device, Tensor},
-    weights::{Dtype, Packing},
+    tensor::{
+        Device, Tensor,
+        tape::{Gradients, Tape},
+    },
 };
 
 use by_hand::{Arguments, Outcome, Subject, bench};

@@ -13,7 +13,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use generation::{GenerationArgs, OnOff};
 pub(crate) use judge::{Judge, JudgeOrder};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
-use trainer::{data::Columns, prompt::OrderPlan, settings::Weights, verdict::MatchRule};
+use trainer::{
+    data::Columns,
+    judge::{prompt::OrderPlan, verdict::MatchRule},
+    train::settings::Weights,
+};
 pub(crate) use values::DeviceArg;
 use values::{parse_device, parse_share, parse_size, parse_step};
 

@@ -4,14 +4,16 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use engine::{
-    device::{Cpu, DeviceError},
+    checkpoint::weights::Packing,
     memory::{Room, room},
     model::Model,
-    tensor::Device,
-    weights::Packing,
+    tensor::{
+        Device,
+        device::{Cpu, DeviceError},
+    },
 };
 use serde_json::{Map, Value, json};
-use trainer::settings::Weights;
+use trainer::train::settings::Weights;
 
 use crate::{
     Failure,

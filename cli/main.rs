@@ -1,33 +1,24 @@
 //! `j1`: judge, evaluate and train tiny reasoning reward models.
 #![warn(clippy::print_stdout, clippy::print_stderr)] // they panic where output.rs does not
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)] // docs of flags are the text of --help
 
 mod args;
-mod bench;
-mod check;
-mod data;
-mod demo;
-mod eval;
-mod info;
+mod commands;
 mod interrupt;
-mod judge;
 mod machine;
-mod memory;
-mod merge;
 mod output;
-mod print_prompt;
 mod profile;
-mod rollout;
 mod sampling;
 mod session;
-mod train;
 
 use std::{io, process::ExitCode};
 
 use clap::Parser;
-use engine::{device::Isa, error::printable};
+use engine::{error::printable, tensor::device::Isa};
 use kernels::cpu::heap::Heap;
 
 use args::{Cli, Command};
+use commands::{bench, check, data, demo, eval, info, judge, merge, rollout, train};
 
 /// A tokenizer lies in large pages.
 #[global_allocator]
@@ -83,7 +74,7 @@ fn escape_panics() {
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic.to_string();
         match printable(&text) == text {
-            _ if engine::tokenizer::catches_panics() => {}
+            _ if engine::text::tokenizer::catches_panics() => {}
             true => usual(panic),
             false => output::note(&text),
         }

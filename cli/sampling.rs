@@ -1,7 +1,7 @@
 //! How judgements are drawn: flags first, then generation_config.json as transformers reads it, then greedy.
 
 use engine::{
-    config::GenerationConfig,
+    checkpoint::config::GenerationConfig,
     generate::{SamplingParams, repetition_penalty},
 };
 

@@ -7,24 +7,21 @@ use std::{
 };
 
 use engine::{
-    adapter::Adapter,
-    chat::{ChatTemplate, RenderOptions},
-    config::Config,
+    checkpoint::{adapter::Adapter, config::Config},
     error::printable,
     generate::{Options, SamplingParams},
     hub::{self, Hub},
     language_model::{LanguageModel, OpenError},
     model::Precision,
     tensor::Device,
+    text::chat::{ChatTemplate, RenderOptions},
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use trainer::{
-    data::{self, Source},
-    fingerprint,
-    judge::Judge,
-    prompt::Template,
-    settings::Weights,
+    data::{self, Source, fingerprint},
+    judge::{Judge, prompt::Template},
+    train::settings::Weights,
 };
 
 use crate::{

@@ -13,21 +13,25 @@ use half::bf16;
 use kernels::cpu::{Cpu, sample::SamplingParams};
 
 use crate::{
-    adapter::{Adapter, AdapterSettings, LoraFactors, Projection},
-    config::{Config, Family, RopeScaling},
-    device::{Device, DeviceError},
+    checkpoint::{
+        adapter::{Adapter, AdapterSettings, LoraFactors, Projection},
+        config::{Config, Family, RopeScaling},
+        random_checkpoint,
+        weights::Checkpoint,
+    },
     generate::{Generator, Options, Request},
-    kv_cache::{KvCache, PageTable},
     model::{
         Batch, Model, Precision,
+        kv_cache::{KvCache, PageTable},
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
     optimizer::{AdamW, Factor, Outcome, Settings},
-    random_checkpoint,
-    tape::{Gradients, Tape},
-    tensor::Tensor,
-    weights::Checkpoint,
+    tensor::{
+        Tensor,
+        device::{Device, DeviceError},
+        tape::{Gradients, Tape},
+    },
 };
 
 /// The GPU all tests share; `None`, with a message, where there is none.
@@ -56,7 +60,7 @@ fn cpu() -> Device {
 
 /// Numbers in [-1, 1), the same for the same seed.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    crate::check_gradient::values(seed, [1, len]).data().to_vec()
+    crate::tensor::check_gradient::values(seed, [1, len]).data().to_vec()
 }
 
 /// A small model of random weights on disk, and an adapter for it whose B is not zero.

@@ -3,7 +3,7 @@
 //! Every [`Generator::step`] is one forward pass over a batch that holds one row for each running
 //! sequence and up to [`Options::prefill_rows`] rows of prompts. Sequences join when there is room
 //! and leave as they end. A prompt is prefilled once for all its samples, and prompts that begin
-//! alike share the pages of what they have in common (see [`crate::kv_cache`]).
+//! alike share the pages of what they have in common (see [`crate::model::kv_cache`]).
 //!
 //! None of it can be seen in the results: a token depends on its own sequence, its request's seed
 //! and its sample's number only, never on what else ran in the batch.
@@ -65,10 +65,14 @@ pub use error::Error;
 use sequence::{Seen, Sequence, distinct};
 
 use crate::{
-    device::{Device, DeviceError},
-    kv_cache::{KvCache, PageTable},
-    model::{Batch, Model},
-    tensor::Tensor,
+    model::{
+        Batch, Model,
+        kv_cache::{KvCache, PageTable},
+    },
+    tensor::{
+        Tensor,
+        device::{Device, DeviceError},
+    },
 };
 
 /// What to generate from one prompt.

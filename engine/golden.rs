@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 
 use crate::{
-    kv_cache::{KvCache, PageTable},
+    checkpoint::weights::Dtype,
     language_model::LanguageModel,
-    model::{Batch, Model, Precision},
+    model::{
+        Batch, Model, Precision,
+        kv_cache::{KvCache, PageTable},
+    },
     tensor::Device,
-    weights::Dtype,
 };
 
 /// Every case.

@@ -9,16 +9,20 @@ use kernels::cpu::heap;
 pub use completion::{Completion, CompletionError};
 
 use crate::{
-    adapter::{Adapter, AdapterError},
-    chat::{ChatError, ChatTemplate},
-    config::{Config, ConfigError, GenerationConfig},
+    checkpoint::{
+        adapter::{Adapter, AdapterError},
+        config::{Config, ConfigError, GenerationConfig},
+        weights::{Checkpoint, WeightsError},
+    },
     model::{
         Model, Precision,
         suitability::{self, Unsuited},
     },
     tensor::Device,
-    tokenizer::{ControlTokens, Tokenizer, TokenizerError},
-    weights::{Checkpoint, WeightsError},
+    text::{
+        chat::{ChatError, ChatTemplate},
+        tokenizer::{ControlTokens, Tokenizer, TokenizerError},
+    },
 };
 
 /// Everything that turns chat messages into text.

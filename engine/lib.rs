@@ -21,18 +21,18 @@
 //!
 //! Each rests on those before it, and can be used without those behind it.
 //!
-//! 1. **Tensors.** [`device`] is where values live and ops run, [`tensor`] holds them, [`tape`] remembers which ops ran so
-//!    that gradients can be computed.
-//! 2. **Ops.** [`ops`] has one file each: formula, forward pass, backward pass. [`check_gradient`] compares a gradient with
-//!    differences; [`tape`] shows how to add an op from outside the crate.
-//! 3. **Model.** [`model`] is the decoder; [`model::training`] computes log-probabilities of completions that can be
-//!    differentiated, [`model::memory`] how much memory that takes. [`optimizer`] is AdamW, [`schedule`] its learning rate.
-//! 4. **Generation.** [`kv_cache`] keeps keys and values in pages, [`generate`] runs many sequences at once on it.
-//! 5. **Checkpoints.** [`config`] and [`weights`] read what Hugging Face transformers writes, [`adapter`] what PEFT does;
-//!    [`merge`] adds an adapter to its base, [`random_checkpoint`] writes one for tests and benches.
-//! 6. **Text.** [`tokenizer`] turns text into ids, [`chat`] messages into text, by a [`template`] in Jinja.
-//!    [`language_model`] opens all of it at once.
-//! 7. **Hub.** [`hub`] downloads models and data; [`Hub::resolve_model`](hub::Hub::resolve_model) gives the directory of a
+//! 1. **[`tensor`]**: values, the [`device`](tensor::device) on which they live and ops run, the [`tape`](tensor::tape) that
+//!    remembers which ops ran so that gradients can be computed, and a [check](tensor::check_gradient) of gradients against
+//!    differences. The page of the tape shows how to add an op from outside the crate.
+//! 2. **[`ops`]**: one file per op, with its formula, its forward pass and its backward pass.
+//! 3. **[`model`]**: the decoder, with keys and values [in pages](model::kv_cache). [`model::training`] computes
+//!    log-probabilities of completions that can be differentiated, [`model::memory`] how much memory that takes.
+//!    [`optimizer`] is AdamW and its learning rates.
+//! 4. **[`generate`]**: many sequences at once, sampled.
+//! 5. **[`checkpoint`]**: configurations, weights and adapters as Hugging Face transformers and PEFT write them; an adapter
+//!    merged into its base; random checkpoints for tests and benches.
+//! 6. **[`text`]**: the chat template and the tokenizer. [`language_model`] opens a checkpoint with all of it at once.
+//! 7. **[`hub`]**: downloads of models and data; [`Hub::resolve_model`](hub::Hub::resolve_model) gives the directory of a
 //!    Hugging Face id.
 //!
 //! Aside: [`error`] and [`files`] read and write small files with errors that say what to do, [`memory`] knows how much of it
@@ -44,34 +44,21 @@
 //! - Files, devices and model output fail with a typed error that names the file and says what to do. A wrong shape is a mistake of
 //!   the program and panics.
 //! - The CPU's path defines what is correct; a GPU's is compared with it.
-#![deny(unsafe_code)] // allowed once: the memory map in weights.rs
+#![deny(unsafe_code)] // allowed once: the memory map in checkpoint/weights.rs
 
-pub mod adapter;
-pub mod chat;
-pub mod check_gradient;
-pub mod config;
-pub mod device;
+pub mod checkpoint;
 pub mod error;
 pub mod files;
 pub mod generate;
 pub mod hub;
-mod json_object;
-pub mod kv_cache;
 pub mod language_model;
 pub mod memory;
-pub mod merge;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
 pub mod prelude;
-mod quantization;
-pub mod random_checkpoint;
-pub mod schedule;
-pub mod tape;
-pub mod template;
 pub mod tensor;
-pub mod tokenizer;
-pub mod weights;
+pub mod text;
 
 #[cfg(all(test, feature = "cuda"))]
 mod cuda_tests;

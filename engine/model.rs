@@ -14,6 +14,7 @@
 //! path serves prefill, decoding, scoring and training, and a row's results have the same bits in
 //! each. Training differentiates with respect to the adapter alone (see [`training`]).
 
+pub mod kv_cache;
 pub mod memory;
 pub mod suitability;
 pub mod training;
@@ -29,10 +30,12 @@ use kernels::{
 };
 
 use crate::{
-    adapter::{Adapter, LoraFactors, Projection},
-    config::Config,
-    device::{DeviceError, OnDevice, Resident},
-    kv_cache::{CacheDtype, KvCache},
+    checkpoint::{
+        adapter::{Adapter, LoraFactors, Projection},
+        config::Config,
+        weights::{Checkpoint, Dtype, Packing, Weight, WeightsError},
+    },
+    model::kv_cache::{CacheDtype, KvCache},
     ops::{
         attention::{self, Rows},
         embedding::embedding,
@@ -42,9 +45,11 @@ use crate::{
         rms_norm::rms_norm,
         rope::{HeadNorm, Rotations, frequencies, rope},
     },
-    tape::Tape,
-    tensor::{Device, Tensor},
-    weights::{Checkpoint, Dtype, Packing, Weight, WeightsError},
+    tensor::{
+        Device, Tensor,
+        device::{DeviceError, OnDevice, Resident},
+        tape::Tape,
+    },
 };
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";

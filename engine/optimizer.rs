@@ -6,10 +6,8 @@
 //! PyTorch would write NaN into every parameter.
 //!
 //! ```
-//! use engine::{
-//!     device::Cpu,
-//!     optimizer::{AdamW, Outcome, Parameter, Settings},
-//! };
+//! use engine::optimizer::{AdamW, Outcome, Parameter, Settings};
+//! use engine::tensor::device::Cpu;
 //!
 //! // (w − 3)² has its minimum at 3, and the gradient 2·(w − 3).
 //! let (cpu, mut w) = (Cpu::new(1), [0.0]);
@@ -27,15 +25,16 @@
 //! [`Model::step`](crate::model::Model::step).
 
 mod cuda;
+pub mod schedule;
 
 use std::borrow::Cow;
 
 use kernels::cpu::{Cpu, adamw, norm, profile};
 use serde::{Deserialize, Serialize};
 
-use crate::{
+use crate::tensor::{
+    Tensor,
     device::{Device, DeviceError},
-    tensor::Tensor,
 };
 use cuda::Moment;
 

@@ -3,10 +3,10 @@
 //! Errors stay in their modules, where their names say whose they are.
 
 pub use crate::{
-    adapter::{Adapter, AdapterSettings, Projection},
-    chat::{ChatTemplate, Message, RenderOptions},
-    config::Config,
-    device::{Cpu, Device, Isa},
+    checkpoint::{
+        adapter::{Adapter, AdapterSettings, Projection},
+        config::Config,
+    },
     generate::{FinishReason, Generator, Options, Request, SamplingParams},
     language_model::LanguageModel,
     model::{
@@ -14,7 +14,13 @@ pub use crate::{
         training::{PackedBatch, TrainingPass},
     },
     optimizer::{AdamW, Outcome},
-    tape::{Backward, Gradients, Tape},
-    tensor::{Id, Tensor},
-    tokenizer::Tokenizer,
+    tensor::{
+        Id, Tensor,
+        device::{Cpu, Device, Isa},
+        tape::{Backward, Gradients, Tape},
+    },
+    text::{
+        chat::{ChatTemplate, Message, RenderOptions},
+        tokenizer::Tokenizer,
+    },
 };

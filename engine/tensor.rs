@@ -3,7 +3,10 @@
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
 
+pub mod check_gradient;
+pub mod device;
 mod narrow;
+pub mod tape;
 
 use std::sync::{
     Arc,
@@ -14,8 +17,8 @@ use half::bf16;
 use kernels::cuda::Buffer;
 pub(crate) use narrow::Narrow;
 
-pub use crate::device::Device;
-use crate::device::{CudaDevice, DeviceError, HostBuffer};
+pub use crate::tensor::device::Device;
+use crate::tensor::device::{CudaDevice, DeviceError, HostBuffer};
 
 /// Identity of a value, by which its gradient is found. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +34,7 @@ impl Id {
 /// A matrix `[rows, columns]` of f32: always two dimensions and one element type, by design.
 ///
 /// A row is a token's: the models need no more, and no op has to ask for strides, a rank or a type. Heads lie side by
-/// side in a row. Weights, which may be bf16 or f16, are no tensors but [`Weight`](crate::weights::Weight)s.
+/// side in a row. Weights, which may be bf16 or f16, are no tensors but [`Weight`](crate::checkpoint::weights::Weight)s.
 ///
 /// The values are in the device's memory; on a GPU rounded to bf16 where only matmuls read them. Clones share them and are
 /// the same value to the tape; a shared tensor is not written to.

@@ -7,10 +7,7 @@ use std::{
     sync::{LazyLock, atomic::AtomicBool},
 };
 
-use trainer::{
-    data::{self, Columns, Replies, Source, Wanted},
-    prepare::inspect,
-};
+use trainer::data::{self, Columns, Replies, Source, Wanted, prepare::inspect};
 
 /// This process's directory; run.sh removes those of all.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -41,9 +38,10 @@ pub fn refused(error: impl Display) {
 }
 
 /// A small sound model for adapters and weights to belong to.
-pub fn model() -> engine::config::Config {
+pub fn model() -> engine::checkpoint::config::Config {
     const TEXT: &str = include_str!("../tests/golden/qwen2/model/config.json");
-    engine::config::Config::parse(TEXT, Path::new("config.json")).expect("a sound config.json")
+    engine::checkpoint::config::Config::parse(TEXT, Path::new("config.json"))
+        .expect("a sound config.json")
 }
 
 /// Reads a file of pairs as judging, training and data preparation do.

@@ -25,7 +25,7 @@ seed config $golden/*/model/config.json $golden/*/model/generation_config.json
 seed adapter_config $golden/*/adapter/adapter_config.json $fixtures/adapter/*/adapter_config.json
 seed tokenizer $golden/qwen3-tied/model/tokenizer.json
 seed chat_template $fixtures/chat/templates/*.jinja
-seed judge_template ../trainer/prompt/*.jinja
+seed judge_template ../trainer/judge/prompt/*.jinja
 seed parquet $fixtures/prepare/*.parquet
 for preset in j1-nano j1-micro trl-0.15.2; do
     echo "preset = \"$preset\"" | text settings "$preset"

@@ -189,10 +189,14 @@ fn a_killed_prepare_never_leaves_two_splits_that_are_taken_for_one() {
         killed += usize::from(!child.wait().unwrap().success());
         let of_train = trainer::data::read(&train).unwrap();
         let of_held_out = trainer::data::read(&held_out).unwrap();
-        match trainer::prepare::check_together([&train, &held_out], &of_train, &of_held_out) {
+        match trainer::data::prepare::check_together([&train, &held_out], &of_train, &of_held_out) {
             Ok(known) => {
                 assert!(known);
-                assert_eq!(trainer::prepare::shared_prompts(&of_train, &of_held_out), 0, "{round}");
+                assert_eq!(
+                    trainer::data::prepare::shared_prompts(&of_train, &of_held_out),
+                    0,
+                    "{round}"
+                );
             }
             Err(error) => assert!(error.to_string().contains("was killed"), "{error}"),
         }
@@ -208,7 +212,8 @@ fn a_killed_prepare_never_leaves_two_splits_that_are_taken_for_one() {
         &other[..other.len() / 2 + other[other.len() / 2..].find('\n').unwrap() + 1],
     )
     .unwrap();
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo/model").display().to_string();
+    let model =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/commands/demo/model").display().to_string();
     let [train, held_out, run] =
         [train, held_out, path("run")].map(|path| path.display().to_string());
     let args =

@@ -5,13 +5,13 @@
 use std::path::PathBuf;
 
 use engine::{
-    adapter::Adapter,
-    config::Config,
+    checkpoint::{adapter::Adapter, config::Config, weights::Checkpoint},
     generate::{Error, FinishReason, Generator, Options, Request},
-    kv_cache::{KvCache, PageTable},
-    model::{Batch, Model, Precision},
+    model::{
+        Batch, Model, Precision,
+        kv_cache::{KvCache, PageTable},
+    },
     tensor::Device,
-    weights::Checkpoint,
 };
 use kernels::cpu::{Cpu, Isa, lanes::Level, log_prob, sample::SamplingParams};
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use engine::{
+use engine::checkpoint::{
     adapter::{Adapter, AdapterSettings, Projection},
     config::Config,
 };

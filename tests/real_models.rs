@@ -5,14 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    chat::{Message, RenderOptions},
     generate::{Generator, Options, Request, SamplingParams},
     language_model::LanguageModel,
     model::Precision,
     tensor::Device,
+    text::chat::{Message, RenderOptions},
 };
 use serde::Deserialize;
-use trainer::fingerprint;
+use trainer::data::fingerprint;
 
 use crate::generation::logits_of_all_rows;
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use engine::{
-    config::{Config, GenerationConfig},
+    checkpoint::config::{Config, GenerationConfig},
     generate::{Generator, Options, Request},
     model::Precision,
 };

@@ -18,7 +18,7 @@ use std::{
 };
 
 use serde_json::{Map, Value};
-use trainer::metrics::without_timing;
+use trainer::train::metrics::without_timing;
 
 use crate::cli::without_about;
 

@@ -6,11 +6,11 @@
 //! every sequence alone: hidden states, logits, log-probabilities, entropies; all sequences in one
 //! batch against the padded reference, and bit for bit against the sequences alone; and greedy
 //! continuations, token by token, whose log-probabilities training must repeat bit for bit. Gradients of
-//! the adapter's factors are compared where the dump has them (see [`gradients`]), losses (see
-//! [`learning`]) and optimizer steps (see [`steps`]), and a reference in bf16 (see [`bfloat16`]).
+//! the adapter's factors are compared where the dump has them (see `check/gradients.rs`), losses (see
+//! `check/learning.rs`) and optimizer steps (see `check/steps.rs`), and a reference in bf16 (see `check/bfloat16.rs`).
 //!
 //! The CPU is held to its f32. A GPU, which computes in bf16, is held to what rounding allows (see
-//! [`rounded`]).
+//! `check/rounded.rs`).
 
 mod bfloat16;
 mod errors;
@@ -26,15 +26,14 @@ use std::{
 };
 
 use engine::{
-    kv_cache::{KvCache, PageTable},
+    checkpoint::weights::Dtype,
     language_model::LanguageModel,
     model::{
         Batch, Model, Precision,
+        kv_cache::{KvCache, PageTable},
         training::{PackedBatch, TrainingPass},
     },
-    tape::Tape,
-    tensor::{Device, Tensor},
-    weights::Dtype,
+    tensor::{Device, Tensor, tape::Tape},
 };
 use kernels::cpu::{lanes, log_prob};
 use safetensors::SafeTensors;

@@ -8,24 +8,26 @@ use std::{
 };
 
 use engine::{
-    adapter::{Adapter, AdapterSettings, Projection},
-    device::{Cpu, DeviceError},
+    checkpoint::adapter::{Adapter, AdapterSettings, Projection},
     language_model::LanguageModel,
     model::Precision,
-    tensor::Device,
+    tensor::{
+        Device,
+        device::{Cpu, DeviceError},
+    },
 };
 use serde_json::Map;
 
 use crate::{
     check::{Finding, check},
     data,
-    prompt::Template,
-    settings::Settings,
+    judge::prompt::Template,
     shared::shared,
     train::{
         StepReport, Trainer, checkpoint,
         directory::RunDirectory,
         run::{self, Ended, Event},
+        settings::Settings,
     },
 };
 
@@ -142,7 +144,7 @@ fn larger_dumps_are_within_what_rounding_allows() {
 const STEPS: u64 = 3;
 
 fn settings() -> Settings {
-    let settings = Settings::from_file(&below_root("cli/demo/config.toml")).unwrap();
+    let settings = Settings::from_file(&below_root("cli/commands/demo/config.toml")).unwrap();
     let replaced = ["rollout.prompts_per_step=4", "rollout.group_size=4", "train.save_every=1"];
     let more = [format!("train.steps={STEPS}"), format!("train.keep_last={STEPS}")];
     let replaced = replaced.map(str::to_owned).into_iter().chain(more);
@@ -164,7 +166,7 @@ fn trainer(
         dropout: lora.dropout,
         targets: Projection::ALL.to_vec(),
     };
-    let directory = below_root("cli/demo/model");
+    let directory = below_root("cli/commands/demo/model");
     let (language_model, adapter) = LanguageModel::builder(&directory)
         .device(device)
         .precision(precision)
@@ -174,9 +176,9 @@ fn trainer(
         })
         .open_with_adapter()
         .unwrap();
-    let template = Template::from_file(&below_root("cli/demo/template.jinja")).unwrap();
+    let template = Template::from_file(&below_root("cli/commands/demo/template.jinja")).unwrap();
     let template = template.with_control_tokens(language_model.control_tokens());
-    let pairs = data::read(&below_root("cli/demo/pairs.jsonl")).unwrap();
+    let pairs = data::read(&below_root("cli/commands/demo/pairs.jsonl")).unwrap();
     let mut trainer = Trainer::new(language_model, template, settings.clone(), pairs, 64 << 20);
     if let Some(from) = from {
         checkpoint::restore(&mut trainer, from).unwrap();

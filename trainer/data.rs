@@ -30,11 +30,14 @@
 mod arrow;
 mod conversation;
 pub(crate) mod csv;
+pub mod fingerprint;
 mod json;
 mod jsonl;
 mod layout;
+pub mod lines;
 mod pages;
 mod parquet;
+pub mod prepare;
 mod python;
 mod reason;
 mod rows;
@@ -60,7 +63,7 @@ pub(crate) use rows::{Place, Row};
 pub use sample::{row_count, sample};
 pub use source::Source;
 
-use crate::fingerprint::Fingerprint;
+use crate::data::fingerprint::Fingerprint;
 
 /// The most text that pairs are made of, in bytes: a row of many replies makes many.
 const MAX_PAIRS: u64 = 4 << 30;

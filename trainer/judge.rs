@@ -4,7 +4,9 @@
 //! orders of a pair share what their prompts have in common. What a judgement says depends on its
 //! pair, order, vote and the seed alone, so a run may be cut and continued anywhere.
 
+pub mod prompt;
 mod stop;
+pub mod verdict;
 
 use std::{
     collections::HashMap,
@@ -12,17 +14,21 @@ use std::{
 };
 
 use engine::{
-    chat::{self, ChatError, ChatTemplate, Date, RenderOptions},
     generate::{self, FinishReason, Generator, Request, RequestId, SamplingParams, Stats},
     language_model::LanguageModel,
-    tokenizer::{DecodeStream, Encoded, Tokenizer, TokenizerError},
+    text::{
+        chat::{self, ChatError, ChatTemplate, Date, RenderOptions},
+        tokenizer::{DecodeStream, Encoded, Tokenizer, TokenizerError},
+    },
 };
 
 use crate::{
     data::Pair,
-    prompt::{Order, PromptError, PromptInput, Template},
-    results::{Finish, Record},
-    verdict::{self, Reading, VerdictForm},
+    eval::results::{Finish, Record},
+    judge::{
+        prompt::{Order, PromptError, PromptInput, Template},
+        verdict::{Reading, VerdictForm},
+    },
 };
 use stop::{Watch, kept};
 
@@ -417,7 +423,7 @@ fn sequence(pair: &Pair, task: &Task) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use engine::device::DeviceError;
+    use engine::tensor::device::DeviceError;
 
     use super::*;
 

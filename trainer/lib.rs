@@ -1,25 +1,24 @@
-//! Data, prompts, judging, RewardBench, rewards and losses.
+//! From pairs of replies to a judge: everything about `j1` that is neither a tensor nor a flag.
+//!
+//! One module per stage, in the order in which a judge passes them:
+//!
+//! 1. **[`data`]** reads preference pairs from Parquet, Arrow, CSV and JSON files of any usual layout;
+//!    [`data::prepare`] checks and splits them.
+//! 2. **[`judge`]** asks the model: a [prompt](judge::prompt) from a pair, sampled judgements, and the
+//!    [verdict](judge::verdict) that a judgement ends in.
+//! 3. **[`eval`]** turns judgements into numbers: [results](eval::results) on disk, and [scores](eval::scores) as RewardBench
+//!    computes them, with intervals.
+//! 4. **[`train`]** makes the judge better by GRPO: [settings](train::settings), [rollouts](train::rollout),
+//!    [rewards, advantages and loss](train::grpo), the [update](train::update), and the [loop](train::run) with its
+//!    checkpoints. [`train::session`] opens a run as `j1 train` does.
+//! 5. **[`check`]** compares all of it with dumps that PyTorch, PEFT and TRL made.
 #![forbid(unsafe_code)]
 
-pub mod bootstrap;
 pub mod check;
 pub mod data;
-pub mod fingerprint;
-pub mod grpo;
+pub mod eval;
 pub mod judge;
-pub mod lines;
-pub mod metrics;
-pub mod prepare;
-pub mod prompt;
-pub mod rescore;
-pub mod results;
-pub mod rewardbench;
-pub mod rollout;
-pub mod scores;
-pub mod settings;
-pub mod tensorboard;
 pub mod train;
-pub mod verdict;
 
 #[cfg(all(test, feature = "cuda"))]
 mod cuda_tests;

@@ -18,12 +18,17 @@ pub mod checkpointing;
 pub mod deliver;
 pub mod directory;
 pub mod estimate;
+pub mod grpo;
 pub mod memory;
+pub mod metrics;
 pub mod plan;
 pub mod prompts;
+pub mod rollout;
 pub mod run;
 pub mod sample;
 pub mod session;
+pub mod settings;
+pub mod tensorboard;
 pub mod update;
 
 use std::{
@@ -32,27 +37,27 @@ use std::{
 };
 
 use engine::{
-    adapter::Adapter,
+    checkpoint::adapter::Adapter,
     generate::{self, Stats},
-    kv_cache::KvCache,
     language_model::LanguageModel,
-    model::Model,
-    optimizer::{self, AdamW},
-    schedule::Schedule,
+    model::{Model, kv_cache::KvCache},
+    optimizer::{self, AdamW, schedule::Schedule},
     tensor::Tensor,
 };
 
 use crate::{
     data::Pair,
-    grpo::{
-        advantages,
-        loss::{self, Counted, LossMask, token_weights},
+    eval::results::Finish,
+    judge::prompt::Template,
+    train::{
+        grpo::{
+            advantages,
+            loss::{self, Counted, LossMask, token_weights},
+        },
+        metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
+        rollout::{Completion, RolloutError, RolloutRecord},
+        settings::{GradientCheckpointing, Settings},
     },
-    metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
-    prompt::Template,
-    results::Finish,
-    rollout::{Completion, RolloutError, RolloutRecord},
-    settings::{self, GradientCheckpointing, Settings},
 };
 use plan::Plan;
 use sample::{SampleError, Sampled, Sampler};

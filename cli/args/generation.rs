@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::chat::Date;
+use engine::text::chat::Date;
 
 use super::values::{parse_size, parse_stop};
 
@@ -59,7 +59,7 @@ pub(crate) struct GenerationArgs {
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub(crate) template_date: Option<Date>,
 
-    /// Your own judge prompt, a minijinja file (see trainer/prompt/README.md). Scores are read from 1 to
+    /// Your own judge prompt, a minijinja file (see trainer/judge/prompt/README.md). Scores are read from 1 to
     /// 10, unless its first line names another verdict, such as ---verdict: \boxed{a, b} from 0 to 100---
     /// or ---verdict: [[A]], [[B]] or [[C]]---
     #[arg(long, value_name = "FILE")]

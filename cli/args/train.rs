@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use trainer::{
     data::Columns,
-    settings::{Choice, Preset},
+    train::settings::{Choice, Preset},
 };
 
 use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size, parse_step};

@@ -1,6 +1,6 @@
 //! Values of flags that are more than a number or a name.
 
-use engine::config::MAX_STOP_BYTES;
+use engine::checkpoint::config::MAX_STOP_BYTES;
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

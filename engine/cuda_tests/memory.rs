@@ -4,20 +4,20 @@ use kernels::cpu::{Cpu, sample::SamplingParams};
 
 use super::{Fixture, Gradients, PASS, gpu, numbers};
 use crate::{
-    adapter::Projection,
-    config::{Config, Family},
-    device::Device,
+    checkpoint::{
+        adapter::Projection,
+        config::{Config, Family},
+    },
     generate::{Generator, Options, Request},
-    kv_cache::KvCache,
     model::{
         Model, Precision,
+        kv_cache::KvCache,
         memory::{TrainedModel, TrainedPass},
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
     optimizer::Settings,
-    tape::Tape,
-    tensor::Tensor,
+    tensor::{Tensor, device::Device, tape::Tape},
 };
 
 /// Of few rows of weights, so that activations are most of the memory.

@@ -105,7 +105,7 @@ impl Backward for CrossEntropy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::check_gradient::check_gradient;
+    use engine::tensor::check_gradient::check_gradient;
 
     #[test]
     fn a_step_makes_the_completion_more_probable_and_is_in_the_saved_adapter() {

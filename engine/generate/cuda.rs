@@ -23,11 +23,15 @@ use kernels::{
 
 use super::{Draw, Generator, Seen, Sequence};
 use crate::{
-    device::{CudaDevice, DeviceError},
-    kv_cache::{KvCache, PageTable},
-    model::Batch,
+    model::{
+        Batch,
+        kv_cache::{KvCache, PageTable},
+    },
     ops::gather,
-    tensor::Tensor,
+    tensor::{
+        Tensor,
+        device::{CudaDevice, DeviceError},
+    },
 };
 
 /// Recordings at most; the one launched longest ago makes room. Each holds its lists, and of the driver's memory

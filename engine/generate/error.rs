@@ -1,7 +1,7 @@
 //! Why a request cannot run.
 
 use super::{LogitsError, RequestId};
-use crate::{device::DeviceError, kv_cache::NoRoom};
+use crate::{model::kv_cache::NoRoom, tensor::device::DeviceError};
 
 /// Why a request cannot run.
 #[derive(Debug, PartialEq)]

@@ -11,7 +11,7 @@ use kernels::{
 };
 
 use super::{Generator, RequestId};
-use crate::{kv_cache::PageTable, tensor::Tensor};
+use crate::{model::kv_cache::PageTable, tensor::Tensor};
 
 pub(super) struct Sequence {
     pub(super) id: RequestId,

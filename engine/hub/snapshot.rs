@@ -3,8 +3,8 @@
 use super::HubError;
 use super::cache::Repository;
 use super::reference::{Reference, check_file_name};
+use crate::checkpoint::weights::unread_format;
 use crate::error::read_text;
-use crate::weights::unread_format;
 use std::collections::BTreeSet;
 use std::path::Path;
 

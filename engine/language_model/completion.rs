@@ -5,8 +5,8 @@ use kernels::cpu::sample::{ParamsError, SamplingParams};
 use super::LanguageModel;
 use crate::{
     generate::{self, FinishReason, Generator, Options, Request},
-    kv_cache::KvCache,
-    tokenizer::{DecodeStream, TokenizerError},
+    model::kv_cache::KvCache,
+    text::tokenizer::{DecodeStream, TokenizerError},
 };
 
 /// Why a prompt has no completion.
@@ -55,7 +55,7 @@ impl LanguageModel {
     /// # Panics
     /// If `max_new_tokens` is 0.
     ///
-    /// [`ChatTemplate::render`]: crate::chat::ChatTemplate::render
+    /// [`ChatTemplate::render`]: crate::text::chat::ChatTemplate::render
     pub fn generate(
         &self,
         prompt: &str,
@@ -125,7 +125,7 @@ impl std::iter::FusedIterator for Completion<'_> {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::Device, golden::case};
+    use crate::{golden::case, tensor::device::Device};
 
     fn open(name: &str) -> LanguageModel {
         let device = Device::cpu_threads(1);

@@ -25,18 +25,22 @@ use super::{
     training::{PackedBatch, TrainingPass},
 };
 use crate::{
-    adapter::Projection,
-    config::Config,
-    device::OnDevice,
-    kv_cache::KvCache,
+    checkpoint::{
+        adapter::Projection,
+        config::Config,
+        weights::{Dtype, Weight},
+    },
     memory,
+    model::kv_cache::KvCache,
     ops::{
         linear::{Dropout, Lora},
         log_prob::{block_columns, block_rows},
     },
-    tape::{Gradients, Tape},
-    tensor::{Device, Tensor},
-    weights::{Dtype, Weight},
+    tensor::{
+        Device, Tensor,
+        device::OnDevice,
+        tape::{Gradients, Tape},
+    },
 };
 pub use cuda::{CudaModel, CudaPass};
 

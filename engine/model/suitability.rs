@@ -1,7 +1,7 @@
 //! Which models a GPU's kernels take.
 
 use super::Precision;
-use crate::config::Config;
+use crate::checkpoint::config::Config;
 
 /// A model that runs on the CPU only.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

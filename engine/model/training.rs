@@ -11,8 +11,7 @@ use kernels::cpu::profile;
 
 use super::{Layer, Model, lora, transposed};
 use crate::{
-    adapter::{Adapter, LoraFactors, Projection, peft_key},
-    device::{DeviceError, Resident},
+    checkpoint::adapter::{Adapter, LoraFactors, Projection, peft_key},
     ops::{
         attention::{Layout, packed_attention},
         embedding::embedding,
@@ -21,8 +20,11 @@ use crate::{
         log_prob::{Targets, log_prob},
     },
     optimizer::{self, AdamW, Factor, Outcome},
-    tape::{Gradients, Tape},
-    tensor::Tensor,
+    tensor::{
+        Tensor,
+        device::{DeviceError, Resident},
+        tape::{Gradients, Tape},
+    },
 };
 
 /// Groups of a prompt and its completions, packed.
@@ -282,8 +284,10 @@ impl Model {
 mod tests {
     use super::*;
     use crate::{
-        adapter::AdapterSettings, config::Config, golden::case, model::Precision, tensor::Device,
-        weights::Checkpoint,
+        checkpoint::{adapter::AdapterSettings, config::Config, weights::Checkpoint},
+        golden::case,
+        model::Precision,
+        tensor::Device,
     };
     use kernels::cpu::Cpu;
 
@@ -311,7 +315,7 @@ mod tests {
                 Model::new(&checkpoint, config, Some(&adapter), precision, device).unwrap();
             // A new adapter's B is zero, and with it A's gradient.
             for (index, (name, factor)) in model.parameters_mut().into_iter().enumerate() {
-                let a = crate::check_gradient::values(index as u64, factor.shape());
+                let a = crate::tensor::check_gradient::values(index as u64, factor.shape());
                 if !name.is_a {
                     factor.data_mut().iter_mut().zip(a.data()).for_each(|(b, x)| *b = x / 64.0);
                 }

@@ -24,10 +24,12 @@ use kernels::{
 
 use super::gather;
 use crate::{
-    device::{OnDevice, Resident},
-    kv_cache::{CacheDtype, KvCache},
-    tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
+    model::kv_cache::{CacheDtype, KvCache},
+    tensor::{
+        Id, Tensor,
+        device::{OnDevice, Resident},
+        tape::{Backward, Gradients, Saved, Tape},
+    },
 };
 
 /// Where the rows of a step stand.
@@ -251,9 +253,9 @@ impl Backward for Attention<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::tensor::{
+        Narrow,
         check_gradient::{check_gradient, values},
-        tensor::Narrow,
     };
 
     fn layout(sequences: &[(usize, &[usize])]) -> Layout {

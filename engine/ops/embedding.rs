@@ -3,9 +3,11 @@
 use kernels::cpu;
 
 use crate::{
-    device::{Device, Resident},
-    tensor::Tensor,
-    weights::Weight,
+    checkpoint::weights::Weight,
+    tensor::{
+        Tensor,
+        device::{Device, Resident},
+    },
 };
 
 /// Looks up `tokens` in `table` (`[vocab, n]`): `[tokens.len(), n]`. Panics on ids beyond the table.

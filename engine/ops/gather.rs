@@ -7,10 +7,10 @@
 
 use kernels::cpu::gather::{self, Places};
 
-use crate::{
+use crate::tensor::{
+    Id, Tensor,
     device::{Device, Resident},
     tape::{Backward, Gradients, Tape},
-    tensor::{Id, Tensor},
 };
 
 /// Copies the named rows of `x` into a new tensor, in the order given. Panics on rows that it has not.
@@ -79,7 +79,7 @@ impl Backward for Gather<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::{check_gradient, values};
+    use crate::tensor::check_gradient::{check_gradient, values};
 
     #[test]
     fn gradient_of_gathered_rows() {

@@ -30,10 +30,12 @@ use kernels::{
 };
 
 use crate::{
-    device::{OnDevice, Resident},
-    tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
-    weights::Weight,
+    checkpoint::weights::Weight,
+    tensor::{
+        Id, Tensor,
+        device::{OnDevice, Resident},
+        tape::{Backward, Gradients, Saved, Tape},
+    },
 };
 
 /// One projection of the model.
@@ -336,7 +338,7 @@ impl Update<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::{check_gradient, values};
+    use crate::tensor::check_gradient::{check_gradient, values};
 
     const F32: Pass = Pass { rounding: Rounding::F32, adapter: true, dropout: None };
 

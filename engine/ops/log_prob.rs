@@ -25,10 +25,12 @@ use kernels::{
 };
 
 use crate::{
-    device::{Device, Resident},
-    tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
-    weights::Weight,
+    checkpoint::weights::Weight,
+    tensor::{
+        Id, Tensor,
+        device::{Device, Resident},
+        tape::{Backward, Gradients, Saved, Tape},
+    },
 };
 
 /// Rows of logits that exist at a time, at most, and logits.
@@ -164,7 +166,7 @@ fn on_cuda<'m>(
 fn on<'a>(
     gpu: &kernels::cuda::Gpu,
     head: &'a Weight,
-) -> Result<Head<'a>, crate::device::DeviceError> {
+) -> Result<Head<'a>, crate::tensor::device::DeviceError> {
     Ok(Head { weight: head.on(gpu)?, vocab: head.rows(), k: head.columns() })
 }
 
@@ -227,7 +229,7 @@ impl Backward for LogProb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::{check_gradient, values};
+    use crate::tensor::check_gradient::{check_gradient, values};
     use kernels::cpu::{Cpu, lanes::Level};
 
     /// The first column of y.

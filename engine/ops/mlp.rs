@@ -18,10 +18,10 @@ use super::{
     },
     swiglu::swiglu,
 };
-use crate::{
+use crate::tensor::{
+    Id, Tensor,
     device::{CudaDevice, Device, DeviceError, OnDevice},
     tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
 };
 
 /// The three projections.

@@ -11,10 +11,10 @@
 
 use kernels::cpu::{self, Rounding};
 
-use crate::{
+use crate::tensor::{
+    Id, Tensor,
     device::{Device, Resident},
     tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
 };
 
 /// Normalizes each row of `x` (`[rows, n]`) for products that round as `rounding` says: where they do to
@@ -108,9 +108,9 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::tensor::{
+        Narrow,
         check_gradient::{check_gradient, values},
-        tensor::Narrow,
     };
 
     #[test]

@@ -20,10 +20,12 @@ use kernels::{
 
 use super::rms_norm;
 use crate::{
-    config::RopeScaling,
-    device::{Device, DeviceError, OnDevice, Resident},
-    tape::{Backward, Gradients, Tape},
-    tensor::{Id, Tensor},
+    checkpoint::config::RopeScaling,
+    tensor::{
+        Id, Tensor,
+        device::{Device, DeviceError, OnDevice, Resident},
+        tape::{Backward, Gradients, Tape},
+    },
 };
 
 /// The pairs' frequencies, and what multiplies their cosines and sines.
@@ -254,7 +256,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::{check_gradient::check_gradient, config::Config, golden::tests};
+    use crate::{
+        checkpoint::config::Config, golden::tests, tensor::check_gradient::check_gradient,
+    };
 
     #[test]
     fn gradient() {

@@ -19,9 +19,9 @@ use kernels::cpu::{
     swiglu::{self, Inputs},
 };
 
-use crate::{
+use crate::tensor::{
+    Device, Id, Narrow, Tensor,
     tape::{Backward, Gradients, Tape},
-    tensor::{Device, Id, Narrow, Tensor},
 };
 
 /// Gates `up`.
@@ -91,7 +91,7 @@ impl Backward for Swiglu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::{check_gradient, values};
+    use crate::tensor::check_gradient::{check_gradient, values};
     use half::bf16;
 
     #[test]

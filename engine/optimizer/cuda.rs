@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use kernels::cuda::{Buffer, Gpu};
 
 use super::{AdamW, Factor, Outcome, clip_scale};
-use crate::{
+use crate::tensor::{
+    Tensor,
     device::{CudaDevice, DeviceError},
-    tensor::Tensor,
 };
 
 /// The running mean of one parameter, where the last step left it.

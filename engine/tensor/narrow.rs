@@ -40,7 +40,7 @@ impl Narrow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check_gradient::values;
+    use crate::tensor::check_gradient::values;
 
     #[test]
     fn an_odd_number_of_values_is_rounded_and_widened() {

@@ -1,7 +1,7 @@
 //! An adapter_config.json beside sound factors.
 #![no_main]
 
-use engine::adapter::Adapter;
+use engine::checkpoint::adapter::Adapter;
 use j1_fuzz::{directory, file, model, refused};
 
 libfuzzer_sys::fuzz_target!(

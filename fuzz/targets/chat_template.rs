@@ -1,7 +1,7 @@
 //! A chat template of a checkpoint, and what it makes of a conversation.
 #![no_main]
 
-use engine::chat::{ChatTemplate, Message, RenderOptions};
+use engine::text::chat::{ChatTemplate, Message, RenderOptions};
 use j1_fuzz::{directory, file, refused};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use engine::config::{Config, GenerationConfig};
+use engine::checkpoint::config::{Config, GenerationConfig};
 use j1_fuzz::{model, refused};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,11 +1,11 @@
 //! A user's judge template, and the prompt that it makes of a pair.
 #![no_main]
 
-use engine::tokenizer::ControlTokens;
+use engine::text::tokenizer::ControlTokens;
 use j1_fuzz::refused;
 use trainer::{
     data::Message,
-    prompt::{PromptInput, Template},
+    judge::prompt::{PromptInput, Template},
 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -3,7 +3,7 @@
 
 use j1_fuzz::{directory, file, refused};
 use serde_json::json;
-use trainer::{rescore::rescore, results::Results};
+use trainer::eval::{rescore::rescore, results::Results};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let settings = json!({ "seed": 0 });

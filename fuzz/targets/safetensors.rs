@@ -1,7 +1,7 @@
 //! A model.safetensors: header, names, and every tensor of a model looked up in it.
 #![no_main]
 
-use engine::weights::Checkpoint;
+use engine::checkpoint::weights::Checkpoint;
 use j1_fuzz::{file, model, refused};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use j1_fuzz::refused;
-use trainer::settings::Settings;
+use trainer::train::settings::Settings;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -15,7 +15,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         Err(error) => refused(error),
     }
     if let Some(line) = text.lines().next() {
-        let base = Settings::preset(trainer::settings::Preset::J1Nano);
+        let base = Settings::preset(trainer::train::settings::Preset::J1Nano);
         base.with(line).map_err(refused).ok();
     }
 });

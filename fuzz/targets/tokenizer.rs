@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use engine::tokenizer::{Tokenizer, catches_panics};
+use engine::text::tokenizer::{Tokenizer, catches_panics};
 use j1_fuzz::refused;
 
 libfuzzer_sys::fuzz_target!(

@@ -2,8 +2,8 @@
 #![no_main]
 
 use trainer::{
-    results::Finish,
-    verdict::{Reading, Verdict, VerdictForm, format_tags, parts, read},
+    eval::results::Finish,
+    judge::verdict::{Reading, Verdict, VerdictForm, format_tags, parts, read},
 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

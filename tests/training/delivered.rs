@@ -14,7 +14,7 @@ struct Demo(tempfile::TempDir);
 impl Demo {
     fn new() -> Demo {
         let directory = scratch();
-        let pairs = fs::read_to_string(below_root("cli/demo/pairs.jsonl")).unwrap();
+        let pairs = fs::read_to_string(below_root("cli/commands/demo/pairs.jsonl")).unwrap();
         let all: Vec<&str> = pairs.lines().collect();
         fs::write(directory.path().join("train.jsonl"), all[..40].join("\n")).unwrap();
         fs::write(directory.path().join("held_out.jsonl"), all[40..70].join("\n")).unwrap();
@@ -24,7 +24,7 @@ impl Demo {
     fn start(&self, out: &str, settings: &[&str], more: &[&str]) -> Vec<String> {
         let path = |name: &str| self.0.path().join(name).display().to_string();
         let [config, model, template] = ["config.toml", "model", "template.jinja"]
-            .map(|name| below_root("cli/demo").join(name));
+            .map(|name| below_root("cli/commands/demo").join(name));
         let mut args =
             vec!["train".to_owned(), "--config".to_owned(), config.display().to_string()];
         for (flag, value) in [
@@ -147,7 +147,7 @@ fn a_collapse_is_told_and_the_best_step_is_delivered() {
     assert_same(&resumed.join("adapter"), &whole.path().join("adapter"), "the best of before");
     let after = fs::read_to_string(resumed.join("metrics.jsonl")).unwrap();
     let plain = |text: &str| -> Vec<_> {
-        text.lines().map(|line| trainer::metrics::without_timing(line).unwrap()).collect()
+        text.lines().map(|line| trainer::train::metrics::without_timing(line).unwrap()).collect()
     };
     assert_eq!(plain(&before), plain(&after), "alarms and evaluations among them");
 }

@@ -2,13 +2,15 @@
 //! every importance ratio is exactly 1.
 
 use engine::{
-    device::{Cpu, Isa},
     generate::{Generator, Options, Request, SamplingParams},
     model::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
     },
-    tape::Tape,
+    tensor::{
+        device::{Cpu, Isa},
+        tape::Tape,
+    },
 };
 
 use super::{Run, metrics, number};

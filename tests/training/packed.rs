@@ -3,14 +3,16 @@
 //! sums.
 
 use engine::{
-    device::{Cpu, Isa},
-    kv_cache::KvCache,
     model::{
         Model, Precision,
+        kv_cache::KvCache,
         training::{PackedBatch, TrainingPass},
     },
-    tape::{Gradients, Tape},
-    tensor::Tensor,
+    tensor::{
+        Tensor,
+        device::{Cpu, Isa},
+        tape::{Gradients, Tape},
+    },
 };
 
 use crate::generation::open;

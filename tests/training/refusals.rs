@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use trainer::settings::{Preset, Settings};
+use trainer::train::settings::{Preset, Settings};
 
 use super::{Run, files, finish, metrics, number, resume, succeeded};
 use crate::cli;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use trainer::rollout::RolloutRecord;
+use trainer::train::rollout::RolloutRecord;
 
 use super::{CACHE, Run, finish, succeeded};
 

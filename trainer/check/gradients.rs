@@ -9,8 +9,10 @@ use engine::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
     },
-    tape::{Gradients, Tape},
-    tensor::{Device, Tensor},
+    tensor::{
+        Device, Tensor,
+        tape::{Gradients, Tape},
+    },
 };
 use safetensors::SafeTensors;
 

@@ -12,8 +12,10 @@ use engine::{
         training::{PackedBatch, TrainingPass},
     },
     optimizer::{self, AdamW, Factor},
-    tape::{Gradients, Tape},
-    tensor::{Device, Tensor},
+    tensor::{
+        Device, Tensor,
+        tape::{Gradients, Tape},
+    },
 };
 use kernels::cpu::log_prob::TEMPERATURES;
 use safetensors::{Dtype, SafeTensors};
@@ -24,7 +26,7 @@ use super::{
     gradients::{PLAIN, relative},
     largest, steps,
 };
-use crate::grpo::loss::{
+use crate::train::grpo::loss::{
     self, Completion, Counted, LossMask, LossType, completion_loss, token_weights,
 };
 

@@ -8,7 +8,7 @@
 //! change a token that leads by less. What a GPU computes in f32 has the CPU's bounds.
 
 use engine::{
-    config::Config,
+    checkpoint::config::Config,
     model::{Model, Precision, suitability},
     tensor::Device,
 };

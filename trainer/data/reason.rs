@@ -1,6 +1,6 @@
 //! Why a row is not used.
 
-/// Why a row is not used. Reading refuses some, [`crate::prepare`] drops all of them and counts.
+/// Why a row is not used. Reading refuses some, [`crate::data::prepare`] drops all of them and counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// A column is missing or holds neither text nor messages.

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::{Pair, add_content};
-use crate::fingerprint::Fingerprint;
+use crate::data::fingerprint::Fingerprint;
 
 /// How many rows pairs are made of: those of several replies make one.
 pub fn row_count(pairs: &[Pair]) -> usize {

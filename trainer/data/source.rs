@@ -14,7 +14,7 @@ use flate2::read::MultiGzDecoder;
 use glob::glob_with;
 
 use super::{DataError, Format};
-use crate::fingerprint::{self, Fingerprint};
+use crate::data::fingerprint::{self, Fingerprint};
 
 /// The most that a pipe may deliver, in bytes.
 const MAX_PIPE: u64 = 16 << 30;

@@ -14,7 +14,7 @@ use super::*;
 use crate::shared::shared;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/parquet")).join(name)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/parquet")).join(name)
 }
 
 /// Writes a file and reads it as data.
@@ -297,7 +297,7 @@ fn damaged_parquet_never_panics_and_never_grows() {
     ];
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("d.parquet");
-    let mut draws = crate::bootstrap::Draws::new(5);
+    let mut draws = crate::eval::bootstrap::Draws::new(5);
     let mut errors = 0;
     for name in names {
         let sound = std::fs::read(fixture(&format!("{name}.parquet"))).unwrap();

@@ -1,6 +1,6 @@
 //! Texts that end a judgement, looked for as it grows.
 
-use engine::tokenizer::{DecodeStream, Tokenizer, TokenizerError};
+use engine::text::tokenizer::{DecodeStream, Tokenizer, TokenizerError};
 
 /// Looks for stop strings in the text of one sample. Special tokens count as the text they are written in, so that one
 /// of them can be a stop string, as with transformers.

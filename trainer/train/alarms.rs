@@ -13,7 +13,7 @@
 //! | length | five steps below a quarter or above four times the first five's, and no more reward than those |
 //! | gradient | three steps with ten times the norm of the twenty before |
 //!
-//! An alarm goes off once; it has to be quiet for [`QUIET`] steps before it can go off again.
+//! An alarm goes off once; it has to be quiet for `QUIET` steps before it can go off again.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -17,17 +17,17 @@ use std::{
 };
 
 use engine::{
-    adapter::{Adapter, AdapterError},
-    device::DeviceError,
+    checkpoint::adapter::{Adapter, AdapterError},
     optimizer::{StateError, first_not_finite},
+    tensor::device::DeviceError,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::Trainer;
 use crate::{
-    fingerprint,
-    results::{
+    data::fingerprint,
+    eval::results::{
         ResultsError,
         files::{sync_directory, write_whole},
     },

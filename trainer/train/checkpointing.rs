@@ -2,13 +2,13 @@
 //! computed again. No bit of a run depends on it.
 
 use engine::{
-    device::{Device, DeviceError},
     memory::room,
     model::{Model, memory::Uncountable},
+    tensor::device::{Device, DeviceError},
 };
 
 use super::memory::{CudaMemory, PredictError, RunMemory, RunShape, usable, weights_bytes};
-use crate::settings::{GradientCheckpointing, Settings};
+use crate::train::settings::{GradientCheckpointing, Settings};
 
 /// What was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

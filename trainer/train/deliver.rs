@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use engine::adapter::Adapter;
+use engine::checkpoint::adapter::Adapter;
 
 use super::{
     Trainer,
     checkpoint::{self, Best},
     run::RunError,
 };
-use crate::{results::ResultsError, settings::Deliver};
+use crate::{eval::results::ResultsError, train::settings::Deliver};
 
 /// The metric that says which step is best.
 pub(super) const RIGHT_IN_BOTH: &str = "eval/right_in_both_orders";

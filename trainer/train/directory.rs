@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use engine::{
+use engine::checkpoint::{
     adapter::{Adapter, AdapterError},
     config::Config,
 };
@@ -19,13 +19,15 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::{self, CheckpointError, State};
 use crate::{
-    metrics,
-    results::{
+    eval::results::{
         ABOUT, RUN, ResultsError, compare_settings,
         files::{remove_temporaries, write_whole},
         lock, pretty, read_json, refuse_foreign,
     },
-    settings::{Settings, SettingsError},
+    train::{
+        metrics,
+        settings::{Settings, SettingsError},
+    },
 };
 
 const CONFIG: &str = "config.toml";

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use engine::{
     generate::{self, Generator, Options, Request, SamplingParams},
-    kv_cache::KvCache,
     language_model::LanguageModel,
+    model::kv_cache::KvCache,
 };
 
-use crate::settings::{GradientCheckpointing, Settings};
+use crate::train::settings::{GradientCheckpointing, Settings};
 
 /// How fast the model is here.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +111,7 @@ impl Ahead<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{Orders, Preset};
+    use crate::train::settings::{Orders, Preset};
 
     /// By hand: one prompt of 10 tokens, two completions of 8, a second a row and two a decoding step.
     #[test]

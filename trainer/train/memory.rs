@@ -12,22 +12,21 @@
 mod cuda;
 
 use engine::{
-    config::Config,
-    device::Isa,
+    checkpoint::{config::Config, weights::Dtype},
     generate::Options,
-    kv_cache::{KvCache, PAGE},
     model::{
         Precision,
+        kv_cache::{KvCache, PAGE},
         memory::{PassMemory, TrainedModel, TrainedPass, Uncountable},
     },
-    weights::Dtype,
+    tensor::device::Isa,
 };
 
 use super::{
     running_sequences,
     update::{TooLarge, largest_batch},
 };
-use crate::settings::Settings;
+use crate::train::settings::Settings;
 pub use cuda::{CudaMemory, usable};
 
 /// What a run needs, in bytes.

@@ -5,9 +5,9 @@
 
 use std::cell::RefCell;
 
-use crate::bootstrap::hash;
-use crate::prompt::{Order, OrderPlan};
-use crate::settings::Orders;
+use crate::eval::bootstrap::hash;
+use crate::judge::prompt::{Order, OrderPlan};
+use crate::train::settings::Orders;
 
 /// Keeps the permutations apart from other draws made of the same numbers.
 const PERMUTATION: u64 = 0x7065_726d_7574_6531;

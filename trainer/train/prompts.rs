@@ -7,8 +7,7 @@ use std::sync::{
 
 use crate::{
     data::Pair,
-    judge::{Judge, JudgeError},
-    prompt::Order,
+    judge::{Judge, JudgeError, prompt::Order},
 };
 
 /// What was found about the pairs' prompts.

@@ -21,8 +21,8 @@ use std::{
 };
 
 use engine::{
-    adapter::{Adapter, AdapterError},
-    device::DeviceError,
+    checkpoint::adapter::{Adapter, AdapterError},
+    tensor::device::DeviceError,
 };
 use kernels::cpu::profile;
 use serde_json::{Map, Value};
@@ -36,13 +36,16 @@ use super::{
 };
 use crate::{
     data::Pair,
-    judge::{self, End, Judge, JudgeError, Task},
-    metrics::MetricsFile,
-    prompt::{Order, OrderPlan},
-    results::{Record, ResultsError, files::write_whole},
-    scores::{Protocol, Scores},
-    tensorboard::EventFile,
-    verdict::MatchRule,
+    eval::{
+        results::{Record, ResultsError, files::write_whole},
+        scores::{Protocol, Scores},
+    },
+    judge::{
+        self, End, Judge, JudgeError, Task,
+        prompt::{Order, OrderPlan},
+        verdict::MatchRule,
+    },
+    train::{metrics::MetricsFile, tensorboard::EventFile},
 };
 
 /// Steps after which an adapter that did not move is worth a word.
@@ -373,8 +376,8 @@ fn now() -> f64 {
 mod tests {
     use super::*;
     use crate::{
-        results::Finish,
-        verdict::{Reading, VerdictForm, read},
+        eval::results::Finish,
+        judge::verdict::{Reading, VerdictForm, read},
     };
 
     type Judged = (Order, Option<(u32, u32)>);

@@ -9,21 +9,25 @@ use std::{
 use engine::{
     generate::{self, SamplingParams, Stats},
     language_model::LanguageModel,
-    tokenizer::Encoded,
+    text::tokenizer::Encoded,
 };
 use kernels::cpu::profile;
 
 use super::plan::Slot;
 use crate::{
     data::Pair,
-    grpo::{
-        advantages::{self, Advantages, advantages},
-        rewards::{Entry, Reward, Rollout, Table},
+    judge::{
+        Judge, JudgeError,
+        prompt::{Order, Template},
     },
-    judge::{Judge, JudgeError},
-    prompt::{Order, Template},
-    rollout::{Completion, RolloutError, RolloutRecord, rollouts},
-    settings::{self, OverLong, Settings, Thinking},
+    train::{
+        grpo::{
+            advantages::{self, Advantages, advantages},
+            rewards::{Entry, Reward, Rollout, Table},
+        },
+        rollout::{Completion, RolloutError, RolloutRecord, rollouts},
+        settings::{self, OverLong, Settings, Thinking},
+    },
 };
 
 /// A policy that samples, and what its judgements earn.

@@ -4,12 +4,12 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use engine::{
-    adapter::Adapter,
-    device::Device,
+    checkpoint::adapter::Adapter,
     error::FileError,
     generate,
     language_model::{LanguageModel, OpenError},
     model::{Model, Precision},
+    tensor::device::Device,
 };
 use serde_json::{Map, Value, json};
 
@@ -21,12 +21,15 @@ use super::{
     sample::Sampler,
 };
 use crate::{
-    data::{self, DataError, Pair, Source, Wanted},
-    fingerprint,
-    judge::JudgeError,
-    prepare::{self, PrepareError},
-    prompt::{Order, PromptError, Template},
-    settings::{OverLong, Settings, Weights},
+    data::{
+        self, DataError, Pair, Source, Wanted, fingerprint,
+        prepare::{self, PrepareError},
+    },
+    judge::{
+        JudgeError,
+        prompt::{Order, PromptError, Template},
+    },
+    train::settings::{OverLong, Settings, Weights},
 };
 
 /// Any error of the program around a session.
@@ -137,7 +140,7 @@ pub enum SessionError {
     )]
     OtherAdapter {
         adapter: Box<Adapter>,
-        lora: Box<crate::settings::LoraSettings>,
+        lora: Box<crate::train::settings::LoraSettings>,
         modules: Vec<&'static str>,
         same_modules: bool,
     },

@@ -2,22 +2,24 @@
 //!
 //! Completions are packed into micro-batches by a token budget, group by group: a prompt runs once for
 //! the completions of its group. The loss of the step is a sum over completions whose weights are
-//! known beforehand (see [`crate::grpo::loss`]), so how they are packed is arithmetic's order only.
+//! known beforehand (see [`crate::train::grpo::loss`]), so how they are packed is arithmetic's order only.
 
 use engine::{
-    device::DeviceError,
     model::{
         Model,
         training::{PackedBatch, RowError, TrainingPass},
     },
     ops::linear::Dropout,
     optimizer::{AdamW, Outcome, first_not_finite},
-    tape::{Gradients, Tape},
-    tensor::Tensor,
+    tensor::{
+        Tensor,
+        device::DeviceError,
+        tape::{Gradients, Tape},
+    },
 };
 use kernels::cpu::profile;
 
-use crate::grpo::loss::{self, Sums, completion_loss};
+use crate::train::grpo::loss::{self, Sums, completion_loss};
 
 /// A completion as the update sees it.
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +166,7 @@ pub struct TooLarge;
 const MOST_ROWS: usize = 1 << 22;
 
 /// The largest micro-batch of a step in which every prompt and completion is so long. As all groups are alike, it is one
-/// that [`pack`] fills with as many of them as fit, or a part of one that does not.
+/// that `pack` fills with as many of them as fit, or a part of one that does not.
 pub fn largest_batch(
     [prompt, completion]: [usize; 2],
     group_size: usize,

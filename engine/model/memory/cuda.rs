@@ -7,11 +7,12 @@ use kernels::{
 
 use super::{TrainedModel, TrainedPass, run_training};
 use crate::{
-    device::CudaDevice,
     generate::{Generator, Options, Request},
-    kv_cache::{CacheDtype, KvCache},
-    model::training::PackedBatch,
-    tensor::{Device, Tensor},
+    model::{
+        kv_cache::{CacheDtype, KvCache},
+        training::PackedBatch,
+    },
+    tensor::{Device, Tensor, device::CudaDevice},
 };
 
 /// Multiprocessors of an A100. Other numbers change little: in how many parts narrow products are summed.

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::{
-    adapter::{Adapter, AdapterSettings},
+    checkpoint::{
+        adapter::{Adapter, AdapterSettings},
+        weights::Checkpoint,
+    },
     golden::case,
-    weights::Checkpoint,
 };
 
 const RANK: usize = 3;

@@ -10,11 +10,13 @@ use kernels::{
 
 use super::{Layout, Rows};
 use crate::{
-    device::{Device, DeviceError},
-    kv_cache::KvCache,
+    model::kv_cache::KvCache,
     ops::gather,
-    tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
+    tensor::{
+        Id, Tensor,
+        device::{Device, DeviceError},
+        tape::{Backward, Gradients, Saved, Tape},
+    },
 };
 
 pub(super) fn append(

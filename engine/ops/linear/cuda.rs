@@ -5,10 +5,12 @@ use kernels::cuda::{Buffer, Factor, Gpu, Operands};
 
 use super::{Linear, Lora, Pass, Source};
 use crate::{
-    device::{CudaDevice, Device, DeviceError},
-    tape::{Backward, Gradients, Saved, Tape},
-    tensor::{Id, Tensor},
-    weights::Weight,
+    checkpoint::weights::Weight,
+    tensor::{
+        Id, Tensor,
+        device::{CudaDevice, Device, DeviceError},
+        tape::{Backward, Gradients, Saved, Tape},
+    },
 };
 
 /// The parts of an adapter's factors. Ranks are padded by rows of zeros to what kernels take.

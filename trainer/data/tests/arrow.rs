@@ -3,7 +3,7 @@
 use super::*;
 
 fn arrow(name: &str) -> PathBuf {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/arrow");
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/arrow");
     Path::new(fixtures).join(format!("{name}.arrow"))
 }
 
@@ -54,7 +54,7 @@ fn a_folder_that_datasets_saved_is_read() {
 fn damaged_arrow_never_panics_and_never_grows() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("d.arrow");
-    let mut draws = crate::bootstrap::Draws::new(7);
+    let mut draws = crate::eval::bootstrap::Draws::new(7);
     let (mut errors, mut runs) = (0, 0);
     for name in ["stream", "file", "zstd", "feather", "types", "skywork"] {
         let sound = std::fs::read(arrow(name)).unwrap();

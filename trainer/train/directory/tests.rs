@@ -1,7 +1,7 @@
 //! What may change, what may not, and who holds a directory.
 
 use super::*;
-use crate::settings::Preset;
+use crate::train::settings::Preset;
 
 fn settings() -> Settings {
     Settings::preset(Preset::J1Nano)

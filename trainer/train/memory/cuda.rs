@@ -8,24 +8,21 @@
 //! Between the two phases what one took is given back to the driver. Counted are buffers as the pool rounds them.
 
 use engine::{
-    config::Config,
-    device::Isa,
+    checkpoint::{config::Config, weights::Dtype},
     generate::Options,
-    kv_cache::KvCache,
     model::{
         Precision,
+        kv_cache::KvCache,
         memory::{CudaModel, CudaPass, TrainedModel, TrainedPass},
     },
-    weights::Dtype,
+    tensor::device::Isa,
 };
 
 use super::RunShape;
-use crate::{
+use crate::train::{
+    cache_pages, running_sequences,
     settings::Settings,
-    train::{
-        cache_pages, running_sequences,
-        update::{TooLarge, largest_batch},
-    },
+    update::{TooLarge, largest_batch},
 };
 
 /// What a run needs of a GPU, in bytes.
@@ -97,7 +94,8 @@ impl CudaMemory {
             let (dropout, reference) = (settings.lora.dropout > 0.0, settings.loss.beta != 0.0);
             model.training_on_cuda(&batch, TrainedPass { checkpoint, dropout, reference })
         };
-        let page = KvCache::page_bytes(model.config, engine::kv_cache::CacheDtype::Bf16) as u64;
+        let page =
+            KvCache::page_bytes(model.config, engine::model::kv_cache::CacheDtype::Bf16) as u64;
         let pages = (shape.cache / page).clamp(1, cache_pages(settings) as u64) as usize;
         let sequences = running_sequences(settings);
         let length = prompt + completion;

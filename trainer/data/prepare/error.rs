@@ -1,0 +1,74 @@
+//! What can go wrong while data are prepared.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::data::DataError;
+use crate::eval::results::ResultsError;
+
+/// Why no data were prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The input or an excluded file cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The output cannot be written.
+    #[error(transparent)]
+    Files(#[from] ResultsError),
+    /// The run was asked to stop.
+    #[error("stopped; nothing was written")]
+    Interrupted,
+    /// Every row was dropped.
+    #[error("{}: none of its {rows} rows can be used: {reasons}", path.display())]
+    NothingKept {
+        /// The input.
+        path: PathBuf,
+        /// Its rows.
+        rows: usize,
+        /// How many were dropped for what.
+        reasons: String,
+    },
+    /// The input was not the same when it was read again.
+    #[error("{}, {place}: the file was changed while it was read; nothing was written", path.display())]
+    Changed {
+        /// The input.
+        path: PathBuf,
+        /// The first row that differs.
+        place: String,
+    },
+    /// An output would take the place of an input.
+    #[error("{} is read and would be replaced; choose another --out", path.display())]
+    WouldReplaceInput {
+        /// The input.
+        path: PathBuf,
+    },
+    /// Another process prepares data into the same directory.
+    #[error("another j1 data prepare writes to {}; wait for it, or choose another --out", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Files of a prepared directory that are not of one run.
+    #[error("{}: {problem}; run j1 data prepare again, or move the files if they are your own", path.display())]
+    NotTogether {
+        /// The file that says so.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file that was not made by this command is in the way.
+    #[error(
+        "{} is there already, and no prepare.json beside it says that j1 made it; choose another --out",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl PrepareError {
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> PrepareError {
+        PrepareError::Files(ResultsError::io(action, path, source))
+    }
+}

@@ -1,0 +1,7 @@
+//! Evaluation: judgements are recorded as they come, scored as RewardBench and its successors score them, with intervals.
+
+pub mod bootstrap;
+pub mod rescore;
+pub mod results;
+pub mod rewardbench;
+pub mod scores;

@@ -1,0 +1,324 @@
+//! From the text of a judgement to a verdict: pure functions over `&str`.
+//!
+//! A judgement ends, when it is well formed, with
+//!
+//! ```text
+//! <scores>
+//! \boxed{x, y}
+//! </scores>
+//! ```
+//!
+//! where `x` is the score of the reply in slot A and `y` of the one in slot B. [`read`] reads it by two rules:
+//!
+//! * **strict**: the rule of the published j1 results (haizelabs/j1-micro, `rewards.py`), the default everywhere: the
+//!   first `<scores>(.*?)</scores>` of the whole completion, thinking included, and in it the first
+//!   `\boxed{x, y}` of digits and dots with a comma between. In two things it is stricter: a score must be on
+//!   the template's scale, and a judgement that the token limit cut off counts only if its own scores section had
+//!   closed, one that begins a line outside of thinking.
+//! * **soft**: where strict reads a verdict, the same one; else what a judge meant when it did not keep to
+//!   the form. The rules are at the top of `verdict/soft.rs`.
+//!
+//! A template may ask for another form or scale ([`VerdictForm`]). A judgement without a verdict is a value,
+//! [`Verdict::Unparsed`] with its [`Reason`], which is counted and reported. All takes time linear in the length
+//! of the text.
+
+mod digits;
+mod form;
+mod marker;
+mod parts;
+mod soft;
+mod spans;
+mod statement;
+mod words;
+
+use std::fmt;
+use std::str::FromStr;
+
+use digits::is_number;
+pub use form::{Scale, VerdictForm};
+pub use parts::{Parts, parts};
+use serde::{Deserialize, Serialize};
+
+use crate::eval::results::Finish;
+
+/// The six tags that the format asks for, in the order of the sections.
+pub const FORMAT_TAGS: [&str; 6] = [
+    "<specific_criteria>",
+    "</specific_criteria>",
+    "<analysis>",
+    "</analysis>",
+    "<scores>",
+    "</scores>",
+];
+
+/// What a judgement says about the two replies.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The scores of the replies in slot A and slot B; both are finite.
+    Scores(f64, f64),
+    /// No scores could be read.
+    Unparsed(Reason),
+}
+
+/// Why a judgement has no verdict. The names are used in reports and in outputs.jsonl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The judgement is empty or white space.
+    Empty,
+    /// There is no `<scores>` section (soft: and no box either).
+    NoScoresTag,
+    /// `<scores>` is opened and never closed.
+    UnclosedScoresTag,
+    /// The section holds no `\boxed{x, y}`.
+    NoBox,
+    /// There is a box, but what it holds are not two numbers.
+    BadNumber,
+    /// A score is not on the template's scale.
+    OutOfScale,
+    /// There are two scores, but not which is whose.
+    Ambiguous,
+    /// The last box stands in the midst of other text, as a quoted answer does.
+    Quoted,
+    /// There is no `[[A]]`, `[[B]]` or `[[C]]`.
+    NoMarker,
+    /// The last `[[...]]` is none of the three.
+    BadMarker,
+    /// Everything after `<think>` is thinking: the answer was never begun.
+    OnlyThinking,
+    /// The token limit ended the judgement before its verdict.
+    Truncated,
+    /// The prompt did not fit, so nothing was generated.
+    PromptTooLong,
+}
+
+impl Reason {
+    /// The name used in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Empty => "empty",
+            Reason::NoScoresTag => "no_scores_tag",
+            Reason::UnclosedScoresTag => "unclosed_scores_tag",
+            Reason::NoBox => "no_box",
+            Reason::BadNumber => "bad_number",
+            Reason::OutOfScale => "out_of_scale",
+            Reason::Ambiguous => "ambiguous",
+            Reason::Quoted => "quoted",
+            Reason::NoMarker => "no_marker",
+            Reason::BadMarker => "bad_marker",
+            Reason::OnlyThinking => "only_thinking",
+            Reason::Truncated => "truncated",
+            Reason::PromptTooLong => "prompt_too_long",
+        }
+    }
+
+    /// The reason in words, to follow "no verdict:" or a count.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Reason::Empty => "the judgement is empty",
+            Reason::NoScoresTag => "there is no <scores> section",
+            Reason::UnclosedScoresTag => "the <scores> section is not closed",
+            Reason::NoBox => "the <scores> section holds no \\boxed{a, b}",
+            Reason::BadNumber => "the last box does not hold two scores",
+            Reason::OutOfScale => "a score is not on the scale",
+            Reason::Ambiguous => "it is not clear which score is whose",
+            Reason::Quoted => "the last box is part of other text",
+            Reason::NoMarker => "there is no [[A]], [[B]] or [[C]]",
+            Reason::BadMarker => "the last [[...]] is not A, B or C",
+            Reason::OnlyThinking => "the thinking never ended",
+            Reason::Truncated => "cut off at the token limit",
+            Reason::PromptTooLong => "the prompt was too long",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which reply a verdict prefers, by slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Winner {
+    /// The reply in slot A has the higher score.
+    A,
+    /// The reply in slot B has the higher score.
+    B,
+    /// The scores are equal.
+    Tie,
+}
+
+impl Verdict {
+    /// The scores of slot A and slot B, if there are any.
+    pub fn scores(self) -> Option<(f64, f64)> {
+        match self {
+            Verdict::Scores(a, b) => Some((a, b)),
+            Verdict::Unparsed(_) => None,
+        }
+    }
+
+    /// The slot with the higher score, or `None` if unparsed.
+    pub fn winner(self) -> Option<Winner> {
+        let (a, b) = self.scores()?;
+        Some(match a.partial_cmp(&b) {
+            Some(std::cmp::Ordering::Greater) => Winner::A,
+            Some(std::cmp::Ordering::Less) => Winner::B,
+            _ => Winner::Tie,
+        })
+    }
+}
+
+/// Which rule turns a judgement into a verdict: `--match strict|soft`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatchRule {
+    /// The published rule.
+    #[default]
+    Strict,
+    /// The same with recovery.
+    Soft,
+}
+
+impl MatchRule {
+    /// The rule that is reported beside this one.
+    pub fn other(self) -> MatchRule {
+        match self {
+            MatchRule::Strict => MatchRule::Soft,
+            MatchRule::Soft => MatchRule::Strict,
+        }
+    }
+
+    /// `strict` or `soft`.
+    pub fn name(self) -> &'static str {
+        match self {
+            MatchRule::Strict => "strict",
+            MatchRule::Soft => "soft",
+        }
+    }
+}
+
+impl fmt::Display for MatchRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for MatchRule {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "strict" => Ok(MatchRule::Strict),
+            "soft" => Ok(MatchRule::Soft),
+            _ => Err(format!("unknown match rule '{name}': it is strict or soft")),
+        }
+    }
+}
+
+/// The verdicts of one judgement by both rules.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reading {
+    /// By the published rule.
+    pub strict: Verdict,
+    /// With recovery: the same, where strict reads one.
+    pub soft: Verdict,
+}
+
+/// Reads a judgement. Why it ended is part of what it says: one that was cut off may be about to say something else.
+pub fn read(text: &str, finish: Finish, form: VerdictForm) -> Reading {
+    let both = |reason| {
+        let unparsed = Verdict::Unparsed(reason);
+        Reading { strict: unparsed, soft: unparsed }
+    };
+    let cut = finish == Finish::Length;
+    let (visible, open_thinking) = spans::without_thinking(text);
+    let answered = !visible.trim().is_empty();
+    match form {
+        _ if finish == Finish::PromptTooLong => both(Reason::PromptTooLong),
+        VerdictForm::Markers if cut => both(Reason::Truncated),
+        _ if text.trim().is_empty() => both(if cut { Reason::Truncated } else { Reason::Empty }),
+        VerdictForm::Markers if !answered => both(Reason::OnlyThinking),
+        VerdictForm::Markers => {
+            Reading { strict: marker::read(&visible, false), soft: marker::read(&visible, true) }
+        }
+        VerdictForm::Boxed(_)
+            if cut && (open_thinking || !spans::own_section_is_closed(&visible)) =>
+        {
+            both(Reason::Truncated)
+        }
+        VerdictForm::Boxed(scale) => {
+            let strict = match published(text) {
+                Verdict::Scores(a, b) if !scale.contains(a) || !scale.contains(b) => {
+                    Verdict::Unparsed(Reason::OutOfScale)
+                }
+                verdict => verdict,
+            };
+            let soft = match strict {
+                Verdict::Scores(..) => strict,
+                Verdict::Unparsed(_) if !answered => Verdict::Unparsed(Reason::OnlyThinking),
+                Verdict::Unparsed(_) => soft::recover(&visible, finish == Finish::Stop, cut, scale),
+            };
+            Reading { strict, soft }
+        }
+    }
+}
+
+/// The published rule, whatever the scale: `<scores>(.*?)</scores>` (the dot matches newlines), then in the captured
+/// text `\\boxed{([\d.]+),\s*([\d.]+)}`, then Python's `float` on both captures. The first match of
+/// each decides; a box whose numbers do not convert (`1.2.3`) is not skipped for a later one.
+///
+/// One corner differs from Python: a number too large for an f64 is the largest one, not infinity, so that
+/// scores stay finite. It compares as infinity does.
+pub(crate) fn published(text: &str) -> Verdict {
+    const OPEN: &str = "<scores>";
+    if text.trim().is_empty() {
+        return Verdict::Unparsed(Reason::Empty);
+    }
+    let Some(open) = text.find(OPEN) else {
+        return Verdict::Unparsed(Reason::NoScoresTag);
+    };
+    let inside = &text[open + OPEN.len()..];
+    let Some(close) = inside.find("</scores>") else {
+        return Verdict::Unparsed(Reason::UnclosedScoresTag);
+    };
+    let Some((a, b)) = strict_box(&inside[..close]) else {
+        return Verdict::Unparsed(Reason::NoBox);
+    };
+    match (digits::float(a), digits::float(b)) {
+        (Some(a), Some(b)) => Verdict::Scores(a, b),
+        _ => Verdict::Unparsed(Reason::BadNumber),
+    }
+}
+
+/// How many of the six [`FORMAT_TAGS`] occur anywhere in the text: 0 to 6.
+pub fn format_tags(text: &str) -> usize {
+    FORMAT_TAGS.iter().filter(|tag| text.contains(*tag)).count()
+}
+
+/// The captures of the first `\\boxed{([\d.]+),\s*([\d.]+)}`. No part of the pattern can match
+/// what the next part needs, so nothing is ever tried twice and the scan is linear.
+fn strict_box(text: &str) -> Option<(&str, &str)> {
+    const BOXED: &str = "\\boxed{";
+    for (start, _) in text.match_indices(BOXED) {
+        let rest = &text[start + BOXED.len()..];
+        let a = &rest[..rest.find(|c| !is_number(c)).unwrap_or(rest.len())];
+        let Some(rest) = rest[a.len()..].strip_prefix(',') else { continue };
+        let rest = rest.trim_start_matches(is_python_space);
+        let b = &rest[..rest.find(|c| !is_number(c)).unwrap_or(rest.len())];
+        if !a.is_empty() && !b.is_empty() && rest[b.len()..].starts_with('}') {
+            return Some((a, b));
+        }
+    }
+    None
+}
+
+/// What Python's `\s` matches in a str: Unicode white space and the four ASCII separators.
+fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Rollouts: judgements sampled from the policy, with what learning needs of them.
+//!
+//! All groups of a step are one generation: a prompt is computed once for its group, and what prompts
+//! have in common (the system prompt, the two orders of a pair) once for all.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use engine::{
+    generate::{self, FinishReason, Generator, Request, Stats},
+    text::tokenizer::TokenizerError,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    eval::results::Finish,
+    judge::{
+        Judge,
+        verdict::{self, Verdict},
+    },
+};
+
+/// One sampled judgement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Token ids, the stop token included.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each at the sampling temperature.
+    pub log_probs: Vec<f32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// What it says, thinking included.
+    pub text: String,
+    /// Its verdict by the published rule.
+    pub verdict: Verdict,
+}
+
+/// Why rollouts could not be made.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // one variant a part
+pub enum RolloutError {
+    #[error("prompt {prompt} of the step: {source}")]
+    Generate { prompt: usize, source: generate::Error },
+    /// No prompt's fault: the device failed, or there is no memory.
+    #[error("{0}")]
+    Machine(#[source] generate::Error),
+    #[error("a completion cannot be decoded: {0}")]
+    Tokenizer(#[from] TokenizerError),
+}
+
+/// Samples `group_size` completions of each prompt with the judge's model: prompt after prompt, those
+/// of a prompt side by side. `None` if `stop` was raised before the end.
+///
+/// `first_sequence` numbers the completions of the run, so that each draws its own; `progress` is told
+/// after every forward pass.
+pub fn rollouts(
+    judge: &Judge,
+    prompts: &[Vec<u32>],
+    group_size: usize,
+    first_sequence: u64,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Stats),
+) -> Result<Option<Vec<Completion>>, RolloutError> {
+    let language_model = judge.language_model;
+    let stop_tokens = language_model.stop_tokens();
+    let mut generator = Generator::new(&language_model.model, stop_tokens, judge.options.clone())
+        .map_err(RolloutError::Machine)?;
+    let failed = |prompt| move |source| RolloutError::Generate { prompt, source };
+    for (index, prompt) in prompts.iter().enumerate() {
+        let first = first_sequence + (index * group_size) as u64;
+        let request = Request {
+            prompt: prompt.clone(),
+            samples: (first..first + group_size as u64).collect(),
+            seed: judge.seed,
+            max_new_tokens: judge.max_new_tokens,
+            sampling: judge.sampling,
+            // The policy that samples is the one that is trained: nothing stands between its logits and the draws.
+            repetition_penalty: 1.0,
+        };
+        generator.submit(request).map_err(failed(index))?;
+    }
+    let mut drawn: Vec<Drawn> = vec![Drawn::default(); prompts.len() * group_size];
+    while !generator.is_idle() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let step = generator.step(&mut |event| {
+            let drawn = &mut drawn[event.request.0 as usize * group_size + event.sample];
+            drawn.tokens.push(event.token);
+            drawn.log_probs.push(event.log_prob);
+            drawn.finish = event.finish;
+        });
+        step.map_err(|source| match source {
+            generate::Error::Sampling { request, .. } => failed(request.0 as usize)(source),
+            _ => RolloutError::Machine(source),
+        })?;
+        progress(generator.stats());
+    }
+
+    let tokenizer = &language_model.tokenizer;
+    let complete = |drawn: Drawn| {
+        let Drawn { tokens, log_probs, finish } = drawn;
+        let (finish, said) = match finish.expect("the generator is idle") {
+            FinishReason::Stop => (Finish::Stop, &tokens[..tokens.len() - 1]),
+            FinishReason::Length => (Finish::Length, &tokens[..]),
+        };
+        let text = tokenizer.decode(said, true)?;
+        let verdict = verdict::read(&text, finish, judge.template.verdict_form()).strict;
+        Ok(Completion { tokens, log_probs, finish, text, verdict })
+    };
+    drawn.into_iter().map(complete).collect::<Result<_, _>>().map(Some)
+}
+
+#[derive(Clone, Default)]
+struct Drawn {
+    tokens: Vec<u32>,
+    log_probs: Vec<f32>,
+    finish: Option<FinishReason>,
+}
+
+/// A rollout as it stands in `rollouts/step-N.jsonl`: a line of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutRecord {
+    /// The step, counted from 1; 0 for `j1 rollout`.
+    pub step: u64,
+    /// Number of the prompt in the step, counted from 0.
+    pub group: usize,
+    /// Number of the completion in its group, counted from 0.
+    pub sample: usize,
+    /// The pair's id.
+    pub id: String,
+    /// Its position in the data file.
+    pub row: u64,
+    /// Which reply stood in slot A.
+    pub order: crate::judge::prompt::Order,
+    /// Length of the prompt in tokens.
+    pub prompt_tokens: usize,
+    /// Length of the completion in tokens, the stop token included.
+    pub tokens: usize,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Its verdict, slot A first.
+    pub verdict: Verdict,
+    /// Whether the chosen reply has the strictly higher score.
+    pub right: bool,
+    /// Each reward by name, before weights and normalization.
+    pub rewards: std::collections::BTreeMap<String, f64>,
+    /// The weighted sum.
+    pub reward: f64,
+    /// The advantage.
+    pub advantage: f32,
+    /// Sum of the log-probabilities of its tokens at the sampling temperature.
+    pub log_prob: f64,
+    /// What it says.
+    pub text: String,
+}
