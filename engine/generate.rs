@@ -453,12 +453,11 @@ impl<'m> Generator<'m> {
     }
 
     fn draw(&self, logits: &Tensor, draws: &mut [Draw]) {
-        let level = self.model.device().host().level();
+        let cpu = self.model.device().host();
         let count = draws.len();
         let _span = profile::phase("draw tokens", [count]);
         let draws = Mutex::new(draws);
-        let pool = self.model.device().host().pool();
-        pool.for_each(count, &|thread, index| {
+        cpu.pool().for_each(count, &|thread, index| {
             let (logits_row, sequence) = {
                 let draws = draws.lock().expect("no panic under the lock");
                 (draws[index].logits_row, &self.running[draws[index].sequence])
@@ -467,7 +466,7 @@ impl<'m> Generator<'m> {
             let uniform = Philox::new(seed, number, stream).uniform_f64(sequence.generated as u32);
             let mut scratch = self.scratch[thread].lock().expect("one thread, one scratch");
             let logits = logits.row(logits_row);
-            let result = sample::draw(level, &mut scratch, logits, &sequence.sampling, uniform);
+            let result = sample::draw(cpu, &mut scratch, logits, &sequence.sampling, uniform);
             draws.lock().expect("no panic under the lock")[index].result = Some(result);
         });
     }

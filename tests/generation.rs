@@ -13,7 +13,7 @@ use engine::{
     },
     tensor::Device,
 };
-use kernels::cpu::{Cpu, Isa, lanes::Level, log_prob, sample::SamplingParams};
+use kernels::cpu::{Cpu, Isa, log_prob, sample::SamplingParams};
 
 fn golden(case: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
@@ -143,7 +143,7 @@ fn decoding_gives_the_log_probs_of_one_forward_over_the_whole_sequence() {
                     let (mut scored, mut entropies) =
                         (vec![0.0; tokens.len()], vec![0.0; tokens.len()]);
                     log_prob::forward(
-                        Level::detect(),
+                        &Cpu::new(1),
                         &mut scored,
                         &mut entropies,
                         rows,

@@ -35,7 +35,7 @@ use engine::{
     },
     tensor::{Device, Tensor, tape::Tape},
 };
-use kernels::cpu::{lanes, log_prob};
+use kernels::cpu::{Cpu, log_prob};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -346,8 +346,8 @@ impl<'a> Case<'a> {
         // The last row has no next token; any stands in, its log-probability is dropped.
         let next: Vec<u32> = ids[1..].iter().chain(&ids[..1]).copied().collect();
         let (mut log_probs, mut entropies) = (vec![0.0; ids.len()], vec![0.0; ids.len()]);
-        let level = lanes::Level::detect();
-        log_prob::forward(level, &mut log_probs, &mut entropies, logits, &next, temperature)
+        let cpu = Cpu::new(1);
+        log_prob::forward(&cpu, &mut log_probs, &mut entropies, logits, &next, temperature)
             .map_err(|e| self.error(e.to_string()))?;
         log_probs.pop();
         Ok((log_probs, entropies))

@@ -65,9 +65,8 @@ fn forward(suite: &mut Suite) {
         let logits = logits(1, 1);
         let mut out = [f32::NAN; 2];
         let [log_prob, entropy] = &mut out;
-        let level = cpu.level();
         let [one, other] = [std::slice::from_mut(log_prob), std::slice::from_mut(entropy)];
-        log_prob::forward(level, one, other, &logits, &[5], TEMPERATURE).expect("finite logits");
+        log_prob::forward(cpu, one, other, &logits, &[5], TEMPERATURE).expect("finite logits");
         let [log_sum, entropy] = naive(&wide(&logits), TEMPERATURE);
         let exact = f64::from(logits[5]) / f64::from(TEMPERATURE) - log_sum;
         Exact::of(exact).check(out[0], &id, 0);
@@ -75,7 +74,7 @@ fn forward(suite: &mut Suite) {
         Box::new(move || {
             let [one, other] = &mut out;
             let [one, other] = [std::slice::from_mut(one), std::slice::from_mut(other)];
-            let done = log_prob::forward(level, one, other, &logits, &[5], TEMPERATURE);
+            let done = log_prob::forward(cpu, one, other, &logits, &[5], TEMPERATURE);
             assert!(done.is_ok(), "finite logits");
         })
     });
@@ -297,12 +296,12 @@ fn draw(suite: &mut Suite, name: &str, params: SamplingParams) {
     suite.bench("sample", format!("{id}-1t"), reads(1), |cpu| -> Run<'_> {
         let logits = logits(1, 1);
         let mut scratch = Scratch::new(VOCAB);
-        let drawn = sample::draw(cpu.level(), &mut scratch, &logits, &params, 0.7);
+        let drawn = sample::draw(cpu, &mut scratch, &logits, &params, 0.7);
         check(drawn.expect("finite logits"), &logits, &id);
         let mut uniforms = (0..).map(|i| f64::from(i * 37 % 101) / 101.0);
         Box::new(move || {
             let uniform = uniforms.next().expect("without end");
-            let drawn = sample::draw(cpu.level(), &mut scratch, &logits, &params, uniform);
+            let drawn = sample::draw(cpu, &mut scratch, &logits, &params, uniform);
             assert!(drawn.is_ok(), "finite logits");
         })
     });

@@ -230,7 +230,7 @@ impl Backward for LogProb {
 mod tests {
     use super::*;
     use crate::tensor::check_gradient::{check_gradient, values};
-    use kernels::cpu::{Cpu, lanes::Level};
+    use kernels::cpu::Cpu;
 
     /// The first column of y.
     fn without_entropy(tape: &mut Tape<'_>, y: &Tensor) -> Tensor {
@@ -284,8 +284,8 @@ mod tests {
             false,
         );
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
-        let level = Level::detect();
-        log_prob::forward(level, &mut log_probs, &mut entropies, &logits, &tokens, 0.8).unwrap();
+        let cpu = Cpu::new(1);
+        log_prob::forward(&cpu, &mut log_probs, &mut entropies, &logits, &tokens, 0.8).unwrap();
         let tokens = Resident::from(tokens);
         let targets = Targets { tokens: &tokens, temperature: 0.8 };
         let y = super::log_prob(&mut Tape::off(), &x, &head, targets, rounding).unwrap();

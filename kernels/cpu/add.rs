@@ -24,10 +24,8 @@ for_each_isa! {
     fn add_on(y: &mut [f32], x: &[f32]) = add
 }
 
-/// # Safety
-/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
 #[inline(always)]
-unsafe fn add<V: Vector>(y: &mut [f32], x: &[f32]) {
+fn add<V: Vector>(y: &mut [f32], x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += x;
     }

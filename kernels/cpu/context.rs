@@ -3,7 +3,6 @@
 use half::{bf16, f16};
 
 use super::isa::Isa;
-use super::lanes::{Kind, Level};
 use super::pool::Pool;
 use crate::lock;
 use std::sync::{Mutex, MutexGuard};
@@ -13,7 +12,6 @@ use std::sync::{Mutex, MutexGuard};
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
-    level: Level,
     pool: Pool,
     scratch: Mutex<Scratch>,
 }
@@ -71,16 +69,7 @@ impl Cpu {
     /// If this CPU does not have it: every kernel's use of its instructions rests on this assert.
     pub fn with_isa(threads: usize, isa: Isa) -> Cpu {
         assert!(isa.is_available(), "this CPU does not have {isa}");
-        let level = Level(match isa {
-            Isa::Portable => Kind::Portable,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Kind::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => Kind::Avx512,
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("{isa} is not available on this architecture"),
-        });
-        Cpu { isa, level, pool: Pool::new(threads), scratch: Mutex::default() }
+        Cpu { isa, pool: Pool::new(threads), scratch: Mutex::default() }
     }
 
     /// A context that counts memory (PyTorch's *meta* device): kernels check shapes and take their scratch memory as for
@@ -118,11 +107,6 @@ impl Cpu {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
-    }
-
-    /// The same choice, for kernels whose bits do not depend on it: log_prob and sample.
-    pub fn level(&self) -> Level {
-        self.level
     }
 
     /// Number of threads, the caller's included.
@@ -178,19 +162,4 @@ pub(crate) fn grown<T: bytemuck::Zeroable>(memory: &mut Vec<T>, len: usize) -> &
         *memory = bytemuck::zeroed_vec(len);
     }
     &mut memory[..len]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_level_follows_the_instruction_set() {
-        let mut levels: Vec<Level> =
-            Isa::available().into_iter().map(|isa| Cpu::with_isa(1, isa).level()).collect();
-        assert_eq!(levels[0], Level::PORTABLE);
-        // Two instruction sets share the widest level.
-        levels.dedup();
-        assert!(Level::available().starts_with(&levels), "{levels:?}");
-    }
 }

@@ -1,5 +1,9 @@
 //! The exponential function on vectors, within 2 ulp: e^x = 2^n · e^r, n = round(x / ln 2), with a
 //! polynomial for e^r on |r| ≤ ln 2 / 2 (coefficients of Cephes' expf).
+//!
+//! In f32 the polynomial is fused where the instruction set can, so bits differ between instruction
+//! sets. Log-probabilities and sampling need the same bits everywhere, a GPU included, and use
+//! `lanes::exp`, which fuses nothing.
 
 use super::vector::{Doubles, Vector};
 

@@ -1,99 +1,22 @@
-//! Sixteen f32 lanes: loops written once over `[f32; 16]`, compiled for each instruction set.
+//! Sixteen f32 lanes as `[f32; 16]`: loops over them are written once and compiled for each
+//! instruction set by `for_each_isa!`, with the same bits on all of them.
 //!
-//! Every operation here is a plain IEEE multiplication, addition, comparison or bit operation, each
-//! rounded by itself: no fused multiply-add and no approximate instruction. So AVX-512 (one
-//! register), AVX2 (two) and the baseline (four) give the same bits, and a GPU can too.
+//! Every operation is a plain IEEE multiplication, addition, comparison or bit operation, and each
+//! is rounded by itself: there is no fused multiply-add and no approximate instruction. So AVX-512
+//! (one register), AVX2 (two) and the baseline (four) give the same bits, and so does a GPU.
+//!
+//! This is why the crate has a second [`exp`]. That of `exp.rs` uses a fused multiply-add where
+//! the instruction set has one: it is faster, but its bits differ between instruction sets.
 
 /// Lanes of a vector. Entry `i` of a row belongs to lane `i % LANES`.
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// One vector.
-pub type Lanes = [f32; LANES];
-
-/// An instruction set this machine has, for code whose bits do not depend on which one it is.
-///
-/// A value exists only for a set that was found at run time: that is what makes calling the
-/// compiled variants sound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Level(pub(super) Kind);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Level {
-    /// What the compiler targets by default; on every machine.
-    pub const PORTABLE: Level = Level(Kind::Portable);
-
-    /// The widest set of this machine.
-    pub fn detect() -> Level {
-        Level::available().pop().expect("the portable set is always there")
-    }
-
-    /// Every set of this machine, narrowest first.
-    pub fn available() -> Vec<Level> {
-        #[allow(unused_mut, reason = "grows on x86-64 only")]
-        let mut levels = vec![Level::PORTABLE];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") {
-                levels.push(Level(Kind::Avx2));
-            }
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                levels.push(Level(Kind::Avx512));
-            }
-        }
-        levels
-    }
-}
-
-/// Defines `fn name(level: Level, args..)`, which runs the `#[inline(always)]` function `body`
-/// compiled for `level`.
-macro_rules! vectorized {
-    (
-        $(#[$attribute:meta])*
-        $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $output:ty)?
-            = $body:path;
-    ) => {
-        $(#[$attribute])*
-        $visibility fn $name(level: $crate::cpu::lanes::Level, $($arg: $type),*) $(-> $output)? {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512($($arg: $type),*) $(-> $output)? {
-                $body($($arg),*)
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
-            fn avx2($($arg: $type),*) $(-> $output)? {
-                $body($($arg),*)
-            }
-            match level.0 {
-                $crate::cpu::lanes::Kind::Portable => $body($($arg),*),
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: a Level of this kind exists only where `Level::available` found AVX2.
-                $crate::cpu::lanes::Kind::Avx2 => unsafe { avx2($($arg),*) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: a Level of this kind exists only where `Level::available` found the
-                // four AVX-512 sets that the function enables.
-                $crate::cpu::lanes::Kind::Avx512 => unsafe { avx512($($arg),*) },
-            }
-        }
-    };
-}
-pub(super) use vectorized;
+pub(crate) type Lanes = [f32; LANES];
 
 /// Below this, `exp` is 0: its result would be subnormal, which some hardware computes slowly or
 /// flushes. Just above ln(2^-126).
-pub const EXP_LOWEST: f32 = -87.336_5;
+pub(crate) const EXP_LOWEST: f32 = -87.336_5;
 /// Above this, `exp` is infinite: ln of the largest f32, rounded down.
 const EXP_HIGHEST: f32 = 88.722_83;
 /// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
@@ -112,7 +35,7 @@ const EXP_TERMS: [f32; 6] =
 /// x = n ln 2 + r; e^r is a polynomial; 2^n is added to the exponent bits. Branch-free, so a loop
 /// over lanes becomes vector code.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let rounded = x * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
@@ -132,7 +55,7 @@ pub fn exp(x: f32) -> f32 {
 ///
 /// Written out rather than taken from the C library, whose last bit differs between versions.
 /// x = m 2^n with m in [sqrt(1/2), sqrt(2)), s = (m - 1) / (m + 1), ln m = 2 (s + s^3/3 + ..).
-pub fn ln(x: f64) -> f64 {
+pub(crate) fn ln(x: f64) -> f64 {
     assert!(x.is_normal() && x > 0.0, "ln of {x}");
     let bits = x.to_bits();
     let mut n = (bits >> 52) as i32 - 1023;
@@ -152,7 +75,7 @@ pub fn ln(x: f64) -> f64 {
 
 /// The larger, lane by lane; a NaN on the right is passed over.
 #[inline(always)]
-pub fn max(a: Lanes, b: &Lanes) -> Lanes {
+pub(crate) fn max(a: Lanes, b: &Lanes) -> Lanes {
     let mut out = a;
     for (out, b) in out.iter_mut().zip(b) {
         *out = if *b > *out { *b } else { *out };
@@ -162,13 +85,13 @@ pub fn max(a: Lanes, b: &Lanes) -> Lanes {
 
 /// The largest lane. NaN lanes other than lane 0 are passed over.
 #[inline(always)]
-pub fn reduce_max(lanes: &Lanes) -> f32 {
+pub(crate) fn reduce_max(lanes: &Lanes) -> f32 {
     lanes.iter().skip(1).fold(lanes[0], |a, &b| if b > a { b } else { a })
 }
 
 /// The sum of the lanes by halves: lane i + lane i + 8, then + 4, + 2, + 1.
 #[inline(always)]
-pub fn reduce_sum(lanes: &Lanes) -> f32 {
+pub(crate) fn reduce_sum(lanes: &Lanes) -> f32 {
     let mut sums = *lanes;
     let mut half = LANES / 2;
     while half > 0 {
@@ -183,7 +106,7 @@ pub fn reduce_sum(lanes: &Lanes) -> f32 {
 /// Up to LANES entries of a row as a vector, filled up with minus infinity: the neutral element of
 /// a maximum and of a sum of exponentials.
 #[inline(always)]
-pub fn padded(entries: &[f32]) -> Lanes {
+pub(crate) fn padded(entries: &[f32]) -> Lanes {
     if let Ok(whole) = entries.try_into() {
         return whole;
     }
@@ -195,6 +118,8 @@ pub fn padded(entries: &[f32]) -> Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Isa;
+    use crate::cpu::vector::{Vector, for_each_isa};
 
     /// |got - e^x| in units of the last place of the f32 nearest to e^x.
     fn exp_error_ulp(x: f32) -> f64 {
@@ -264,31 +189,27 @@ mod tests {
         assert_eq!(padded(&[1.0, 2.0])[..3], [1.0, 2.0, f32::NEG_INFINITY]);
     }
 
-    vectorized! {
-        /// Exponentials of 16 entries, to compare the compiled variants.
-        fn exp_lanes(out: &mut Lanes, x: &Lanes) = exp_lanes_body;
+    for_each_isa! {
+        fn exp_lanes_on(x: &Lanes) -> Lanes = exp_lanes
     }
 
     #[inline(always)]
-    fn exp_lanes_body(out: &mut Lanes, x: &Lanes) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = exp(*x);
-        }
+    fn exp_lanes<V: Vector>(x: &Lanes) -> Lanes {
+        x.map(exp)
     }
 
     #[test]
-    fn every_level_gives_the_same_bits() {
-        assert!(Level::available().contains(&Level::PORTABLE));
-        for level in Level::available() {
+    fn every_instruction_set_gives_the_same_bits() {
+        for isa in Isa::available() {
             for start in (0..u32::MAX).step_by(50_021) {
                 let x: Lanes = std::array::from_fn(|i| f32::from_bits(start ^ (i as u32 * 77)));
-                let mut out = [0.0; LANES];
-                exp_lanes(level, &mut out, &x);
+                // SAFETY: `isa` is available.
+                let out = unsafe { exp_lanes_on(isa, &x) };
                 for (got, x) in out.iter().zip(x) {
                     let want = exp(x);
                     assert!(
                         got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
-                        "{level:?}: exp({x}) = {got}, portable {want}"
+                        "{isa}: exp({x}) = {got}, portable {want}"
                     );
                 }
             }

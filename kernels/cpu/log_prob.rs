@@ -24,9 +24,10 @@
 mod slope;
 
 use super::Cpu;
-use super::lanes::{self, EXP_LOWEST, LANES, Lanes, Level, vectorized};
+use super::lanes::{self, EXP_LOWEST, LANES, Lanes};
 use super::pool::Disjoint;
 use super::profile::{self, Work};
+use super::vector::{Vector, for_each_isa};
 pub use slope::{Slope, finish_slopes, slope_rows};
 use std::fmt;
 
@@ -96,9 +97,14 @@ pub struct Block {
     pub weighted: f32,
 }
 
-vectorized! {
-    /// Sums over one block of at most `VOCAB_BLOCK` logits at temperature 1 / `inverse`.
-    pub fn block(logits: &[f32], inverse: f32) -> Block = block_body;
+/// Sums over one block of at most `VOCAB_BLOCK` logits at temperature 1 / `inverse`.
+pub fn block(cpu: &Cpu, logits: &[f32], inverse: f32) -> Block {
+    // SAFETY: `Cpu::with_isa` asserts the instruction set.
+    unsafe { block_on(cpu.isa(), logits, inverse) }
+}
+
+for_each_isa! {
+    fn block_on(logits: &[f32], inverse: f32) -> Block = block_of
 }
 
 /// The sums of a row, joined block by block.
@@ -205,10 +211,10 @@ impl Distribution {
 }
 
 /// The distribution of one row. `temperature` lies in [`TEMPERATURES`].
-pub fn row(level: Level, logits: &[f32], temperature: f32) -> Result<Distribution, LogitsError> {
+pub fn row(cpu: &Cpu, logits: &[f32], temperature: f32) -> Result<Distribution, LogitsError> {
     let mut sums = Sums::new(temperature);
     for logits in logits.chunks(VOCAB_BLOCK) {
-        sums.join(&block(level, logits, sums.inverse));
+        sums.join(&block(cpu, logits, sums.inverse));
     }
     sums.finish()
 }
@@ -217,7 +223,7 @@ pub fn row(level: Level, logits: &[f32], temperature: f32) -> Result<Distributio
 ///
 /// On an error the outputs of the rows before it are written.
 pub fn forward(
-    level: Level,
+    cpu: &Cpu,
     log_probs: &mut [f32],
     entropies: &mut [f32],
     logits: &[f32],
@@ -237,7 +243,7 @@ pub fn forward(
     let outputs = log_probs.iter_mut().zip(entropies);
     for (index, (logits, (log_prob, entropy))) in logits.chunks(vocab).zip(outputs).enumerate() {
         let distribution =
-            row(level, logits, temperature).map_err(|error| RowError { row: index, error })?;
+            row(cpu, logits, temperature).map_err(|error| RowError { row: index, error })?;
         let token = tokens[index] as usize;
         assert!(token < vocab, "token {token} of row {index}, vocabulary of {vocab}");
         *log_prob = distribution.log_prob(logits[token]);
@@ -264,7 +270,7 @@ pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
         let sums = unsafe { sums.part(first, count) };
         for (sums, logits) in sums.iter_mut().zip(logits[first * width..].chunks(width)) {
             for logits in logits.chunks(VOCAB_BLOCK) {
-                sums.join(&block(cpu.level(), logits, sums.inverse));
+                sums.join(&block(cpu, logits, sums.inverse));
             }
         }
     });
@@ -281,7 +287,7 @@ pub fn inverse_of(temperature: f32) -> f32 {
 }
 
 #[inline(always)]
-fn block_body(logits: &[f32], inverse: f32) -> Block {
+fn block_of<V: Vector>(logits: &[f32], inverse: f32) -> Block {
     assert!(
         (1..=VOCAB_BLOCK).contains(&logits.len()),
         "{} logits in a block, not 1 to {VOCAB_BLOCK}",
@@ -323,6 +329,7 @@ fn add_terms(sum: &mut Lanes, weighted: &mut Lanes, z: &Lanes, max: f32, inverse
 mod tests {
     use super::*;
     use crate::cpu::philox::{Philox, Stream};
+    use crate::cpu::reference::contexts;
 
     /// Normal-ish logits (sums of four uniforms) of standard deviation `scale`.
     pub(super) fn random_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
@@ -354,7 +361,7 @@ mod tests {
                 let logits = random_row(vocab, 5.0, seed as u64);
                 let token = vocab / 3;
                 let (log_prob, entropy) = reference(&logits, token, temperature);
-                let got = row(Level::detect(), &logits, temperature).unwrap();
+                let got = row(&Cpu::new(1), &logits, temperature).unwrap();
                 // d carries three roundings (difference, 1 / T, product). S: 2 ulp an exponential,
                 // d's error times its weight, 128 + 4 additions a lane. Output: one more rounding.
                 let unit = f32::EPSILON as f64 / 2.0;
@@ -373,25 +380,25 @@ mod tests {
     }
 
     #[test]
-    fn same_bits_on_every_level_and_at_any_number_of_rows() {
+    fn same_bits_on_every_instruction_set_and_at_any_number_of_rows() {
         for vocab in VOCABS {
             let rows = 3;
             let logits: Vec<f32> =
                 (0..rows).flat_map(|r| random_row(vocab, 4.0, 50 + r as u64)).collect();
             let tokens: Vec<u32> = (0..rows).map(|r| (r * 7 % vocab) as u32).collect();
             let mut want = None;
-            for level in Level::available() {
+            for cpu in contexts() {
                 let (mut log_probs, mut entropies) = ([0.0; 3], [0.0; 3]);
-                forward(level, &mut log_probs, &mut entropies, &logits, &tokens, 0.9).unwrap();
+                forward(&cpu, &mut log_probs, &mut entropies, &logits, &tokens, 0.9).unwrap();
                 for r in 0..rows {
                     let logits = &logits[r * vocab..][..vocab];
-                    let alone = row(level, logits, 0.9).unwrap();
+                    let alone = row(&cpu, logits, 0.9).unwrap();
                     let log_prob = alone.log_prob(logits[tokens[r] as usize]);
                     assert_eq!(log_prob.to_bits(), log_probs[r].to_bits());
                     assert_eq!(alone.entropy().to_bits(), entropies[r].to_bits());
                 }
                 let bits = (log_probs.map(f32::to_bits), entropies.map(f32::to_bits));
-                assert_eq!(*want.get_or_insert(bits), bits, "vocab {vocab}, {level:?}");
+                assert_eq!(*want.get_or_insert(bits), bits, "vocab {vocab}, {}", cpu.isa());
             }
         }
     }
@@ -419,7 +426,7 @@ mod tests {
             sum = sum * ea + s * eb;
             max = joined;
         }
-        let got = row(Level::detect(), &logits, 0.7).unwrap();
+        let got = row(&Cpu::new(1), &logits, 0.7).unwrap();
         assert_eq!(got.max().to_bits(), max.to_bits());
         assert_eq!(got.sum().to_bits(), sum.to_bits());
         let entropy = lanes::ln(sum) - weighted / sum;
@@ -432,12 +439,12 @@ mod tests {
     fn impossible_tokens_have_no_weight() {
         let mut logits = vec![f32::NEG_INFINITY; 5000];
         logits[4097] = -3.5;
-        let one = row(Level::detect(), &logits, 0.9).unwrap();
+        let one = row(&Cpu::new(1), &logits, 0.9).unwrap();
         assert_eq!(one.log_prob(-3.5).to_bits(), 0);
         assert_eq!(one.log_prob(f32::NEG_INFINITY), f32::NEG_INFINITY);
         assert_eq!(one.entropy(), 0.0);
         logits[3] = -3.5;
-        let two = row(Level::detect(), &logits, 0.9).unwrap();
+        let two = row(&Cpu::new(1), &logits, 0.9).unwrap();
         assert_eq!(two.log_prob(-3.5), -std::f32::consts::LN_2);
         assert_eq!(two.entropy(), std::f32::consts::LN_2);
     }
@@ -446,16 +453,16 @@ mod tests {
     fn extreme_but_finite_rows() {
         let spread = [f32::MAX, f32::MIN, 0.0];
         for temperature in [TEMPERATURES.0, 1.0, TEMPERATURES.1] {
-            let got = row(Level::detect(), &spread, temperature).unwrap();
+            let got = row(&Cpu::new(1), &spread, temperature).unwrap();
             assert_eq!(got.log_prob(f32::MAX), 0.0);
             assert_eq!(got.entropy(), 0.0);
         }
         let mut far_apart = vec![-1e30; 5000];
         far_apart[4999] = 1e30;
-        let got = row(Level::detect(), &far_apart, 1.0).unwrap();
+        let got = row(&Cpu::new(1), &far_apart, 1.0).unwrap();
         assert_eq!((got.log_prob(1e30), got.entropy()), (0.0, 0.0));
         let equal = vec![7.25; 5000];
-        let got = row(Level::detect(), &equal, 0.5).unwrap();
+        let got = row(&Cpu::new(1), &equal, 0.5).unwrap();
         assert_eq!(got.log_prob(7.25), -(5000f64.ln() as f32));
         assert_eq!(got.entropy(), 5000f64.ln() as f32);
     }
@@ -463,24 +470,24 @@ mod tests {
     #[test]
     fn rows_without_a_distribution_are_typed_errors() {
         let infinite = [f32::NEG_INFINITY; 4100];
-        for level in Level::available() {
-            let error = row(level, &infinite, 1.0).unwrap_err();
+        for cpu in contexts() {
+            let error = row(&cpu, &infinite, 1.0).unwrap_err();
             assert_eq!(error, LogitsError::AllNegativeInfinity);
             // In the first lane, in the middle, in the padded tail; among minus infinities too.
             for at in [0, 7, 2048, 4090, 4099] {
                 for base in [f32::NEG_INFINITY, 1.0] {
                     let mut logits = [base; 4100];
                     logits[at] = f32::NAN;
-                    let error = row(level, &logits, 1.0).unwrap_err();
+                    let error = row(&cpu, &logits, 1.0).unwrap_err();
                     assert_eq!(error, LogitsError::NotANumber, "NaN at {at} among {base}");
                     logits[at] = f32::INFINITY;
-                    let error = row(level, &logits, 1.0).unwrap_err();
+                    let error = row(&cpu, &logits, 1.0).unwrap_err();
                     assert_eq!(error, LogitsError::PositiveInfinity, "at {at} among {base}");
                 }
             }
         }
         let logits = [0.0, 1.0, f32::NAN, 0.0];
-        let error = forward(Level::detect(), &mut [0.0; 2], &mut [0.0; 2], &logits, &[0, 0], 1.0);
+        let error = forward(&Cpu::new(1), &mut [0.0; 2], &mut [0.0; 2], &logits, &[0, 0], 1.0);
         let error = error.unwrap_err();
         assert_eq!(error, RowError { row: 1, error: LogitsError::NotANumber });
         assert!(error.to_string().contains("row 1: a logit is NaN"), "{error}");
@@ -488,6 +495,6 @@ mod tests {
 
     #[test]
     fn no_rows() {
-        forward(Level::detect(), &mut [], &mut [], &[], &[], 1.0).unwrap();
+        forward(&Cpu::new(1), &mut [], &mut [], &[], &[], 1.0).unwrap();
     }
 }

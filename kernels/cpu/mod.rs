@@ -1,5 +1,4 @@
-//! CPU kernels, one file per kernel. Most take the [`Cpu`] context first; what must have the same
-//! bits on every instruction set takes a [`lanes::Level`] ([`Cpu::level`]).
+//! CPU kernels, one file per kernel. They take the [`Cpu`] context first.
 //!
 //! Batch invariance: an output row has the same bits for any number of rows, any thread count and
 //! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
@@ -13,7 +12,6 @@ pub mod dropout;
 pub mod embedding;
 pub mod gather;
 pub mod heap;
-pub mod lanes;
 pub mod log_prob;
 pub mod matmul;
 pub mod norm;
@@ -32,6 +30,7 @@ mod context;
 mod dot;
 mod exp;
 mod isa;
+pub(crate) mod lanes;
 mod pool;
 #[cfg(test)]
 pub(crate) mod reference;

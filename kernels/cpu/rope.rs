@@ -121,11 +121,8 @@ for_each_isa! {
 
 /// Products and sums are rounded one by one, as transformers does, so every instruction set and
 /// any vectorization by the compiler gives the same bits.
-///
-/// # Safety
-/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
 #[inline(always)]
-unsafe fn rotate<V: Vector>(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+fn rotate<V: Vector>(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
     let (low, high) = head.split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         let (a, b, sin) = (*low, *high, sin * direction);

@@ -92,10 +92,8 @@ for_each_isa! {
     fn round_on<T: Rounded>(y: &mut [T], x: &[f32]) = round
 }
 
-/// # Safety
-/// None needed; `unsafe` as every kernel `for_each_isa!` compiles.
 #[inline(always)]
-unsafe fn round<V: Vector, T: Rounded>(y: &mut [T], x: &[f32]) {
+fn round<V: Vector, T: Rounded>(y: &mut [T], x: &[f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = T::round(x);
     }

@@ -19,9 +19,11 @@
 
 mod truncate;
 
-use super::lanes::{self, LANES, Level, vectorized};
+use super::Cpu;
+use super::lanes::{self, LANES};
 use super::log_prob::{self, Block, Distribution, LogitsError, TEMPERATURES, VOCAB_BLOCK};
 use super::profile::{self, Work};
+use super::vector::{Vector, for_each_isa};
 use std::fmt;
 use truncate::{Candidate, Truncation};
 
@@ -152,7 +154,7 @@ impl Scratch {
 ///
 /// A logit of minus infinity is a token that cannot be drawn.
 pub fn draw(
-    level: Level,
+    cpu: &Cpu,
     scratch: &mut Scratch,
     logits: &[f32],
     params: &SamplingParams,
@@ -172,7 +174,7 @@ pub fn draw(
     let inverse = log_prob::inverse_of(temperature);
     let mut sums = log_prob::Sums::new(temperature);
     for logits in logits.chunks(VOCAB_BLOCK) {
-        let block = log_prob::block(level, logits, inverse);
+        let block = log_prob::block(cpu, logits, inverse);
         sums.join(&block);
         scratch.blocks.push(block);
     }
@@ -182,9 +184,9 @@ pub fn draw(
     let token = if greedy {
         first_of_largest(blocks, logits, distribution.max())
     } else if params.keeps_all(vocab) {
-        token_of_all(level, blocks, logits, &distribution, uniform)
+        token_of_all(cpu, blocks, logits, &distribution, uniform)
     } else {
-        let kept = scratch.truncation.keep(level, blocks, logits, &distribution, params);
+        let kept = scratch.truncation.keep(cpu, blocks, logits, &distribution, params);
         token_of_kept(kept, uniform)
     };
     let log_prob = distribution.log_prob(logits[token as usize]);
@@ -200,7 +202,7 @@ fn first_of_largest(blocks: &[Block], logits: &[f32], max: f32) -> u32 {
 
 /// The token at `uniform` of the whole distribution: first its block, then its place there.
 fn token_of_all(
-    level: Level,
+    cpu: &Cpu,
     blocks: &[Block],
     logits: &[f32],
     distribution: &Distribution,
@@ -225,18 +227,20 @@ fn token_of_all(
     let start = index * VOCAB_BLOCK;
     let end = logits.len().min(start + VOCAB_BLOCK);
     let inverse = distribution.inverse_temperature();
-    let offset = place(level, &logits[start..end], blocks[index].max, inverse, target);
+    let (logits, max) = (&logits[start..end], blocks[index].max);
+    // SAFETY: `Cpu::with_isa` asserts the instruction set.
+    let offset = unsafe { place_on(cpu.isa(), logits, max, inverse, target) };
     (start + offset) as u32
 }
 
-vectorized! {
-    /// First entry of a block at which the sum of e^d, d around the block's maximum, exceeds
-    /// `target`. The last entry of positive weight if rounding leaves the target unreached.
-    fn place(logits: &[f32], max: f32, inverse: f32, target: f64) -> usize = place_body;
+for_each_isa! {
+    fn place_on(logits: &[f32], max: f32, inverse: f32, target: f64) -> usize = place
 }
 
+/// First entry of a block at which the sum of e^d, d around the block's maximum, exceeds
+/// `target`. The last entry of positive weight if rounding leaves the target unreached.
 #[inline(always)]
-fn place_body(logits: &[f32], max: f32, inverse: f32, target: f64) -> usize {
+fn place<V: Vector>(logits: &[f32], max: f32, inverse: f32, target: f64) -> usize {
     let mut sum = 0.0;
     let mut last = 0;
     for (index, z) in logits.chunks(LANES).enumerate() {
@@ -269,7 +273,9 @@ fn token_of_kept(kept: &[Candidate], uniform: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Isa;
     use crate::cpu::philox::{Philox, Stream};
+    use crate::cpu::reference::contexts;
 
     const ALL: SamplingParams =
         SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
@@ -316,7 +322,7 @@ mod tests {
     /// Draws and checks the kept set and the token against `reference`.
     fn check(logits: &[f32], params: &SamplingParams, uniform: f64) -> Sample {
         let mut scratch = Scratch::new(0);
-        let sample = draw(Level::detect(), &mut scratch, logits, params, uniform).unwrap();
+        let sample = draw(&Cpu::new(1), &mut scratch, logits, params, uniform).unwrap();
         let want = reference(logits, params);
         let context = format!("{params:?}, vocab {}, uniform {uniform}", logits.len());
         if !params.keeps_all(logits.len()) {
@@ -333,7 +339,7 @@ mod tests {
         let error = 2e-5;
         assert!(upto(sample.token) - own <= uniform + error, "{context}: {sample:?}");
         assert!(upto(sample.token) >= uniform - error, "{context}: {sample:?}");
-        let full = log_prob::row(Level::detect(), logits, params.temperature).unwrap();
+        let full = log_prob::row(&Cpu::new(1), logits, params.temperature).unwrap();
         let log_prob = full.log_prob(logits[sample.token as usize]);
         assert_eq!(sample.log_prob.to_bits(), log_prob.to_bits(), "{context}");
         assert_eq!(sample.entropy.to_bits(), full.entropy().to_bits(), "{context}");
@@ -388,7 +394,7 @@ mod tests {
             let mut counts = vec![0u32; logits.len()];
             for position in 0..n {
                 let uniform = draws.uniform_f64(position);
-                let sample = draw(Level::detect(), &mut scratch, &logits, &params, uniform);
+                let sample = draw(&Cpu::new(1), &mut scratch, &logits, &params, uniform);
                 counts[sample.unwrap().token as usize] += 1;
             }
             let kept = reference(&logits, &params);
@@ -439,9 +445,9 @@ mod tests {
             logits[at] = 50.0;
             for uniform in [0.0, 0.7, LARGEST_F64] {
                 let params = &SamplingParams::GREEDY;
-                let sample = draw(Level::detect(), &mut scratch, &logits, params, uniform).unwrap();
+                let sample = draw(&Cpu::new(1), &mut scratch, &logits, params, uniform).unwrap();
                 assert_eq!(sample.token, at as u32);
-                let plain = log_prob::row(Level::detect(), &logits, 1.0).unwrap();
+                let plain = log_prob::row(&Cpu::new(1), &logits, 1.0).unwrap();
                 assert_eq!(sample.log_prob, plain.log_prob(50.0));
             }
         }
@@ -460,7 +466,7 @@ mod tests {
         ] {
             for uniform in [0.0, LARGEST_F64] {
                 let mut scratch = Scratch::new(3000);
-                let sample = draw(Level::detect(), &mut scratch, &logits, &params, uniform);
+                let sample = draw(&Cpu::new(1), &mut scratch, &logits, &params, uniform);
                 let want = Sample { token: 2222, log_prob: 0.0, entropy: 0.0 };
                 assert_eq!(sample, Ok(want), "{params:?}");
             }
@@ -468,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn same_sample_on_every_level_and_from_a_used_scratch() {
+    fn same_sample_on_every_instruction_set_and_from_a_used_scratch() {
         let draws = Philox::new(9, 9, Stream::TOKENS);
         let mut used = Scratch::new(0);
         for position in 0..60 {
@@ -481,10 +487,11 @@ mod tests {
             };
             let uniform = draws.uniform_f64(position);
             let fresh = &mut Scratch::new(logits.len());
-            let want = draw(Level::PORTABLE, fresh, &logits, &params, uniform).unwrap();
-            for level in Level::available() {
-                let got = draw(level, &mut used, &logits, &params, uniform).unwrap();
-                assert_eq!(got, want, "{level:?} {params:?}");
+            let want =
+                draw(&Cpu::with_isa(1, Isa::Portable), fresh, &logits, &params, uniform).unwrap();
+            for cpu in contexts() {
+                let got = draw(&cpu, &mut used, &logits, &params, uniform).unwrap();
+                assert_eq!(got, want, "{} {params:?}", cpu.isa());
             }
         }
     }
@@ -494,7 +501,7 @@ mod tests {
         let mut scratch = Scratch::new(3);
         for params in [ALL, SamplingParams::GREEDY, SamplingParams { top_k: 2, ..ALL }] {
             let mut error = |logits: &[f32]| {
-                draw(Level::detect(), &mut scratch, logits, &params, 0.5).unwrap_err()
+                draw(&Cpu::new(1), &mut scratch, logits, &params, 0.5).unwrap_err()
             };
             assert_eq!(error(&[0.0, f32::NAN, 1.0]), LogitsError::NotANumber);
             assert_eq!(error(&[0.0, f32::INFINITY, 1.0]), LogitsError::PositiveInfinity);

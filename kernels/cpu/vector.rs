@@ -193,21 +193,23 @@ macro_rules! methods {
 pub(crate) use methods;
 
 /// Defines `unsafe fn $name(isa, arguments..)`, which runs `$kernel::<V>(arguments..)` compiled
-/// for `isa`. The CPU must have `isa`; the rest of the contract is the kernel's.
+/// for `isa`. The CPU must have `isa`; the rest of the contract is the kernel's. A kernel in plain
+/// Rust leaves `V` unused and is safe.
 macro_rules! for_each_isa {
     ($(#[$meta:meta])* fn $name:ident $(<$t:ident: $bound:path>)?
-        ($($argument:ident: $type:ty),* $(,)?) = $kernel:ident) => {
+        ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? = $kernel:ident) => {
         $(#[$meta])*
-        unsafe fn $name $(<$t: $bound>)? (isa: $crate::cpu::Isa, $($argument: $type),*) {
+        #[allow(unused_unsafe)] // plain Rust needs none
+        unsafe fn $name $(<$t: $bound>)? (isa: $crate::cpu::Isa, $($argument: $type),*) $(-> $output)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn avx2 $(<$t: $bound>)? ($($argument: $type),*) {
+            unsafe fn avx2 $(<$t: $bound>)? ($($argument: $type),*) $(-> $output)? {
                 // SAFETY: the caller's promise, passed on.
                 unsafe { $kernel::<$crate::cpu::vector::Avx2 $(, $t)?>($($argument),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-            unsafe fn avx512 $(<$t: $bound>)? ($($argument: $type),*) {
+            unsafe fn avx512 $(<$t: $bound>)? ($($argument: $type),*) $(-> $output)? {
                 // SAFETY: the caller's promise, passed on.
                 unsafe { $kernel::<$crate::cpu::vector::Avx512 $(, $t)?>($($argument),*) }
             }

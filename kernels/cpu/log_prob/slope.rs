@@ -2,11 +2,12 @@
 //! blocks of logits pass by.
 
 use super::{Distribution, Sums, VOCAB_BLOCK};
-use crate::cpu::lanes::{self, LANES, vectorized};
+use crate::cpu::lanes::{self, LANES};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::{
     Cpu,
     profile::{self, Work},
+    vector::{Vector, for_each_isa},
 };
 
 /// What is known, part by part of the vocabulary, of the slope of a row's log-probability: of its
@@ -71,7 +72,9 @@ pub fn slope_rows(
                 logits[token] = f32::NEG_INFINITY;
             }
             for logits in logits.chunks_mut(VOCAB_BLOCK) {
-                slope.others += f64::from(exponentials(cpu.level(), logits, max, inverse));
+                // SAFETY: `Cpu::with_isa` asserts the instruction set.
+                let sum = unsafe { exponentials_on(cpu.isa(), logits, max, inverse) };
+                slope.others += f64::from(sum);
             }
         }
     });
@@ -104,13 +107,13 @@ pub fn finish_slopes(
     });
 }
 
-vectorized! {
-    /// Turns a block of logits into their e^((z − max) / T), and returns the sum.
-    fn exponentials(logits: &mut [f32], max: f32, inverse: f32) -> f32 = exponentials_body;
+for_each_isa! {
+    fn exponentials_on(logits: &mut [f32], max: f32, inverse: f32) -> f32 = exponentials
 }
 
+/// Turns a block of logits into their e^((z − max) / T), and returns the sum.
 #[inline(always)]
-fn exponentials_body(logits: &mut [f32], max: f32, inverse: f32) -> f32 {
+fn exponentials<V: Vector>(logits: &mut [f32], max: f32, inverse: f32) -> f32 {
     let (vectors, tail) = logits.as_chunks_mut::<LANES>();
     let mut sum = [0.0; LANES];
     for lanes in vectors {
@@ -129,14 +132,10 @@ fn exponentials_body(logits: &mut [f32], max: f32, inverse: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{
-        lanes::Level,
-        log_prob::{join_rows, row, tests::random_row},
-    };
+    use crate::cpu::log_prob::{join_rows, row, tests::random_row};
 
     /// The slope of row 0 of `logits`, whose parts are given by their ends; `w [vocab, k]`.
     fn slope(
-        level: Level,
         logits: &[f32],
         token: usize,
         temperature: f32,
@@ -157,7 +156,7 @@ mod tests {
             }
             start = end;
         }
-        let distribution = row(level, logits, temperature).unwrap();
+        let distribution = row(&cpu, logits, temperature).unwrap();
         finish_slopes(&cpu, &mut dx, &w[token * k..][..k], &slopes, &[distribution]);
         dx
     }
@@ -176,9 +175,8 @@ mod tests {
                         logits.reverse();
                     }
                     let token = vocab / 2;
-                    let level = Level::detect();
                     let ends = [vocab.div_ceil(3), vocab.div_ceil(2), vocab];
-                    let got = slope(level, &logits, token, temperature, &w, &ends);
+                    let got = slope(&logits, token, temperature, &w, &ends);
                     for (j, got) in got.into_iter().enumerate() {
                         let log_prob = |step: f64| {
                             let moved =
@@ -199,12 +197,12 @@ mod tests {
     #[test]
     fn the_slope_of_a_token_that_is_nearly_certain_keeps_its_precision() {
         // p of the other token is e^-20, far below the last place of 1.
-        let got = slope(Level::detect(), &[0.0, 20.0], 1, 1.0, &[3.0, 1.0], &[2]);
+        let got = slope(&[0.0, 20.0], 1, 1.0, &[3.0, 1.0], &[2]);
         let want = -2.0 * (-20f64).exp();
         assert!((f64::from(got[0]) / want - 1.0).abs() < 1e-6, "{got:?} {want}");
         // What is impossible has no part in it.
         let logits = [f32::NEG_INFINITY, 0.0, 1.0];
-        let got = slope(Level::detect(), &logits, 2, 1.0, &[1e30, 0.0, 1.0], &[1, 2, 3]);
+        let got = slope(&logits, 2, 1.0, &[1e30, 0.0, 1.0], &[1, 2, 3]);
         let want = 1.0 / (1.0 + 1f32.exp());
         assert!((got[0] - want).abs() < 1e-6, "{got:?} {want}");
     }

@@ -5,8 +5,10 @@
 //! binning them by logit finds the cut.
 
 use super::SamplingParams;
-use crate::cpu::lanes::{self, LANES, Level, vectorized};
+use crate::cpu::Cpu;
+use crate::cpu::lanes::{self, LANES};
 use crate::cpu::log_prob::{Block, Distribution, VOCAB_BLOCK};
+use crate::cpu::vector::{Vector, for_each_isa};
 
 /// Working memory, and the outcome of the last row.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl Truncation {
     /// `logits`; a `top_k` of 0 or of the whole vocabulary keeps all.
     pub(super) fn keep(
         &mut self,
-        level: Level,
+        cpu: &Cpu,
         blocks: &[Block],
         logits: &[f32],
         distribution: &Distribution,
@@ -73,7 +75,10 @@ impl Truncation {
         for (index, logits) in logits.chunks(VOCAB_BLOCK).enumerate() {
             if distribution.shifted(blocks[index].max) >= lowest {
                 let first = (index * VOCAB_BLOCK) as u32;
-                gather(level, candidates, logits, first, max, inverse, lowest);
+                // SAFETY: `Cpu::with_isa` asserts the instruction set.
+                unsafe {
+                    gather_on(cpu.isa(), candidates, logits, first, max, inverse, lowest);
+                }
             }
         }
         let mut keep_reaching = |candidates: &mut Vec<Candidate>, measure: Measure, target: u64| {
@@ -138,20 +143,20 @@ fn lowest_for_top_p(distribution: &Distribution, vocab: usize, top_p: f32) -> f3
     (lanes::ln(share) - 1e-3) as f32
 }
 
-vectorized! {
-    /// Appends the tokens of a block, whose first is `first`, that have d >= `lowest`.
-    fn gather(
+for_each_isa! {
+    fn gather_on(
         candidates: &mut Vec<Candidate>,
         logits: &[f32],
         first: u32,
         max: f32,
         inverse: f32,
         lowest: f32,
-    ) = gather_body;
+    ) = gather
 }
 
+/// Appends the tokens of a block, whose first is `first`, that have d >= `lowest`.
 #[inline(always)]
-fn gather_body(
+fn gather<V: Vector>(
     candidates: &mut Vec<Candidate>,
     logits: &[f32],
     first: u32,
@@ -306,12 +311,12 @@ mod tests {
         SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
     fn kept(truncation: &mut Truncation, logits: &[f32], params: SamplingParams) -> Vec<u32> {
-        let level = Level::detect();
+        let cpu = Cpu::new(1);
         let blocks: Vec<Block> =
-            logits.chunks(VOCAB_BLOCK).map(|z| log_prob::block(level, z, 1.0)).collect();
-        let distribution = log_prob::row(level, logits, 1.0).unwrap();
+            logits.chunks(VOCAB_BLOCK).map(|z| log_prob::block(&cpu, z, 1.0)).collect();
+        let distribution = log_prob::row(&cpu, logits, 1.0).unwrap();
         truncation.clear(logits.len());
-        let kept = truncation.keep(level, &blocks, logits, &distribution, &params);
+        let kept = truncation.keep(&cpu, &blocks, logits, &distribution, &params);
         kept.iter().map(|c| c.token).collect()
     }
 

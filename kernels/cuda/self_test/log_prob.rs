@@ -1,7 +1,7 @@
 //! Log-probabilities, their gradients, and drawing tokens: the CPU's bits for the same logits.
 
 use super::{Comparisons, rounded, values, widened};
-use crate::cpu::lanes::{self, Level};
+use crate::cpu::lanes;
 use crate::cpu::log_prob::{self, Distribution, LogitsError, VOCAB_BLOCK};
 use crate::cpu::philox::{Philox, Stream};
 use crate::cpu::repetition_penalty::Penalized;
@@ -33,9 +33,9 @@ pub(crate) fn log_prob_has_the_bits_of_the_reference_on_the_same_logits(
         let distributions = gpu.log_prob(&mut out, &x, head, &tokens, temperature)?;
         let found = gpu.check_distributions(&distributions)?;
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
-        let (level, tokens_) = (Level::detect(), &host_tokens);
+        let (cpu, tokens_) = (Cpu::new(1), &host_tokens);
         let reference =
-            log_prob::forward(level, &mut log_probs, &mut entropies, &logits, tokens_, temperature);
+            log_prob::forward(&cpu, &mut log_probs, &mut entropies, &logits, tokens_, temperature);
         on.same(&[found, reference], &[Ok(()); 2], "logits are finite");
         if reference.is_err() {
             continue;
@@ -48,7 +48,7 @@ pub(crate) fn log_prob_has_the_bits_of_the_reference_on_the_same_logits(
         let mut dz = logits.clone();
         for row in 0..rows {
             let logits = &logits[row * vocab..(row + 1) * vocab];
-            let distribution = log_prob::row(level, logits, temperature).expect("finite logits");
+            let distribution = log_prob::row(&cpu, logits, temperature).expect("finite logits");
             let dz = &mut dz[row * vocab..(row + 1) * vocab];
             let of_row = [gradients[2 * row], gradients[2 * row + 1]];
             gradient(dz, &distribution, of_row, host_tokens[row] as usize);
@@ -155,12 +155,12 @@ pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Res
             let draws = Philox::new(draws.seed, draws.sequence, draws.stream);
             let logits = &logits[r * vocab..(r + 1) * vocab];
             let uniform = draws.uniform_f64(position);
-            let level = Level::detect();
+            let cpu = Cpu::new(1);
             let bits = |sample: Sample| {
                 (sample.token, sample.log_prob.to_bits(), sample.entropy.to_bits())
             };
             got.push(drawn.map(bits));
-            want.push(sample::draw(level, &mut scratch, logits, &params, uniform).map(bits));
+            want.push(sample::draw(&cpu, &mut scratch, logits, &params, uniform).map(bits));
         }
         on.same(&got, &want, &format!("{rows} rows of {vocab}"));
     }
