@@ -45,19 +45,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use kernels::cpu::{
+    attention::PAGE,
+    philox::{RngKey, Stream},
+    profile,
+    sample::{self, Sample, Scratch},
+};
 pub use kernels::cpu::{
     log_prob::LogitsError,
     repetition_penalty,
     sample::{ParamsError, SamplingParams},
-};
-use kernels::{
-    cpu::{
-        attention::PAGE,
-        philox::{Philox, Stream},
-        profile,
-        sample::{self, Sample, Scratch},
-    },
-    cuda::Draws,
 };
 
 use cuda::Recordings;
@@ -462,8 +459,7 @@ impl<'m> Generator<'m> {
                 let draws = draws.lock().expect("no panic under the lock");
                 (draws[index].logits_row, &self.running[draws[index].sequence])
             };
-            let Draws { seed, sequence: number, stream } = sequence.draws;
-            let uniform = Philox::new(seed, number, stream).uniform_f64(sequence.generated as u32);
+            let uniform = sequence.key.uniform_f64(sequence.generated as u32);
             let mut scratch = self.scratch[thread].lock().expect("one thread, one scratch");
             let logits = logits.row(logits_row);
             let result = sample::draw(cpu, &mut scratch, logits, &sequence.sampling, uniform);
@@ -532,11 +528,7 @@ impl<'m> Generator<'m> {
             self.running.push(Sequence {
                 id: job.id,
                 sample,
-                draws: Draws {
-                    seed: job.request.seed,
-                    sequence: job.request.samples[sample],
-                    stream: Stream::TOKENS,
-                },
+                key: RngKey::new(job.request.seed, job.request.samples[sample], Stream::TOKENS),
                 sampling: job.request.sampling,
                 seen: Seen::new(
                     job.request.repetition_penalty,

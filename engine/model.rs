@@ -21,7 +21,7 @@ pub mod training;
 
 use kernels::{
     cpu::{
-        Rounding,
+        ComputeDtype,
         attention::{PAGE, Shape, Span},
         matmul::Panels,
         profile,
@@ -90,10 +90,10 @@ impl Precision {
         }
     }
 
-    pub(crate) fn rounding(self) -> Rounding {
+    pub(crate) fn compute(self) -> ComputeDtype {
         match self {
-            Precision::Bf16 => Rounding::Bf16,
-            Precision::F32 => Rounding::F64Sums,
+            Precision::Bf16 => ComputeDtype::Bf16,
+            Precision::F32 => ComputeDtype::F64,
         }
     }
 }
@@ -439,7 +439,7 @@ impl Model {
         cache: &mut KvCache,
         observe: &mut dyn FnMut(usize, &Tensor),
     ) -> Tensor {
-        let pass = Pass { rounding: self.rounding(), adapter: true, dropout: None };
+        let pass = Pass { compute: self.compute(), adapter: true, dropout: None };
         let shape = self.attention_shape();
         let Batch { spans, tables, slots, plan, .. } = batch;
         let rows = Rows { spans, tables, slots, plan };
@@ -468,7 +468,7 @@ impl Model {
         attend: &mut dyn FnMut(&mut Tape<'m>, [Tensor; 3]) -> Tensor,
     ) -> Tensor {
         let eps = self.config.rms_norm_eps as f32;
-        let h = rms_norm(tape, &x, &layer.attention_norm, eps, pass.rounding);
+        let h = rms_norm(tape, &x, &layer.attention_norm, eps, pass.compute);
         let [mut q, mut k, v] = linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass);
         drop(h);
         let [q_norm, k_norm] = match &layer.qk_norm {
@@ -481,16 +481,16 @@ impl Model {
         let x = linear_add(tape, x, &y, &layer.o, pass);
         drop(y);
 
-        let h = rms_norm(tape, &x, &layer.mlp_norm, eps, pass.rounding);
+        let h = rms_norm(tape, &x, &layer.mlp_norm, eps, pass.compute);
         mlp(tape, x, h, &layer.mlp, pass)
     }
 
     fn final_norm<'m>(&'m self, tape: &mut Tape<'m>, x: &Tensor) -> Tensor {
-        rms_norm(tape, x, &self.norm, self.config.rms_norm_eps as f32, self.rounding())
+        rms_norm(tape, x, &self.norm, self.config.rms_norm_eps as f32, self.compute())
     }
 
     fn logits(&self, x: &Tensor) -> Tensor {
-        let pass = Pass { rounding: self.rounding(), adapter: false, dropout: None };
+        let pass = Pass { compute: self.compute(), adapter: false, dropout: None };
         linear(&mut Tape::off(), x, &self.head, pass)
     }
 
@@ -502,8 +502,8 @@ impl Model {
         }
     }
 
-    fn rounding(&self) -> Rounding {
-        self.precision.rounding()
+    fn compute(&self) -> ComputeDtype {
+        self.precision.compute()
     }
 }
 

@@ -9,7 +9,7 @@ use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use half::bf16;
 use kernels::cpu::{
-    Cpu, Isa, Matrix, Rounding, adamw,
+    ComputeDtype, Cpu, Isa, Matrix, adamw,
     attention::{self, Cache, PAGE, Saved, Shape, Span, Tree},
     matmul, rms_norm, swiglu,
 };
@@ -42,7 +42,7 @@ fn halves(len: usize) -> Vec<bf16> {
 fn matmul_forward([m, n, k]: [usize; 3]) -> Box<dyn FnMut(&Cpu)> {
     let (mut y, x, w) = (vec![0.0; m * n], values(m * k), halves(n * k));
     Box::new(move |cpu| {
-        matmul::forward(cpu, &mut y, &x, Matrix::Bf16(&w), [m, n, k], Rounding::Bf16, false);
+        matmul::forward(cpu, &mut y, &x, Matrix::Bf16(&w), [m, n, k], ComputeDtype::Bf16, false);
     })
 }
 
@@ -55,7 +55,7 @@ fn matmul_backward([m, n, k]: [usize; 3]) -> Box<dyn FnMut(&Cpu)> {
             &dy,
             Matrix::Bf16(&w),
             [m, n, k],
-            Rounding::Bf16,
+            ComputeDtype::Bf16,
             false,
             None,
         );

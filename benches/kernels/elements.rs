@@ -1,15 +1,12 @@
 //! Kernels that pass once over their operands: norms, activations, rows, sums, dropout, the optimizer.
 
 use half::{bf16, slice::HalfFloatSliceExt as _};
-use kernels::{
-    cpu::{
-        Matrix, adamw, add, dropout, embedding,
-        gather::{self, Places},
-        norm,
-        philox::{Philox, Stream},
-        rms_norm, swiglu,
-    },
-    cuda::Draws,
+use kernels::cpu::{
+    Matrix, adamw, add, dropout, embedding,
+    gather::{self, Places},
+    norm,
+    philox::{RngKey, Stream},
+    rms_norm, swiglu,
 };
 
 use super::{
@@ -138,7 +135,7 @@ pub(crate) fn gated(gate: f64, up: f64) -> f64 {
 }
 
 /// Its derivatives by gate and by up.
-pub(crate) fn slopes(gate: f64, up: f64) -> [f64; 2] {
+pub(crate) fn swiglu_derivatives(gate: f64, up: f64) -> [f64; 2] {
     let s = sigmoid(gate);
     [up * s * (1.0 + gate * (1.0 - s)), gate * s]
 }
@@ -177,7 +174,7 @@ fn swiglu_backward(suite: &mut Suite, len: usize) {
         let (gate, up, dy) = inputs();
         for index in sampled(len) {
             let [g, u, dy] = [&gate, &up, &dy].map(|x| f64::from(x[index]));
-            let [to_gate, to_up] = slopes(g, u);
+            let [to_gate, to_up] = swiglu_derivatives(g, u);
             Exact::of(dy * to_gate).check(dgate[index], id, index);
             Exact::of(dy * to_up).check(dup[index], id, index);
         }
@@ -320,13 +317,8 @@ fn sum(suite: &mut Suite, len: usize) {
     });
 }
 
-pub(crate) const DRAWS: Draws = Draws { seed: 1, sequence: 2, stream: Stream::DROPOUT };
-pub(crate) const PROBABILITY: f32 = 0.1;
-
-pub(crate) fn mask() -> dropout::Mask {
-    let draws = Philox::new(DRAWS.seed, DRAWS.sequence, DRAWS.stream);
-    dropout::Mask { draws, probability: PROBABILITY }
-}
+pub(crate) const MASK: dropout::Mask =
+    dropout::Mask { key: RngKey::new(1, 2, Stream::DROPOUT), probability: 0.1 };
 
 fn drop_out(suite: &mut Suite, len: usize) {
     let id = format!("n{len}");
@@ -346,16 +338,16 @@ fn drop_out(suite: &mut Suite, len: usize) {
     suite.bench("dropout", id.clone(), passes(2 * len), |cpu| -> Run<'_> {
         let x = values(1, len);
         let mut y = vec![f32::NAN; len];
-        dropout::forward(cpu, &mut y, &x, mask());
+        dropout::forward(cpu, &mut y, &x, MASK);
         check(&y, &id);
-        Box::new(move || dropout::forward(cpu, &mut y, &x, mask()))
+        Box::new(move || dropout::forward(cpu, &mut y, &x, MASK))
     });
     suite.bench_cuda("dropout", id.clone(), passes(2 * len), |gpu| {
         let x = gpu.upload(&values(1, len))?;
         let mut y = gpu.uninitialized::<f32>(len)?;
-        gpu.dropout(&mut y, &x, DRAWS, PROBABILITY)?;
+        gpu.dropout(&mut y, &x, MASK)?;
         check(&gpu.download(&y)?, &id);
-        Ok(Box::new(move || gpu.dropout(&mut y, &x, DRAWS, PROBABILITY)))
+        Ok(Box::new(move || gpu.dropout(&mut y, &x, MASK)))
     });
 }
 
@@ -430,11 +422,11 @@ fn draw_words(suite: &mut Suite, count: usize) {
         // The known answer of Random123 for a counter and a key of zeros (Salmon et al. 2011).
         let zeros = kernels::cpu::philox::philox4x32_10([0; 4], [0; 2]);
         assert_eq!(zeros, [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8], "philox");
-        let draws = Philox::new(1, 2, Stream::TOKENS);
+        let key = RngKey::new(1, 2, Stream::TOKENS);
         let mut words = vec![[0u32; 4]; count];
         Box::new(move || {
             for (position, words) in words.iter_mut().enumerate() {
-                *words = draws.words(position as u32);
+                *words = key.words(position as u32);
             }
             std::hint::black_box(&words);
         })

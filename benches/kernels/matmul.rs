@@ -3,7 +3,7 @@
 use half::bf16;
 use kernels::{
     cpu::{
-        Cpu, Matrix, Rounding,
+        ComputeDtype, Cpu, Matrix,
         matmul::{self, Panels},
         product::{self, Left},
         swiglu,
@@ -13,7 +13,7 @@ use kernels::{
 
 use super::{
     HEAD_DIM, HEADS, KV_HEADS, MODELS, RANK, Run, Suite, VOCAB, Widths, Work, copies,
-    elements::{gated, slopes},
+    elements::{gated, swiglu_derivatives},
     naive::{BF16, Exact, halves, rounded, sampled, values},
 };
 
@@ -56,15 +56,15 @@ pub(crate) fn bench(suite: &mut Suite) {
 // The only calls of the kernel, beside what they mean for one output.
 
 fn multiply(cpu: &Cpu, y: &mut [f32], x: &[f32], w: Matrix<'_>, shape: [usize; 3]) {
-    matmul::forward(cpu, y, x, w, shape, Rounding::Bf16, false);
+    matmul::forward(cpu, y, x, w, shape, ComputeDtype::Bf16, false);
 }
 
 fn multiply_back(cpu: &Cpu, dx: &mut [f32], dy: &[f32], w: &[bf16], shape: [usize; 3]) {
-    matmul::backward(cpu, dx, dy, Matrix::Bf16(w), shape, Rounding::Bf16, false, None);
+    matmul::backward(cpu, dx, dy, Matrix::Bf16(w), shape, ComputeDtype::Bf16, false, None);
 }
 
 fn multiply_f32(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[f32], shape: [usize; 3]) {
-    matmul::forward(cpu, y, x, Matrix::F32(w), shape, Rounding::F32, false);
+    matmul::forward(cpu, y, x, Matrix::F32(w), shape, ComputeDtype::F32, false);
 }
 
 fn work([m, n, k]: [usize; 3], weight_bytes: usize) -> Work {
@@ -202,7 +202,7 @@ fn swiglu_forward(suite: &mut Suite, [m, n, k]: [usize; 3]) {
                 Exact::sum(x.iter().zip(w).map(|(x, w)| rounded(*x) * w.to_f64()))
             });
             let y_exact = Exact::of(gated(gate.value, up.value));
-            // Gate and up are off, too; of silu the slope is at most 1.1.
+            // Gate and up are off, too; of silu the derivative is at most 1.1.
             let off = 1.1 * gate.off() * (up.value.abs() + up.off()) + gate.value.abs() * up.off();
             let off = y_exact.off() + off + unit * y_exact.value.abs();
             y_exact.check_off(y[index], off, id, index);
@@ -225,7 +225,7 @@ fn swiglu_forward(suite: &mut Suite, [m, n, k]: [usize; 3]) {
                 low_rank: None,
             };
             let products = &mut [product(&mut gate, first), product(&mut up, last)];
-            matmul::forward_all(cpu, products, &x, [m, k], Rounding::Bf16);
+            matmul::forward_all(cpu, products, &x, [m, k], ComputeDtype::Bf16);
             swiglu::forward(cpu, y, swiglu::Inputs::F32([&gate, &up]));
         };
         run(&mut y, &weights[0]);
@@ -270,11 +270,11 @@ fn swiglu_backward(suite: &mut Suite, shape: [usize; 3]) {
             let (dy, w) = (&dy[index / k * n..][..n], &w[index % k..]);
             let terms = dy.iter().zip(w.iter().step_by(k));
             let product = Exact::sum(terms.map(|(dy, w)| rounded(*dy) * w.to_f64()));
-            let slopes = slopes(gate[index].into(), up[index].into());
-            for (got, slope) in gradients.iter().zip(slopes) {
-                let exact = Exact::of(product.value * slope);
+            let swiglu_derivatives = swiglu_derivatives(gate[index].into(), up[index].into());
+            for (got, derivative) in gradients.iter().zip(swiglu_derivatives) {
+                let exact = Exact::of(product.value * derivative);
                 // The product is off, too, and its error is rounded with it.
-                let off = slope.abs() * product.off() * (1.0 + unit);
+                let off = derivative.abs() * product.off() * (1.0 + unit);
                 let off = exact.off() + off + unit * exact.value.abs();
                 exact.check_off(got[index], off, id, index);
             }
@@ -328,16 +328,16 @@ fn factor(suite: &mut Suite, [m, n, k]: [usize; 3]) {
         let w = values(2, n * k);
         let there = gpu.upload(&w)?;
         let factor: Factor = gpu.factor(&there, [n, k])?;
-        let low = gpu.low_rank(&gpu.rounded(&values(1, m * k))?, &factor, m, 1.0)?;
-        let l = joined(&gpu.widened(&low)?, n);
-        check_low_rank(&l, &w, [m, n, k], &id);
+        let hidden = gpu.lora_hidden(&gpu.rounded(&values(1, m * k))?, &factor, m, 1.0)?;
+        let l = joined(&gpu.widened(&hidden)?, n);
+        check_hidden(&l, &w, [m, n, k], &id);
         let mut y = gpu.uninitialized(m * k)?;
-        gpu.matmul(&mut y, &[factor.forward(&low)], [m, k], false)?;
+        gpu.matmul(&mut y, &[factor.forward(&hidden)], [m, k], false)?;
         let y = gpu.download(&y)?;
         for index in sampled(m * k) {
             let (l, w) = (&l[index / k * n..][..n], w[index % k..].iter().step_by(k));
             let terms = l.iter().zip(w).map(|(l, w)| f64::from(*l) * f64::from(*w));
-            // Low times low is at most 2⁻¹⁶ of a product, what the factor's parts leave out 2⁻¹⁷.
+            // Low times hidden is at most 2⁻¹⁶ of a product, what the factor's parts leave out 2⁻¹⁷.
             let unit = n as f64 * f64::from(f32::EPSILON) + 2f64.powi(-15);
             Exact::sum(terms).check_within(y[index], unit, &id, index);
         }
@@ -346,14 +346,14 @@ fn factor(suite: &mut Suite, [m, n, k]: [usize; 3]) {
 }
 
 /// Compares some of x·Aᵀ, where x was rounded to bf16 and A `[n, k]` was split.
-fn check_low_rank(low: &[f32], w: &[f32], [m, n, k]: [usize; 3], id: &str) {
+fn check_hidden(hidden: &[f32], w: &[f32], [m, n, k]: [usize; 3], id: &str) {
     let x = values(1, m * k);
     // Parts leave out 2⁻¹⁸ of what they are of; sums are of two products each.
     let unit = k as f64 * f64::from(f32::EPSILON) + 2f64.powi(-17);
     for index in sampled(m * n) {
         let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
         let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * f64::from(*w));
-        Exact::sum(terms).check_within(low[index], unit, id, index);
+        Exact::sum(terms).check_within(hidden[index], unit, id, index);
     }
 }
 
@@ -372,28 +372,28 @@ fn lora(suite: &mut Suite, shape: [usize; 3]) {
         }
         Box::new(move || multiply_f32(cpu, &mut y, &x, &w, shape))
     });
-    suite.bench_cuda("matmul", id.clone(), low_rank_work(shape), |gpu| {
+    suite.bench_cuda("matmul", id.clone(), hidden_work(shape), |gpu| {
         let (x, w) = (values(1, m * k), values(2, n * k));
         let (there, factor) = (gpu.rounded(&x)?, gpu.factor(&gpu.upload(&w)?, [n, k])?);
-        let low = joined(&gpu.widened(&gpu.low_rank(&there, &factor, m, 1.0)?)?, n);
-        check_low_rank(&low, &w, shape, &id);
-        Ok(Box::new(move || gpu.low_rank(&there, &factor, m, 1.0).map(drop)))
+        let hidden = joined(&gpu.widened(&gpu.lora_hidden(&there, &factor, m, 1.0)?)?, n);
+        check_hidden(&hidden, &w, shape, &id);
+        Ok(Box::new(move || gpu.lora_hidden(&there, &factor, m, 1.0).map(drop)))
     });
 }
 
 /// What a product with a factor `[n, k]` in parts needs at least: 2·2 bytes for an element of it.
-fn low_rank_work([m, n, k]: [usize; 3]) -> Work {
+fn hidden_work([m, n, k]: [usize; 3]) -> Work {
     let bytes = 2 * m * k + 4 * n * (k + m);
     Work { flops: 2.0 * (m * n * k) as f64, bf16: true, bytes: bytes as f64 }
 }
 
-/// Rows of rank values from their parts: high, low, high.
+/// Rows of rank values from their parts: high, hidden, high.
 fn joined(parts: &[f32], rank: usize) -> Vec<f32> {
     let row = |row: &[f32]| (0..rank).map(|r| row[r] + row[rank + r]).collect::<Vec<_>>();
     parts.chunks(3 * rank).flat_map(row).collect()
 }
 
-/// dA += dlowᵀ·x; on a GPU x is bf16, and dlow in bf16 parts.
+/// dA += dlowᵀ·x; on a GPU x is bf16, and dhidden in bf16 parts.
 fn gradient(suite: &mut Suite, shape: [usize; 3]) {
     let [m, n, k] = shape;
     let id = format!("m{m}-n{n}-k{k}-f32");
@@ -408,23 +408,23 @@ fn gradient(suite: &mut Suite, shape: [usize; 3]) {
         }
         Box::new(move || product::accumulate(cpu, &mut y, &a, Left::Columns, &b, shape))
     });
-    let work = Work { bytes: (2 * k * n + 4 * m * (k + 2 * n)) as f64, ..low_rank_work(shape) };
+    let work = Work { bytes: (2 * k * n + 4 * m * (k + 2 * n)) as f64, ..hidden_work(shape) };
     suite.bench_cuda("product", id.clone(), work, |gpu| {
         // Parts come of a product with a factor; this one is of 8 columns.
         let factor = gpu.factor(&gpu.upload(&values(3, m * 8))?, [m, 8])?;
-        let low = gpu.low_rank(&gpu.rounded(&values(1, k * 8))?, &factor, k, 1.0)?;
-        let (b, a) = (values(2, k * n), joined(&gpu.widened(&low)?, m));
+        let hidden = gpu.lora_hidden(&gpu.rounded(&values(1, k * 8))?, &factor, k, 1.0)?;
+        let (b, a) = (values(2, k * n), joined(&gpu.widened(&hidden)?, m));
         let there = gpu.rounded(&b)?;
         let mut y = gpu.zeros(m * n)?;
-        gpu.matmul_gradient(&mut y, &low, &there, [k, m, n], true)?;
+        gpu.matmul_gradient(&mut y, &hidden, &there, [k, m, n], true)?;
         let got = gpu.download(&y)?;
-        // High and low parts are two sums.
+        // High and hidden parts are two sums.
         let unit = k as f64 * f64::from(f32::EPSILON);
         for index in sampled(m * n) {
             let (a, b) = (a[index / n..].iter().step_by(m), b[index % n..].iter().step_by(n));
             let terms = a.zip(b).map(|(a, b)| f64::from(*a) * rounded(*b));
             Exact::sum(terms).check_within(got[index], unit, &id, index);
         }
-        Ok(Box::new(move || gpu.matmul_gradient(&mut y, &low, &there, [k, m, n], true)))
+        Ok(Box::new(move || gpu.matmul_gradient(&mut y, &hidden, &there, [k, m, n], true)))
     });
 }

@@ -10,7 +10,7 @@ use kernels::{
 use super::{
     HEAD_DIM, HEADS, MODELS, Run, Suite, Widths, Work,
     cuda::Cuda,
-    elements::{DRAWS, EPS, PROBABILITY, ROWS, gated, mask, normed, slopes},
+    elements::{EPS, MASK, ROWS, gated, normed, swiglu_derivatives},
     naive::{BF16, Exact, halves, rounded, sampled, values},
 };
 
@@ -140,8 +140,8 @@ fn activation_backward(suite: &mut Suite, len: usize) {
         || {
             let (gate, up, dy) = inputs();
             move |i| {
-                let slopes = slopes(gate[i].into(), up[i].into());
-                slopes.map(|slope| Exact::of(f64::from(dy[i]) * slope))
+                let swiglu_derivatives = swiglu_derivatives(gate[i].into(), up[i].into());
+                swiglu_derivatives.map(|derivative| Exact::of(f64::from(dy[i]) * derivative))
             }
         },
         || {
@@ -162,9 +162,9 @@ fn activation_backward(suite: &mut Suite, len: usize) {
 
 /// An element of x behind the mask.
 fn masked(x: f64, index: usize) -> [Exact; 1] {
-    let word = mask().draws.words((index / 4) as u32)[index % 4];
-    let kept = f64::from(word) >= f64::from(PROBABILITY) * f64::from(u32::MAX);
-    [Exact::of(if kept { x / (1.0 - f64::from(PROBABILITY)) } else { 0.0 })]
+    let word = MASK.key.words((index / 4) as u32)[index % 4];
+    let kept = f64::from(word) >= f64::from(MASK.probability) * f64::from(u32::MAX);
+    [Exact::of(if kept { x / (1.0 - f64::from(MASK.probability)) } else { 0.0 })]
 }
 
 fn drop_out(suite: &mut Suite, len: usize) {
@@ -176,11 +176,11 @@ fn drop_out(suite: &mut Suite, len: usize) {
         },
         || {
             let x = values(1, len);
-            move |cpu: &Cpu, [y]: &mut [Vec<f32>; 1]| dropout::forward(cpu, y, &x, mask())
+            move |cpu: &Cpu, [y]: &mut [Vec<f32>; 1]| dropout::forward(cpu, y, &x, MASK)
         },
         |gpu| {
             let x = gpu.upload(&values(1, len))?;
-            Ok(move |[y]: &mut [Buffer<u16>; 1]| gpu.dropout(y, &x, DRAWS, PROBABILITY))
+            Ok(move |[y]: &mut [Buffer<u16>; 1]| gpu.dropout(y, &x, MASK))
         },
     );
 }
@@ -197,12 +197,12 @@ fn drop_out_rounded(suite: &mut Suite, len: usize) {
             let (x, mut wide) = (halves(1, len), vec![f32::NAN; len]);
             move |cpu: &Cpu, [y]: &mut [Vec<f32>; 1]| {
                 round::from_bf16(cpu, &mut wide, &x);
-                dropout::forward(cpu, y, &wide, mask());
+                dropout::forward(cpu, y, &wide, MASK);
             }
         },
         |gpu| {
             let x = gpu.rounded(&values(1, len))?;
-            Ok(move |[y]: &mut [Buffer<u16>; 1]| gpu.dropout_rounded(y, &x, DRAWS, PROBABILITY))
+            Ok(move |[y]: &mut [Buffer<u16>; 1]| gpu.dropout_rounded(y, &x, MASK))
         },
     );
 }

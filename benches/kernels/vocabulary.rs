@@ -3,12 +3,12 @@
 use half::{bf16, slice::HalfFloatSliceExt as _};
 use kernels::{
     cpu::{
-        log_prob::{self, Slope, Sums},
-        philox::Stream,
+        log_prob::{self, GradientSums, Sums},
+        philox::{RngKey, Stream},
         repetition_penalty::{self, Penalized},
         sample::{self, Sample, SamplingParams, Scratch},
     },
-    cuda::{Draws, Error, Head, SampleRequest, padded_vocab},
+    cuda::{Error, Head, SampleRequest, padded_vocab},
 };
 
 use super::{
@@ -108,9 +108,9 @@ fn backward(suite: &mut Suite) {
         let mut sums = vec![Sums::new(TEMPERATURE); ROWS];
         log_prob::join_rows(cpu, &mut sums, &logits);
         let tokens: Vec<Option<usize>> = (0..ROWS).map(|row| Some(97 * row)).collect();
-        let (mut slopes, mut dx) = (vec![Slope::default(); ROWS], vec![1.0; ROWS]);
+        let (mut partial, mut dx) = (vec![GradientSums::default(); ROWS], vec![1.0; ROWS]);
         let mut powers = logits.clone();
-        log_prob::slope_rows(cpu, &mut slopes, &sums, &mut powers, &tokens, &mut dx);
+        log_prob::dlogits_rows(cpu, &mut partial, &sums, &mut powers, &tokens, &mut dx);
         let scaled = |z: &f32| f64::from(*z) / f64::from(TEMPERATURE);
         let max = logits[..VOCAB].iter().map(scaled).fold(f64::NEG_INFINITY, f64::max);
         assert_eq!(powers[0], 0.0, "{id}: the token's own");
@@ -121,7 +121,7 @@ fn backward(suite: &mut Suite) {
         }
         Box::new(move || {
             // Whatever powers hold is finite, and taken for logits again.
-            log_prob::slope_rows(cpu, &mut slopes, &sums, &mut powers, &tokens, &mut dx);
+            log_prob::dlogits_rows(cpu, &mut partial, &sums, &mut powers, &tokens, &mut dx);
         })
     });
 }
@@ -307,8 +307,8 @@ fn draw(suite: &mut Suite, name: &str, params: SamplingParams) {
     });
     suite.bench_cuda("sample", id.clone(), reads(1), |gpu| {
         let logits = logits(1, 1);
-        let draws = Draws { seed: 1, sequence: 2, stream: Stream::TOKENS };
-        let requests = gpu.sample_requests(&[SampleRequest { params, draws, position: 0 }])?;
+        let key = RngKey::new(1, 2, Stream::TOKENS);
+        let requests = gpu.sample_requests(&[SampleRequest { params, key, position: 0 }])?;
         let there = gpu.upload(&logits)?;
         let mut out = gpu.uninitialized(4)?;
         gpu.sample(&mut out, &there, &requests, VOCAB)?;

@@ -15,10 +15,13 @@ use std::sync::Arc;
 
 use kernels::{
     cpu::{
-        attention::PAGE, philox::Stream, profile, repetition_penalty::Penalized,
+        attention::PAGE,
+        philox::{RngKey, Stream},
+        profile,
+        repetition_penalty::Penalized,
         sample::SamplingParams,
     },
-    cuda::{Buffer, Draws, Gpu, Graph, Penalties, SampleRequest, Workspace},
+    cuda::{Buffer, Gpu, Graph, Penalties, SampleRequest, Workspace},
 };
 
 use super::{Draw, Generator, Seen, Sequence};
@@ -130,10 +133,10 @@ impl Recordings {
             let position = sequence.table.len() - 1;
             push(sequence.last_token, position, sequence.table.pages(), sequence.request());
         }
-        let nobody = Draws { seed: 0, sequence: 0, stream: Stream::TOKENS };
+        let nobody = RngKey::new(0, 0, Stream::TOKENS);
         let params = SamplingParams::GREEDY;
         for position in 0..bucket.rows - running.len() {
-            let request = SampleRequest { params, draws: nobody, position: 0 };
+            let request = SampleRequest { params, key: nobody, position: 0 };
             push(0, position, padding.pages(), request);
         }
     }
@@ -221,7 +224,7 @@ impl Generator<'_> {
             Some(workspace) => workspace.clone(),
             None => self.recordings.workspace.insert(gpu.workspace()?).clone(),
         };
-        let graph = gpu.record("a decoding step", &workspace, || {
+        let graph = gpu.capture("a decoding step", &workspace, || {
             let mut logits = self.model.forward(&batch, &mut self.cache);
             // An op has no error to return.
             cuda.status()?;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use kernels::{
     cpu::{
+        philox::RngKey,
         repetition_penalty::{self, Penalized},
         sample::SamplingParams,
     },
-    cuda::{Draws, SampleRequest},
+    cuda::SampleRequest,
 };
 
 use super::{Generator, RequestId};
@@ -16,7 +17,7 @@ use crate::{model::kv_cache::PageTable, tensor::Tensor};
 pub(super) struct Sequence {
     pub(super) id: RequestId,
     pub(super) sample: usize,
-    pub(super) draws: Draws,
+    pub(super) key: RngKey,
     pub(super) sampling: SamplingParams,
     pub(super) seen: Seen,
     pub(super) max_new_tokens: usize,
@@ -33,7 +34,7 @@ impl Sequence {
     /// The next draw.
     pub(super) fn request(&self) -> SampleRequest {
         let position = self.generated as u32;
-        SampleRequest { params: self.sampling, draws: self.draws, position }
+        SampleRequest { params: self.sampling, key: self.key, position }
     }
 }
 

@@ -137,7 +137,7 @@ impl Model {
     ) -> Result<Tensor, RowError> {
         let _span = profile::phase("forward", [batch.rows()]);
         let pass =
-            Pass { rounding: self.rounding(), adapter: options.adapter, dropout: options.dropout };
+            Pass { compute: self.compute(), adapter: options.adapter, dropout: options.dropout };
         let mut x = embedding(&self.device, &self.embedding, &batch.tokens);
         for layer in &self.layers {
             x = if options.checkpoint {
@@ -151,7 +151,7 @@ impl Model {
         let x = self.final_norm(tape, &gathered);
         drop(gathered);
         let targets = Targets { tokens: &batch.target_tokens, temperature: options.temperature };
-        log_prob(tape, &x, &self.head.weight, targets, pass.rounding)
+        log_prob(tape, &x, &self.head.weight, targets, pass.compute)
     }
 
     fn packed_layer<'m>(

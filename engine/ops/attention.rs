@@ -16,7 +16,7 @@ mod cuda;
 use half::bf16;
 use kernels::{
     cpu::{
-        Rounding,
+        ComputeDtype,
         attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree},
     },
     cuda::{AttentionPlan, BackwardPlan},
@@ -196,16 +196,16 @@ pub(crate) fn packed_attention<'m>(
 
     if let Some(log_sums) = log_sums {
         let rounded = dtype == CacheDtype::Bf16;
-        let rounding = if rounded { Rounding::Bf16 } else { Rounding::F32 };
+        let compute = if rounded { ComputeDtype::Bf16 } else { ComputeDtype::F32 };
         // The node's own handle on y is taken before y becomes a value of the tape.
         let ids = [&q, &k, &v].map(|x| x.requires_grad().then_some(x.id()));
         let qkv = [&q, &k, &v].map(|x| match tape.save(x) {
             // The backward pass reads them rounded, as the forward pass did.
-            Saved::Held(x) => Saved::rounded(&x, rounding),
+            Saved::Held(x) => Saved::rounded(&x, compute),
             again => again,
         });
         // As the product that reads it rounds it; its low-rank update's backward pass reads the same.
-        let kept = Saved::rounded(&y, rounding);
+        let kept = Saved::rounded(&y, compute);
         let node = Attention { qkv, ids, y: kept.clone(), log_sums, layout, rounded, shape };
         tape.push(&mut y, node);
         tape.shares(&y, &kept);

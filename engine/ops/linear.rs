@@ -12,21 +12,18 @@
 //! ```
 //!
 //! `W` and `b` are frozen, so there is no `dW` and no `db`. `W` is read where the checkpoint's file
-//! is mapped, or packed (see [`Weight`]). With [`Rounding::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
+//! is mapped, or packed (see [`Weight`]). With [`ComputeDtype::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
 //! a bf16 `W`; the low-rank path takes f32 throughout.
 
 pub(crate) mod cuda;
 
-pub use kernels::cpu::Rounding;
-use kernels::{
-    cpu::{
-        Matrix,
-        dropout::{self, Mask},
-        matmul::{self, LowRank, Product},
-        philox::{Philox, Stream},
-        product::{self, Left},
-    },
-    cuda::Draws,
+pub use kernels::cpu::ComputeDtype;
+use kernels::cpu::{
+    Matrix,
+    dropout::{self, Mask},
+    matmul::{self, LowRank, Product},
+    philox::{RngKey, Stream},
+    product::{self, Left},
 };
 
 use crate::{
@@ -66,7 +63,7 @@ pub struct Lora {
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     /// How matmuls round.
-    pub rounding: Rounding,
+    pub compute: ComputeDtype,
     /// Whether the low-rank updates take part. Without them the pass is the base model's.
     pub adapter: bool,
     /// Dropout on their inputs: in training, if at all.
@@ -93,32 +90,25 @@ impl Lora {
 }
 
 impl Pass {
-    fn low_rank_rounding(&self) -> Rounding {
-        match self.rounding {
-            Rounding::Bf16 => Rounding::F32,
-            Rounding::F32 | Rounding::F64Sums => self.rounding,
+    fn adapter_compute(&self) -> ComputeDtype {
+        match self.compute {
+            ComputeDtype::Bf16 => ComputeDtype::F32,
+            ComputeDtype::F32 | ComputeDtype::F64 => self.compute,
         }
     }
 
-    /// Which draws make a projection's mask, and the probability; `None` without dropout.
-    fn draws(&self, lora: &Lora) -> Option<(Draws, f32)> {
+    /// A projection's mask; `None` without dropout.
+    fn mask(&self, lora: &Lora) -> Option<Mask> {
         self.dropout.filter(|_| self.drops()).map(|dropout| {
             let Dropout { probability, seed, pass } = dropout;
             let sequence = u64::from(pass) << 32 | u64::from(lora.stream);
-            (Draws { seed, sequence, stream: Stream::DROPOUT }, probability)
+            Mask { key: RngKey::new(seed, sequence, Stream::DROPOUT), probability }
         })
     }
 
     /// Whether there is dropout.
     pub(crate) fn drops(&self) -> bool {
         self.dropout.is_some_and(|dropout| dropout.probability > 0.0)
-    }
-
-    fn mask(&self, lora: &Lora) -> Option<Mask> {
-        self.draws(lora).map(|(Draws { seed, sequence, stream }, probability)| Mask {
-            draws: Philox::new(seed, sequence, stream),
-            probability,
-        })
     }
 }
 
@@ -196,13 +186,13 @@ fn apply<'m, const N: usize>(
         let ((y, linear), (lora, low)) = parts.next().expect("N of each");
         Product {
             y: y.data_mut(),
-            w: linear.weight.for_product(cpu, pass.rounding, rows),
+            w: linear.weight.for_product(cpu, pass.compute, rows),
             n: linear.weight.rows(),
             accumulate: residual.is_some(),
             low_rank: lora.zip(low.as_ref()).map(|(lora, low)| lora.update(low)),
         }
     });
-    matmul::forward_all(cpu, &mut products, x.data(), [rows, k], pass.rounding);
+    matmul::forward_all(cpu, &mut products, x.data(), [rows, k], pass.compute);
 
     let residual = residual.filter(|source| source.requires_grad).map(|source| source.id);
     for (((y, linear), lora), low) in ys.iter_mut().zip(linears).zip(loras).zip(lows) {
@@ -232,8 +222,8 @@ fn low_rank(x: &Tensor, lora: &Lora, pass: Pass) -> Tensor {
     let input = masked.as_ref().unwrap_or(x);
     let mut low = Tensor::uninitialized(x.device(), rows, rank);
     let (a, shape) = (Matrix::F32(lora.a.data()), [rows, rank, k]);
-    let (cpu, rounding) = (x.device().host(), pass.low_rank_rounding());
-    matmul::forward(cpu, low.data_mut(), input.data(), a, shape, rounding, false);
+    let (cpu, compute) = (x.device().host(), pass.adapter_compute());
+    matmul::forward(cpu, low.data_mut(), input.data(), a, shape, compute, false);
     scale(&mut low, lora.scale);
     low
 }
@@ -284,10 +274,10 @@ impl Backward for Applied<'_> {
             LowRank { left: dlow.data(), right: lora.a.data(), rank }
         });
         let mut dx = Tensor::uninitialized(device, rows, k);
-        let w = weight.for_product(cpu, pass.rounding, rows);
+        let w = weight.for_product(cpu, pass.compute, rows);
         let (shape, fused) = ([rows, n, k], low_rank.filter(|_| mask.is_none()));
         let (to, dy) = (dx.data_mut(), dy.data());
-        matmul::backward(cpu, to, dy, w, shape, pass.rounding, false, fused);
+        matmul::backward(cpu, to, dy, w, shape, pass.compute, false, fused);
         if let (Some(mask), Some(LowRank { left, right, rank })) = (mask, low_rank) {
             let mut part = Tensor::zeros(device, rows, k);
             let shape = [rows, k, rank];
@@ -313,8 +303,8 @@ impl Update<'_> {
         let device = dy.device();
         let cpu = device.host();
         let mut dlow = Tensor::uninitialized(device, rows, rank);
-        let (b, rounding) = (Matrix::F32(lora.b_transposed.data()), pass.low_rank_rounding());
-        matmul::forward(cpu, dlow.data_mut(), dy.data(), b, [rows, rank, n], rounding, false);
+        let (b, compute) = (Matrix::F32(lora.b_transposed.data()), pass.adapter_compute());
+        matmul::forward(cpu, dlow.data_mut(), dy.data(), b, [rows, rank, n], compute, false);
         scale(&mut dlow, lora.scale);
         if lora.b_transposed.requires_grad() {
             let mut db = Tensor::zeros(device, rank, n);
@@ -340,7 +330,7 @@ mod tests {
     use super::*;
     use crate::tensor::check_gradient::{check_gradient, values};
 
-    const F32: Pass = Pass { rounding: Rounding::F32, adapter: true, dropout: None };
+    const F32: Pass = Pass { compute: ComputeDtype::F32, adapter: true, dropout: None };
 
     fn projection(n: usize, k: usize, rank: usize) -> Linear {
         let [a, b_transposed] = [values(5, [rank, k]), values(6, [rank, n])];
@@ -360,7 +350,7 @@ mod tests {
             let dropout = Some(Dropout { probability: 0.3, seed: 1, pass: 9 });
             let masked = Pass { dropout, ..F32 };
             check_gradient([rows, k], |tape, x| linear(tape, x, &projection, masked));
-            let exact = Pass { rounding: Rounding::F64Sums, ..F32 };
+            let exact = Pass { compute: ComputeDtype::F64, ..F32 };
             check_gradient([rows, k], |tape, x| linear(tape, x, &projection, exact));
         }
     }

@@ -16,9 +16,9 @@
 
 use kernels::{
     cpu::{
-        Rounding, embedding,
+        ComputeDtype, embedding,
         gather::check,
-        log_prob::{self, RowError, Slope, Sums, VOCAB_BLOCK},
+        log_prob::{self, GradientSums, RowError, Sums, VOCAB_BLOCK},
         matmul,
     },
     cuda::{Distributions, Head},
@@ -57,7 +57,7 @@ pub fn log_prob<'m>(
     x: &Tensor,
     head: &'m Weight,
     targets: Targets<'m>,
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) -> Result<Tensor, RowError> {
     let [rows, k] = x.shape();
     let Targets { tokens, temperature } = targets;
@@ -78,22 +78,22 @@ pub fn log_prob<'m>(
     let device = x.device();
     let cpu = device.host();
     let mut y = Tensor::uninitialized(device, rows, 2);
-    let mut slopes = tape.records(x.requires_grad()).then(|| Tensor::zeros(device, rows, k));
+    let mut all_dx = tape.records(x.requires_grad()).then(|| Tensor::zeros(device, rows, k));
     for first in (0..rows).step_by(ROWS) {
         let count = ROWS.min(rows - first);
         let of_rows = first * k..(first + count) * k;
         let (x, tokens) = (&x.data()[of_rows.clone()], &tokens[first..first + count]);
         let mut sums = vec![Sums::new(temperature); count];
         let mut chosen = vec![0.0; count];
-        let mut parts = vec![Slope::default(); count];
+        let mut parts = vec![GradientSums::default(); count];
         // Once for all blocks, which are parts of one use.
-        let w = head.for_product(cpu, rounding, count);
+        let w = head.for_product(cpu, compute, count);
         let width = block_columns(count);
         for start in (0..vocab).step_by(width) {
             let block = start..vocab.min(start + width);
             let mut logits = Tensor::uninitialized(device, count, block.len());
             let (w, shape) = (w.rows(block.clone(), k), [count, block.len(), k]);
-            matmul::forward(cpu, logits.data_mut(), x, w, shape, rounding, false);
+            matmul::forward(cpu, logits.data_mut(), x, w, shape, compute, false);
             log_prob::join_rows(cpu, &mut sums, logits.data());
             let place = |token: usize| block.contains(&token).then(|| token - start);
             let places: Vec<Option<usize>> =
@@ -103,11 +103,11 @@ pub fn log_prob<'m>(
                     *chosen = logits.row(row)[*place];
                 }
             }
-            if let Some(slopes) = &mut slopes {
-                let dx = &mut slopes.data_mut()[of_rows.clone()];
-                log_prob::slope_rows(cpu, &mut parts, &sums, logits.data_mut(), &places, dx);
+            if let Some(all_dx) = &mut all_dx {
+                let dx = &mut all_dx.data_mut()[of_rows.clone()];
+                log_prob::dlogits_rows(cpu, &mut parts, &sums, logits.data_mut(), &places, dx);
                 let shape = [count, block.len(), k];
-                matmul::backward(cpu, dx, logits.data(), w, shape, rounding, true, None);
+                matmul::backward(cpu, dx, logits.data(), w, shape, compute, true, None);
             }
         }
         let mut distributions = Vec::with_capacity(count);
@@ -118,15 +118,15 @@ pub fn log_prob<'m>(
             y.data_mut()[2 * row..2 * row + 2].copy_from_slice(&values);
             distributions.push(distribution);
         }
-        if let Some(slopes) = &mut slopes {
+        if let Some(all_dx) = &mut all_dx {
             let mut w = Tensor::uninitialized(device, count, k);
             embedding::forward(cpu, w.data_mut(), tokens, head.matrix(), k);
-            let dx = &mut slopes.data_mut()[of_rows];
-            log_prob::finish_slopes(cpu, dx, w.data(), &parts, &distributions);
+            let dx = &mut all_dx.data_mut()[of_rows];
+            log_prob::finish_dx(cpu, dx, w.data(), &parts, &distributions);
         }
     }
-    if let Some(slopes) = slopes {
-        tape.push(&mut y, LogProb { x: x.id(), slopes });
+    if let Some(dx) = all_dx {
+        tape.push(&mut y, LogProb { x: x.id(), dx });
     }
     Ok(y)
 }
@@ -207,15 +207,15 @@ pub(crate) fn block_columns(count: usize) -> usize {
 
 struct LogProb {
     x: Id,
-    /// dl/dx.
-    slopes: Tensor,
+    /// d log p / dx, `[rows, k]`.
+    dx: Tensor,
 }
 
 impl Backward for LogProb {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let LogProb { x, slopes } = *self;
-        let [_, k] = slopes.shape();
-        let mut dx = slopes.into_owned();
+        let LogProb { x, dx } = *self;
+        let [_, k] = dx.shape();
+        let mut dx = dx.into_owned();
         dx.on_host(|dx| {
             for (dx, dy) in dx.chunks_exact_mut(k).zip(dy.data().chunks_exact(2)) {
                 assert_eq!(dy[1], 0.0, "log_prob: the entropy is not differentiated");
@@ -258,7 +258,7 @@ mod tests {
             for temperature in [1.0, 0.7] {
                 check_gradient([rows, k], |tape, x| {
                     let targets = Targets { tokens: &tokens, temperature };
-                    let y = log_prob(tape, x, &head, targets, Rounding::F32).unwrap();
+                    let y = log_prob(tape, x, &head, targets, ComputeDtype::F32).unwrap();
                     without_entropy(tape, &y)
                 });
             }
@@ -273,22 +273,14 @@ mod tests {
         let head = Weight::from_f32(vocab, k, w.data());
         let tokens: Vec<u32> = (0..rows).map(|row| (row * 97 % vocab) as u32).collect();
         let mut logits = vec![0.0; rows * vocab];
-        let (shape, rounding) = ([rows, vocab, k], Rounding::F32);
-        matmul::forward(
-            device.host(),
-            &mut logits,
-            x.data(),
-            head.matrix(),
-            shape,
-            rounding,
-            false,
-        );
+        let (shape, compute) = ([rows, vocab, k], ComputeDtype::F32);
+        matmul::forward(device.host(), &mut logits, x.data(), head.matrix(), shape, compute, false);
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
         let cpu = Cpu::new(1);
         log_prob::forward(&cpu, &mut log_probs, &mut entropies, &logits, &tokens, 0.8).unwrap();
         let tokens = Resident::from(tokens);
         let targets = Targets { tokens: &tokens, temperature: 0.8 };
-        let y = super::log_prob(&mut Tape::off(), &x, &head, targets, rounding).unwrap();
+        let y = super::log_prob(&mut Tape::off(), &x, &head, targets, compute).unwrap();
         for row in 0..rows {
             assert_eq!(y.row(row)[0].to_bits(), log_probs[row].to_bits());
             assert_eq!(y.row(row)[1].to_bits(), entropies[row].to_bits());
@@ -302,7 +294,7 @@ mod tests {
         x.data_mut()[1] = f32::NAN;
         let tokens = Resident::from(vec![0, 1, 0]);
         let targets = Targets { tokens: &tokens, temperature: 1.0 };
-        let error = log_prob(&mut Tape::off(), &x, &head, targets, Rounding::F32).unwrap_err();
+        let error = log_prob(&mut Tape::off(), &x, &head, targets, ComputeDtype::F32).unwrap_err();
         assert_eq!(error.row, 1);
     }
 }

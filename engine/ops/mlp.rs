@@ -90,7 +90,7 @@ pub fn mlp<'m>(
     }
     let [gate, up] = linear_all(tape, &h, [&mlp.gate, &mlp.up], pass);
     drop(h);
-    let gated = swiglu(tape, &gate, &up, pass.rounding);
+    let gated = swiglu(tape, &gate, &up, pass.compute);
     drop((gate, up));
     linear_add(tape, residual, &gated, &mlp.down, pass)
 }

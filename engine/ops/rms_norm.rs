@@ -9,7 +9,7 @@
 //! `w` is frozen, so there is no `dw`. r is computed again in the backward pass, and so is y for
 //! the ops that read it there.
 
-use kernels::cpu::{self, Rounding};
+use kernels::cpu::{self, ComputeDtype};
 
 use crate::tensor::{
     Id, Tensor,
@@ -17,33 +17,33 @@ use crate::tensor::{
     tape::{Backward, Gradients, Saved, Tape},
 };
 
-/// Normalizes each row of `x` (`[rows, n]`) for products that round as `rounding` says: where they do to
+/// Normalizes each row of `x` (`[rows, n]`) for products that round as `compute` says: where they do to
 /// bf16, x is kept so for the backward pass on a CPU. On a GPU the result is rounded to bf16.
 pub fn rms_norm<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
     w: &'m Resident<f32>,
     eps: f32,
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) -> Tensor {
     assert_eq!(w.len(), x.shape()[1], "rms_norm: x is {:?}", x.shape());
-    normalized(tape, x, w, eps, rounding)
+    normalized(tape, x, w, eps, compute)
 }
 
 /// Normalizes each part of a row that is as long as `w`: with w of a row's length all of it, with one of
-/// head_dim each head (Qwen3's norm of queries and keys). `rounding` as for [`rms_norm`].
+/// head_dim each head (Qwen3's norm of queries and keys). `compute` as for [`rms_norm`].
 pub(super) fn normalized<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
     w: &'m Resident<f32>,
     eps: f32,
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) -> Tensor {
     let [_, columns] = x.shape();
     assert_eq!(columns % w.len(), 0, "rms_norm: x is {:?}, w [{}]", x.shape(), w.len());
     let mut y = forward(x, w, eps);
     if tape.records(x.requires_grad()) {
-        let (id, x) = (x.id(), Saved::rounded(x, rounding));
+        let (id, x) = (x.id(), Saved::rounded(x, compute));
         tape.push(&mut y, RmsNorm { id, x: x.clone(), w, eps });
         tape.recomputes(&y, move || forward(x.get(), w, eps));
     }
@@ -118,19 +118,19 @@ mod tests {
         let w: Vec<f32> = (0..128).map(|i| 1.0 - 0.3 * (i % 7) as f32).collect();
         for (rows, n) in [(1, 1), (2, 3), (5, 33), (3, 128)] {
             let w = Resident::from(w[..n].to_vec());
-            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6, Rounding::F32));
+            check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6, ComputeDtype::F32));
         }
         let w = Resident::from(w[..16].to_vec());
-        check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6, Rounding::F32));
+        check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6, ComputeDtype::F32));
     }
 
     #[test]
     fn what_is_kept_in_bf16_gives_the_gradient_at_the_rounded_values() {
         let w = Resident::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
-        let run = |mut x: Tensor, rounding| {
+        let run = |mut x: Tensor, compute| {
             x.set_requires_grad(true);
             let mut tape = Tape::new();
-            let y = rms_norm(&mut tape, &x, &w, 1e-6, rounding);
+            let y = rms_norm(&mut tape, &x, &w, 1e-6, compute);
             let again = tape.save(&y);
             let mut gradients = Gradients::default();
             tape.backward(&y, values(3, [3, 6]), &mut gradients);
@@ -139,8 +139,8 @@ mod tests {
         };
         let x = values(1, [3, 6]);
         let rounded = Narrow::of(&x).widened();
-        let (y, kept) = run(x.clone(), Rounding::Bf16);
-        assert_eq!(y, run(x, Rounding::F32).0, "the forward pass rounds nothing");
-        assert_eq!(kept, run(rounded, Rounding::F32).1);
+        let (y, kept) = run(x.clone(), ComputeDtype::Bf16);
+        assert_eq!(y, run(x, ComputeDtype::F32).0, "the forward pass rounds nothing");
+        assert_eq!(kept, run(rounded, ComputeDtype::F32).1);
     }
 }

@@ -12,7 +12,7 @@
 
 use kernels::{
     cpu::{
-        Rounding,
+        ComputeDtype,
         rope::{self, RopeTable},
     },
     cuda,
@@ -42,7 +42,7 @@ pub struct Rotations {
     table: RopeTable,
     frequencies: Frequencies,
     positions: usize,
-    on_device: OnDevice<cuda::RopeTable>,
+    on_device: OnDevice<cuda::RopeBuffer>,
 }
 
 impl Rotations {
@@ -52,7 +52,7 @@ impl Rotations {
         Rotations { table, frequencies, positions, on_device: OnDevice::default() }
     }
 
-    fn on(&self, gpu: &cuda::Gpu) -> Result<&cuda::RopeTable, DeviceError> {
+    fn on(&self, gpu: &cuda::Gpu) -> Result<&cuda::RopeBuffer, DeviceError> {
         let Frequencies { of_pairs, scale } = &self.frequencies;
         self.on_device.get_or_make(|| gpu.rope_table(of_pairs, *scale, self.positions))
     }
@@ -86,7 +86,7 @@ pub fn rope<'m>(
     let x = match norm {
         // Kept in f32: attention's backward pass takes e^(s - log_sum) with s from it, and with the forward
         // pass's sums.
-        Some(HeadNorm { w, eps }) => rms_norm::normalized(tape, &x, w, eps, Rounding::F32),
+        Some(HeadNorm { w, eps }) => rms_norm::normalized(tape, &x, w, eps, ComputeDtype::F32),
         None => x,
     };
     let heads = columns / head_dim;

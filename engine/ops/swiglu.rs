@@ -9,13 +9,13 @@
 //! This is the CPU's; on a GPU it is part of products (see [`super::mlp`]).
 //!
 //! gate and up are half of what a layer keeps for its backward pass. Where matmuls round their
-//! inputs to bf16 ([`Rounding::Bf16`]) they are kept rounded so, as PyTorch's bf16 keeps them: the
+//! inputs to bf16 ([`ComputeDtype::Bf16`]) they are kept rounded so, as PyTorch's bf16 keeps them: the
 //! gradients are those at the rounded values.
 
 use std::rc::Rc;
 
 use kernels::cpu::{
-    Rounding,
+    ComputeDtype,
     swiglu::{self, Inputs},
 };
 
@@ -25,7 +25,7 @@ use crate::tensor::{
 };
 
 /// Gates `up`.
-pub fn swiglu(tape: &mut Tape<'_>, gate: &Tensor, up: &Tensor, rounding: Rounding) -> Tensor {
+pub fn swiglu(tape: &mut Tape<'_>, gate: &Tensor, up: &Tensor, compute: ComputeDtype) -> Tensor {
     assert_eq!(gate.shape(), up.shape(), "swiglu");
     let shape = gate.shape();
     let device = gate.device().clone();
@@ -33,7 +33,7 @@ pub fn swiglu(tape: &mut Tape<'_>, gate: &Tensor, up: &Tensor, rounding: Roundin
     if tape.records(gate.requires_grad() || up.requires_grad()) {
         let id = |x: &Tensor| x.requires_grad().then_some(x.id());
         let ids = [gate, up].map(id);
-        let kept = Rc::new(Kept::new([gate, up], rounding));
+        let kept = Rc::new(Kept::new([gate, up], compute));
         tape.push(&mut y, Swiglu { kept: kept.clone(), shape, ids });
         tape.recomputes(&y, move || forward(&device, shape, kept.inputs()));
     }
@@ -53,10 +53,10 @@ enum Kept {
 }
 
 impl Kept {
-    fn new(both: [&Tensor; 2], rounding: Rounding) -> Kept {
-        match rounding {
-            Rounding::Bf16 => Kept::Bf16(both.map(Narrow::of)),
-            Rounding::F32 | Rounding::F64Sums => Kept::F32(both.map(Clone::clone)),
+    fn new(both: [&Tensor; 2], compute: ComputeDtype) -> Kept {
+        match compute {
+            ComputeDtype::Bf16 => Kept::Bf16(both.map(Narrow::of)),
+            ComputeDtype::F32 | ComputeDtype::F64 => Kept::F32(both.map(Clone::clone)),
         }
     }
 
@@ -98,7 +98,7 @@ mod tests {
     fn gradient() {
         for shape in [[1, 1], [3, 33]] {
             let other = values(7, shape);
-            let f32 = Rounding::F32;
+            let f32 = ComputeDtype::F32;
             check_gradient(shape, |tape, gate| swiglu(tape, gate, &other, f32));
             check_gradient(shape, |tape, up| swiglu(tape, &other, up, f32));
             check_gradient(shape, |tape, x| swiglu(tape, x, x, f32));
@@ -113,20 +113,20 @@ mod tests {
                 x.data_mut().iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
                 x
             };
-            let run = |mut gate: Tensor, mut up: Tensor, rounding| {
+            let run = |mut gate: Tensor, mut up: Tensor, compute| {
                 for x in [&mut gate, &mut up] {
                     x.set_requires_grad(true);
                 }
                 let mut tape = Tape::new();
-                let y = swiglu(&mut tape, &gate, &up, rounding);
+                let y = swiglu(&mut tape, &gate, &up, compute);
                 let again = tape.save(&y);
                 let mut gradients = Gradients::default();
                 tape.backward(&y, values(3, shape), &mut gradients);
                 let all = [&gate, &up].map(|x| gradients.get(x).unwrap().data().to_vec());
                 [all.concat(), again.get().data().to_vec()].concat()
             };
-            let got = run(values(7, shape), values(8, shape), Rounding::Bf16);
-            assert_eq!(got, run(rounded(7), rounded(8), Rounding::F32));
+            let got = run(values(7, shape), values(8, shape), ComputeDtype::Bf16);
+            assert_eq!(got, run(rounded(7), rounded(8), ComputeDtype::F32));
         }
     }
 }

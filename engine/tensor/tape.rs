@@ -61,7 +61,7 @@
 
 use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 
-use kernels::cpu::{Rounding, add, profile};
+use kernels::cpu::{ComputeDtype, add, profile};
 
 use crate::tensor::device::Device;
 use crate::tensor::{Id, Narrow, Tensor};
@@ -189,9 +189,9 @@ impl<'m> Saved<'m> {
     }
 
     /// `x`, on a CPU in bf16 where products round to it; on a GPU as it is.
-    pub(crate) fn rounded(x: &Tensor, rounding: Rounding) -> Saved<'m> {
-        match (x.device(), rounding) {
-            (Device::Cpu(_), Rounding::Bf16) => {
+    pub(crate) fn rounded(x: &Tensor, compute: ComputeDtype) -> Saved<'m> {
+        match (x.device(), compute) {
+            (Device::Cpu(_), ComputeDtype::Bf16) => {
                 let narrow = Narrow::of(x);
                 Saved::recomputed(move || narrow.widened())
             }

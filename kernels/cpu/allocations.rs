@@ -65,7 +65,7 @@ mod tests {
     use crate::cpu::attention::{Cache, CacheMut, PAGE, Shape, Span};
     use crate::cpu::reference::values;
     use crate::cpu::rope::RopeTable;
-    use crate::cpu::{Isa, Matrix, Rounding};
+    use crate::cpu::{ComputeDtype, Isa, Matrix};
     use crate::cpu::{adamw, attention, embedding, matmul, norm, rms_norm, rope, swiglu};
 
     #[global_allocator]
@@ -103,8 +103,8 @@ mod tests {
             let cpu = Cpu::with_isa(3, isa);
             let mut all = || {
                 let weights = Matrix::Bf16(&w);
-                for rounding in [Rounding::Bf16, Rounding::F32, Rounding::F64Sums] {
-                    matmul::forward(&cpu, &mut y, &x, weights, [rows, n, k], rounding, true);
+                for compute in [ComputeDtype::Bf16, ComputeDtype::F32, ComputeDtype::F64] {
+                    matmul::forward(&cpu, &mut y, &x, weights, [rows, n, k], compute, true);
                 }
                 rms_norm::forward(&cpu, &mut y, &x[..rows * n], &x[..n], 1e-6);
                 rope::forward(&cpu, &mut y, &positions, &table, 4);

@@ -4,7 +4,7 @@
 //! out = Σ_{j≤p} softmax_j(q·k_j / √head_dim) v_j.
 //!
 //! A layer's cache is keys and values, each [pages, kv_heads, PAGE, head_dim] (a page's head holds its
-//! elements in another order where products take pairs of bf16: pairs.rs). A sequence has a page
+//! elements in another order where products take pairs of bf16: bf16_dot.rs). A sequence has a page
 //! table; its token at position p lies in page table[p / PAGE], slot p % PAGE.
 //!
 //! All scores of a row are kept, so softmax takes its maximum first and no sum is ever rescaled
@@ -16,9 +16,9 @@
 //! output is rounded once; its bits are the same on every instruction set.
 
 mod backward;
-mod block;
 #[cfg(target_arch = "x86_64")]
-mod pairs;
+mod bf16_dot;
+mod block;
 mod work;
 
 use half::bf16;
@@ -100,8 +100,8 @@ pub fn append(cpu: &Cpu, cache: CacheMut<'_>, k: &[f32], v: &[f32], slots: &[u32
     });
     match cache {
         #[cfg(target_arch = "x86_64")]
-        CacheMut::Bf16 { keys, values } if pairs::suits(cpu.isa(), shape) => {
-            pairs::append(cpu, [keys, values], [k, v], slots, shape);
+        CacheMut::Bf16 { keys, values } if bf16_dot::suits(cpu.isa(), shape) => {
+            bf16_dot::append(cpu, [keys, values], [k, v], slots, shape);
         }
         CacheMut::Bf16 { keys, values } => {
             write(cpu, [keys, values], [k, v], slots, shape, round::row);
@@ -180,9 +180,9 @@ pub fn forward(
     let call = Call { cpu, out, log_sums, q, tables, spans, shape, layout, cost };
     match cache {
         #[cfg(target_arch = "x86_64")]
-        Cache::Bf16 { keys, values } if pairs::suits(cpu.isa(), shape) => {
+        Cache::Bf16 { keys, values } if bf16_dot::suits(cpu.isa(), shape) => {
             let (rounded, scores) = (grown(bf16, queries), grown(scores, scores_len));
-            call.run(rounded, scores, [keys, values], round::row, pairs::attend);
+            call.run(rounded, scores, [keys, values], round::row, bf16_dot::attend);
         }
         #[cfg(target_arch = "x86_64")]
         Cache::Bf16 { keys, values } if cpu.isa() == super::Isa::Avx512Bf16 => {

@@ -21,14 +21,14 @@
 //!
 //! Subtracting the maximum before dividing by T keeps the error of d relative to d, not to z.
 
-mod slope;
+mod gradient;
 
 use super::Cpu;
 use super::lanes::{self, EXP_LOWEST, LANES, Lanes};
 use super::pool::Disjoint;
 use super::profile::{self, Work};
 use super::vector::{Vector, for_each_isa};
-pub use slope::{Slope, finish_slopes, slope_rows};
+pub use gradient::{GradientSums, dlogits_rows, finish_dx};
 use std::fmt;
 
 /// Entries of a vocabulary block: 8 KB of logits, which stay in the first-level cache between the
@@ -328,16 +328,15 @@ fn add_terms(sum: &mut Lanes, weighted: &mut Lanes, z: &Lanes, max: f32, inverse
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::philox::{Philox, Stream};
+    use crate::cpu::philox::{RngKey, Stream};
     use crate::cpu::reference::contexts;
 
     /// Normal-ish logits (sums of four uniforms) of standard deviation `scale`.
     pub(super) fn random_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
-        let draws = Philox::new(seed, 0, Stream(99));
+        let key = RngKey::new(seed, 0, Stream(99));
         (0..vocab)
             .map(|v| {
-                let sum: f64 =
-                    draws.words(v as u32).iter().map(|&w| w as f64 / 2f64.powi(32)).sum();
+                let sum: f64 = key.words(v as u32).iter().map(|&w| w as f64 / 2f64.powi(32)).sum();
                 ((sum - 2.0) * 3f64.sqrt()) as f32 * scale
             })
             .collect()

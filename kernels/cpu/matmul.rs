@@ -1,24 +1,24 @@
-//! Matrix product with row-major weights: `y[m,n] = x[m,k] · w[n,k]ᵀ`, or y += that, and a low-rank
-//! update on the way.
+//! Matrix product with row-major weights: `y[m,n] = x[m,k] · w[n,k]ᵀ`, or y += that, with LoRA's delta
+//! added on the way.
 //!
 //! Where bf16 weights meet rounded inputs and the CPU multiplies pairs of bf16 (AVX-512 BF16), weights
 //! go through the multipliers as panels, packed once ([`Panels`]) or on the way from where they lie,
-//! with the same bits (pairs.rs). Everything else is products of f32: few rows of x as dot products of
-//! contiguous rows (rows.rs), many as tiles over panels of widened weights (tiles.rs), with the same
+//! with the same bits (bf16_dot.rs). Everything else is products of f32: few rows of x as dot products of
+//! contiguous rows (gemv.rs), many as tiles over panels of widened weights (tiles.rs), with the same
 //! bits. So products are batch-invariant, whatever their form.
 
 #[cfg(target_arch = "x86_64")]
-mod pack;
+mod bf16_dot;
+mod gemv;
 #[cfg(target_arch = "x86_64")]
-mod pairs;
+mod pack;
 mod panels;
-mod rows;
 mod tiles;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pack::{pack_columns, pack_rows};
+pub(crate) use bf16_dot::{TILE, multiply};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pairs::{TILE, multiply};
+pub(crate) use pack::{pack_columns, pack_rows};
 pub use panels::{PANEL_ROWS, PanelSlice, Panels};
 use tiles::takes_tiles;
 
@@ -37,7 +37,7 @@ pub enum Matrix<'a> {
     F16(&'a [f16]),
     /// IEEE single precision.
     F32(&'a [f32]),
-    /// bfloat16, packed: only for products of rounded inputs ([`Rounding::Bf16`]).
+    /// bfloat16, packed: only for products of rounded inputs ([`ComputeDtype::Bf16`]).
     Panels(PanelSlice<'a>),
 }
 
@@ -80,17 +80,17 @@ impl Matrix<'_> {
     }
 }
 
-/// How a matmul rounds: its input x before multiplying, and its sums.
+/// The compute dtype of a matmul: the type in which x is multiplied, and the type in which products are accumulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rounding {
-    /// x to bf16, to nearest even, where the weights are bf16; with f16 and f32 weights not at
-    /// all. Sums are f32.
+pub enum ComputeDtype {
+    /// x is rounded to bf16, to nearest even, where the weights are bf16; with f16 and f32 weights it is not rounded.
+    /// Sums are f32.
     Bf16,
-    /// x not at all. Sums are f32.
+    /// x is not rounded. Sums are f32.
     F32,
-    /// x not at all. Products (exact) and sums are f64, and y is rounded to f32 once: y = x·wᵀ, or
-    /// y + x·wᵀ when accumulating. The same bits on every instruction set. For reference results.
-    F64Sums,
+    /// x is not rounded. Products are exact, sums are f64, and y is rounded to f32 once: y = x·wᵀ, or y + x·wᵀ when
+    /// accumulating. The bits are the same on every instruction set. For reference results.
+    F64,
 }
 
 /// Weights (in elements) a task of few rows streams at least; less is not worth waking a thread.
@@ -113,11 +113,11 @@ pub struct Product<'a> {
     pub n: usize,
     /// Whether the product is added to y.
     pub accumulate: bool,
-    /// What is added besides.
+    /// LoRA's delta, which is added too.
     pub low_rank: Option<LowRank<'a>>,
 }
 
-/// A product of two thin matrices, in f32 (in f64 where all sums are): LoRA's update.
+/// A product of two thin matrices that is added to y: LoRA's delta. It is computed in f32, or in f64 where all sums are.
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
     /// `[m, rank]`.
@@ -136,18 +136,18 @@ impl LowRank<'_> {
 }
 
 /// Writes x·wᵀ to `y`, or adds it to `y` if `accumulate`. Shapes: `y [m,n]`, `x [m,k]`, `w [n,k]`.
-/// `rounding` says how x is rounded first and what sums are kept in.
+/// `compute` is the compute dtype.
 pub fn forward(
     cpu: &Cpu,
     y: &mut [f32],
     x: &[f32],
     w: Matrix<'_>,
     [m, n, k]: [usize; 3],
-    rounding: Rounding,
+    compute: ComputeDtype,
     accumulate: bool,
 ) {
     let product = Product { y, w, n, accumulate, low_rank: None };
-    forward_all(cpu, &mut [product], x, [m, k], rounding);
+    forward_all(cpu, &mut [product], x, [m, k], compute);
 }
 
 /// Several products (at most four) with the same x `[m, k]`, which is rounded once: q, k and v, or
@@ -157,14 +157,14 @@ pub fn forward_all(
     products: &mut [Product<'_>],
     x: &[f32],
     [m, k]: [usize; 2],
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) {
     assert_eq!(Some(x.len()), m.checked_mul(k), "x is not [{m}, {k}]");
     assert!(products.len() <= MOST_PRODUCTS, "{} products at once", products.len());
     for Product { y, w, n, low_rank, .. } in products.iter() {
         assert_eq!(Some(y.len()), m.checked_mul(*n), "y is not [{m}, {n}]");
         w.assert_shape([*n, k]);
-        low_rank.iter().for_each(|update| update.check(m, *n));
+        low_rank.iter().for_each(|delta| delta.check(m, *n));
     }
     let [n, bytes] = products
         .iter()
@@ -173,69 +173,69 @@ pub fn forward_all(
     let work = || Work::product([m, n, k], [4 * m * k, bytes], added);
     let _span = profile::span("matmul", [m, n, k], work);
     #[cfg(target_arch = "x86_64")]
-    if takes_pairs(cpu, products.iter().map(|product| product.w), rounding) {
+    if takes_pairs(cpu, products.iter().map(|product| product.w), compute) {
         let mut products = products.iter_mut();
         let jobs: [_; MOST_PRODUCTS] = std::array::from_fn(|_| {
             let Product { y, w, n, accumulate, low_rank } = products.next()?;
             let source = match *w {
-                Matrix::Panels(panels) => pairs::Source::Panels(panels),
-                Matrix::Bf16(w) => pairs::Source::Rows { w, n: *n, k },
+                Matrix::Panels(panels) => bf16_dot::Source::Panels(panels),
+                Matrix::Bf16(w) => bf16_dot::Source::Rows { w, n: *n, k },
                 _ => unreachable!("bf16 by takes_pairs"),
             };
             let y = super::pool::Disjoint::new(y);
-            Some(pairs::Job { y, source, accumulate: *accumulate, low_rank: *low_rank })
+            Some(bf16_dot::Job { y, source, accumulate: *accumulate, low_rank: *low_rank })
         });
-        return pairs::run(cpu, x, [m, k], &jobs);
+        return bf16_dot::run(cpu, x, [m, k], &jobs);
     }
-    tiles::forward(cpu, products, x, [m, k], rounding);
+    tiles::forward(cpu, products, x, [m, k], compute);
     for Product { y, w, n, accumulate, low_rank } in products {
-        if !takes_tiles(cpu.isa(), [m, *n], rounding) {
-            rows::forward(cpu, y, x, *w, [m, *n, k], rounding, *accumulate);
+        if !takes_tiles(cpu.isa(), [m, *n], compute) {
+            gemv::forward(cpu, y, x, *w, [m, *n, k], compute, *accumulate);
         }
-        add_low_rank(cpu, y, *low_rank, [m, *n], rounding);
+        add_low_rank(cpu, y, *low_rank, [m, *n], compute);
     }
 }
 
 /// Writes dy·w to `dx`, or adds it: the gradient of x in y = x·wᵀ. Shapes: `dx [m,k]`, `dy [m,n]`,
-/// `w [n,k]`, an update's left `[m, rank]` and right `[rank, k]`. dy is rounded as x would be; w's
+/// `w [n,k]`, a delta's left `[m, rank]` and right `[rank, k]`. dy is rounded as x would be; w's
 /// own gradient is not computed.
-#[allow(clippy::too_many_arguments)] // as forward's, and the update
+#[allow(clippy::too_many_arguments)] // as forward's, and the delta
 pub fn backward(
     cpu: &Cpu,
     dx: &mut [f32],
     dy: &[f32],
     w: Matrix<'_>,
     [m, n, k]: [usize; 3],
-    rounding: Rounding,
+    compute: ComputeDtype,
     accumulate: bool,
     low_rank: Option<LowRank<'_>>,
 ) {
     assert_eq!(Some(dx.len()), m.checked_mul(k), "dx is not [{m}, {k}]");
     assert_eq!(Some(dy.len()), m.checked_mul(n), "dy is not [{m}, {n}]");
     w.assert_shape([n, k]);
-    low_rank.iter().for_each(|update| update.check(m, k));
+    low_rank.iter().for_each(|delta| delta.check(m, k));
     let work = || Work::product([m, k, n], [4 * m * n, w.bytes()], accumulate);
     let _span = profile::span("matmul backward", [m, n, k], work);
     #[cfg(target_arch = "x86_64")]
-    if takes_pairs(cpu, [w].into_iter(), rounding) {
+    if takes_pairs(cpu, [w].into_iter(), compute) {
         let source = match w {
-            Matrix::Panels(panels) => pairs::Source::PanelColumns(panels),
-            Matrix::Bf16(w) => pairs::Source::Columns { w, n: k, k: n },
+            Matrix::Panels(panels) => bf16_dot::Source::PanelColumns(panels),
+            Matrix::Bf16(w) => bf16_dot::Source::Columns { w, n: k, k: n },
             _ => unreachable!("bf16 by takes_pairs"),
         };
         let y = super::pool::Disjoint::new(dx);
-        return pairs::run(
+        return bf16_dot::run(
             cpu,
             dy,
             [m, n],
-            &[Some(pairs::Job { y, source, accumulate, low_rank })],
+            &[Some(bf16_dot::Job { y, source, accumulate, low_rank })],
         );
     }
-    match rounding {
-        Rounding::F64Sums => rows::backward(cpu, dx, dy, w, [m, n, k], rounding, accumulate),
-        _ => tiles::backward(cpu, dx, dy, w, [m, n, k], rounding, accumulate),
+    match compute {
+        ComputeDtype::F64 => gemv::backward(cpu, dx, dy, w, [m, n, k], compute, accumulate),
+        _ => tiles::backward(cpu, dx, dy, w, [m, n, k], compute, accumulate),
     }
-    add_low_rank(cpu, dx, low_rank, [m, k], rounding);
+    add_low_rank(cpu, dx, low_rank, [m, k], compute);
 }
 
 /// Whether products run as pairs: all or none.
@@ -243,9 +243,9 @@ pub fn backward(
 fn takes_pairs<'a>(
     cpu: &Cpu,
     mut weights: impl Iterator<Item = Matrix<'a>>,
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) -> bool {
-    rounding == Rounding::Bf16
+    compute == ComputeDtype::Bf16
         && Panels::suit(cpu)
         && weights.all(|w| matches!(w, Matrix::Bf16(_) | Matrix::Panels(_)))
 }
@@ -253,14 +253,14 @@ fn takes_pairs<'a>(
 fn add_low_rank(
     cpu: &Cpu,
     y: &mut [f32],
-    update: Option<LowRank<'_>>,
+    delta: Option<LowRank<'_>>,
     [m, n]: [usize; 2],
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) {
-    let Some(LowRank { left, right, rank }) = update else { return };
-    match rounding {
-        Rounding::F64Sums => {
-            rows::backward(cpu, y, left, Matrix::F32(right), [m, rank, n], rounding, true);
+    let Some(LowRank { left, right, rank }) = delta else { return };
+    match compute {
+        ComputeDtype::F64 => {
+            gemv::backward(cpu, y, left, Matrix::F32(right), [m, rank, n], compute, true);
         }
         _ => product::accumulate(cpu, y, left, Left::Rows, right, [m, n, rank]),
     }
@@ -274,7 +274,7 @@ mod tests {
         assert_close, assert_rounded_once, assert_same_bits, contexts, values,
     };
 
-    const ROUNDINGS: [Rounding; 3] = [Rounding::Bf16, Rounding::F32, Rounding::F64Sums];
+    const DTYPES: [ComputeDtype; 3] = [ComputeDtype::Bf16, ComputeDtype::F32, ComputeDtype::F64];
 
     /// Weights in the three types.
     struct Weights {
@@ -311,9 +311,9 @@ mod tests {
         x: &[f32],
         w: Matrix<'_>,
         [m, n, k]: [usize; 3],
-        rounding: Rounding,
+        compute: ComputeDtype,
     ) -> (Vec<f32>, Vec<f64>) {
-        let rounds = rounding == Rounding::Bf16 && matches!(w, Matrix::Bf16(_));
+        let rounds = compute == ComputeDtype::Bf16 && matches!(w, Matrix::Bf16(_));
         let round = |x: &f32| if rounds { bf16::from_f32(*x).to_f32() } else { *x };
         let (x, w): (Vec<f32>, _) = (x.iter().map(round).collect(), widened(w));
         let (mut naive, mut exact) = (y.to_vec(), Vec::new());
@@ -350,18 +350,18 @@ mod tests {
             let [m, n, k] = shape;
             let (x, w, y) = (values(1, m * k), Weights::new(2, n * k), values(3, m * n));
             for w in w.matrices() {
-                for rounding in ROUNDINGS {
+                for compute in DTYPES {
                     let zeros = vec![0.0; m * n];
                     for (old, accumulate) in [(&zeros, false), (&y, true)] {
-                        let (naive, exact) = references(old, &x, w, shape, rounding);
+                        let (naive, exact) = references(old, &x, w, shape, compute);
                         let mut first: Option<Vec<f32>> = None;
                         for cpu in &contexts {
                             // Not read unless accumulating: NaN would show.
                             let mut got =
                                 if accumulate { y.clone() } else { vec![f32::NAN; m * n] };
-                            forward(cpu, &mut got, &x, w, shape, rounding, accumulate);
-                            let case = format!("{} {shape:?} {rounding:?}", cpu.isa());
-                            if rounding == Rounding::F64Sums {
+                            forward(cpu, &mut got, &x, w, shape, compute, accumulate);
+                            let case = format!("{} {shape:?} {compute:?}", cpu.isa());
+                            if compute == ComputeDtype::F64 {
                                 assert_rounded_once(&got, &exact, 1e-13, &case);
                                 let bits = first.get_or_insert_with(|| got.clone());
                                 assert_same_bits(&got, bits, "instruction sets");
@@ -380,11 +380,11 @@ mod tests {
         for [n, k] in [[70, 16], [37, 1500], [150, 2049], [33, 7]] {
             let (x, w) = (values(4, 256 * k), Weights::new(5, n * k));
             for w in w.matrices() {
-                for rounding in ROUNDINGS {
+                for compute in DTYPES {
                     let mut reference: Option<(Isa, Vec<f32>)> = None;
                     for cpu in contexts() {
                         let mut whole = vec![0.0; 256 * n];
-                        forward(&cpu, &mut whole, &x, w, [256, n, k], rounding, false);
+                        forward(&cpu, &mut whole, &x, w, [256, n, k], compute, false);
                         match &reference {
                             Some((isa, rows)) if *isa == cpu.isa() => {
                                 assert_same_bits(&whole, rows, "threads");
@@ -396,7 +396,7 @@ mod tests {
                             let first = 256 - batch;
                             let mut part = vec![0.0; batch * n];
                             let x = &x[first * k..];
-                            forward(&cpu, &mut part, x, w, [batch, n, k], rounding, false);
+                            forward(&cpu, &mut part, x, w, [batch, n, k], compute, false);
                             let case = format!("{} batch {batch}", cpu.isa());
                             assert_same_bits(&part, &whole[first * n..], &case);
                         }
@@ -415,18 +415,18 @@ mod tests {
                 let rows = widened(w);
                 let columns: Vec<f32> =
                     (0..k * n).map(|index| rows[index % n * k + index / n]).collect();
-                for rounding in ROUNDINGS {
-                    let rounds = rounding == Rounding::Bf16 && matches!(w, Matrix::Bf16(_));
+                for compute in DTYPES {
+                    let rounds = compute == ComputeDtype::Bf16 && matches!(w, Matrix::Bf16(_));
                     let round = |x: &f32| if rounds { bf16::from_f32(*x).to_f32() } else { *x };
                     let dy_rounded: Vec<f32> = dy.iter().map(round).collect();
                     let shape = [m, k, n];
                     let columns = Matrix::F32(&columns);
                     let (naive, exact) =
-                        references(&old, &dy_rounded, columns, shape, Rounding::F32);
+                        references(&old, &dy_rounded, columns, shape, ComputeDtype::F32);
                     for cpu in &contexts {
                         let mut dx = old.clone();
-                        backward(cpu, &mut dx, &dy, w, [m, n, k], rounding, true, None);
-                        let case = format!("{} [{m}, {n}, {k}] {rounding:?}", cpu.isa());
+                        backward(cpu, &mut dx, &dy, w, [m, n, k], compute, true, None);
+                        let case = format!("{} [{m}, {n}, {k}] {compute:?}", cpu.isa());
                         assert_close(&dx, &naive, &exact, 1e-6, &case);
                     }
                 }
@@ -441,7 +441,7 @@ mod tests {
         for [m, n, k] in shapes.into_iter().chain([[150, 70, 200]]) {
             let (dy, w, old) = (values(11, m * n), Weights::new(12, n * k), values(13, m * k));
             for w in w.matrices() {
-                for rounding in [Rounding::Bf16, Rounding::F32] {
+                for compute in [ComputeDtype::Bf16, ComputeDtype::F32] {
                     for cpu in contexts() {
                         for accumulate in [false, true] {
                             // Not read unless accumulating: NaN would show.
@@ -449,9 +449,9 @@ mod tests {
                                 if accumulate { old.clone() } else { vec![f32::NAN; m * k] };
                             let [mut dots, mut tiles] = [start.clone(), start];
                             let shape = [m, n, k];
-                            rows::backward(&cpu, &mut dots, &dy, w, shape, rounding, accumulate);
-                            tiles::backward(&cpu, &mut tiles, &dy, w, shape, rounding, accumulate);
-                            let case = format!("{} {shape:?} {rounding:?}", cpu.isa());
+                            gemv::backward(&cpu, &mut dots, &dy, w, shape, compute, accumulate);
+                            tiles::backward(&cpu, &mut tiles, &dy, w, shape, compute, accumulate);
+                            let case = format!("{} {shape:?} {compute:?}", cpu.isa());
                             assert_same_bits(&tiles, &dots, &case);
                         }
                     }
@@ -478,10 +478,9 @@ mod tests {
             let mut x = values(7, m * k);
             (x[7], x[k + 7]) = (f32::INFINITY, f32::NAN);
             for w in w.matrices() {
-                for (cpu, rounding) in contexts().iter().flat_map(|cpu| ROUNDINGS.map(|r| (cpu, r)))
-                {
+                for (cpu, compute) in contexts().iter().flat_map(|cpu| DTYPES.map(|r| (cpu, r))) {
                     let mut y = vec![0.0; m * n];
-                    forward(cpu, &mut y, &x, w, [m, n, k], rounding, false);
+                    forward(cpu, &mut y, &x, w, [m, n, k], compute, false);
                     assert!(y[..n].iter().all(|y| y.is_infinite()), "{y:?}");
                     assert!(y[n..2 * n].iter().all(|y| y.is_nan()), "{y:?}");
                     assert!(y[2 * n..].iter().all(|y| y.is_finite()), "{y:?}");
@@ -500,23 +499,23 @@ mod tests {
         for [m, n, k] in shapes.into_iter().chain([[200, 65, 1100], [400, 31, 17]]) {
             let (x, w) = (values(11, m * k), Weights::new(12, n * k));
             let (left, right) = (values(13, m * 3), values(14, n * 3));
-            let update = LowRank { left: &left, right: &right, rank: 3 };
+            let delta = LowRank { left: &left, right: &right, rank: 3 };
             for threads in [1, 2, 5] {
                 let cpu = &Cpu::with_isa(threads, Isa::Avx512Bf16);
                 let panels = Panels::pack(cpu, &w.bf16, [n, k], &|_| ()).expect("memory");
-                for (accumulate, low_rank) in [(false, None), (true, Some(update))] {
+                for (accumulate, low_rank) in [(false, None), (true, Some(delta))] {
                     let [mapped, packed] = [Matrix::Bf16(&w.bf16), Matrix::Panels(panels.whole())]
                         .map(|w| {
                             let (mut y, mut dx) = (values(15, m * n), values(16, m * k));
                             let product = Product { y: &mut y, w, n, accumulate, low_rank };
-                            forward_all(cpu, &mut [product], &x, [m, k], Rounding::Bf16);
+                            forward_all(cpu, &mut [product], &x, [m, k], ComputeDtype::Bf16);
                             backward(
                                 cpu,
                                 &mut dx,
                                 &y,
                                 w,
                                 [m, n, k],
-                                Rounding::Bf16,
+                                ComputeDtype::Bf16,
                                 accumulate,
                                 None,
                             );
@@ -535,7 +534,7 @@ mod tests {
         let widths = [33usize, 5, 64];
         let x = values(20, m * k);
         for cpu in contexts() {
-            for rounding in ROUNDINGS {
+            for compute in DTYPES {
                 let weights = widths.map(|n| Weights::new(n as u64, n * k));
                 let low = widths.map(|n| (values(21, m * rank), values(22, rank * n)));
                 let mut together = widths.map(|n| values(23, m * n));
@@ -550,13 +549,13 @@ mod tests {
                         low_rank: Some(LowRank { left: &low[i].0, right: &low[i].1, rank }),
                     })
                     .collect();
-                forward_all(&cpu, &mut products, &x, [m, k], rounding);
+                forward_all(&cpu, &mut products, &x, [m, k], compute);
                 for (i, y) in together.iter().enumerate() {
                     let n = widths[i];
-                    // One row of factors more: the update as part of a single product.
+                    // One row of factors more: the delta as part of a single product.
                     let w = widened(weights[i].matrices()[0]);
                     let (left, right) = &low[i];
-                    let rounds = rounding == Rounding::Bf16;
+                    let rounds = compute == ComputeDtype::Bf16;
                     let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
                     let old = values(23, m * n);
                     let (mut naive, mut exact) = (old.clone(), Vec::new());
@@ -576,7 +575,7 @@ mod tests {
                             exact.push(sum);
                         }
                     }
-                    let case = format!("{} {rounding:?} {n}", cpu.isa());
+                    let case = format!("{} {compute:?} {n}", cpu.isa());
                     assert_close(y, &naive, &exact, 1e-6, &case);
                 }
             }
@@ -588,6 +587,6 @@ mod tests {
     fn shapes_are_checked() {
         let cpu = Cpu::new(1);
         let w = Matrix::F32(&[0.0; 31]);
-        forward(&cpu, &mut [0.0; 8], &[0.0; 16], w, [2, 4, 8], Rounding::F32, false);
+        forward(&cpu, &mut [0.0; 8], &[0.0; 16], w, [2, 4, 8], ComputeDtype::F32, false);
     }
 }

@@ -39,7 +39,7 @@ mod vector;
 
 pub use context::{Cpu, ScratchBytes};
 pub use isa::{Isa, UnknownIsa};
-pub use matmul::{Matrix, Rounding};
+pub use matmul::{ComputeDtype, Matrix};
 pub use pool::Pool;
 
 /// Elements of an array of this shape, for the asserts that slices are what a kernel takes them for.

@@ -36,18 +36,27 @@ impl Stream {
     pub const DATA: Stream = Stream(3);
 }
 
-/// The draws of one sequence: a random word for every position.
+/// An RNG key: names the random words of one sequence, four for every position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Philox {
-    seed: u64,
-    sequence: u64,
-    stream: Stream,
+pub struct RngKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// Which sequence under the seed: a completion's number, for example.
+    pub sequence: u64,
+    /// What the draws are for.
+    pub stream: Stream,
 }
 
-impl Philox {
-    /// `seed` is the run's, `sequence` tells apart what draws under it (a completion's number).
-    pub const fn new(seed: u64, sequence: u64, stream: Stream) -> Philox {
-        Philox { seed, sequence, stream }
+impl RngKey {
+    /// The key of `stream` in `sequence` under `seed`.
+    pub const fn new(seed: u64, sequence: u64, stream: Stream) -> RngKey {
+        RngKey { seed, sequence, stream }
+    }
+
+    /// The key as a CUDA kernel takes it: seed, stream, sequence, low words first.
+    pub(crate) const fn device_words(self) -> [u32; 5] {
+        let RngKey { seed, sequence, stream } = self;
+        [seed as u32, (seed >> 32) as u32, stream.0, sequence as u32, (sequence >> 32) as u32]
     }
 
     /// The four words of `position`.
@@ -111,10 +120,10 @@ mod tests {
     #[test]
     fn address_fills_key_and_counter_as_documented() {
         // The third known answer, addressed through seed, sequence, stream and position.
-        let draws = Philox::new(0x299f_31d0_a409_3822, 0x0370_7344_1319_8a2e, Stream(0x85a3_08d3));
-        assert_eq!(draws.words(0x243f_6a88)[..2], [0xd16c_fe09, 0x94fd_cceb]);
+        let key = RngKey::new(0x299f_31d0_a409_3822, 0x0370_7344_1319_8a2e, Stream(0x85a3_08d3));
+        assert_eq!(key.words(0x243f_6a88)[..2], [0xd16c_fe09, 0x94fd_cceb]);
         let bits = 0xd16c_fe09_94fd_cceb_u64 >> 11;
-        assert_eq!(draws.uniform_f64(0x243f_6a88), bits as f64 * 2f64.powi(-53));
+        assert_eq!(key.uniform_f64(0x243f_6a88), bits as f64 * 2f64.powi(-53));
     }
 
     #[test]
@@ -127,20 +136,20 @@ mod tests {
 
     #[test]
     fn every_part_of_the_address_changes_the_draw() {
-        let base = Philox::new(7, 11, Stream::TOKENS).words(3);
-        assert_ne!(base, Philox::new(7 + (1 << 32), 11, Stream::TOKENS).words(3));
-        assert_ne!(base, Philox::new(7, 11 + (1 << 32), Stream::TOKENS).words(3));
-        assert_ne!(base, Philox::new(7, 11, Stream(1)).words(3));
-        assert_ne!(base, Philox::new(7, 11, Stream::TOKENS).words(4));
+        let base = RngKey::new(7, 11, Stream::TOKENS).words(3);
+        assert_ne!(base, RngKey::new(7 + (1 << 32), 11, Stream::TOKENS).words(3));
+        assert_ne!(base, RngKey::new(7, 11 + (1 << 32), Stream::TOKENS).words(3));
+        assert_ne!(base, RngKey::new(7, 11, Stream(1)).words(3));
+        assert_ne!(base, RngKey::new(7, 11, Stream::TOKENS).words(4));
     }
 
     #[test]
     fn means_are_one_half() {
         // Standard error of the mean of n uniforms is sqrt(1 / 12n); six of them.
         let n = 100_000;
-        let draws = Philox::new(1, 2, Stream::TOKENS);
+        let key = RngKey::new(1, 2, Stream::TOKENS);
         let bound = 6.0 * (1.0 / (12.0 * n as f64)).sqrt();
-        let mean = (0..n).map(|p| draws.uniform_f64(p)).sum::<f64>() / n as f64;
+        let mean = (0..n).map(|p| key.uniform_f64(p)).sum::<f64>() / n as f64;
         assert!((mean - 0.5).abs() < bound, "{mean}");
     }
 }

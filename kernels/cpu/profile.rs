@@ -158,7 +158,7 @@ pub fn finish() -> io::Result<u64> {
 
 /// A slice of the trace, from its making to its drop, on the row of the thread that made it.
 #[must_use = "a span ends when it is dropped"]
-pub struct Span(Option<Open>);
+pub struct SpanGuard(Option<Open>);
 
 struct Open {
     recording: u32,
@@ -178,20 +178,20 @@ pub fn span<const N: usize>(
     name: &'static str,
     shape: [usize; N],
     work: impl FnOnce() -> Work,
-) -> Span {
+) -> SpanGuard {
     const { assert!(N <= DIMENSIONS) };
     match RECORDING.load(Ordering::Relaxed) {
-        0 => Span(None),
+        0 => SpanGuard(None),
         recording => open(recording, name, Kind::Kernel, &shape, work()),
     }
 }
 
 /// A part of a run that is made of kernels, over so many rows, tokens or the like.
 #[inline]
-pub fn phase<const N: usize>(name: &'static str, shape: [usize; N]) -> Span {
+pub fn phase<const N: usize>(name: &'static str, shape: [usize; N]) -> SpanGuard {
     const { assert!(N <= DIMENSIONS) };
     match RECORDING.load(Ordering::Relaxed) {
-        0 => Span(None),
+        0 => SpanGuard(None),
         recording => open(recording, name, Kind::Phase, &shape, Work::default()),
     }
 }
@@ -218,7 +218,7 @@ pub(super) fn current() -> Option<Op> {
 
 impl Op {
     /// This thread's part of it.
-    pub(super) fn part(self) -> Span {
+    pub(super) fn part(self) -> SpanGuard {
         let span = open(self.recording, self.name, Kind::Part, &[], Work::default());
         // Kernels inside a part are parts themselves if the whole is a kernel.
         THREAD.with(|thread| thread.op.set((self.name, self.kind)));
@@ -226,13 +226,13 @@ impl Op {
     }
 
     /// Waiting for the others' parts.
-    pub(super) fn wait(self) -> Span {
+    pub(super) fn wait(self) -> SpanGuard {
         open(self.recording, WAITING, Kind::Part, &[], Work::default())
     }
 }
 
 #[cold]
-fn open(recording: u32, name: &'static str, kind: Kind, shape: &[usize], work: Work) -> Span {
+fn open(recording: u32, name: &'static str, kind: Kind, shape: &[usize], work: Work) -> SpanGuard {
     let outer = THREAD.with(|thread| thread.op.get());
     let nested = kind == Kind::Kernel && outer.1 != Kind::Phase;
     let (kind, work) = if nested { (Kind::Part, Work::default()) } else { (kind, work) };
@@ -242,10 +242,10 @@ fn open(recording: u32, name: &'static str, kind: Kind, shape: &[usize], work: W
     }
     let shape = Shape { sizes, dimensions: shape.len() as u8 };
     THREAD.with(|thread| thread.op.set((name, kind)));
-    Span(Some(Open { recording, name, kind, start: Instant::now(), work, shape, outer }))
+    SpanGuard(Some(Open { recording, name, kind, start: Instant::now(), work, shape, outer }))
 }
 
-impl Drop for Span {
+impl Drop for SpanGuard {
     #[inline]
     fn drop(&mut self) {
         if let Some(open) = self.0.take() {

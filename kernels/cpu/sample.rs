@@ -274,7 +274,7 @@ fn token_of_kept(kept: &[Candidate], uniform: f64) -> u32 {
 mod tests {
     use super::*;
     use crate::cpu::Isa;
-    use crate::cpu::philox::{Philox, Stream};
+    use crate::cpu::philox::{RngKey, Stream};
     use crate::cpu::reference::contexts;
 
     const ALL: SamplingParams =
@@ -284,9 +284,9 @@ mod tests {
 
     /// Logits uniform in [-scale, scale], on a grid coarse enough for ties; some impossible tokens.
     fn random_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
-        let draws = Philox::new(seed, 0, Stream(98));
+        let key = RngKey::new(seed, 0, Stream(98));
         let row = (0..vocab).map(|v| {
-            let [word, other, ..] = draws.words(v as u32);
+            let [word, other, ..] = key.words(v as u32);
             let z = ((word >> 20) as f32 / 2048.0 - 1.0) * scale;
             if other % 50 == 0 && v > 0 { f32::NEG_INFINITY } else { z }
         });
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn agrees_with_a_full_sort() {
-        let draws = Philox::new(5, 5, Stream(97));
+        let key = RngKey::new(5, 5, Stream(97));
         let mut position = 0;
         for vocab in [1, 2, 17, 300, 2049, 20_000] {
             for scale in [0.0, 1.0, 6.0, 40.0] {
@@ -373,7 +373,7 @@ mod tests {
                 ] {
                     let temperature = [0.7, 1.0, 1.6][position as usize % 3];
                     let params = SamplingParams { temperature, top_k, top_p, min_p };
-                    check(&logits, &params, draws.uniform_f64(position));
+                    check(&logits, &params, key.uniform_f64(position));
                     position += 1;
                 }
             }
@@ -388,12 +388,12 @@ mod tests {
             (SamplingParams { temperature: 0.8, top_k: 30, ..ALL }, 1),
             (SamplingParams { temperature: 1.3, top_p: 0.9, min_p: 0.05, ..ALL }, 2),
         ] {
-            let draws = Philox::new(1234, sequence, Stream::TOKENS);
+            let key = RngKey::new(1234, sequence, Stream::TOKENS);
             let mut scratch = Scratch::new(logits.len());
             let n = 100_000;
             let mut counts = vec![0u32; logits.len()];
             for position in 0..n {
-                let uniform = draws.uniform_f64(position);
+                let uniform = key.uniform_f64(position);
                 let sample = draw(&Cpu::new(1), &mut scratch, &logits, &params, uniform);
                 counts[sample.unwrap().token as usize] += 1;
             }
@@ -475,7 +475,7 @@ mod tests {
 
     #[test]
     fn same_sample_on_every_instruction_set_and_from_a_used_scratch() {
-        let draws = Philox::new(9, 9, Stream::TOKENS);
+        let key = RngKey::new(9, 9, Stream::TOKENS);
         let mut used = Scratch::new(0);
         for position in 0..60 {
             let logits = random_row(1 + 613 * (position as usize % 9), 5.0, position as u64);
@@ -485,7 +485,7 @@ mod tests {
                 top_p: [1.0, 0.93][position as usize % 2],
                 min_p: [0.0, 0.01][position as usize / 30],
             };
-            let uniform = draws.uniform_f64(position);
+            let uniform = key.uniform_f64(position);
             let fresh = &mut Scratch::new(logits.len());
             let want =
                 draw(&Cpu::with_isa(1, Isa::Portable), fresh, &logits, &params, uniform).unwrap();

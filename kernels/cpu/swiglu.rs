@@ -127,8 +127,8 @@ unsafe fn gradients<V: Vector>(dy: V, gate: V, up: V) -> [V; 2] {
         let gate = V::splat(f32::MIN).max(gate);
         let sigmoid = one.div(exp(V::splat(0.0).sub(gate)).add(one));
         let rest = gate.mul(one.sub(sigmoid));
-        let slope = sigmoid.mul(rest.add(one));
-        [dy.mul(up).mul(slope), dy.mul(silu(gate))]
+        let derivative = sigmoid.mul(rest.add(one));
+        [dy.mul(up).mul(derivative), dy.mul(silu(gate))]
     }
 }
 

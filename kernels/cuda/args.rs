@@ -1,28 +1,8 @@
 //! What kernels are told.
 
-use crate::cpu::philox::Stream;
+use crate::cpu::philox::RngKey;
 
-/// Which draws of Philox a kernel takes; see [`crate::cpu::philox`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Draws {
-    /// The run's.
-    pub seed: u64,
-    /// Tells apart what draws under the seed.
-    pub sequence: u64,
-    /// What the draws are for.
-    pub stream: Stream,
-}
-
-impl Draws {
-    /// Key, stream, sequence: low words first.
-    pub(crate) fn words(self) -> [u32; 5] {
-        let Draws { seed, sequence, stream } = self;
-        let [seed, sequence] = [seed, sequence].map(|word| [word as u32, (word >> 32) as u32]);
-        [seed[0], seed[1], stream.0, sequence[0], sequence[1]]
-    }
-}
-
-/// What a host has queued on a device, by kind. What is recorded counts when it is launched: as one graph.
+/// What a host has queued on a device, by kind. A captured graph counts as one, each time it is launched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queued {
     /// Launches of kernels.
@@ -38,16 +18,16 @@ pub struct Queued {
 pub struct SampleRequest {
     /// Temperature and truncation; valid.
     pub params: crate::cpu::sample::SamplingParams,
-    /// Whose draws.
-    pub draws: Draws,
-    /// Which of them.
+    /// The key of the sequence's random numbers.
+    pub key: RngKey,
+    /// Which number of the sequence decides: the position that the token gets.
     pub position: u32,
 }
 
 impl SampleRequest {
     /// As sample.cu's Request has it.
     pub(crate) fn words(self) -> [u32; 12] {
-        let SampleRequest { params, draws, position } = self;
+        let SampleRequest { params, key, position } = self;
         if let Err(error) = params.validate() {
             panic!("{error}");
         }
@@ -58,7 +38,7 @@ impl SampleRequest {
             true => crate::cpu::lanes::ln(min_p) as f32,
             false => f32::NEG_INFINITY,
         };
-        let [seed0, seed1, stream, sequence0, sequence1] = draws.words();
+        let [seed0, seed1, stream, sequence0, sequence1] = key.device_words();
         [
             inverse.to_bits(),
             greedy.into(),

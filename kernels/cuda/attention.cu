@@ -9,7 +9,7 @@
 // same operations on a tile of 16 query vectors and 64 keys, and the same function to join: the same bits.
 // Probabilities e^(s - max) are rounded to bf16 before they meet values; the sum that normalizes is of them before.
 //
-// A partition that sees no key adds nothing and changes no bit, so a recorded launch may have some to spare.
+// A partition that sees no key adds nothing and changes no bit, so a captured launch may have some to spare.
 //
 // Layout: q [rows, heads, d] bf16, out [rows, heads d] bf16 and in exact f32, kept if log_sums [rows, heads] f32 are; keys and values
 // [pages, kv_heads, 32, d] bf16; a work item is {first row, rows, position of the first row, its sequence's place in

@@ -148,7 +148,7 @@ impl Gpu {
 
     /// Lays out the work of attention for the rows of `spans` (in ascending order), whose page tables lie in
     /// `tables`, over a cache of `pages` pages. `longest` is a number of keys that runs of few rows get room for:
-    /// the plan can then be [rewritten](Gpu::rewrite_plan) for any sequences up to that length, as a recorded
+    /// the plan can then be [rewritten](Gpu::rewrite_plan) for any sequences up to that length, as a captured
     /// decoding step needs.
     pub fn attention_plan(
         &self,

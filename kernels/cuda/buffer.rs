@@ -1,8 +1,8 @@
 //! Device memory: buffers of one element type, taken from a pool and given back to it when dropped.
 //!
 //! All work is on one stream, so memory that is given back may be handed out at once: what is queued for the new
-//! owner runs after what was queued for the old one. What a recording takes comes from a workspace
-//! instead (graph.rs), and goes back there: the recording will write to it again.
+//! owner runs after what was queued for the old one. What a capture takes comes from a workspace
+//! instead (graph.rs), and goes back there: the graph will write to it again.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -55,8 +55,8 @@ pub(super) struct Pool {
     /// What no buffer holds of each workspace that lives. It counts as in use.
     workspaces: BTreeMap<u64, Free>,
     next_workspace: u64,
-    /// Where memory is taken from while something is recorded.
-    pub(super) recording: Option<u64>,
+    /// The workspace that memory is taken from during a capture.
+    pub(super) capturing: Option<u64>,
 }
 
 impl Pool {
@@ -74,9 +74,9 @@ impl Pool {
         }
     }
 
-    /// Memory of the workspace that is recorded in, of at most twice the size, and its size.
-    fn take_recorded(&mut self, size: usize) -> Option<(u64, usize)> {
-        let free = self.workspaces.get_mut(&self.recording?)?;
+    /// Memory of the workspace that is captured in, of at most twice the size, and its size.
+    fn take_captured(&mut self, size: usize) -> Option<(u64, usize)> {
+        let free = self.workspaces.get_mut(&self.capturing?)?;
         let fitting = free.range_mut(size..=2 * size).find(|(_, addresses)| !addresses.is_empty());
         let (size, addresses) = fitting?;
         addresses.pop().map(|address| (address, *size))
@@ -141,7 +141,7 @@ impl Gpu {
     }
 
     /// Copies `data` to `buffer`, from element `first` on, through pinned memory. `data` may change when this
-    /// returns. Refused within a recording.
+    /// returns. Refused within a capture.
     pub fn write<T: Element>(
         &self,
         buffer: &mut Buffer<T>,
@@ -152,7 +152,7 @@ impl Gpu {
         let room = buffer.len.saturating_sub(first);
         assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
         let _entered = self.0.enter()?;
-        self.0.refuse_recording("copying to the device")?;
+        self.0.refuse_in_capture("copying to the device")?;
         let Some(opened) = &self.0.opened else { return Ok(()) };
         let mut staging = lock(&opened.staging);
         let staging = match &mut *staging {
@@ -182,7 +182,7 @@ impl Gpu {
         let room = buffer.len.saturating_sub(first);
         assert!(data.len() <= room, "{} elements at {first} of {}", data.len(), buffer.len);
         let _entered = self.0.enter()?;
-        self.0.refuse_recording("copying to the host")?;
+        self.0.refuse_in_capture("copying to the host")?;
         if data.is_empty() {
             return self.0.finish("reading");
         }
@@ -256,7 +256,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Trims where more waits than the driver has left: nothing can be given back within a recording.
+    /// Trims where more waits than the driver has left: nothing can be given back within a capture.
     pub(super) fn make_room(&self) -> Result<(), Error> {
         let (free, _) = self.memory()?;
         if free < 2 * lock(&self.0.pool).waiting { self.trim() } else { Ok(()) }
@@ -290,8 +290,8 @@ impl Gpu {
     fn take(&self, size: usize) -> Result<(u64, usize, Option<u64>), Error> {
         let _entered = self.0.enter()?;
         let mut pool = lock(&self.0.pool);
-        let workspace = pool.recording;
-        if let Some((address, size)) = pool.take_recorded(size) {
+        let workspace = pool.capturing;
+        if let Some((address, size)) = pool.take_captured(size) {
             return Ok((address, size, workspace));
         }
         let waiting = pool.free.get_mut(&size).and_then(Vec::pop);

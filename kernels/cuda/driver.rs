@@ -248,7 +248,7 @@ impl Drop for Staging {
     }
 }
 
-/// A stream that records what is queued on it; null of a device that counts. Ends when dropped.
+/// A stream in capture mode; null on a counting device. The capture ends when this is dropped.
 pub(super) struct Capture(sys::CUstream);
 
 impl Capture {
@@ -264,13 +264,13 @@ impl Capture {
         Ok(Capture(stream))
     }
 
-    /// What was recorded, ready to be launched.
+    /// The captured graph, ready to be launched.
     pub(super) fn end(self, what: &str) -> Result<Executable, Error> {
         if self.0.is_null() {
             return Ok(Executable(ptr::null_mut()));
         }
         let mut graph = ptr::null_mut();
-        // SAFETY: the stream lives and records; writes a handle to a place that lives.
+        // SAFETY: the stream lives and captures; writes a handle to a place that lives.
         let ended = unsafe { sys::cuStreamEndCapture(self.0, &mut graph) };
         std::mem::forget(self);
         let mut executable = ptr::null_mut();
@@ -302,7 +302,7 @@ impl Drop for Capture {
     }
 }
 
-/// A recording as the driver keeps it; null of a device that counts.
+/// A captured graph as the driver keeps it; null on a counting device.
 pub(super) struct Executable(sys::CUgraphExec);
 
 // SAFETY: a CUgraphExec is a handle that any one thread at a time may use; launching borrows it mutably.

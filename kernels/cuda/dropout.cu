@@ -18,13 +18,13 @@ template <class Y, class X> DEV void forward(Y* y, const X* x, u32 vectors, u32 
     else ((uint2*)y)[i] = pack_bf16(v);
 }
 
-#define DRAWS u32 key0, u32 key1, u32 stream, u32 sequence0, u32 sequence1, u32 threshold, float scale
-extern "C" __global__ void __launch_bounds__(256) dropout_f32(float* y, const float* x, u32 vectors, DRAWS) {
+#define MASK u32 key0, u32 key1, u32 stream, u32 sequence0, u32 sequence1, u32 threshold, float scale
+extern "C" __global__ void __launch_bounds__(256) dropout_f32(float* y, const float* x, u32 vectors, MASK) {
     forward(y, x, vectors, key0, key1, stream, sequence0, sequence1, threshold, scale);
 }
-extern "C" __global__ void __launch_bounds__(256) dropout_bf16(u16* y, const float* x, u32 vectors, DRAWS) {
+extern "C" __global__ void __launch_bounds__(256) dropout_bf16(u16* y, const float* x, u32 vectors, MASK) {
     forward(y, x, vectors, key0, key1, stream, sequence0, sequence1, threshold, scale);
 }
-extern "C" __global__ void __launch_bounds__(256) dropout_rounded(u16* y, const u16* x, u32 vectors, DRAWS) {
+extern "C" __global__ void __launch_bounds__(256) dropout_rounded(u16* y, const u16* x, u32 vectors, MASK) {
     forward(y, x, vectors, key0, key1, stream, sequence0, sequence1, threshold, scale);
 }

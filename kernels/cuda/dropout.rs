@@ -2,7 +2,8 @@
 
 use super::entries::{self, Entry};
 use super::launch::{Arg, Grid, args, expect};
-use super::{Buffer, Draws, Error, Gpu, Output};
+use super::{Buffer, Error, Gpu, Output};
+use crate::cpu::dropout::Mask;
 
 impl Gpu {
     /// Reference: [`crate::cpu::dropout::forward`]: `x` through a mask that is drawn by element, as f32 or rounded.
@@ -10,13 +11,12 @@ impl Gpu {
         &self,
         y: &mut Buffer<Y>,
         x: &Buffer<f32>,
-        draws: Draws,
-        probability: f32,
+        mask: Mask,
     ) -> Result<(), Error> {
         expect(self, "y", y, &[x.len()]);
         let entry = Y::pick(&entries::DROPOUT_F32, &entries::DROPOUT_BF16);
         // SAFETY: both have the elements of x.
-        unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), draws, probability) }
+        unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), mask) }
     }
 
     /// The same from values that are rounded already, rounded again.
@@ -24,14 +24,13 @@ impl Gpu {
         &self,
         y: &mut Buffer<u16>,
         x: &Buffer<u16>,
-        draws: Draws,
-        probability: f32,
+        mask: Mask,
     ) -> Result<(), Error> {
         x.check_owner(self);
         expect(self, "y", y, &[x.len()]);
         let entry = &entries::DROPOUT_ROUNDED;
         // SAFETY: both have the elements of x.
-        unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), draws, probability) }
+        unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), mask) }
     }
 
     /// # Safety
@@ -42,17 +41,17 @@ impl Gpu {
         y: Arg,
         x: Arg,
         len: usize,
-        draws: Draws,
-        probability: f32,
+        mask: Mask,
     ) -> Result<(), Error> {
+        let Mask { key, probability } = mask;
         assert!((0.0..1.0).contains(&probability), "dropout of {probability}");
         assert!(len.is_multiple_of(4), "{len} elements: not a multiple of 4");
-        let [key0, key1, stream, sequence0, sequence1] = draws.words();
+        let [key0, key1, stream, sequence0, sequence1] = key.device_words();
         let threshold = (f64::from(probability) * f64::from(u32::MAX)).round() as u32;
         let scale = 1.0 / (1.0 - probability);
         let vectors = len / 4;
-        let draws = args![vectors, key0, key1, stream, sequence0, sequence1, threshold, scale];
-        let args: Vec<Arg> = [y, x].iter().chain(draws).copied().collect();
+        let mask = args![vectors, key0, key1, stream, sequence0, sequence1, threshold, scale];
+        let args: Vec<Arg> = [y, x].iter().chain(mask).copied().collect();
         // SAFETY: a thread takes four elements below the length of both.
         unsafe { self.launch(entry, Grid::over(vectors, 1, 256), &args) }
     }

@@ -127,7 +127,7 @@ entries! {
         MATMUL_FEW_SWIGLU_64X32 = "matmul_few_swiglu_64x32"(p p p p p u32 p p u32 p p u32 u32 u32);
         MATMUL_SPLIT_ROWS = "matmul_split_rows"(p p u32 u32);
         MATMUL_SPLIT_COLUMNS = "matmul_split_columns"(p p u32 u32);
-        MATMUL_LOW_RANK = "matmul_low_rank"(p p f32 u32 u32 u32);
+        MATMUL_LORA_HIDDEN = "matmul_lora_hidden"(p p f32 u32 u32 u32);
         MATMUL_ROUND = "matmul_round"(p p u32);
     }
     "attention" {

@@ -1,16 +1,16 @@
-//! Graphs: work that is recorded once and launched as a whole.
+//! CUDA graphs: work that is captured once and launched as a whole.
 //!
-//! A recording runs on the addresses it was made with. What it reads and what it leaves are buffers of its
-//! owner, who must keep them. What it takes on its way comes from a [`Workspace`], which keeps it: launched
-//! again, the recording writes there again, and nobody else may hold it. Recordings of one workspace share it,
-//! since they run one after the other and none finds anything there that it has not written.
+//! A captured graph runs on the addresses that it was captured with. Its inputs and results are buffers of its owner,
+//! who must keep them. Its temporary buffers come from a [`Workspace`], which keeps them: each launch writes there
+//! again, so nobody else may hold them. The graphs of one workspace share it. They run one after the other, and none
+//! reads from the workspace what it has not written there itself.
 
 use std::sync::{Arc, PoisonError};
 
 use super::driver::{Capture, Executable};
-use super::{Error, Gpu, Inner, RECORDED, lock};
+use super::{CAPTURING, Error, Gpu, Inner, lock};
 
-/// Memory for what recordings take and drop on their way. It goes back to the pool with the last of them.
+/// Temporary memory of captured graphs. It goes back to the pool with the last of them.
 #[derive(Debug)]
 pub struct Workspace {
     id: u64,
@@ -23,73 +23,72 @@ impl Drop for Workspace {
     }
 }
 
-/// Recorded work, made by [`Gpu::record`].
+/// A captured CUDA graph, made by [`Gpu::capture`].
 pub struct Graph {
     executable: Executable,
     name: &'static str,
     workspace: Arc<Workspace>,
 }
 
-/// What is recorded while it lives.
-struct Recording<'a>(&'a Gpu);
+/// While it lives, what this thread queues is captured.
+struct Capturing<'a>(&'a Gpu);
 
-impl<'a> Recording<'a> {
-    fn new(gpu: &'a Gpu, name: &'static str, workspace: &Workspace) -> Recording<'a> {
-        lock(&gpu.0.pool).recording = Some(workspace.id);
+impl<'a> Capturing<'a> {
+    fn new(gpu: &'a Gpu, name: &'static str, workspace: &Workspace) -> Capturing<'a> {
+        lock(&gpu.0.pool).capturing = Some(workspace.id);
         let inner: *const Inner = &*gpu.0;
-        RECORDED.set(Some((inner, name)));
-        Recording(gpu)
+        CAPTURING.set(Some((inner, name)));
+        Capturing(gpu)
     }
 }
 
-impl Drop for Recording<'_> {
+impl Drop for Capturing<'_> {
     fn drop(&mut self) {
-        RECORDED.set(None);
-        lock(&self.0.0.pool).recording = None;
+        CAPTURING.set(None);
+        lock(&self.0.0.pool).capturing = None;
     }
 }
 
 impl Gpu {
-    /// A workspace, which is empty.
+    /// An empty workspace.
     pub fn workspace(&self) -> Result<Arc<Workspace>, Error> {
         let id = lock(&self.0.pool).open_workspace();
         Ok(Arc::new(Workspace { id, gpu: self.clone() }))
     }
 
-    /// Records what `work` queues instead of running it; `name` is said of errors. Other threads that use this device
-    /// wait meanwhile.
+    /// Captures what `work` queues, instead of running it. Errors name the graph `name`. Other threads that use this
+    /// device wait meanwhile.
     ///
     /// # Errors
-    /// What `work` returns; what it asks of the host, for copies from there, copies to it and waiting cannot be
-    /// recorded; memory that runs out.
+    /// The error of `work`. A copy from or to the host and a wait, which cannot be captured. Memory that runs out.
     ///
     /// # Panics
-    /// If this thread records already, or the workspace is another device's.
-    pub fn record(
+    /// If this thread captures already, or the workspace is another device's.
+    pub fn capture(
         &self,
         name: &'static str,
         workspace: &Arc<Workspace>,
         work: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Graph, Error> {
-        assert!(RECORDED.get().is_none(), "a recording within another");
+        assert!(CAPTURING.get().is_none(), "a capture within another");
         assert!(Arc::ptr_eq(&workspace.gpu.0, &self.0), "a workspace of {:?}", workspace.gpu);
         self.make_room()?;
         // Makes the context this thread's.
         drop(self.0.enter()?);
-        let _alone = self.0.recording.write().unwrap_or_else(PoisonError::into_inner);
-        let what = format!("recording {name}");
+        let _alone = self.0.capturing.write().unwrap_or_else(PoisonError::into_inner);
+        let what = format!("capturing {name}");
         // SAFETY: the stream is self's, and the capture ends in here.
         let capture = unsafe { Capture::begin(self, &what)? };
-        let recording = Recording::new(self, name, workspace);
+        let capturing = Capturing::new(self, name, workspace);
         work()?;
-        drop(recording);
+        drop(capturing);
         let executable = capture.end(&what)?;
         Ok(Graph { executable, name, workspace: workspace.clone() })
     }
 }
 
 impl Graph {
-    /// Queues what was recorded.
+    /// Queues the graph.
     pub fn launch(&mut self) -> Result<(), Error> {
         let gpu = &self.workspace.gpu;
         let _entered = gpu.0.enter()?;

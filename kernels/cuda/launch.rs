@@ -158,7 +158,7 @@ impl Gpu {
             function.launch(entry.symbol, blocks, threads as u32, shared_bytes, stream, params)
         };
         self.0.count(|queued| queued.kernels += 1);
-        result.map_err(|error| self.0.as_recorded(error))
+        result.map_err(|error| self.0.in_capture(error))
     }
 
     /// Number of 4-vectors; asserts that the length is a multiple of 4.

@@ -370,7 +370,7 @@ KERNEL(256) matmul_split_columns(u16* y, const float* x, u32 rank, u32 n) {
     to[2 * rank] = low;
 }
 // What x [m, k] gave with the factor's parts, slices of [m, 2 rank] -> their sum times `scale`, [m, 3 rank]: high, low, high.
-KERNEL(256) matmul_low_rank(u16* y, const float* x, float scale, u32 m, u32 rank, u32 slices) {
+KERNEL(256) matmul_lora_hidden(u16* y, const float* x, float scale, u32 m, u32 rank, u32 slices) {
     const int i = BLOCK_X * 256 + THREAD, r = i / rank, c = i % rank;
     if (r >= m) return;
     const float* from = x + (u64)r * 2 * rank + c;

@@ -20,7 +20,7 @@ fn gradient_sums(rows: usize, rank: usize, n: usize) -> usize {
 
 /// Parts that a low-rank product l = x·Fᵀ, for `x [m, n]` and a factor `[rank, n]`, is summed in: one part of n to
 /// a block where there are few, else all of them. There are `2·m·rank` values of f32 a part.
-fn low_rank_slices([m, rank, n]: [usize; 3], multiprocessors: usize) -> usize {
+fn hidden_slices([m, rank, n]: [usize; 3], multiprocessors: usize) -> usize {
     let few = m <= FEW_ROWS;
     let rows_of_block = if few { 16 } else { 128 };
     let (blocks, all) = (m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32), n.div_ceil(PART));
@@ -57,14 +57,14 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// The right side of `l·F` in a backward pass (`dx += dl·A`): give [`Gpu::low_rank`]'s result as x.
-    pub fn backward<'a>(&'a self, low: &'a Buffer<u16>) -> Operands<'a> {
-        Operands { x: low, w: &self.rows, first_row: 0, k: 3 * self.rank }
+    /// The right side of `l·F` in a backward pass (`dx += dl·A`): `hidden` is the result of [`Gpu::lora_hidden`].
+    pub fn backward<'a>(&'a self, hidden: &'a Buffer<u16>) -> Operands<'a> {
+        Operands { x: hidden, w: &self.rows, first_row: 0, k: 3 * self.rank }
     }
 
-    /// The right side of `l·F` in a forward pass (`y += l·Bᵀ`, F = Bᵀ): give [`Gpu::low_rank`]'s result as x.
-    pub fn forward<'a>(&'a self, low: &'a Buffer<u16>) -> Operands<'a> {
-        Operands { x: low, w: &self.columns, first_row: 0, k: 3 * self.rank }
+    /// The right side of `l·F` in a forward pass (`y += l·Bᵀ`, F = Bᵀ): `hidden` is the result of [`Gpu::lora_hidden`].
+    pub fn forward<'a>(&'a self, hidden: &'a Buffer<u16>) -> Operands<'a> {
+        Operands { x: hidden, w: &self.columns, first_row: 0, k: 3 * self.rank }
     }
 
     /// Rows of the factor.
@@ -75,7 +75,7 @@ impl Factor {
 
 impl Gpu {
     /// Reference: [`crate::cpu::matmul::forward`]: `y [m, n]` becomes Σ x·wᵀ over the products, or grows by it if
-    /// `accumulate` (the residual connection). One product with a bf16 x is the CPU's `Rounding::Bf16`.
+    /// `accumulate` (the residual connection). One product with a bf16 x is the CPU's `ComputeDtype::Bf16`.
     ///
     /// # Panics
     /// If shapes do not fit, or n or a k is not a multiple of 8, or there are more than three products.
@@ -201,7 +201,7 @@ impl Gpu {
 
     /// `scale`·x·Fᵀ for `x [m, n]` and a factor F `[rank, n]`, in the parts a [`Factor`] is multiplied with:
     /// `[m, 3·rank]`. LoRA's l = s·x·Aᵀ, and dl = s·dy·B with F = Bᵀ.
-    pub fn low_rank(
+    pub fn lora_hidden(
         &self,
         x: &Buffer<u16>,
         factor: &Factor,
@@ -220,7 +220,7 @@ impl Gpu {
             (&entries::MATMUL_NT_NARROW, 128, 128)
         };
         let blocks = m.div_ceil(rows_of_block) * (2 * rank).div_ceil(32);
-        let slices = low_rank_slices([m, rank, n], self.multiprocessors());
+        let slices = hidden_slices([m, rank, n], self.multiprocessors());
         let slice = if slices == 1 { n } else { PART };
         let sums = self.uninitialized::<f32>(slices * m * 2 * rank)?;
         // The last two thirds of the rows: high and low.
@@ -231,27 +231,27 @@ impl Gpu {
         // SAFETY: slice z writes tiles of the z-th [m, 2·rank] of sums; blocks read x [m, n] and 2·rank rows of n of
         // the factor.
         unsafe { self.launch(entry, grid, args)? };
-        let low = self.uninitialized(m * 3 * rank)?;
-        let args = args![&low, &sums, scale, m, rank, slices];
-        // SAFETY: a thread reads two elements of a row of every slice and writes three of the same row of low.
-        unsafe { self.launch(&entries::MATMUL_LOW_RANK, Grid::over(m * rank, 1, 256), args)? };
-        Ok(low)
+        let hidden = self.uninitialized(m * 3 * rank)?;
+        let args = args![&hidden, &sums, scale, m, rank, slices];
+        // SAFETY: a thread reads two elements of a row of every slice and writes three of the same row of hidden.
+        unsafe { self.launch(&entries::MATMUL_LORA_HIDDEN, Grid::over(m * rank, 1, 256), args)? };
+        Ok(hidden)
     }
 
-    /// The gradient of a factor: adds lᵀ·x to `dw [rank, n]`, given [`Gpu::low_rank`]'s `low [m, 3·rank]` and
+    /// The gradient of a factor: adds lᵀ·x to `dw [rank, n]`, given [`Gpu::lora_hidden`]'s `hidden [m, 3·rank]` and
     /// `x [m, n]`: dB = lᵀ·dy (transposed), dA = dlᵀ·x. Rows are summed in chunks of 512, then the chunks in
     /// order.
     pub fn matmul_gradient(
         &self,
         dw: &mut Buffer<f32>,
-        low: &Buffer<u16>,
+        hidden: &Buffer<u16>,
         x: &Buffer<u16>,
         [m, rank, n]: [usize; 3],
         accumulate: bool,
     ) -> Result<(), Error> {
         assert!(rank.is_multiple_of(8) && n.is_multiple_of(8), "[{rank}, {n}]: not multiples of 8");
         expect(self, "dw", dw, &[rank, n]);
-        expect(self, "low", low, &[m, 3 * rank]);
+        expect(self, "hidden", hidden, &[m, 3 * rank]);
         expect(self, "x", x, &[m, n]);
         if m == 0 {
             return if accumulate { Ok(()) } else { self.fill_zero(dw) };
@@ -261,8 +261,8 @@ impl Gpu {
         let across = (2 * rank).div_ceil(32) * n.div_ceil(128);
         let shared_bytes = 4 * (128 + 32) * 64;
         let grid = Grid { blocks: [across, 1, chunks], threads: 128, shared_bytes };
-        let args = args![&sums, low, x, 2 * rank, n, m, 3 * rank, CHUNK];
-        // SAFETY: chunk z writes the z-th [2·rank, n] of sums, from rows of low and x below m.
+        let args = args![&sums, hidden, x, 2 * rank, n, m, 3 * rank, CHUNK];
+        // SAFETY: chunk z writes the z-th [2·rank, n] of sums, from rows of hidden and x below m.
         unsafe { self.launch(&entries::MATMUL_TN, grid, args)? };
         // Of each chunk, what the high parts gave and then the low ones.
         self.add_slices(dw, &sums, accumulate)

@@ -48,7 +48,7 @@ use cust::device::{Device, DeviceAttribute};
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 
-pub use args::{Draws, Queued, SampleRequest};
+pub use args::{Queued, SampleRequest};
 pub use attention::AttentionPlan;
 pub use attention_backward::{AttentionSaved, BackwardPlan, attention_backward_bytes};
 pub use buffer::{Buffer, Element};
@@ -61,7 +61,7 @@ pub use launch::Output;
 pub use log_prob::{Distributions, Head, logits_columns, padded_vocab};
 pub use matmul::{FEW_ROWS, Factor, Operands};
 pub use repetition_penalty::Penalties;
-pub use rope::RopeTable;
+pub use rope::RopeBuffer;
 
 use crate::lock;
 use buffer::Pool;
@@ -79,8 +79,8 @@ struct Inner {
     /// The kernel that was queued last: where work failed, it or one before it did.
     last: Mutex<&'static str>,
     queued: Mutex<Queued>,
-    /// Held while something is queued, and alone while something is recorded: one stream is both.
-    recording: RwLock<()>,
+    /// Read-locked while something is queued, write-locked during a capture: both use the one stream.
+    capturing: RwLock<()>,
     /// `None` of a device that only counts.
     opened: Option<Opened>,
 }
@@ -151,7 +151,7 @@ impl Gpu {
             pool: Mutex::default(),
             last: Mutex::new("nothing"),
             queued: Mutex::default(),
-            recording: RwLock::new(()),
+            capturing: RwLock::new(()),
             opened,
         }))
     }
@@ -184,28 +184,28 @@ impl Gpu {
     /// Waits for all that is queued. Where a kernel failed, this says so.
     pub fn synchronize(&self) -> Result<(), Error> {
         let _entered = self.0.enter()?;
-        self.0.refuse_recording("waiting")?;
+        self.0.refuse_in_capture("waiting")?;
         self.0.finish("waiting")
     }
 }
 
 thread_local! {
-    /// What this thread records: on which device, and what it is called.
-    static RECORDED: Cell<Option<(*const Inner, &'static str)>> = const { Cell::new(None) };
+    /// What this thread captures: the device, and the name of the graph.
+    static CAPTURING: Cell<Option<(*const Inner, &'static str)>> = const { Cell::new(None) };
 }
 
-/// Held from before something is queued until it is: what one thread queues gets into no recording of another.
+/// Held from before something is queued until it is: what one thread queues gets into no capture of another.
 #[must_use]
 struct Entered<'a>(#[allow(dead_code)] Option<RwLockReadGuard<'a, ()>>); // held, not read
 
 impl Inner {
-    /// Makes the context that of the calling thread, and waits for the end of another thread's recording.
+    /// Makes the context that of the calling thread, and waits for the end of another thread's capture.
     fn enter(&self) -> Result<Entered<'_>, Error> {
         if let Some(opened) = &self.opened {
             driver::enter(&opened.context)?;
         }
-        let others = || self.recording.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(Entered(self.recorded().is_none().then(others)))
+        let others = || self.capturing.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(Entered(self.captured().is_none().then(others)))
     }
 
     /// What the driver has of the device, for what a device that counts does not do.
@@ -215,31 +215,31 @@ impl Inner {
         self.opened.as_ref().ok_or_else(counts)
     }
 
-    /// What this thread records here.
-    fn recorded(&self) -> Option<&'static str> {
-        RECORDED.get().filter(|(inner, _)| std::ptr::eq(*inner, self)).map(|(_, name)| name)
+    /// The name of the graph that this thread captures on this device.
+    fn captured(&self) -> Option<&'static str> {
+        CAPTURING.get().filter(|(inner, _)| std::ptr::eq(*inner, self)).map(|(_, name)| name)
     }
 
-    /// Fails within a recording of this thread.
-    fn refuse_recording(&self, doing: &str) -> Result<(), Error> {
-        let Some(name) = self.recorded() else { return Ok(()) };
-        let result = "the host takes no part in a recording".into();
-        Err(Error::Driver { what: format!("{doing} while recording {name}"), result })
+    /// Fails within a capture of this thread.
+    fn refuse_in_capture(&self, doing: &str) -> Result<(), Error> {
+        let Some(name) = self.captured() else { return Ok(()) };
+        let result = "the host takes no part in a CUDA graph".into();
+        Err(Error::Driver { what: format!("{doing} while capturing {name}"), result })
     }
 
-    /// What failed, with the recording it is of.
-    fn as_recorded(&self, error: Error) -> Error {
-        match (self.recorded(), error) {
+    /// The error, with the graph that was being captured.
+    fn in_capture(&self, error: Error) -> Error {
+        match (self.captured(), error) {
             (Some(name), Error::Driver { what, result }) => {
-                Error::Driver { what: format!("{what} while recording {name}"), result }
+                Error::Driver { what: format!("{what} while capturing {name}"), result }
             }
             (_, error) => error,
         }
     }
 
-    /// Counts what is queued, unless it is recorded.
+    /// Counts what is queued, unless it is captured.
     fn count(&self, add: impl FnOnce(&mut Queued)) {
-        if self.recorded().is_none() {
+        if self.captured().is_none() {
             add(&mut lock(&self.queued));
         }
     }

@@ -55,7 +55,7 @@ impl Gpu {
         Ok(penalties)
     }
 
-    /// Others for as many rows: what a recorded step reads.
+    /// Others for as many rows: what a captured step reads.
     pub fn rewrite_penalties(
         &self,
         to: &mut Penalties,

@@ -116,7 +116,7 @@ DEV void write_gradient(float* dx, const Row<VECTORS>& x, const float* dy, const
     }
 }
 
-DEV float slope(double r, double sum, int n) { return (float)(r * r * r / n * sum); }
+DEV float coefficient(double r, double sum, int n) { return (float)(r * r * r / n * sum); }
 
 extern "C" __global__ void __launch_bounds__(WIDE) rms_norm_wide_backward(float* dx, const float* dy, const float* x, const float* w, u32 n, float eps, u32 add) {
     __shared__ double shared[2][WIDE / 32];
@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(WIDE) rms_norm_wide_backward(float*
     row.load(x + first, n, THREAD, WIDE);
     const double r = inverse_root(block_sum<WIDE / 32>(row.sum_of_squares(), shared[0]), n, eps);
     const double sum = block_sum<WIDE / 32>(dot(row, dy + first, w, n, THREAD, WIDE), shared[1]);
-    write_gradient(dx + first, row, dy + first, w, (float)r, slope(r, sum, n), n, THREAD, WIDE, add);
+    write_gradient(dx + first, row, dy + first, w, (float)r, coefficient(r, sum, n), n, THREAD, WIDE, add);
 }
 extern "C" __global__ void __launch_bounds__(NARROW) rms_norm_narrow_backward(float* dx, const float* dy, const float* x, const float* w, u32 rows, u32 n, float eps, u32 add) {
     const int index = BLOCK_X * (NARROW / 32) + WARP;
@@ -135,5 +135,5 @@ extern "C" __global__ void __launch_bounds__(NARROW) rms_norm_narrow_backward(fl
     row.load(x + first, n, LANE, 32);
     const double r = inverse_root(warp_sum(row.sum_of_squares()), n, eps);
     const double sum = warp_sum(dot(row, dy + first, w, n, LANE, 32));
-    write_gradient(dx + first, row, dy + first, w, (float)r, slope(r, sum, n), n, LANE, 32, add);
+    write_gradient(dx + first, row, dy + first, w, (float)r, coefficient(r, sum, n), n, LANE, 32, add);
 }

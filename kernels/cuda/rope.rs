@@ -5,14 +5,14 @@ use super::{Buffer, Error, Gpu, Output, entries};
 
 /// Cosines and sines by position, on the device.
 #[derive(Debug)]
-pub struct RopeTable {
+pub struct RopeBuffer {
     /// `[positions, head_dim]`: a position's cosines, then its sines.
     table: Buffer<f32>,
     head_dim: usize,
     positions: usize,
 }
 
-impl RopeTable {
+impl RopeBuffer {
     /// The number of positions it holds.
     pub fn positions(&self) -> usize {
         self.positions
@@ -44,7 +44,7 @@ impl Gpu {
         inv_freq: &[f32],
         scale: f32,
         positions: usize,
-    ) -> Result<RopeTable, Error> {
+    ) -> Result<RopeBuffer, Error> {
         assert!(
             inv_freq.len().is_multiple_of(4) && !inv_freq.is_empty(),
             "{} angles",
@@ -54,7 +54,7 @@ impl Gpu {
             true => self.uninitialized(positions * 2 * inv_freq.len())?,
             false => self.upload(&angles(inv_freq, scale, positions))?,
         };
-        Ok(RopeTable { table, head_dim: 2 * inv_freq.len(), positions })
+        Ok(RopeBuffer { table, head_dim: 2 * inv_freq.len(), positions })
     }
 
     /// Reference: [`crate::cpu::rope::forward`], in place: rotates each row of `x` `[rows, heads, head_dim]` by its
@@ -63,7 +63,7 @@ impl Gpu {
         &self,
         x: &mut Buffer<f32>,
         positions: &Buffer<u32>,
-        table: &RopeTable,
+        table: &RopeBuffer,
         back: bool,
     ) -> Result<(), Error> {
         let [rows, heads] = self.rope_shape(x, positions, table);
@@ -81,7 +81,7 @@ impl Gpu {
         y: &mut Buffer<u16>,
         x: &Buffer<f32>,
         positions: &Buffer<u32>,
-        table: &RopeTable,
+        table: &RopeBuffer,
     ) -> Result<(), Error> {
         let [rows, heads] = self.rope_shape(x, positions, table);
         expect(self, "y", y, &[rows, heads, table.head_dim]);
@@ -101,7 +101,7 @@ impl Gpu {
         w: &Buffer<f32>,
         eps: f32,
         positions: &Buffer<u32>,
-        table: &RopeTable,
+        table: &RopeBuffer,
     ) -> Result<(), Error> {
         let [rows, heads] = self.rope_shape(x, positions, table);
         expect(self, "y", y, &[rows, heads, table.head_dim]);
@@ -132,7 +132,7 @@ impl Gpu {
         &self,
         x: &Buffer<f32>,
         positions: &Buffer<u32>,
-        table: &RopeTable,
+        table: &RopeBuffer,
     ) -> [usize; 2] {
         let (rows, head_dim) = (positions.len(), table.head_dim);
         let heads = x.len().checked_div(rows * head_dim).unwrap_or(0);

@@ -18,7 +18,7 @@ impl Gpu {
         self.upload(&words)
     }
 
-    /// The same into a buffer that has as many: what a recorded step reads.
+    /// The same into a buffer that has as many: what a captured step reads.
     pub fn rewrite_requests(
         &self,
         to: &mut Buffer<u32>,

@@ -4,7 +4,7 @@
 //! Element i (row-major) of the A of a projection is draw i of the sequence `7 layer + projection` of
 //! [`Stream::ADAPTER`]: the same whatever else the adapter changes, and the first rows of a larger r are those of a smaller one.
 
-use kernels::cpu::philox::{Philox, Stream};
+use kernels::cpu::philox::{RngKey, Stream};
 
 use super::modules::{MAX_ALPHA, Patterns};
 use super::{Adapter, AdapterError, LoraFactors, MAX_RANK, Projection};
@@ -51,7 +51,7 @@ impl Adapter {
             for &projection in &settings.targets {
                 let [outputs, inputs] = projection.shape(config);
                 let sequence = (layer * Projection::ALL.len() + projection as usize) as u64;
-                let draws = Philox::new(seed, sequence, Stream::ADAPTER);
+                let key = RngKey::new(seed, sequence, Stream::ADAPTER);
                 // A position is a word of 32 bits.
                 let elements = u32::try_from(rank * inputs).map_err(|_| AdapterError::Setting {
                     name: "rank",
@@ -59,7 +59,7 @@ impl Adapter {
                     expected: "factors of fewer than 2^32 elements",
                 })?;
                 let bound = (inputs as f64).sqrt().recip();
-                let draw = |position| ((2.0 * draws.uniform_f64(position) - 1.0) * bound) as f32;
+                let draw = |position| ((2.0 * key.uniform_f64(position) - 1.0) * bound) as f32;
                 let a = (0..elements).map(draw).collect();
                 let b = vec![0.0; outputs * rank];
                 adapter.set_factors(layer, projection, LoraFactors { a, b, rank, scale });

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kernels::cpu::philox::{Philox, Stream};
+use kernels::cpu::philox::{RngKey, Stream};
 
 use super::*;
 use crate::golden;
@@ -44,9 +44,9 @@ fn trained(fixture: &str, case: &str, settings: &AdapterSettings) -> Adapter {
     adapter.base_model = Some(format!("../../../golden/{case}/model"));
     for (layer, slots) in adapter.layers.iter_mut().enumerate() {
         for (number, factors) in slots.iter_mut().enumerate() {
-            let draws = Philox::new(21, (layer * 7 + number) as u64, Stream::ADAPTER);
+            let key = RngKey::new(21, (layer * 7 + number) as u64, Stream::ADAPTER);
             for (position, b) in factors.iter_mut().flat_map(|f| f.b.iter_mut()).enumerate() {
-                *b = (draws.uniform_f64(position as u32) - 0.5) as f32 * 0.2;
+                *b = (key.uniform_f64(position as u32) - 0.5) as f32 * 0.2;
             }
         }
     }
@@ -82,8 +82,8 @@ fn by_patterns(adapter: &mut Adapter, config: &Config) {
                 _ => 6.0,
             };
             let [outputs, inputs] = projection.shape(config);
-            let draws = Philox::new(22, (layer * 7 + projection as usize) as u64, Stream::ADAPTER);
-            let a = (0..rank * inputs).map(|at| (draws.uniform_f64(at as u32) - 0.5) as f32 * 0.2);
+            let key = RngKey::new(22, (layer * 7 + projection as usize) as u64, Stream::ADAPTER);
+            let a = (0..rank * inputs).map(|at| (key.uniform_f64(at as u32) - 0.5) as f32 * 0.2);
             let scale = (alpha / (rank as f64).sqrt()) as f32;
             let factors = LoraFactors { a: a.collect(), b: vec![0.0; outputs * rank], rank, scale };
             adapter.set_factors(layer, projection, factors);
@@ -146,11 +146,11 @@ fn comes_back(fixture: &str, case: &str, settings: &AdapterSettings) {
     let mut model = open(&adapter);
     model.train_adapter();
     // As an optimizer's step leaves them: all bits in use.
-    let draws = Philox::new(6, 0, Stream::ADAPTER);
+    let key = RngKey::new(6, 0, Stream::ADAPTER);
     let mut position = 0;
     for (_, tensor) in model.parameters_mut() {
         for value in tensor.data_mut() {
-            *value += (draws.uniform_f64(position) - 0.5) as f32 * 0.01;
+            *value += (key.uniform_f64(position) - 0.5) as f32 * 0.01;
             position += 1;
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use half::bf16;
 use kernels::{
     cpu::{
-        Cpu, Rounding,
+        ComputeDtype, Cpu,
         matmul::{FEW_ROWS, Panels},
     },
     cuda::{Buffer, Gpu, padded_vocab},
@@ -160,9 +160,9 @@ impl Weight {
 
     /// The elements for a product with `rows` rows of inputs rounded so: packed where that pays (see
     /// [`Packing`]) and the CPU takes panels, else where they lie.
-    pub(crate) fn for_product(&self, cpu: &Cpu, rounding: Rounding, rows: usize) -> Matrix<'_> {
+    pub(crate) fn for_product(&self, cpu: &Cpu, compute: ComputeDtype, rows: usize) -> Matrix<'_> {
         let Matrix::Bf16(w) = self.matrix() else { return self.matrix() };
-        if rounding != Rounding::Bf16 || !Panels::suit(cpu) {
+        if compute != ComputeDtype::Bf16 || !Panels::suit(cpu) {
             return Matrix::Bf16(w);
         }
         let pack = match self.packing {

@@ -60,7 +60,7 @@ pub(crate) fn low_rank(
     rows: usize,
 ) -> Result<Buffer<u16>, DeviceError> {
     let masked = dropped(gpu, x, lora, pass)?;
-    gpu.low_rank(masked.as_ref().unwrap_or(x), &lora.split(gpu)?.a, rows, lora.scale)
+    gpu.lora_hidden(masked.as_ref().unwrap_or(x), &lora.split(gpu)?.a, rows, lora.scale)
 }
 
 /// D(x), where there is dropout.
@@ -70,9 +70,9 @@ fn dropped(
     lora: &Lora,
     pass: Pass,
 ) -> Result<Option<Buffer<u16>>, DeviceError> {
-    let Some((draws, probability)) = pass.draws(lora) else { return Ok(None) };
+    let Some(mask) = pass.mask(lora) else { return Ok(None) };
     let mut y = gpu.uninitialized(x.len())?;
-    gpu.dropout_rounded(&mut y, x, draws, probability)?;
+    gpu.dropout_rounded(&mut y, x, mask)?;
     Ok(Some(y))
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn low_rank_backward(
     x: impl FnOnce() -> Result<std::sync::Arc<Buffer<u16>>, DeviceError>,
     gradients: &mut Gradients,
 ) -> Result<Buffer<u16>, DeviceError> {
-    let dlow = gpu.low_rank(dy, &lora.split(gpu)?.b, rows, lora.scale)?;
+    let dlow = gpu.lora_hidden(dy, &lora.split(gpu)?.b, rows, lora.scale)?;
     let mut add = |factor: &Tensor, low: &Buffer<u16>, x: &Buffer<u16>| {
         let gradient = gradient(gpu, low, x, rows, factor.shape())?;
         gradients.add(factor.id(), Tensor::cuda(cuda, factor.shape(), Some(gradient)));
@@ -145,18 +145,18 @@ pub(crate) fn input_gradient(
         let mut products = vec![*own];
         let mut masked = None;
         if let Some((lora, dlow)) = update {
-            match pass.draws(lora) {
+            match pass.mask(lora) {
                 None => products.push(lora.split(gpu)?.a.backward(dlow)),
-                Some(draws) => masked = Some((lora, dlow, draws)),
+                Some(mask) => masked = Some((lora, dlow, mask)),
             }
         }
         gpu.matmul_backward(dx, &products, [rows, k], index > 0)?;
-        if let Some((lora, dlow, (draws, probability))) = masked {
+        if let Some((lora, dlow, mask)) = masked {
             let mut part = gpu.uninitialized(rows * k)?;
             let product = lora.split(gpu)?.a.backward(dlow);
             gpu.matmul_backward(&mut part, &[product], [rows, k], false)?;
             let mut dropped = gpu.uninitialized::<f32>(rows * k)?;
-            gpu.dropout(&mut dropped, &part, draws, probability)?;
+            gpu.dropout(&mut dropped, &part, mask)?;
             gpu.add(dx, &dropped)?;
         }
     }

@@ -14,10 +14,10 @@
 //! rows, so that the result has the same bits for any number of threads. Where the forward pass met
 //! rounded queries, keys and values, so does this one; their gradients pass the rounding unchanged.
 //! Bound: the multipliers, five products of queries × keys × head_dim, in f32 here, in pairs of bf16
-//! where the forward pass took those (pairs.rs).
+//! where the forward pass took those (bf16_dot.rs).
 
 #[cfg(target_arch = "x86_64")]
-mod pairs;
+mod bf16_dot;
 
 use super::{Shape, work};
 use crate::cpu::context::grown;
@@ -116,14 +116,14 @@ pub fn backward(
     let [dq, dk, dv] = [dq, dk, dv].map(Disjoint::new);
     let scratch = &mut cpu.scratch().f32;
     #[cfg(target_arch = "x86_64")]
-    if saved.rounded && super::pairs::suits(cpu.isa(), shape) {
-        let layout = pairs::Layout::of(shape, trees.iter());
+    if saved.rounded && super::bf16_dot::suits(cpu.isa(), shape) {
+        let layout = bf16_dot::Layout::of(shape, trees.iter());
         let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
         cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
             // SAFETY: each thread has a part of its own.
             let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
             let (tree, kv_head) = (&trees[task / kv_heads], task % kv_heads);
-            let head = pairs::Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
+            let head = bf16_dot::Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
             // SAFETY: `suits` says that the CPU has AVX-512 BF16 and that head_dim suits; tasks
             // differ in tree, whose rows do not overlap by the assert above, or in head.
             unsafe { head.run(&dq, &dk, &dv) };

@@ -1,5 +1,5 @@
 //! The tile form of the product: panels of w, widened to f32 on the way, under tiles of x's rows. For
-//! products of f32 with many rows, and for gradients; its bits are those of the dot form (rows.rs).
+//! products of f32 with many rows, and for gradients; its bits are those of the dot form (gemv.rs).
 //!
 //! The dot form sums every LANES-th product along a chunk in a lane of its own and adds the lanes by
 //! halves. Here a lane holds an output, so the same chains run one after the other: all products of
@@ -15,7 +15,7 @@
 
 #![allow(clippy::needless_range_loop)] // indices of tiles, as in the formulas
 
-use super::rows::CHUNK;
+use super::gemv::CHUNK;
 use super::{Product, STREAM};
 use crate::cpu::context::{Line, Scratch, grown};
 use crate::cpu::dot::Rows;
@@ -24,7 +24,7 @@ use crate::cpu::round::Rounded;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::vector::{Avx2, Avx512};
 use crate::cpu::vector::{Element, Portable, Vector, for_each_isa};
-use crate::cpu::{Cpu, Isa, Matrix, Rounding};
+use crate::cpu::{ComputeDtype, Cpu, Isa, Matrix};
 
 /// Up to so many columns of y packing x does not pay.
 const FEW_COLUMNS: usize = 32;
@@ -48,8 +48,8 @@ const MOST_LANES: usize = 16;
 const GAP: usize = 16;
 
 /// Whether x·wᵀ with `m` rows of x and `n` columns of y is taken in this form.
-pub(super) fn takes_tiles(isa: Isa, [m, n]: [usize; 2], rounding: Rounding) -> bool {
-    rounding != Rounding::F64Sums && m > few_rows(isa) && n > FEW_COLUMNS
+pub(super) fn takes_tiles(isa: Isa, [m, n]: [usize; 2], compute: ComputeDtype) -> bool {
+    compute != ComputeDtype::F64 && m > few_rows(isa) && n > FEW_COLUMNS
 }
 
 /// Up to so many rows of x the dot form is as fast: it packs nothing. With AVX-512 it always is, as
@@ -146,16 +146,16 @@ pub(super) fn forward(
     products: &mut [Product<'_>],
     x: &[f32],
     [m, k]: [usize; 2],
-    rounding: Rounding,
+    compute: ComputeDtype,
 ) {
     let Scratch { f32: packed, panels, .. } = &mut *cpu.scratch();
     // How x was packed for the product before.
     let mut last = None;
     for Product { y, w, n, accumulate, .. } in products {
-        if !takes_tiles(cpu.isa(), [m, *n], rounding) {
+        if !takes_tiles(cpu.isa(), [m, *n], compute) {
             continue;
         }
-        let rounds = rounds(*w, rounding);
+        let rounds = rounds(*w, compute);
         if last.replace(rounds) != Some(rounds) {
             pack_inputs(cpu, packed, x, [m, k], rounds);
         }
@@ -163,24 +163,24 @@ pub(super) fn forward(
     }
 }
 
-/// [`super::backward`] in this form, without its update.
+/// [`super::backward`] in this form, without its delta.
 pub(super) fn backward(
     cpu: &Cpu,
     dx: &mut [f32],
     dy: &[f32],
     w: Matrix<'_>,
     [m, n, k]: [usize; 3],
-    rounding: Rounding,
+    compute: ComputeDtype,
     accumulate: bool,
 ) {
     let Scratch { f32: packed, panels, .. } = &mut *cpu.scratch();
-    pack_inputs(cpu, packed, dy, [m, n], rounds(w, rounding));
+    pack_inputs(cpu, packed, dy, [m, n], rounds(w, compute));
     multiply_all(cpu, dx, packed, w, Order::Columns, [m, k, n], accumulate, panels);
 }
 
 /// Whether inputs are rounded to bf16.
-fn rounds(w: Matrix<'_>, rounding: Rounding) -> bool {
-    rounding == Rounding::Bf16 && matches!(w, Matrix::Bf16(_))
+fn rounds(w: Matrix<'_>, compute: ComputeDtype) -> bool {
+    compute == ComputeDtype::Bf16 && matches!(w, Matrix::Bf16(_))
 }
 
 /// Packs `x` `[m, k]` tile by tile, rounded to bf16 if `rounds`.

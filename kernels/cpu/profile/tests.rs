@@ -1,7 +1,7 @@
 //! Tests of recordings.
 
 use super::*;
-use crate::cpu::{Cpu, Matrix, Rounding, add, matmul, norm, product, rms_norm, swiglu};
+use crate::cpu::{ComputeDtype, Cpu, Matrix, add, matmul, norm, product, rms_norm, swiglu};
 use serde_json::Value;
 use std::sync::MutexGuard;
 
@@ -129,8 +129,8 @@ fn kernels_say_what_they_have_to_do() {
     let (weights, shape) = (Matrix::Bf16(&w), [m, n, k]);
     let events = recorded(|| {
         let cpu = Cpu::new(2);
-        matmul::forward(&cpu, &mut y, &x, weights, shape, Rounding::Bf16, false);
-        matmul::backward(&cpu, &mut dx, &y, weights, shape, Rounding::Bf16, true, None);
+        matmul::forward(&cpu, &mut y, &x, weights, shape, ComputeDtype::Bf16, false);
+        matmul::backward(&cpu, &mut dx, &y, weights, shape, ComputeDtype::Bf16, true, None);
         product::accumulate(&cpu, &mut dx, &y, product::Left::Rows, &vec![0.5; n * k], [m, k, n]);
         rms_norm::forward(&cpu, &mut dx, &x, &x[..k], 1e-6);
         swiglu::forward(&cpu, &mut dx, swiglu::Inputs::F32([&x, &x]));

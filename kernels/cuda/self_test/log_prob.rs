@@ -3,11 +3,11 @@
 use super::{Comparisons, rounded, values, widened};
 use crate::cpu::lanes;
 use crate::cpu::log_prob::{self, Distribution, LogitsError, VOCAB_BLOCK};
-use crate::cpu::philox::{Philox, Stream};
+use crate::cpu::philox::{RngKey, Stream};
 use crate::cpu::repetition_penalty::Penalized;
 use crate::cpu::sample::{self, Sample, SamplingParams, Scratch};
 use crate::cpu::{self, Cpu};
-use crate::cuda::{Draws, Error, Head, Operands, SampleRequest, padded_vocab};
+use crate::cuda::{Error, Head, Operands, SampleRequest, padded_vocab};
 
 pub(crate) fn log_prob_has_the_bits_of_the_reference_on_the_same_logits(
     on: &mut Comparisons<'_>,
@@ -99,9 +99,9 @@ fn padded(logits: &[f32], vocab: usize) -> Vec<f32> {
 
 /// Logits on a grid, so that some tie; some impossible.
 fn row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
-    let draws = Philox::new(seed, 0, Stream(98));
+    let key = RngKey::new(seed, 0, Stream(98));
     let row = (0..vocab).map(|v| {
-        let [word, other, ..] = draws.words(v as u32);
+        let [word, other, ..] = key.words(v as u32);
         let z = ((word >> 20) as f32 / 2048.0 - 1.0) * scale;
         if other % 50 == 0 && v > 0 { f32::NEG_INFINITY } else { z }
     });
@@ -140,7 +140,7 @@ pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Res
         let requests: Vec<SampleRequest> = (0..rows)
             .map(|r| SampleRequest {
                 params: params[r % params.len()],
-                draws: Draws { seed: 11 << 35 | 5, sequence: r as u64, stream: Stream::TOKENS },
+                key: RngKey::new(11 << 35 | 5, r as u64, Stream::TOKENS),
                 position: 3 + r as u32,
             })
             .collect();
@@ -151,10 +151,9 @@ pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Res
         let mut scratch = Scratch::new(vocab);
         let [mut got, mut want] = [(); 2].map(|()| Vec::with_capacity(rows));
         for (r, drawn) in gpu.samples(&out)?.into_iter().enumerate() {
-            let SampleRequest { params, draws, position } = requests[r];
-            let draws = Philox::new(draws.seed, draws.sequence, draws.stream);
+            let SampleRequest { params, key, position } = requests[r];
             let logits = &logits[r * vocab..(r + 1) * vocab];
-            let uniform = draws.uniform_f64(position);
+            let uniform = key.uniform_f64(position);
             let cpu = Cpu::new(1);
             let bits = |sample: Sample| {
                 (sample.token, sample.log_prob.to_bits(), sample.entropy.to_bits())
@@ -167,7 +166,7 @@ pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Res
     Ok(())
 }
 
-pub(crate) fn penalized_logits_equal_their_twins_bit_for_bit(
+pub(crate) fn penalized_logits_equal_their_reference_bit_for_bit(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -191,7 +190,7 @@ pub(crate) fn penalized_logits_equal_their_twins_bit_for_bit(
         let got = gpu.download(&got)?;
         on.same_bits(&got, &padded(&want, vocab), &format!("{rows} rows of {vocab}"));
 
-        // Others in the same place, as a recorded step has them.
+        // Others in the same place, as a captured step has them.
         let mut there = there;
         let again = vec![Penalized { tokens: [&lists[2], &[]], penalty: 3.0 }; rows];
         gpu.rewrite_penalties(&mut there, &again)?;
@@ -212,8 +211,8 @@ pub(crate) fn rows_without_a_distribution_are_named(on: &mut Comparisons<'_>) ->
     logits[vocab + 2099] = f32::NAN;
     logits[2 * vocab + 5] = f32::INFINITY;
     logits[3 * vocab..].fill(f32::NEG_INFINITY);
-    let draws = Draws { seed: 1, sequence: 2, stream: Stream::TOKENS };
-    let request = SampleRequest { params: SamplingParams::default(), draws, position: 0 };
+    let key = RngKey::new(1, 2, Stream::TOKENS);
+    let request = SampleRequest { params: SamplingParams::default(), key, position: 0 };
     let requests = gpu.sample_requests(&[request; 4])?;
     let mut out = gpu.zeros(16)?;
     let padded = gpu.upload(&padded(&logits, vocab))?;

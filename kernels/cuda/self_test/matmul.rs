@@ -95,7 +95,7 @@ pub(crate) fn a_row_has_the_same_bits_in_any_batch_and_kernel(
 }
 
 /// Parts of k that have blocks of their own, or one block in turn: the rank and k make both happen above FEW_ROWS.
-pub(crate) fn a_row_of_low_rank_has_the_same_bits_in_any_batch(
+pub(crate) fn a_row_of_lora_hidden_has_the_same_bits_in_any_batch(
     on: &mut Comparisons<'_>,
 ) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -105,7 +105,7 @@ pub(crate) fn a_row_of_low_rank_has_the_same_bits_in_any_batch(
         let factor = gpu.factor(&gpu.upload(&values(2, rank * k))?, [rank, k])?;
         let of = |first: usize, rows: usize| {
             let part = gpu.upload(&x[first * k..(first + rows) * k])?;
-            gpu.download(&gpu.low_rank(&part, &factor, rows, 0.5)?)
+            gpu.download(&gpu.lora_hidden(&part, &factor, rows, 0.5)?)
         };
         let whole = of(0, m)?;
         for (first, rows) in [(0, 1), (3, 17), (m - FEW_ROWS, FEW_ROWS), (9, FEW_ROWS + 1)] {
@@ -242,7 +242,7 @@ pub(crate) fn rounding_is_to_nearest_even(on: &mut Comparisons<'_>) -> Result<()
 
 /// LoRA: l = s·x·Aᵀ, y += l·Bᵀ, dl = s·dy·B, dx += dl·A, dA = dlᵀ·x, dB = lᵀ·dy, against f64 and against
 /// the CPU's f32 of the same inputs.
-pub(crate) fn low_rank_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> Result<(), Error> {
+pub(crate) fn lora_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
     let cpu = Cpu::new(1);
     for [m, n, k, rank] in [[3, 24, 40, 8], [140, 72, 136, 16], [520, 16, 24, 24], [18, 8, 600, 8]]
@@ -253,31 +253,33 @@ pub(crate) fn low_rank_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> 
         let [da, db] =
             all([(&a, k), (&b, n)].map(|(factor, n)| gpu.factor(&gpu.upload(factor)?, [rank, n])))?;
         let x = gpu.upload(&x)?;
-        let low = gpu.low_rank(&x, &da, m, scale)?;
+        let hidden = gpu.lora_hidden(&x, &da, m, scale)?;
         let zero = [gpu.zeros(m * 8)?, gpu.zeros(n * 8)?];
         let mut y = gpu.zeros(m * n)?;
         let products =
-            [Operands { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&low)];
+            [Operands { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&hidden)];
         gpu.matmul(&mut y, &products, [m, n], false)?;
 
         // l, its update and the gradient of B, with x = dy's stand-in for the last.
-        let low_exact: Vec<f64> = (0..m * rank)
+        let hidden_exact: Vec<f64> = (0..m * rank)
             .map(|i| {
                 let (row, r) = (i / rank, i % rank);
                 let products = (0..k).map(|c| f64::from(xf[row * k + c]) * f64::from(a[r * k + c]));
                 f64::from(scale) * products.sum::<f64>()
             })
             .collect();
-        let low_naive: Vec<f32> = low_exact.iter().map(|l| *l as f32).collect();
+        let hidden_naive: Vec<f32> = hidden_exact.iter().map(|l| *l as f32).collect();
         let exact: Vec<f64> = (0..m * n)
             .map(|i| {
-                (0..rank).map(|r| low_exact[i / n * rank + r] * f64::from(b[r * n + i % n])).sum()
+                (0..rank)
+                    .map(|r| hidden_exact[i / n * rank + r] * f64::from(b[r * n + i % n]))
+                    .sum()
             })
             .collect();
         let mut naive = vec![0.0; m * n];
         let shape = [m, n, rank];
         let left = cpu::product::Left::Rows;
-        cpu::product::accumulate(&cpu, &mut naive, &low_naive, left, &b, shape);
+        cpu::product::accumulate(&cpu, &mut naive, &hidden_naive, left, &b, shape);
         // Dropped: low times low, twice, of sums over k and rank of products below 2.
         let floor = 2f64.powi(-16) * 2.0 * (k * rank) as f64;
         let case = format!("[{m}, {n}, {k}] rank {rank}");
@@ -286,26 +288,26 @@ pub(crate) fn low_rank_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> 
         let (dy, dyf) = operand(5, m * n);
         let dy = gpu.upload(&dy)?;
         let mut dw = gpu.zeros(rank * n)?;
-        gpu.matmul_gradient(&mut dw, &low, &dy, [m, rank, n], true)?;
+        gpu.matmul_gradient(&mut dw, &hidden, &dy, [m, rank, n], true)?;
         let exact: Vec<f64> = (0..rank * n)
             .map(|i| {
                 (0..m)
-                    .map(|row| low_exact[row * rank + i / n] * f64::from(dyf[row * n + i % n]))
+                    .map(|row| hidden_exact[row * rank + i / n] * f64::from(dyf[row * n + i % n]))
                     .sum()
             })
             .collect();
         let mut naive = vec![0.0; rank * n];
         let shape = [rank, n, m];
         let left = cpu::product::Left::Columns;
-        cpu::product::accumulate(&cpu, &mut naive, &low_naive, left, &dyf, shape);
+        cpu::product::accumulate(&cpu, &mut naive, &hidden_naive, left, &dyf, shape);
         let floor = 2f64.powi(-16) * 2.0 * (m * k) as f64;
         on.close(&gpu.download(&dw)?, &naive, &exact, floor, &format!("dB, {case}"));
 
         // dx += dl·A with dl = s·dy·B.
-        let dlow = gpu.low_rank(&dy, &db, m, scale)?;
+        let dhidden = gpu.lora_hidden(&dy, &db, m, scale)?;
         let mut dx = gpu.zeros(m * k)?;
-        gpu.matmul_backward(&mut dx, &[da.backward(&dlow)], [m, k], false)?;
-        let dlow_exact: Vec<f64> = (0..m * rank)
+        gpu.matmul_backward(&mut dx, &[da.backward(&dhidden)], [m, k], false)?;
+        let dhidden_exact: Vec<f64> = (0..m * rank)
             .map(|i| {
                 let (row, r) = (i / rank, i % rank);
                 let products =
@@ -315,7 +317,9 @@ pub(crate) fn low_rank_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> 
             .collect();
         let exact: Vec<f64> = (0..m * k)
             .map(|i| {
-                (0..rank).map(|r| dlow_exact[i / k * rank + r] * f64::from(a[r * k + i % k])).sum()
+                (0..rank)
+                    .map(|r| dhidden_exact[i / k * rank + r] * f64::from(a[r * k + i % k]))
+                    .sum()
             })
             .collect();
         let naive: Vec<f32> = exact.iter().map(|x| *x as f32).collect();

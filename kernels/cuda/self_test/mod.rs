@@ -28,12 +28,12 @@ macro_rules! for_each_check {
             matmul {
                 forward_equals_the_naive_reference_in_every_form
                 a_row_has_the_same_bits_in_any_batch_and_kernel
-                a_row_of_low_rank_has_the_same_bits_in_any_batch
+                a_row_of_lora_hidden_has_the_same_bits_in_any_batch
                 backward_adds_the_products_of_its_pairs
                 products_of_a_models_widths_equal_the_naive_reference
                 swiglu_behind_a_product_is_the_two_in_turn
                 rounding_is_to_nearest_even
-                low_rank_products_are_as_good_as_f32
+                lora_products_are_as_good_as_f32
             }
             attention {
                 keys_and_values_go_to_their_slots_and_nowhere_else
@@ -43,7 +43,7 @@ macro_rules! for_each_check {
             }
             log_prob {
                 log_prob_has_the_bits_of_the_reference_on_the_same_logits
-                penalized_logits_equal_their_twins_bit_for_bit
+                penalized_logits_equal_their_reference_bit_for_bit
                 tokens_are_those_of_the_reference
                 rows_without_a_distribution_are_named
             }

@@ -3,9 +3,9 @@
 use super::{Comparisons, all, rounded, uploaded, values, widened};
 use crate::cpu::adamw::Step;
 use crate::cpu::dropout::Mask;
-use crate::cpu::philox::{Philox, Stream};
+use crate::cpu::philox::{RngKey, Stream};
 use crate::cpu::{self, Cpu};
-use crate::cuda::{Draws, Error};
+use crate::cuda::Error;
 
 pub(crate) fn rms_norm_equals_its_reference(on: &mut Comparisons<'_>) -> Result<(), Error> {
     let gpu = on.gpu;
@@ -164,18 +164,17 @@ pub(crate) fn embedding_add_and_dropout_equal_their_twins_bit_for_bit(
             on.same_bits(&gpu.download(&y)?, &want, "add_slices");
         }
 
-        let draws = Draws { seed: 7 << 33, sequence: 3 << 32 | 5, stream: Stream::DROPOUT };
-        let Draws { seed, sequence, stream } = draws;
-        let mask = Mask { draws: Philox::new(seed, sequence, stream), probability: 0.1 };
+        let key = RngKey::new(7 << 33, 3 << 32 | 5, Stream::DROPOUT);
+        let mask = Mask { key, probability: 0.1 };
         cpu::dropout::forward(&cpu, &mut want, &x, mask);
-        gpu.dropout(&mut y, &dx, draws, 0.1)?;
+        gpu.dropout(&mut y, &dx, mask)?;
         on.same_bits(&gpu.download(&y)?, &want, "dropout");
         let mut y = gpu.zeros::<u16>(rows * n)?;
-        gpu.dropout(&mut y, &dx, draws, 0.1)?;
+        gpu.dropout(&mut y, &dx, mask)?;
         on.same_rounded(&gpu.download(&y)?, &rounded(&want), "dropout to bf16");
         let coarse = rounded(&x);
         cpu::dropout::forward(&cpu, &mut want, &widened(&coarse), mask);
-        gpu.dropout_rounded(&mut y, &gpu.upload(&coarse)?, draws, 0.1)?;
+        gpu.dropout_rounded(&mut y, &gpu.upload(&coarse)?, mask)?;
         on.same_rounded(&gpu.download(&y)?, &rounded(&want), "dropout of bf16");
     }
     Ok(())

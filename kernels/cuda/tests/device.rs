@@ -36,8 +36,8 @@ fn a_part_of_a_buffer_is_copied_within_it() {
 }
 
 #[test]
-fn a_graph_repeats_what_was_recorded_on_what_its_buffers_hold_now() {
-    // A stream of its own: what other tests queue is not to be recorded.
+fn a_graph_repeats_what_was_captured_on_what_its_buffers_hold_now() {
+    // A stream of its own: what other tests queue is not to be captured.
     let Some(gpu) = gpu().map(|_| Gpu::open(0).unwrap()) else { return };
     let (m, n, k) = (3, 16, 40);
     let (mut x, w) = (rounded(&values(1, m * k)), rounded(&values(2, n * k)));
@@ -53,8 +53,8 @@ fn a_graph_repeats_what_was_recorded_on_what_its_buffers_hold_now() {
     let mut want = gpu.zeros::<f32>(m * n).unwrap();
     step(&mut want, &dx).unwrap();
     let workspace = gpu.workspace().unwrap();
-    let mut graph = gpu.record("a step", &workspace, || step(&mut y, &dx)).unwrap();
-    assert!(gpu.download(&y).unwrap().iter().all(|y| *y == 0.0), "recording runs nothing");
+    let mut graph = gpu.capture("a step", &workspace, || step(&mut y, &dx)).unwrap();
+    assert!(gpu.download(&y).unwrap().iter().all(|y| *y == 0.0), "capturing runs nothing");
     let before = gpu.queued();
     graph.launch().unwrap();
     assert_eq!(gpu.queued(), Queued { graphs: before.graphs + 1, ..before });
@@ -68,7 +68,7 @@ fn a_graph_repeats_what_was_recorded_on_what_its_buffers_hold_now() {
 }
 
 #[test]
-fn what_a_recording_takes_stays_its_own() {
+fn what_a_capture_takes_stays_its_own() {
     let Some(gpu) = gpu().map(|_| Gpu::open(0).unwrap()) else { return };
     let len = 1000;
     let x = gpu.upload(&values(1, len)).unwrap();
@@ -79,13 +79,13 @@ fn what_a_recording_takes_stays_its_own() {
         gpu.copy(&mut part, 0, &x, 0, len)?;
         gpu.add(&mut y, &part)
     };
-    // Memory that waits, which the recording takes.
+    // Memory that waits, which the capture takes.
     drop(gpu.zeros::<f32>(len).unwrap());
     let workspace = gpu.workspace().unwrap();
-    let mut first = gpu.record("the first", &workspace, &mut work).unwrap();
+    let mut first = gpu.capture("the first", &workspace, &mut work).unwrap();
     let in_use = gpu.memory_in_use().0;
-    let mut second = gpu.record("the second", &workspace, &mut work).unwrap();
-    assert_eq!(gpu.memory_in_use().0, in_use, "recordings of a workspace share it");
+    let mut second = gpu.capture("the second", &workspace, &mut work).unwrap();
+    assert_eq!(gpu.memory_in_use().0, in_use, "graphs of a workspace share it");
     let others: Vec<Buffer<f32>> = (0..4).map(|_| gpu.zeros(len).unwrap()).collect();
     gpu.trim().unwrap();
     first.launch().unwrap();
@@ -98,28 +98,28 @@ fn what_a_recording_takes_stays_its_own() {
     drop((first, workspace));
     let before = gpu.memory_in_use().0;
     drop(second);
-    assert!(gpu.memory_in_use().0 < before, "the last recording ends the workspace");
+    assert!(gpu.memory_in_use().0 < before, "the last graph ends the workspace");
 }
 
 #[test]
-fn what_cannot_be_recorded_is_a_typed_error_and_the_device_goes_on() {
+fn what_cannot_be_captured_is_a_typed_error_and_the_device_goes_on() {
     let Some(gpu) = gpu().map(|_| Gpu::open(0).unwrap()) else { return };
     let workspace = gpu.workspace().unwrap();
     let mut buffer = gpu.zeros::<u32>(4).unwrap();
     let mut errors = vec![
-        gpu.record("a step", &workspace, || gpu.write(&mut buffer, 0, &[1])).unwrap_err(),
-        gpu.record("a step", &workspace, || gpu.download(&buffer).map(drop)).unwrap_err(),
-        gpu.record("a step", &workspace, || gpu.synchronize()).unwrap_err(),
+        gpu.capture("a step", &workspace, || gpu.write(&mut buffer, 0, &[1])).unwrap_err(),
+        gpu.capture("a step", &workspace, || gpu.download(&buffer).map(drop)).unwrap_err(),
+        gpu.capture("a step", &workspace, || gpu.synchronize()).unwrap_err(),
     ];
     for error in errors.drain(..) {
         assert!(matches!(error, Error::Driver { .. }), "{error}");
-        assert!(error.to_string().contains("while recording a step"), "{error}");
+        assert!(error.to_string().contains("while capturing a step"), "{error}");
     }
     let too_much = || gpu.zeros::<u32>(1 << 40).map(drop);
-    let error = gpu.record("a step", &workspace, too_much).unwrap_err();
+    let error = gpu.capture("a step", &workspace, too_much).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     let panicking = std::panic::AssertUnwindSafe(|| {
-        let _ = gpu.record("a step", &workspace, || panic!("within a recording"));
+        let _ = gpu.capture("a step", &workspace, || panic!("within a capture"));
     });
     assert!(std::panic::catch_unwind(panicking).is_err());
     gpu.write(&mut buffer, 0, &[7]).unwrap();
@@ -127,7 +127,7 @@ fn what_cannot_be_recorded_is_a_typed_error_and_the_device_goes_on() {
 }
 
 #[test]
-fn other_threads_get_into_no_recording() {
+fn other_threads_get_into_no_capture() {
     let Some(gpu) = gpu().map(|_| Gpu::open(0).unwrap()) else { return };
     let workspace = gpu.workspace().unwrap();
     let mut counted = gpu.zeros::<f32>(4).unwrap();
@@ -139,14 +139,14 @@ fn other_threads_get_into_no_recording() {
             started.recv().unwrap();
             gpu.add(counted, one).unwrap();
         });
-        let recorded = gpu.record("nothing", &workspace, || {
+        let captured = gpu.capture("nothing", &workspace, || {
             go.send(()).unwrap();
             // Time to get in, were it not kept out.
             (0..10_000).for_each(|_| std::thread::yield_now());
             assert!(!other.is_finished());
             Ok(())
         });
-        let mut graph = recorded.unwrap();
+        let mut graph = captured.unwrap();
         other.join().unwrap();
         graph.launch().unwrap();
         graph.launch().unwrap();

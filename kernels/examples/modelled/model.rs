@@ -142,12 +142,12 @@ pub(crate) fn backward_rows(lab: &Lab, model: &Model, m: usize) -> Result<Parts,
 pub(crate) fn head(lab: &Lab, model: &Model, m: usize) -> Result<[Parts; 2], Error> {
     let count = VOCAB.div_ceil(rows::PART);
     let logits = products::nt(lab, [m, rows::PART, model.hidden], 0, false)?;
-    let [join, finish, slope] = rows::log_prob(lab, m)?;
+    let [join, finish, dlogits] = rows::log_prob(lab, m)?;
     let (mut forward, mut backward) = (Parts::default(), Parts::default());
     forward.add(count, [logits.clone(), join]);
     forward.add(1, [finish]);
     let dx = products::nn(lab, [m, model.hidden, rows::PART], 0, true)?;
-    backward.add(count, [logits, slope, dx]);
+    backward.add(count, [logits, dlogits, dx]);
     Ok([forward, backward])
 }
 

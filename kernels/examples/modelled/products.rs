@@ -148,7 +148,7 @@ pub(crate) fn low_rank(lab: &Lab, m: usize, k: usize) -> Result<[Figure; 2], Err
     let runs = lab.runs(format!("low rank, {own} rows"), 1, step, step, |k| {
         let x = lab.halves(own * k)?;
         let factor = lab.gpu.factor(&lab.floats(RANK * k)?, [RANK, k])?;
-        lab.count(|gpu| gpu.low_rank(&x, &factor, own, 2.0).map(drop))
+        lab.count(|gpu| gpu.lora_hidden(&x, &factor, own, 2.0).map(drop))
     })?;
     let bytes = |m: usize, k: usize| [2 * (m + 2 * RANK) * k, 4 * m * 2 * RANK * slices(k)];
     runs.check_bytes(kernel, |k| bytes(own, k));
@@ -156,7 +156,7 @@ pub(crate) fn low_rank(lab: &Lab, m: usize, k: usize) -> Result<[Figure; 2], Err
     let counters = spread(runs.at(kernel, k), m.div_ceil(rows) * slices(k), [read, written]);
     let products = m * 2 * RANK * k;
     let narrow = Figure::new(shape([m, 2 * RANK, k], 0, false), counters, read + written, products);
-    let counters = scaled(&runs.at("matmul_low_rank", k), (m * RANK).div_ceil(256));
+    let counters = scaled(&runs.at("matmul_lora_hidden", k), (m * RANK).div_ceil(256));
     let fewest = m * (8 * RANK * slices(k) + 2 * PARTS);
     Ok([narrow, Figure::new(format!("m{m} rank{RANK}"), counters, fewest, 0)])
 }

@@ -5,16 +5,17 @@
 use emulator::KernelCounters;
 use kernels::cpu::adamw::Step;
 use kernels::cpu::attention::Shape;
-use kernels::cpu::philox::Stream;
+use kernels::cpu::dropout::Mask;
+use kernels::cpu::philox::{RngKey, Stream};
 use kernels::cpu::sample::SamplingParams;
-use kernels::cuda::{Draws, Error, Head, SampleRequest};
+use kernels::cuda::{Error, Head, SampleRequest};
 
 use super::attention::{HEADS, KV_HEADS};
 use super::counts::{Figure, Lab};
 
 const D: usize = 128;
 const EPS: f32 = 1e-6;
-const DRAWS: Draws = Draws { seed: 1, sequence: 3, stream: Stream::TOKENS };
+const KEY: RngKey = RngKey::new(1, 3, Stream::TOKENS);
 /// A part of the vocabulary, as log_prob takes it of 4,096 rows.
 pub(crate) const PART: usize = 2048;
 
@@ -168,7 +169,7 @@ pub(crate) fn dropout(lab: &Lab, len: usize) -> Result<Figure, Error> {
     let size = Size { step: 1024, at: len, shape: format!("e{len}"), fewest: 6 * len };
     figure(lab, "dropout_bf16", "dropout_bf16", size, |len| {
         let (x, mut y) = (lab.floats(len)?, lab.halves(len)?);
-        lab.count(|gpu| gpu.dropout(&mut y, &x, DRAWS, 0.1))
+        lab.count(|gpu| gpu.dropout(&mut y, &x, Mask { key: KEY, probability: 0.1 }))
     })
 }
 
@@ -237,7 +238,7 @@ pub(crate) fn sample(lab: &Lab, rows: usize, vocab: usize) -> Result<Figure, Err
         let row: Vec<f32> = (0..vocab).map(|i| (i * 37 % 1009) as f32 / 100.0).collect();
         let logits = lab.gpu.upload(&row.repeat(rows))?;
         let params = SamplingParams { temperature: 0.9, ..SamplingParams::default() };
-        let request = SampleRequest { params, draws: DRAWS, position: 4 };
+        let request = SampleRequest { params, key: KEY, position: 4 };
         let requests = lab.gpu.sample_requests(&vec![request; rows])?;
         let mut out = lab.gpu.zeros::<u32>(rows * 4)?;
         lab.count(|gpu| gpu.sample(&mut out, &logits, &requests, vocab))

@@ -15,7 +15,7 @@ use crate::cpu::context::{Transposed, grown};
 use crate::cpu::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use crate::cpu::pool::Disjoint;
 use crate::cpu::vector::{Element, Portable, PortableDoubles, Simd};
-use crate::cpu::{Cpu, Isa, Matrix, Rounding, round};
+use crate::cpu::{ComputeDtype, Cpu, Isa, Matrix, round};
 
 /// Elements of a row that are summed before the sum is added to y, but for sums in f64.
 pub(super) const CHUNK: usize = 1024;
@@ -36,14 +36,14 @@ pub(super) fn forward(
     x: &[f32],
     w: Matrix<'_>,
     [m, n, k]: [usize; 3],
-    rounding: Rounding,
+    compute: ComputeDtype,
     accumulate: bool,
 ) {
-    let exact = rounding == Rounding::F64Sums;
+    let exact = compute == ComputeDtype::F64;
     let chunk = if exact { usize::MAX } else { CHUNK };
     let size = Size { m, n, k, x_stride: k, chunk, accumulate };
     match w {
-        Matrix::Bf16(w) if rounding == Rounding::Bf16 => {
+        Matrix::Bf16(w) if compute == ComputeDtype::Bf16 => {
             // Rounded rows a line apart from a power of two: else those of a tile share a few cache
             // sets.
             let padded = Size { x_stride: k.next_multiple_of(32) + 32, ..size };
@@ -70,7 +70,7 @@ pub(super) fn backward(
     dy: &[f32],
     w: Matrix<'_>,
     [m, n, k]: [usize; 3],
-    rounding: Rounding,
+    compute: ComputeDtype,
     accumulate: bool,
 ) {
     // Taken out, as the product itself uses scratch memory.
@@ -82,7 +82,7 @@ pub(super) fn backward(
         Matrix::F32(w) => Matrix::F32(transpose(cpu, f32, w, n, k)),
         Matrix::Panels(_) => panic!("panels hold bf16 weights for products of bf16 pairs only"),
     };
-    forward(cpu, dx, dy, columns, [m, k, n], rounding, accumulate);
+    forward(cpu, dx, dy, columns, [m, k, n], compute, accumulate);
     cpu.scratch().transposed = transposed;
 }
 

@@ -277,7 +277,7 @@ impl Block<'_> {
                                 (next.wrapping_byte_add(share), PANEL_BYTES / tiles)
                             }
                         };
-                        // SAFETY: the asserts above and those of matmul.rs on y and the update; the
+                        // SAFETY: the asserts above and those of matmul.rs on y and the delta; the
                         // panel has `count` pairs.
                         unsafe {
                             let of = if tiles == 2 { tile_of::<false> } else { tile_of::<true> };
@@ -397,7 +397,7 @@ struct Output {
     low_rank: Option<Low>,
 }
 
-/// The part of an update that a tile adds: left `[rows, rank]`, right `[rank, 32]`.
+/// The part of a delta that a tile adds: left `[rows, rank]`, right `[rank, 32]`.
 #[derive(Clone, Copy)]
 struct Low {
     left: *const f32,
