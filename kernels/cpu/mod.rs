@@ -5,20 +5,16 @@
 
 pub mod adamw;
 pub mod add;
-pub mod allocations;
-pub mod arena;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod gather;
-pub mod heap;
 pub mod log_prob;
 pub mod matmul;
 pub mod norm;
 pub mod peak;
 pub mod philox;
 pub mod product;
-pub mod profile;
 pub mod repetition_penalty;
 pub mod rms_norm;
 pub mod rope;
@@ -26,21 +22,18 @@ pub mod round;
 pub mod sample;
 pub mod swiglu;
 
-mod context;
-mod dot;
-mod exp;
-mod isa;
-pub(crate) mod lanes;
-mod pool;
 #[cfg(test)]
 pub(crate) mod reference;
+mod runtime;
+mod simd;
 pub(crate) mod values;
-mod vector;
 
-pub use context::{Cpu, ScratchBytes};
-pub use isa::{Isa, UnknownIsa};
 pub use matmul::{ComputeDtype, Matrix};
-pub use pool::Pool;
+pub use runtime::{allocations, arena, heap, profile};
+pub(crate) use runtime::{context, pool};
+pub use runtime::{context::Cpu, context::ScratchBytes, pool::Pool};
+pub use simd::isa::{Isa, UnknownIsa};
+pub(crate) use simd::{dot, exp, lanes, vector};
 
 /// Elements of an array of this shape, for the asserts that slices are what a kernel takes them for.
 ///

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::isa::Isa;
 use super::pool::Pool;
+use crate::cpu::Isa;
 use crate::lock;
 use std::sync::{Mutex, MutexGuard};
 

@@ -99,7 +99,7 @@ impl Pool {
         Pool { shared, workers, turn: Mutex::new(()), counted: None }
     }
 
-    /// Stands for a pool of `threads` threads and runs nothing (see [`super::Cpu::counting`]).
+    /// Stands for a pool of `threads` threads and runs nothing (see [`crate::cpu::Cpu::counting`]).
     pub(super) fn counting(threads: usize) -> Pool {
         let mut pool = Pool::new(1);
         pool.counted = Some(threads);

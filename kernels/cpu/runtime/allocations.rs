@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::Cpu;
+use crate::cpu::Cpu;
 
 /// The system's allocator with a counter.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! ui.perfetto.dev and chrome://tracing open.
 //!
 //! A kernel opens a [`span`] at its entry, with the [`Work`] it has to do at least, so that a slice
-//! of the trace says GFLOP/s and GB/s. [`super::Pool::run`] adds, on the row of each of its threads,
+//! of the trace says GFLOP/s and GB/s. [`crate::cpu::Pool::run`] adds, on the row of each of its threads,
 //! that thread's own part under the name of the kernel, and on the caller's row how long it waited
 //! for the others. Layers above open a [`phase`] around steps that are made of kernels.
 //!
