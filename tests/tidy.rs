@@ -6,7 +6,7 @@ mod readme;
 mod record;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -100,24 +100,152 @@ fn every_file_opens_with_what_it_is() {
     }
 }
 
-/// An op and its kernel have one stem: engine/ops/X.rs (and what lies in engine/ops/X/) stands on
-/// kernels/cpu/X.rs.
+/// Where a kernel's stem stands.
+const PLACES: [&str; 6] = [
+    "kernels/cpu/*.rs",
+    "kernels/cuda/*.cu",
+    "kernels/cuda/*.rs",
+    "kernels/cuda/self_test/*.rs",
+    "benches/kernels",
+    "engine/ops/*.rs",
+];
+
+/// Stems that are not in every place: in which they are, by index, and why.
+const INCOMPLETE: &[(&str, &[usize], &str)] = &[
+    ("adamw", &[0, 1, 2, 3, 4], "the optimizer calls it, after the tape"),
+    ("add", &[0, 1, 2, 3, 4], "the tape adds gradients with it"),
+    ("attention_backward", &[1, 2, 3], "elsewhere it is part of attention"),
+    ("dropout", &[0, 1, 2, 3, 4], "linear drops out LoRA's input with it"),
+    ("linear", &[5], "a matmul with a bias and an adapter"),
+    ("mlp", &[5], "three matmuls around swiglu, which a GPU fuses"),
+    ("norm", &[0, 1, 2, 3, 4], "the optimizer calls it, after the tape"),
+    ("matmul", &[0, 1, 2, 3, 4], "the op is linear"),
+    ("philox", &[0, 4], "random words; on a GPU a function in common.cuh"),
+    ("product", &[0, 4], "LoRA's gradients; on a GPU kernels of matmul.cu"),
+    ("repetition_penalty", &[0, 1, 2, 3, 4], "generation has no gradients"),
+    ("round", &[0, 4], "on a GPU a kernel of matmul.cu"),
+    ("sample", &[0, 1, 2, 3, 4], "generation has no gradients"),
+];
+
+/// Files beside the kernels that are none.
+const NO_KERNELS: [&str; 14] = [
+    "mod",
+    "peak",
+    "reference",
+    "values",
+    "args",
+    "buffer",
+    "comparison",
+    "data_sheet",
+    "driver",
+    "entries",
+    "error",
+    "graph",
+    "launch",
+    "tests",
+];
+
+/// Everything of a kernel has one stem in all places.
 #[test]
-fn ops_and_kernels_share_their_stems() {
-    let exists = |path: String| {
-        root().join(&path).with_extension("rs").is_file() || root().join(path).is_dir()
-    };
-    for (path, _) in rust_files().iter().filter(|(path, _)| path.starts_with("engine/ops")) {
-        let below = path.strip_prefix("engine/ops").unwrap();
-        let stem = below.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
-        let kernel = match stem {
-            // A matmul with a bias and an adapter; and three of them around swiglu.
-            "linear" => "matmul",
-            "mlp" => "swiglu",
-            stem => stem,
+fn kernels_share_their_stems() {
+    let mut found: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (index, place) in PLACES.iter().enumerate() {
+        let mut stems = BTreeSet::new();
+        if let Some((folder, extension)) = place.split_once("/*.") {
+            for path in files(folder) {
+                let own = path.parent() == Some(Path::new(folder));
+                if own && path.extension().is_some_and(|e| e == extension) {
+                    stems.insert(path.file_stem().unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        } else {
+            // The first part of a bench's id.
+            for (_, text) in rust_files().iter().filter(|(path, _)| path.starts_with(place)) {
+                let calls = text.split(".bench(\"").chain(text.split(".bench_cuda(\"")).skip(1);
+                let ids = calls.filter_map(|call| Some(call.split_once('"')?.0));
+                let is_id = |id: &&str| id.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+                stems.extend(ids.filter(is_id).map(str::to_owned));
+            }
+        }
+        for stem in stems.into_iter().filter(|stem| !NO_KERNELS.contains(&stem.as_str())) {
+            found.entry(stem).or_default().push(index);
+        }
+    }
+    for (stem, places) in &found {
+        let exception = INCOMPLETE.iter().find(|(name, ..)| name == stem);
+        let want = exception.map_or(&[0, 1, 2, 3, 4, 5][..], |(_, places, _)| places);
+        let names = |places: &[usize]| places.iter().map(|i| PLACES[*i]).collect::<Vec<_>>();
+        assert_eq!(names(places), names(want), "where {stem} is, and where it should be");
+    }
+    for (stem, _, why) in INCOMPLETE {
+        assert!(found.contains_key(*stem), "{stem} ({why}) is no more");
+    }
+}
+
+/// Every kernel file of the GPU is in the table of entry points, and so compiled and launched by the self-test.
+#[test]
+fn every_cuda_file_is_in_the_table_of_entry_points() {
+    let table = fs::read_to_string(root().join("kernels/cuda/entries.rs")).unwrap();
+    for path in files("kernels/cuda") {
+        if path.extension().is_some_and(|e| e == "cu") {
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            assert!(
+                table.contains(&format!("    \"{stem}\" {{")),
+                "{stem}.cu is not in entries.rs"
+            );
+        }
+    }
+}
+
+/// Every file of kernels/ is a module of a file above it, or what a Cargo.toml or Cargo's rules name.
+#[test]
+fn no_file_of_kernels_is_dead() {
+    let all = rust_files();
+    let manifests: String = files("")
+        .iter()
+        .filter(|path| path.ends_with("Cargo.toml"))
+        .map(|path| fs::read_to_string(root().join(path)).unwrap())
+        .collect();
+    for (path, _) in all.iter().filter(|(path, _)| path.starts_with("kernels")) {
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let mut folder = path.parent().unwrap();
+        let name = if stem == "mod" {
+            let name = folder.file_name().unwrap().to_str().unwrap();
+            folder = folder.parent().unwrap();
+            name
+        } else {
+            stem
         };
-        if stem != "mod" {
-            assert!(exists(format!("kernels/cpu/{kernel}")), "{} has no kernel", path.display());
+        let above = ["mod.rs", "lib.rs", "main.rs"].map(|file| folder.join(file));
+        let beside = folder.with_extension("rs");
+        let declares = |text: &str| {
+            let mut lines = text.lines().map(|line| code(line));
+            lines.any(|line| line.trim_end().ends_with(&format!("mod {name};")))
+        };
+        let is_module = all.iter().any(|(file, text)| {
+            (above.contains(file) || *file == beside) && file != path && declares(text)
+        });
+        let is_target = folder.ends_with("examples")
+            || stem == "lib"
+            || manifests.contains(&format!("{stem}.rs\""));
+        assert!(is_module || is_target, "{} is in no module", path.display());
+    }
+}
+
+/// A public type of kernels/ is the only one of its name in its crate.
+#[test]
+fn public_types_of_kernels_have_names_of_their_own() {
+    let mut seen = BTreeMap::new();
+    for (path, text) in rust_files().into_iter().filter(|(path, _)| path.starts_with("kernels")) {
+        let emulator = path.starts_with("kernels/emulator");
+        for line in text.lines() {
+            let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let is_type = words.next() == Some("pub")
+                && words.next().is_some_and(|w| ["struct", "enum", "trait", "type"].contains(&w));
+            if let (true, Some(name)) = (is_type, words.next()) {
+                let first = seen.insert((emulator, name.to_owned()), path.clone());
+                assert!(first.is_none(), "{name} is in {} and {first:?}", path.display());
+            }
         }
     }
 }

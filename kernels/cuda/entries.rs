@@ -222,22 +222,6 @@ mod tests {
         }
     }
 
-    /// Every kernel file is in the table, and has a CPU reference of its name.
-    #[test]
-    fn every_file_is_in_the_table() {
-        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        for file in root.join("cuda").read_dir().unwrap() {
-            let path = file.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "cu") {
-                let stem = path.file_stem().unwrap().to_str().unwrap();
-                assert!(ENTRIES.iter().any(|entry| entry.stem == stem), "{stem}.cu");
-                let references = [stem.to_string(), stem.replace("_backward", "/backward")];
-                let has = |reference: &String| root.join(format!("cpu/{reference}.rs")).is_file();
-                assert!(references.iter().any(has), "cpu/{stem}.rs");
-            }
-        }
-    }
-
     #[test]
     fn the_header_is_one_that_drivers_accept() {
         for entry in ENTRIES {

@@ -3,10 +3,21 @@
 //! `j1 check --self` runs it on the GPU at hand, and the tests on the emulator. A check is a function
 //! that hands its results to [`Comparisons`]; what went wrong on the device is its error.
 
+pub(crate) mod adamw;
+pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod attention_backward;
+pub(crate) mod dropout;
+pub(crate) mod embedding;
+pub(crate) mod gather;
 pub(crate) mod log_prob;
 pub(crate) mod matmul;
-pub(crate) mod rows;
+pub(crate) mod norm;
+pub(crate) mod repetition_penalty;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod sample;
+pub(crate) mod swiglu;
 
 use crate::cpu::values::largest_error;
 pub(crate) use crate::cpu::values::values;
@@ -17,14 +28,15 @@ use half::bf16;
 macro_rules! for_each_check {
     ($use:ident) => {
         $use! {
-            rows {
-                rms_norm_equals_its_reference
-                rope_equals_its_reference_bit_for_bit
-                swiglu_equals_its_reference
-                embedding_add_and_dropout_equal_their_twins_bit_for_bit
-                adamw_equals_its_reference_bit_for_bit_and_norms_to_the_order_of_sums
-                gathered_rows_equal_their_reference_bit_for_bit
-            }
+            rms_norm { rms_norm_equals_its_reference }
+            rope { rope_equals_its_reference_bit_for_bit }
+            swiglu { swiglu_equals_its_reference }
+            embedding { embedding_equals_its_reference_bit_for_bit }
+            gather { gathered_rows_equal_their_reference_bit_for_bit }
+            add { add_equals_its_reference_bit_for_bit }
+            dropout { dropout_equals_its_reference_bit_for_bit }
+            adamw { adamw_equals_its_reference_bit_for_bit }
+            norm { sums_of_squares_equal_their_reference_to_the_order_of_sums }
             matmul {
                 forward_equals_the_naive_reference_in_every_form
                 a_row_has_the_same_bits_in_any_batch_and_kernel
@@ -39,18 +51,17 @@ macro_rules! for_each_check {
                 keys_and_values_go_to_their_slots_and_nowhere_else
                 forward_is_as_good_as_the_naive_reference
                 a_row_has_the_same_bits_in_decoding_as_in_a_prefill
-                gradients_are_as_good_as_the_references
             }
-            log_prob {
-                log_prob_has_the_bits_of_the_reference_on_the_same_logits
-                penalized_logits_equal_their_reference_bit_for_bit
+            attention_backward { gradients_are_as_good_as_the_references }
+            log_prob { log_prob_has_the_bits_of_the_reference_on_the_same_logits }
+            repetition_penalty { penalized_logits_equal_their_reference_bit_for_bit }
+            sample {
                 tokens_are_those_of_the_reference
                 rows_without_a_distribution_are_named
             }
         }
     };
 }
-#[cfg(test)]
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use for_each_check;
 
