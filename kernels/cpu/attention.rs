@@ -191,11 +191,11 @@ pub fn forward(
         }
         Cache::Bf16 { keys, values } => {
             let (rounded, scores) = (grown(f32, queries), grown(scores, scores_len));
-            call.run(rounded, scores, [keys, values], round::row, block::widened(cpu.isa()));
+            call.run(rounded, scores, [keys, values], round::row, block::attend_widened_on);
         }
         Cache::F32 { keys, values } => {
             let (copied, scores) = (grown(f32, queries), grown(scores_f64, scores_len));
-            call.run(copied, scores, [keys, values], copy, block::exact(cpu.isa()));
+            call.run(copied, scores, [keys, values], copy, block::attend_exact_on);
         }
     }
 }
@@ -392,7 +392,7 @@ impl Call<'_> {
         };
         // SAFETY: `Cpu::with_isa` asserts the instruction set; `forward` asserts that the table's
         // pages exist, and `Block::check` the rest.
-        unsafe { kernel(block.check()) };
+        unsafe { kernel(self.cpu.isa(), block.check()) };
         for row in 0..rows {
             // SAFETY: `forward` asserts that spans do not overlap, and tasks differ in rows or head.
             let out = unsafe { self.out.part(place(row), width) };

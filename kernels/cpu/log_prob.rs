@@ -86,19 +86,19 @@ impl std::error::Error for RowError {}
 
 /// Sums over one block of a row, around the block's own maximum.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Block {
+pub(crate) struct Block {
     /// Largest logit of each lane, minus infinity in an empty one.
-    pub lane_max: Lanes,
+    pub(crate) lane_max: Lanes,
     /// Largest logit.
-    pub max: f32,
+    pub(crate) max: f32,
     /// S. NaN if a logit of the block is NaN or plus infinity.
-    pub sum: f32,
+    pub(crate) sum: f32,
     /// W.
-    pub weighted: f32,
+    pub(crate) weighted: f32,
 }
 
 /// Sums over one block of at most `VOCAB_BLOCK` logits at temperature 1 / `inverse`.
-pub fn block(cpu: &Cpu, logits: &[f32], inverse: f32) -> Block {
+pub(crate) fn block(cpu: &Cpu, logits: &[f32], inverse: f32) -> Block {
     // SAFETY: `Cpu::with_isa` asserts the instruction set.
     unsafe { block_on(cpu.isa(), logits, inverse) }
 }
@@ -124,7 +124,7 @@ impl Sums {
     }
 
     /// Joins the next block of the row, computed at the same temperature.
-    pub fn join(&mut self, block: &Block) {
+    pub(crate) fn join(&mut self, block: &Block) {
         if block.max == f32::NEG_INFINITY {
             self.sum += block.sum as f64; // 0, or NaN
             return;
@@ -189,29 +189,33 @@ impl Distribution {
     }
 
     /// The largest logit.
-    pub fn max(&self) -> f32 {
+    pub(crate) fn max(&self) -> f32 {
         self.max
     }
 
     /// S: the sum of e^d, at least 1.
-    pub fn sum(&self) -> f64 {
+    pub(crate) fn sum(&self) -> f64 {
         self.sum
     }
 
     /// 1 / T.
-    pub fn inverse_temperature(&self) -> f32 {
+    pub(crate) fn inverse_temperature(&self) -> f32 {
         self.inverse
     }
 
     /// d of a token that has this logit: at most 0.
     #[inline(always)]
-    pub fn shifted(&self, logit: f32) -> f32 {
+    pub(crate) fn shifted(&self, logit: f32) -> f32 {
         (logit - self.max) * self.inverse
     }
 }
 
 /// The distribution of one row. `temperature` lies in [`TEMPERATURES`].
-pub fn row(cpu: &Cpu, logits: &[f32], temperature: f32) -> Result<Distribution, LogitsError> {
+pub(crate) fn row(
+    cpu: &Cpu,
+    logits: &[f32],
+    temperature: f32,
+) -> Result<Distribution, LogitsError> {
     let mut sums = Sums::new(temperature);
     for logits in logits.chunks(VOCAB_BLOCK) {
         sums.join(&block(cpu, logits, sums.inverse));
@@ -277,7 +281,7 @@ pub fn join_rows(cpu: &Cpu, sums: &mut [Sums], logits: &[f32]) {
 }
 
 /// 1 / T, rounded once; the factor that `block` takes.
-pub fn inverse_of(temperature: f32) -> f32 {
+pub(crate) fn inverse_of(temperature: f32) -> f32 {
     let (lowest, highest) = TEMPERATURES;
     assert!(
         (lowest..=highest).contains(&temperature),

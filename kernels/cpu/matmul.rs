@@ -19,7 +19,8 @@ mod tiles;
 pub(crate) use bf16_dot::{TILE, multiply};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use pack::{pack_columns, pack_rows};
-pub use panels::{PANEL_ROWS, PanelSlice, Panels};
+pub(crate) use panels::PANEL_ROWS;
+pub use panels::{PanelSlice, Panels};
 use tiles::takes_tiles;
 
 use super::product::{self, Left};

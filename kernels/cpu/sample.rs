@@ -276,22 +276,12 @@ mod tests {
     use crate::cpu::Isa;
     use crate::cpu::philox::{RngKey, Stream};
     use crate::cpu::reference::contexts;
+    use crate::cpu::values::grid_row;
 
     const ALL: SamplingParams =
         SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
     const LARGEST_F32: f64 = (1.0f32 - f32::EPSILON / 2.0) as f64;
     const LARGEST_F64: f64 = 1.0 - f64::EPSILON / 2.0;
-
-    /// Logits uniform in [-scale, scale], on a grid coarse enough for ties; some impossible tokens.
-    fn random_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
-        let key = RngKey::new(seed, 0, Stream(98));
-        let row = (0..vocab).map(|v| {
-            let [word, other, ..] = key.words(v as u32);
-            let z = ((word >> 20) as f32 / 2048.0 - 1.0) * scale;
-            if other % 50 == 0 && v > 0 { f32::NEG_INFINITY } else { z }
-        });
-        row.collect()
-    }
 
     /// The kept tokens and their relative probabilities, in the order of the vocabulary, from a
     /// full sort in f64.
@@ -352,7 +342,7 @@ mod tests {
         let mut position = 0;
         for vocab in [1, 2, 17, 300, 2049, 20_000] {
             for scale in [0.0, 1.0, 6.0, 40.0] {
-                let logits = random_row(vocab, scale, position as u64);
+                let logits = grid_row(vocab, scale, position as u64);
                 for (top_k, top_p, min_p) in [
                     (0, 1.0, 0.0),
                     (1, 1.0, 0.0),
@@ -382,7 +372,7 @@ mod tests {
 
     #[test]
     fn frequencies_follow_the_probabilities() {
-        let logits = random_row(40, 2.0, 3);
+        let logits = grid_row(40, 2.0, 3);
         for (params, sequence) in [
             (ALL, 0),
             (SamplingParams { temperature: 0.8, top_k: 30, ..ALL }, 1),
@@ -422,7 +412,7 @@ mod tests {
             assert_eq!(check(&logits, &params, LARGEST_F32).token, 4);
             assert_eq!(check(&logits, &params, LARGEST_F64).token, 4);
         }
-        let long = random_row(9000, 1.0, 8);
+        let long = grid_row(9000, 1.0, 8);
         assert_eq!(check(&long, &ALL, 0.0).token, 0);
         let last = long.iter().rposition(|z| z.is_finite()).unwrap() as u32;
         assert_eq!(check(&long, &ALL, LARGEST_F64).token, last);
@@ -440,7 +430,7 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         let mut scratch = Scratch::new(1);
-        let mut logits = random_row(9001, 3.0, 1);
+        let mut logits = grid_row(9001, 3.0, 1);
         for at in [8999, 4099, 4098, 2047, 0] {
             logits[at] = 50.0;
             for uniform in [0.0, 0.7, LARGEST_F64] {
@@ -478,7 +468,7 @@ mod tests {
         let key = RngKey::new(9, 9, Stream::TOKENS);
         let mut used = Scratch::new(0);
         for position in 0..60 {
-            let logits = random_row(1 + 613 * (position as usize % 9), 5.0, position as u64);
+            let logits = grid_row(1 + 613 * (position as usize % 9), 5.0, position as u64);
             let params = SamplingParams {
                 temperature: 0.9,
                 top_k: [0, 20, 900][position as usize % 3],

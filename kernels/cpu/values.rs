@@ -1,5 +1,7 @@
 //! What comparisons of kernels share, in tests and in the GPU's self-test: values, and how far results are off.
 
+use super::philox::{RngKey, Stream};
+
 /// `len` values in [-1, 1), the same for the same seed.
 pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -9,6 +11,17 @@ pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
             ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
         })
         .collect()
+}
+
+/// A row of logits, uniform in [-scale, scale] on a grid coarse enough for ties; some but the first are minus infinity.
+pub(crate) fn grid_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
+    let key = RngKey::new(seed, 0, Stream(98));
+    let row = (0..vocab).map(|v| {
+        let [word, other, ..] = key.words(v as u32);
+        let z = ((word >> 20) as f32 / 2048.0 - 1.0) * scale;
+        if other % 50 == 0 && v > 0 { f32::NEG_INFINITY } else { z }
+    });
+    row.collect()
 }
 
 /// The largest error of `x` over all elements, NaN if there is one.

@@ -123,7 +123,7 @@ impl Gpu {
     }
 
     /// Sets all elements to 0.
-    pub fn fill_zero<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<(), Error> {
+    pub(crate) fn fill_zero<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<(), Error> {
         buffer.check_owner(self);
         if buffer.len == 0 {
             return Ok(());

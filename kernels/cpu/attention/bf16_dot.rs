@@ -34,7 +34,7 @@ pub(super) fn suits(isa: Isa, shape: Shape) -> bool {
 /// The CPU has AVX-512 F, BW, DQ, VL and BF16; the block has passed [`Block::check`]; head_dim is a
 /// multiple of 32.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn attend(block: Block<'_, bf16, bf16, f32>) {
+pub(super) unsafe fn attend(_: Isa, block: Block<'_, bf16, bf16, f32>) {
     let head_dim = block.head_dim;
     let vectors = block.rows * block.group;
     let stride = stride(block.len(vectors - 1));

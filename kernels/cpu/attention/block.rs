@@ -10,7 +10,7 @@ use super::PAGE;
 use crate::cpu::Isa;
 use crate::cpu::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use crate::cpu::product::{Strided, product};
-use crate::cpu::vector::{Element, Portable, PortableDoubles, Scalar as _, Simd};
+use crate::cpu::vector::{Element, Scalar as _, Simd, Vector, for_each_isa};
 
 /// Operands of a block. A query vector is one head of one row; they are numbered row by row.
 pub(super) struct Block<'a, X, T, S> {
@@ -37,8 +37,8 @@ pub(super) struct Block<'a, X, T, S> {
     pub(super) head_dim: usize,
 }
 
-/// A compiled block. The CPU must have its instruction set, and [`Block::check`] must have passed.
-pub(super) type Kernel<X, T, S> = unsafe fn(Block<'_, X, T, S>);
+/// A block, compiled for each instruction set. The CPU must have that one, and [`Block::check`] must have passed.
+pub(super) type Kernel<X, T, S> = unsafe fn(Isa, Block<'_, X, T, S>);
 
 /// Elements from one vector's scores to the next one's; a multiple of every vector, and pages have
 /// room to be scored whole.
@@ -191,59 +191,41 @@ unsafe fn softmax<V: Simd>(
     }
 }
 
-/// The block for a bf16 cache and rounded queries in f32.
-pub(super) fn widened(isa: Isa) -> Kernel<f32, bf16, f32> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => attend_avx2,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => attend_avx512,
-        _ => attend::<Widened<Portable, bf16>>,
-    }
+for_each_isa! {
+    pub(super) fn attend_widened_on(block: Block<'_, f32, bf16, f32>) = attend_widened
 }
 
-/// The block for an f32 cache.
-pub(super) fn exact(isa: Isa) -> Kernel<f32, f32, f64> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => attend_exact_avx2,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => attend_exact_avx512,
-        _ => attend::<WidenedDoubles<PortableDoubles, f32>>,
-    }
+/// [`attend`] for a bf16 cache and rounded queries in f32.
+///
+/// # Safety
+/// As for [`attend`].
+#[inline(always)]
+unsafe fn attend_widened<V: Vector>(block: Block<'_, f32, bf16, f32>) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { attend::<Widened<V, bf16>>(block) }
 }
 
-/// Defines [`attend`] for one way to multiply, compiled for its instruction set; its contract.
-macro_rules! compiled {
-    ($name:ident, $features:literal, $dot:ty) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(
-            block: Block<'_, <$dot as Dot>::X, <$dot as Dot>::W, Scalar<$dot>>,
-        ) {
-            // SAFETY: the caller's promise, passed on.
-            unsafe { attend::<$dot>(block) }
-        }
-    };
+for_each_isa! {
+    pub(super) fn attend_exact_on(block: Block<'_, f32, f32, f64>) = attend_exact
 }
-compiled!(attend_avx2, "avx2,fma,f16c", Widened<crate::cpu::vector::Avx2, bf16>);
-compiled!(
-    attend_avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    Widened<crate::cpu::vector::Avx512, bf16>
-);
-compiled!(
-    attend_avx512_bf16,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
-    crate::cpu::vector::Bf16Pairs
-);
-compiled!(
-    attend_exact_avx2,
-    "avx2,fma,f16c",
-    WidenedDoubles<crate::cpu::vector::Avx2Doubles, f32>
-);
-compiled!(
-    attend_exact_avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    WidenedDoubles<crate::cpu::vector::Avx512Doubles, f32>
-);
+
+/// [`attend`] for an f32 cache.
+///
+/// # Safety
+/// As for [`attend`].
+#[inline(always)]
+unsafe fn attend_exact<V: Vector>(block: Block<'_, f32, f32, f64>) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { attend::<WidenedDoubles<V::Doubles, f32>>(block) }
+}
+
+/// [`attend`] with dot products of bf16 pairs.
+///
+/// # Safety
+/// As for [`attend`]; the CPU has AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn attend_avx512_bf16(_: Isa, block: Block<'_, bf16, bf16, f32>) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { attend::<crate::cpu::vector::Bf16Pairs>(block) }
+}

@@ -14,7 +14,7 @@ use super::STREAM;
 use crate::cpu::context::{Transposed, grown};
 use crate::cpu::dot::{Dot, Output, Rows, Scalar, Widened, WidenedDoubles, strip};
 use crate::cpu::pool::Disjoint;
-use crate::cpu::vector::{Element, Portable, PortableDoubles, Simd};
+use crate::cpu::vector::{Element, Simd, Vector, for_each_isa};
 use crate::cpu::{ComputeDtype, Cpu, Isa, Matrix, round};
 
 /// Elements of a row that are summed before the sum is added to y, but for sums in f64.
@@ -50,14 +50,14 @@ pub(super) fn forward(
             let scratch = &mut *cpu.scratch();
             let rounded = grown(&mut scratch.f32, m * padded.x_stride);
             round::rows(cpu, rounded, padded.x_stride, x, k);
-            distribute(cpu, y, rounded, w, padded, block_widened::<bf16>(cpu.isa()));
+            distribute(cpu, y, rounded, w, padded, block_widened_on::<bf16>);
         }
-        Matrix::Bf16(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
-        Matrix::F16(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
-        Matrix::F32(w) if exact => distribute(cpu, y, x, w, size, block_exact(cpu.isa())),
-        Matrix::Bf16(w) => distribute(cpu, y, x, w, size, block_widened::<bf16>(cpu.isa())),
-        Matrix::F16(w) => distribute(cpu, y, x, w, size, block_widened::<f16>(cpu.isa())),
-        Matrix::F32(w) => distribute(cpu, y, x, w, size, block_widened::<f32>(cpu.isa())),
+        Matrix::Bf16(w) if exact => distribute(cpu, y, x, w, size, block_exact_on),
+        Matrix::F16(w) if exact => distribute(cpu, y, x, w, size, block_exact_on),
+        Matrix::F32(w) if exact => distribute(cpu, y, x, w, size, block_exact_on),
+        Matrix::Bf16(w) => distribute(cpu, y, x, w, size, block_widened_on::<bf16>),
+        Matrix::F16(w) => distribute(cpu, y, x, w, size, block_widened_on::<f16>),
+        Matrix::F32(w) => distribute(cpu, y, x, w, size, block_widened_on::<f32>),
         Matrix::Panels(_) => panic!("panels hold bf16 weights for products of bf16 pairs only"),
     }
 }
@@ -128,18 +128,11 @@ struct Size {
     accumulate: bool,
 }
 
-/// Computes a block of y; the arguments of [`block`].
-type Block<X, W> = unsafe fn(*mut f32, *const X, *const W, usize, usize, Size);
+/// [`block`], compiled for each instruction set.
+type Block<W> = unsafe fn(Isa, *mut f32, *const f32, *const W, usize, usize, Size);
 
 /// Splits y into blocks and computes them on the threads. The split has no influence on any bit.
-fn distribute<X: Sync, W: Sync>(
-    cpu: &Cpu,
-    y: &mut [f32],
-    x: &[X],
-    w: &[W],
-    size: Size,
-    block: Block<X, W>,
-) {
+fn distribute<W: Sync>(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[W], size: Size, block: Block<W>) {
     let Size { m, n, k, x_stride, .. } = size;
     assert!(y.len() == m * n && x.len() == m * x_stride && w.len() == n * k, "{m} {n} {k}");
     assert!(x_stride >= k, "rows of x overlap");
@@ -167,6 +160,7 @@ fn distribute<X: Sync, W: Sync>(
         // inside y, x and w by the assert above; blocks of different tasks do not overlap.
         unsafe {
             block(
+                cpu.isa(),
                 y.as_mut_ptr().add(first_row * n + first_column),
                 x.as_ptr().add(first_row * x_stride),
                 w.as_ptr().add(first_column * k),
@@ -239,68 +233,58 @@ unsafe fn block<D: Dot>(
     }
 }
 
-/// The block function for f32 inputs and weights of type W.
-fn block_widened<W: Element>(isa: Isa) -> Block<f32, W> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => block_avx2::<W>,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => block_avx512::<W>,
-        _ => block::<Widened<Portable, W>>,
-    }
+for_each_isa! {
+    fn block_widened_on<W: Element>(
+        y: *mut f32,
+        x: *const f32,
+        w: *const W,
+        rows: usize,
+        columns: usize,
+        size: Size,
+    ) = block_widened
 }
 
-/// The block function for f32 inputs, weights of type W and sums in f64.
-fn block_exact<W: Element>(isa: Isa) -> Block<f32, W> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => block_exact_avx2::<W>,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => block_exact_avx512::<W>,
-        _ => block::<WidenedDoubles<PortableDoubles, W>>,
-    }
+/// [`block`] of f32 inputs and weights of type W.
+///
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+unsafe fn block_widened<V: Vector, W: Element>(
+    y: *mut f32,
+    x: *const f32,
+    w: *const W,
+    rows: usize,
+    columns: usize,
+    size: Size,
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { block::<Widened<V, W>>(y, x, w, rows, columns, size) }
 }
 
-/// Defines [`block`] for one way to multiply, compiled for its instruction set; its contract.
-macro_rules! compiled {
-    ($name:ident, $features:literal, $x:ty, $w:ty, $dot:ty $(, $t:ident)?) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = $features)]
-        unsafe fn $name $(<$t: Element>)? (
-            y: *mut f32,
-            x: *const $x,
-            w: *const $w,
-            rows: usize,
-            columns: usize,
-            size: Size,
-        ) {
-            // SAFETY: the caller's promise, passed on.
-            unsafe { block::<$dot>(y, x, w, rows, columns, size) }
-        }
-    };
+for_each_isa! {
+    fn block_exact_on<W: Element>(
+        y: *mut f32,
+        x: *const f32,
+        w: *const W,
+        rows: usize,
+        columns: usize,
+        size: Size,
+    ) = block_exact
 }
-compiled!(block_avx2, "avx2,fma,f16c", f32, W, Widened<crate::cpu::vector::Avx2, W>, W);
-compiled!(
-    block_avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    f32,
-    W,
-    Widened<crate::cpu::vector::Avx512, W>,
-    W
-);
-compiled!(
-    block_exact_avx2,
-    "avx2,fma,f16c",
-    f32,
-    W,
-    WidenedDoubles<crate::cpu::vector::Avx2Doubles, W>,
-    W
-);
-compiled!(
-    block_exact_avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-    f32,
-    W,
-    WidenedDoubles<crate::cpu::vector::Avx512Doubles, W>,
-    W
-);
+
+/// [`block`] of f32 inputs and weights of type W, with sums in f64.
+///
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+unsafe fn block_exact<V: Vector, W: Element>(
+    y: *mut f32,
+    x: *const f32,
+    w: *const W,
+    rows: usize,
+    columns: usize,
+    size: Size,
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { block::<WidenedDoubles<V::Doubles, W>>(y, x, w, rows, columns, size) }
+}

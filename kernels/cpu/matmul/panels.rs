@@ -13,7 +13,7 @@ use crate::cpu::pool::Disjoint;
 use crate::cpu::{Cpu, Isa};
 
 /// Rows of w in a panel.
-pub const PANEL_ROWS: usize = 32;
+pub(crate) const PANEL_ROWS: usize = 32;
 
 /// A packed copy of weights `[n, k]`.
 #[derive(Debug)]

@@ -8,7 +8,7 @@
 //!
 //! Where nothing records, a kernel call reads one atomic, relaxed. Where something does, events lie in
 //! a buffer of the thread, which is written out as it fills: memory does not grow with the run. That
-//! writing is a slice of its own, [`WRITING`], and so no mystery in the trace.
+//! writing is a slice of its own, `write trace`, and so no mystery in the trace.
 
 mod trace;
 
@@ -23,10 +23,10 @@ use crate::lock;
 use trace::Trace;
 
 /// Name of the slices in which a thread writes its events out.
-pub const WRITING: &str = "write trace";
+pub(crate) const WRITING: &str = "write trace";
 
 /// Name of the slices in which a caller waits for the other threads of its pool.
-pub const WAITING: &str = "wait for threads";
+pub(crate) const WAITING: &str = "wait for threads";
 
 /// Events in a thread's buffer at most: about 400 KB.
 const BUFFERED: usize = 4096;
@@ -120,7 +120,7 @@ impl Work {
     }
 
     /// The same work and bytes of something else.
-    pub fn and_bytes(self, bytes: usize) -> Work {
+    pub(crate) fn and_bytes(self, bytes: usize) -> Work {
         Work { bytes: self.bytes.saturating_add(bytes as u64), ..self }
     }
 }

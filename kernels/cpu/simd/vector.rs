@@ -14,10 +14,10 @@ mod portable;
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::{Avx2, Avx2Doubles};
+pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Avx512, Avx512Doubles, Bf16Pairs, transposed};
-pub(crate) use portable::{Portable, PortableDoubles};
+pub(crate) use avx512::{Avx512, Bf16Pairs, transposed};
+pub(crate) use portable::Portable;
 
 /// What sums are kept in.
 pub(crate) trait Scalar: Copy + Send + Sync + Default {
@@ -196,11 +196,11 @@ pub(crate) use methods;
 /// for `isa`. The CPU must have `isa`; the rest of the contract is the kernel's. A kernel in plain
 /// Rust leaves `V` unused and is safe.
 macro_rules! for_each_isa {
-    ($(#[$meta:meta])* fn $name:ident $(<$t:ident: $bound:path>)?
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident $(<$t:ident: $bound:path>)?
         ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? = $kernel:ident) => {
         $(#[$meta])*
         #[allow(unused_unsafe)] // plain Rust needs none
-        unsafe fn $name $(<$t: $bound>)? (isa: $crate::cpu::Isa, $($argument: $type),*) $(-> $output)? {
+        $visibility unsafe fn $name $(<$t: $bound>)? (isa: $crate::cpu::Isa, $($argument: $type),*) $(-> $output)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2 $(<$t: $bound>)? ($($argument: $type),*) $(-> $output)? {

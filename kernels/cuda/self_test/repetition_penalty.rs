@@ -1,8 +1,9 @@
 //! Logits of tokens that the sequence holds.
 
 use super::Comparisons;
-use super::sample::{padded, row};
+use super::sample::padded;
 use crate::cpu::repetition_penalty::Penalized;
+use crate::cpu::values::grid_row;
 use crate::cpu::{self, Cpu};
 use crate::cuda::Error;
 
@@ -12,7 +13,7 @@ pub(crate) fn penalized_logits_equal_their_reference_bit_for_bit(
     let gpu = on.gpu;
     let cpu = Cpu::new(1);
     for (rows, vocab) in [(1, 1), (3, 33), (2, 2100)] {
-        let logits: Vec<f32> = (0..rows).flat_map(|r| row(vocab, 9.0, r as u64)).collect();
+        let logits: Vec<f32> = (0..rows).flat_map(|r| grid_row(vocab, 9.0, r as u64)).collect();
         // None, some, all of the tokens; more than a block has threads.
         let tokens = |keep: &dyn Fn(u32) -> bool| (0..vocab as u32).filter(|v| keep(*v)).collect();
         let lists: [Vec<u32>; 3] =

@@ -5,6 +5,7 @@ use crate::cpu::Cpu;
 use crate::cpu::log_prob::{LogitsError, VOCAB_BLOCK};
 use crate::cpu::philox::{RngKey, Stream};
 use crate::cpu::sample::{self, Sample, SamplingParams, Scratch};
+use crate::cpu::values::grid_row;
 use crate::cuda::{Error, SampleRequest, padded_vocab};
 
 pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Result<(), Error> {
@@ -31,7 +32,8 @@ pub(crate) fn tokens_are_those_of_the_reference(on: &mut Comparisons<'_>) -> Res
     ];
     for (vocab, scale) in [(1, 1.0), (33, 3.0), (VOCAB_BLOCK * 2 + 77, 6.0), (9000, 0.0)] {
         let rows = params.len() * 2;
-        let mut logits: Vec<f32> = (0..rows).flat_map(|r| row(vocab, scale, r as u64)).collect();
+        let mut logits: Vec<f32> =
+            (0..rows).flat_map(|r| grid_row(vocab, scale, r as u64)).collect();
         if vocab > 511 {
             // The greedy row's largest is found by the last of a block's threads.
             logits[511] = 2.0 * scale + 1.0;
@@ -93,15 +95,4 @@ pub(crate) fn rows_without_a_distribution_are_named(on: &mut Comparisons<'_>) ->
 pub(super) fn padded(logits: &[f32], vocab: usize) -> Vec<f32> {
     let behind = vec![1e30; padded_vocab(vocab) - vocab];
     logits.chunks(vocab).flat_map(|row| [row, &behind].concat()).collect()
-}
-
-/// Logits on a grid, so that some tie; some impossible.
-pub(super) fn row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
-    let key = RngKey::new(seed, 0, Stream(98));
-    let row = (0..vocab).map(|v| {
-        let [word, other, ..] = key.words(v as u32);
-        let z = ((word >> 20) as f32 / 2048.0 - 1.0) * scale;
-        if other % 50 == 0 && v > 0 { f32::NEG_INFINITY } else { z }
-    });
-    row.collect()
 }

@@ -19,6 +19,14 @@ fn seen(tree: &Tree, row: usize) -> Vec<usize> {
     unreachable!("row {row} of {tree:?}")
 }
 
+fn tree(first_row: usize, prompt: usize, branches: &[usize]) -> Tree {
+    Tree { first_row, prompt, branches: branches.to_vec() }
+}
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
+    Shape { heads, kv_heads, head_dim }
+}
+
 /// The formula, in f64 or in f32 (`narrow`): y, log-sums and the three gradients.
 struct Reference {
     y: Vec<f64>,
@@ -94,12 +102,6 @@ fn narrowed(x: &[f64]) -> Vec<f32> {
 }
 
 fn cases() -> Vec<(Vec<Tree>, Shape)> {
-    let tree = |first_row, prompt, branches: &[usize]| Tree {
-        first_row,
-        prompt,
-        branches: branches.to_vec(),
-    };
-    let shape = |heads, kv_heads, head_dim| Shape { heads, kv_heads, head_dim };
     vec![
         (vec![tree(0, 1, &[])], shape(1, 1, 1)),
         (vec![tree(0, 5, &[])], shape(2, 1, 16)),
@@ -146,12 +148,6 @@ fn pairs_equal_the_formula_with_rounded_operands_on_any_number_of_threads() {
     if !Isa::Avx512Bf16.is_available() {
         return;
     }
-    let tree = |first_row, prompt, branches: &[usize]| Tree {
-        first_row,
-        prompt,
-        branches: branches.to_vec(),
-    };
-    let shape = |heads, kv_heads, head_dim| Shape { heads, kv_heads, head_dim };
     for (trees, shape) in [
         (vec![tree(0, 1, &[])], shape(1, 1, 32)),
         (vec![tree(0, 7, &[3, 0, 1, 90])], shape(4, 2, 32)),
