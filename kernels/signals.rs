@@ -1,11 +1,11 @@
-//! What ends a process without a word, with a sentence: a mapped file that was cut (SIGBUS), memory that ran out. And what does not
-//! end it any more: a file that reaches the limit of file sizes (SIGXFSZ) is an error of the write.
+//! Messages for events that would end a process without one: a mapped file that was cut (SIGBUS), and memory that ran out.
+//! A file that reaches the limit of file sizes (SIGXFSZ) no longer ends the process: the write fails.
 
 use std::ops::Range;
 
-/// Makes SIGBUS name the mapped file that was cut ([`mapped`] knows them) and exit with 135, and `ulimit -f` fail the write that
-/// passes it; under `ulimit -v`, leaves the addresses to what needs them. For the start of a program; where there are no
-/// signals, nothing.
+/// Installs the handlers; a program calls it once, at its start. SIGBUS then names the mapped file that was cut (those of
+/// [`mapped`]) and exits with 135. A write beyond `ulimit -f` fails. Under `ulimit -v` the allocator reserves fewer
+/// addresses. On systems without signals it does nothing.
 pub fn explain() {
     #[cfg(unix)]
     unix::explain();
@@ -13,7 +13,7 @@ pub fn explain() {
     unix::share_arenas();
 }
 
-/// The bytes of addresses that `ulimit -v` allows, where it is set. Allocates nothing.
+/// The bytes of address space that `ulimit -v` allows, where it is set. Allocates nothing.
 pub(crate) fn address_space_limit() -> Option<u64> {
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     return unix::address_space_limit();
@@ -45,7 +45,8 @@ impl Drop for Mapped {
     }
 }
 
-/// Ends the process for want of memory, with a sentence and status 1. Allocates nothing. Where there are no signals it returns.
+/// Ends the process with status 1 and a message that says how much memory was missing. Allocates nothing. On systems without
+/// signals it returns.
 pub(crate) fn out_of_memory(bytes: usize) {
     #[cfg(unix)]
     unix::out_of_memory(bytes);
@@ -66,7 +67,7 @@ mod unix {
     struct Slot {
         start: AtomicUsize,
         end: AtomicUsize,
-        /// As much of its end as there is room for.
+        /// The end of the name, as much as there is room for.
         name: [AtomicU8; NAME_BYTES],
         len: AtomicUsize,
     }
@@ -156,7 +157,7 @@ mod unix {
         }
     }
 
-    /// Lets the signal end the process as it does without us, once the handler has returned.
+    /// Restores the default action, so that the signal ends the process once the handler has returned.
     fn give_up(signal: c_int) {
         // SAFETY: as in `answer`.
         unsafe {

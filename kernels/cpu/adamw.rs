@@ -45,7 +45,7 @@ pub fn step(cpu: &Cpu, w: &mut [f32], m: &mut [f32], v: &mut [f32], dw: &[f32], 
     assert_eq!(w.len(), m.len(), "w and m differ in length");
     assert_eq!(w.len(), v.len(), "w and v differ in length");
     let _span = profile::span("adamw", [w.len()], || Work::each(dw.len(), 15, 28));
-    /// Elements a unit of distribution has; a multiple of every vector.
+    /// Elements of the unit in which work is shared out; a multiple of every vector.
     const UNIT: usize = 1024;
     let n = w.len();
     let (w, m, v) = (Disjoint::new(w), Disjoint::new(m), Disjoint::new(v));

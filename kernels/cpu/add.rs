@@ -9,7 +9,7 @@ use super::vector::{Vector, for_each_isa};
 pub fn accumulate(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
     assert_eq!(y.len(), x.len(), "y and x differ in length");
     let _span = profile::span("add", [x.len()], || Work::each(x.len(), 1, 12));
-    /// Elements a unit of distribution has.
+    /// Elements of the unit in which work is shared out.
     const UNIT: usize = 4096;
     let y = Disjoint::new(y);
     cpu.for_rows(x.len().div_ceil(UNIT), 2 * UNIT, &|first, count| {

@@ -3,8 +3,8 @@
 //! For a query row at position p, head h of kv head g = h / (heads / kv_heads):
 //! out = Σ_{j≤p} softmax_j(q·k_j / √head_dim) v_j.
 //!
-//! A layer's cache is keys and values, each [pages, kv_heads, PAGE, head_dim] (a page's head holds its
-//! elements in another order where products take pairs of bf16: bf16_dot.rs). A sequence has a page
+//! A layer's cache is keys and values, each [pages, kv_heads, PAGE, head_dim] (where
+//! products take pairs of bf16, a head of a page holds its elements in another order: bf16_dot.rs). A sequence has a page
 //! table; its token at position p lies in page table[p / PAGE], slot p % PAGE.
 //!
 //! All scores of a row are kept, so softmax takes its maximum first and no sum is ever rescaled
@@ -75,7 +75,7 @@ pub enum Cache<'a> {
     F32 { keys: &'a [f32], values: &'a [f32] },
 }
 
-/// The same, to be written.
+/// A layer's keys and values, as in [`Cache`], to be written.
 #[derive(Debug)]
 #[allow(missing_docs)] // the fields are what the type says
 pub enum CacheMut<'a> {
@@ -208,7 +208,7 @@ impl Shape {
         elements([heads, PAGE, head_dim]);
     }
 
-    /// Pages the cache has.
+    /// Number of pages in the cache.
     fn pages(self, cache: Cache<'_>) -> usize {
         let (keys, values) = match cache {
             Cache::Bf16 { keys, values } => (keys.len(), values.len()),
@@ -220,7 +220,7 @@ impl Shape {
         keys / page
     }
 
-    /// Elements of a page.
+    /// Elements per page.
     fn page(self) -> usize {
         self.kv_heads * PAGE * self.head_dim
     }
@@ -230,7 +230,7 @@ fn copy(_: &Cpu, y: &mut [f32], x: &[f32]) {
     y.copy_from_slice(x);
 }
 
-/// Rounds or copies a row.
+/// Converts a row to the type of the result: rounds or copies it.
 type Convert<T> = fn(&Cpu, &mut [T], &[f32]);
 
 fn write<T: Copy + Send>(
@@ -283,11 +283,11 @@ impl Layout {
     }
 }
 
-/// Where logarithms of sums go.
+/// Destinations of the logarithms of sums.
 struct LogSums<'a> {
     /// [rows, heads].
     all: Disjoint<'a, f32>,
-    /// A task's, by thread.
+    /// Those of the current task, for each thread.
     own: Disjoint<'a, f32>,
 }
 

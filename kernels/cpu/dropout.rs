@@ -31,7 +31,7 @@ pub fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], mask: Mask) {
     let _span = profile::span("dropout", [x.len()], || Work::each(x.len(), 1, 8));
     let threshold = (f64::from(probability) * f64::from(u32::MAX)).round() as u32;
     let scale = 1.0 / (1.0 - probability);
-    /// Elements a unit of distribution has; a multiple of four.
+    /// Elements of the unit in which work is shared out; a multiple of four.
     const UNIT: usize = 1024;
     let y = Disjoint::new(y);
     cpu.for_rows(x.len().div_ceil(UNIT), 16 * UNIT, &|first, count| {

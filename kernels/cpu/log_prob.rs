@@ -91,9 +91,9 @@ pub(crate) struct Block {
     pub(crate) lane_max: Lanes,
     /// Largest logit.
     pub(crate) max: f32,
-    /// S. NaN if a logit of the block is NaN or plus infinity.
+    /// S; NaN if a logit of the block is NaN or plus infinity.
     pub(crate) sum: f32,
-    /// W.
+    /// W of the block.
     pub(crate) weighted: f32,
 }
 
@@ -366,7 +366,7 @@ mod tests {
                 let (log_prob, entropy) = reference(&logits, token, temperature);
                 let got = row(&Cpu::new(1), &logits, temperature).unwrap();
                 // d carries three roundings (difference, 1 / T, product). S: 2 ulp an exponential,
-                // d's error times its weight, 128 + 4 additions a lane. Output: one more rounding.
+                // d's error times its weight, 128 + 4 additions per lane. Output: one more rounding.
                 let unit = f32::EPSILON as f64 / 2.0;
                 let d_max = logits.iter().fold(0f32, |a, &z| a.max(-got.shifted(z))) as f64;
                 let bound = unit * (3.0 * d_max + 4.0 + 132.0 + log_prob.abs() + 1.0);

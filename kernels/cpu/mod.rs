@@ -1,7 +1,8 @@
-//! CPU kernels, one file per kernel. They take the [`Cpu`] context first.
+//! CPU kernels, one file per kernel. They take the [`Cpu`] context first. `simd/` has the instruction sets
+//! and vectors, `runtime/` the threads, the memory and the recorder of profiles.
 //!
-//! Batch invariance: an output row has the same bits for any number of rows, any thread count and
-//! any tiling. Each reduction has one order, fixed by the row's own shape, per instruction set.
+//! Batch invariance: an output row has the same bits for any number of rows, threads and tiles. Each
+//! reduction has one order, which the row's own shape and the instruction set decide.
 
 pub mod adamw;
 pub mod add;

@@ -1,6 +1,6 @@
 //! Sum of squares of a slice, in f64: what the norm of the gradient is made of. Bound: bytes.
 //!
-//! The slice is cut into [`PARTS`] parts by its length alone, each summed in one order, so the result
+//! The slice is cut into 64 parts by its length alone, each summed in one order, so the result
 //! has the same bits at any number of threads and on every instruction set. Squares of f32 are exact
 //! in f64 and cannot overflow: the sum is infinite or NaN only if an element is.
 

@@ -18,7 +18,7 @@ use super::{Cpu, Isa};
 /// for pairs of bf16 6 × 1), and with two operands no more than the 16 registers of AVX2.
 const SUMS: usize = 12;
 
-/// The same of portable vectors, each of which is two registers of SSE2.
+/// Independent sums of portable vectors, each of which is two registers of SSE2.
 const PORTABLE_SUMS: usize = 6;
 
 /// Rounds between two looks at the clock, about 0.2 ms; sums of so many ones are exact in f32.
@@ -58,7 +58,7 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Measures all of them: about two seconds, and a buffer of 512 MiB or more.
+    /// Measures all peaks. It takes about two seconds, and a buffer of 512 MiB or more.
     pub fn measure(cpu: &Cpu) -> Peaks {
         let one = Cpu::with_isa(1, cpu.isa());
         let has_bf16 = cpu.isa() == Isa::Avx512Bf16;

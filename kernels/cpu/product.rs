@@ -1,8 +1,8 @@
 //! Matrix product y += a·b whose right side lies row by row along the reduction:
 //! `y[i,j] += Σ_l a[i,l]·b[l,j]`, with a read along its rows or its columns.
 //!
-//! It is what backward passes need beside [`super::matmul`]: LoRA's gradients dA = dlowᵀ·x and
-//! dx += dlow·A, and in attention every product but the scores. A value of a is broadcast against
+//! It is what backward passes need beside [`super::matmul`]: LoRA's gradients dA = dhiddenᵀ·x and
+//! dx += dhidden·A, and in attention every product but the scores. A value of a is broadcast against
 //! vectors of b, so no lane is ever summed with another: each output is one chain of additions in
 //! the order of l, the same for any tiling and any number of threads.
 //!

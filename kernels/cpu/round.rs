@@ -6,7 +6,7 @@ use super::profile::{self, Work};
 use super::vector::{Element, Vector, for_each_isa};
 use super::{Cpu, elements, pool::Disjoint};
 
-/// Elements a unit of distribution has.
+/// Elements of the unit in which work is shared out.
 const UNIT: usize = 4096;
 
 /// An output of rounding: bf16, or f32 that holds the bf16 value.

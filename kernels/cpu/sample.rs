@@ -128,7 +128,7 @@ pub struct Sample {
     pub entropy: f32,
 }
 
-/// Working memory of [`draw`], about 24 bytes a token of the vocabulary. Grows to the largest row.
+/// Working memory of [`draw`], about 24 bytes per token of the vocabulary. Grows to the largest row.
 #[derive(Debug)]
 pub struct Scratch {
     blocks: Vec<Block>,

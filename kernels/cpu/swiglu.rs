@@ -41,7 +41,7 @@ fn forward_of<T: Element>(cpu: &Cpu, y: &mut [f32], [gate, up]: [&[T]; 2]) {
     assert_eq!(y.len(), up.len(), "y and up differ in length");
     let bytes = 4 + 2 * size_of::<T>();
     let _span = profile::span("swiglu", [y.len()], || Work::each(up.len(), 5, bytes as u64));
-    /// Elements a unit of distribution has; a multiple of every vector.
+    /// Elements of the unit in which work is shared out; a multiple of every vector.
     const UNIT: usize = 1024;
     let y = Disjoint::new(y);
     cpu.for_rows(gate.len().div_ceil(UNIT), 4 * UNIT, &|first, count| {
@@ -68,7 +68,7 @@ fn backward_of<T: Element>(
     let _span =
         profile::span("swiglu backward", [dy.len()], || Work::each(dy.len(), 11, bytes as u64));
     let (dgate, dup) = (Disjoint::new(dgate), Disjoint::new(dup));
-    /// Elements a unit of distribution has; a multiple of every vector.
+    /// Elements of the unit in which work is shared out; a multiple of every vector.
     const UNIT: usize = 1024;
     cpu.for_rows(dy.len().div_ceil(UNIT), 8 * UNIT, &|first, count| {
         let (first, end) = (first * UNIT, dy.len().min((first + count) * UNIT));

@@ -1,6 +1,6 @@
 // One AdamW step, fused; reference: cpu/adamw.rs, bit for bit: the same operations in the same order, none contracted.
 // Layout: masters w, moments m and v, gradients dw, all f32, lengths multiples of 4.
-// Launch: 256 threads a block, four elements each. Bound: bytes, 28 an element.
+// Launch: 256 threads per block, four elements each. Bound: bytes, 28 per element.
 #include "common.cuh"
 
 struct Step { float scale, decay, first_weight, second_decay, second_weight, correction, epsilon, step_size; };

@@ -1,5 +1,5 @@
 // Sums of tensors, element by element; reference: cpu/add.rs.
-// Layout: f32, lengths multiples of 4. Launch: 256 threads a block, four elements each. Bound: bytes.
+// Layout: f32, lengths multiples of 4. Launch: 256 threads per block, four elements each. Bound: bytes.
 #include "common.cuh"
 
 DEV float4 sum(float4 a, float4 b) {

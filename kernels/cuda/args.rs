@@ -1,8 +1,8 @@
-//! What kernels are told.
+//! Arguments that several kernels take.
 
 use crate::cpu::philox::RngKey;
 
-/// What a host has queued on a device, by kind. A captured graph counts as one, each time it is launched.
+/// Numbers of operations that the host has queued on a device, by kind. A captured graph counts as one, each time it is launched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queued {
     /// Launches of kernels.
@@ -16,16 +16,16 @@ pub struct Queued {
 /// How to draw a row's token; see [`crate::cpu::sample`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleRequest {
-    /// Temperature and truncation; valid.
+    /// Temperature and truncation, in their ranges.
     pub params: crate::cpu::sample::SamplingParams,
     /// The key of the sequence's random numbers.
     pub key: RngKey,
-    /// Which number of the sequence decides: the position that the token gets.
+    /// Which random number of the key decides: the position that the token gets.
     pub position: u32,
 }
 
 impl SampleRequest {
-    /// As sample.cu's Request has it.
+    /// The words of `Request` in sample.cu.
     pub(crate) fn words(self) -> [u32; 12] {
         let SampleRequest { params, key, position } = self;
         if let Err(error) = params.validate() {

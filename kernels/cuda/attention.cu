@@ -24,7 +24,7 @@ constexpr int PAGE = 32, KEYS = 64, BLOCKS = 8;  // of a partition
 
 // ---- keys and values to pages
 
-// k and v [rows, kv_heads, d] f32 to their slots (page * PAGE + place), rounded; four elements a thread.
+// k and v [rows, kv_heads, d] f32 to their slots (page * PAGE + place), rounded; four elements per thread.
 extern "C" __global__ void __launch_bounds__(256) attention_append(u16* keys, u16* values, const float* k, const float* v, const u32* slots, u32 rows, u32 kv_heads, u32 d) {
     const u64 i = (u64)BLOCK_X * 256 + THREAD;
     const u32 width = kv_heads * d / 4;

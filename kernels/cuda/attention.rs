@@ -11,22 +11,22 @@ const PARTITION: usize = 512;
 const VECTORS: usize = 128;
 const WARP_VECTORS: usize = 16;
 
-/// Where the query rows of a pass stand, as the kernels want it: made once a pass, for all of its layers.
+/// Where the query rows of a pass lie, as the kernels read it. It is made once per pass, for all layers.
 #[derive(Debug)]
 pub struct AttentionPlan {
     shape: Shape,
-    /// Pages the cache has.
+    /// Number of pages in the cache.
     pages: usize,
     /// Partitions that runs of few rows get at least; more do not change a bit.
     partitions: usize,
     lists: Lists<Buffer<u32>>,
-    /// What they hold.
+    /// The same numbers on the host.
     numbers: Lists<Vec<u32>>,
-    /// Rows that q must have.
+    /// Number of rows of q.
     rows: usize,
 }
 
-/// Work items.
+/// The work items of the kernels.
 #[derive(Clone, Debug, Default)]
 struct Lists<T> {
     /// Blocks of many vectors, which take all partitions: 5 numbers each.
@@ -97,7 +97,7 @@ pub(super) fn check(shape: Shape) -> usize {
     group
 }
 
-/// Head sizes that there are kernels for, and the kernel for each.
+/// Head dimensions that have kernels, and the kernel of each.
 const WIDTHS: [usize; 4] = [16, 32, 64, 128];
 pub(super) type ByWidth = [&'static Entry; 4];
 
@@ -167,7 +167,7 @@ impl Gpu {
         Ok(AttentionPlan { shape, pages, partitions, lists, numbers, rows })
     }
 
-    /// Makes a plan that of other sequences, in place: as many, of as many rows, with tables as long. Lists that
+    /// Changes a plan in place to one for other sequences, whose numbers, rows and table lengths are the same. Lists that
     /// stay the same are not copied.
     ///
     /// # Panics
@@ -221,7 +221,7 @@ impl Gpu {
             }
             None => [None; 2],
         };
-        // Where sums of a row's first partitions wait for the others.
+        // The sums of a row's partitions, until they are joined.
         let waiting = match exact {
             None if !plan.lists.many.is_empty() => Some(self.uninitialized::<f32>(q.len())?),
             _ => None,
@@ -232,7 +232,7 @@ impl Gpu {
         if !many.is_empty() {
             let entry = pick(shape, &ROWS);
             let blocks = [many.len() / 5, kv_heads, 1];
-            // Tiles of keys, values and queries; maxima and sums of 4 vectors a thread.
+            // Tiles of keys, values and queries; maxima and sums of 4 vectors per thread.
             let shared_bytes = (64 + 64 + VECTORS) * row_bytes + 128 * 8 * size_of::<f32>();
             let grid = Grid { blocks, threads: 128, shared_bytes };
             let waiting = exact.or(waiting.as_ref());

@@ -12,7 +12,7 @@
 // Then a query sees those keys of its range that do not lie behind it. numbers [rows, heads, 2] f32: L log2(e) and delta;
 // dq, dk, dv f32. A tree's query vectors of a kv head (row by row, the group's heads side by side) are counted from its first
 // row, in tiles of 32. table: of 64 keys {first row, rows, the tree's first row, end of the rows that see them, tiles of ds
-// before}. ds: a tile of 64 keys and 32 vectors is 8 x 4 blocks of 8 x 8, each as a warp has it: a row of 16 bytes a key.
+// before}. ds: a tile of 64 keys and 32 vectors is 8 x 4 blocks of 8 x 8, each as a warp has it: a row of 16 bytes per key.
 // Items: keys, a place in the table; queries {the tree's first row, first tile, the tree's vectors, ranges of the table: two
 // bounds of the prompt's keys, two of others, 1 if sums begin with 0 plus 2 if they end}.
 // Launch: (items, kv_heads), four warps of 16 keys (d of 128) or two of 32, whose keys and values stay in registers;

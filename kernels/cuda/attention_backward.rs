@@ -49,22 +49,22 @@ pub fn attention_backward_bytes(trees: &[Tree], shape: Shape) -> usize {
 /// Tiles of a block of query vectors, as in attention_backward.cu.
 const TILES: usize = 4;
 
-/// Queries, keys and values of a training batch as its gradients need them, and what forward gave.
+/// Saved tensors: queries, keys and values of a training batch, and the results of the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSaved<'a> {
     /// `[rows, heads, head_dim]`, bf16, as forward took them.
     pub q: &'a Buffer<u16>,
     /// `[rows, kv_heads, head_dim]`, bf16, row by row (not in pages).
     pub k: &'a Buffer<u16>,
-    /// As k.
+    /// Values, shaped as k.
     pub v: &'a Buffer<u16>,
-    /// Forward's result in f32, as q.
+    /// The result of the forward pass in f32, shaped as q.
     pub y: &'a Buffer<f32>,
-    /// `[rows, heads]`.
+    /// ln Σ e^score, `[rows, heads]`.
     pub log_sums: &'a Buffer<f32>,
 }
 
-/// The trees of a training batch, as the gradients' kernels want them.
+/// The trees of a training batch, as the kernels read them.
 #[derive(Debug)]
 pub struct BackwardPlan {
     shape: Shape,
@@ -218,7 +218,7 @@ impl Gpu {
         self.backward_plan_within(trees, shape, DS_BYTES)
     }
 
-    /// The same with at most so many bytes of ds at a time; no bit depends on it.
+    /// As [`Gpu::backward_plan`], with at most `ds_bytes` bytes of ds at a time. No bit depends on it.
     pub(crate) fn backward_plan_within(
         &self,
         trees: &[Tree],

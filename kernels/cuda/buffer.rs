@@ -34,7 +34,7 @@ impl Element for u64 {}
 pub struct Buffer<T: Element> {
     address: u64,
     len: usize,
-    /// Bytes it has, and the workspace that it goes back to.
+    /// Its size in bytes, and the workspace that it goes back to.
     size: usize,
     workspace: Option<u64>,
     gpu: Gpu,
@@ -44,15 +44,15 @@ pub struct Buffer<T: Element> {
 /// Addresses by size.
 type Free = BTreeMap<usize, Vec<u64>>;
 
-/// Memory that waits to be used again.
+/// Free memory of the pool.
 #[derive(Default)]
 pub(super) struct Pool {
     free: Free,
-    /// Bytes from the driver, and how many of them wait.
+    /// Bytes taken from the driver, and how many of them are free.
     reserved: usize,
     waiting: usize,
     most: usize,
-    /// What no buffer holds of each workspace that lives. It counts as in use.
+    /// Free memory of each workspace that exists. It counts as in use.
     workspaces: BTreeMap<u64, Free>,
     next_workspace: u64,
     /// The workspace that memory is taken from during a capture.
@@ -66,7 +66,7 @@ impl Pool {
         self.next_workspace
     }
 
-    /// From now on its memory is as any other.
+    /// Ends a workspace: its memory goes back to the pool.
     pub(super) fn close_workspace(&mut self, id: u64) {
         for (size, addresses) in self.workspaces.remove(&id).unwrap_or_default() {
             self.waiting += size * addresses.len();
@@ -249,7 +249,7 @@ impl Gpu {
         }
     }
 
-    /// Gives what waits to be used again back to the driver.
+    /// Gives free memory of the pool back to the driver.
     pub fn trim(&self) -> Result<(), Error> {
         self.synchronize()?;
         self.empty(&mut lock(&self.0.pool));
@@ -262,13 +262,13 @@ impl Gpu {
         if free < 2 * lock(&self.0.pool).waiting { self.trim() } else { Ok(()) }
     }
 
-    /// Bytes of buffers and workspaces that live, and the most there were at once.
+    /// Bytes of buffers and workspaces that exist, and the most that existed at once.
     pub fn memory_in_use(&self) -> (usize, usize) {
         let pool = lock(&self.0.pool);
         (pool.reserved - pool.waiting, pool.most)
     }
 
-    /// Bytes that are free, what waits to be used again counted, and bytes of the device.
+    /// Bytes that are free, the pool's free memory included, and bytes of the device.
     pub fn memory(&self) -> Result<(usize, usize), Error> {
         let _entered = self.0.enter()?;
         let (free, total) = driver::memory(self)?;
@@ -303,7 +303,7 @@ impl Gpu {
             None => {
                 let mut address = driver::allocate(self, size)?;
                 if address.is_none() && workspace.is_none() {
-                    // What waits in other sizes may make room.
+                    // Free memory of other sizes may make room.
                     self.0.finish("making room")?;
                     self.empty(&mut pool);
                     address = driver::allocate(self, size)?;
@@ -322,22 +322,22 @@ impl Gpu {
 }
 
 impl<T: Element> Buffer<T> {
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The device it is on.
+    /// The device of the buffer.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// Where it begins, on the device: nothing the host may read.
+    /// Its device address, which the host cannot read from.
     pub(super) fn address(&self) -> u64 {
         self.address
     }

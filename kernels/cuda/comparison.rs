@@ -1,20 +1,20 @@
-//! What a comparison of a CUDA kernel with its CPU reference found.
+//! The result of comparing a CUDA kernel with its CPU reference.
 
 /// Results of one kernel, or of a few that only make sense together, against what they should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    /// What was checked.
+    /// Name of the check.
     pub check: &'static str,
-    /// Shape, and which of the results.
+    /// Shape, and which result.
     pub case: String,
-    /// Symbols of the kernels whose results these are: those that ran since the check's comparison before, or where
-    /// none did, that comparison's.
+    /// Symbols of the kernels that made the results: those that ran since the check's last comparison, or the kernels of
+    /// that comparison where none did.
     pub kernels: Vec<&'static str>,
-    /// Values compared.
+    /// Number of values compared.
     pub values: usize,
-    /// Largest error of a value; infinite for a NaN that should be none. Of values that are no numbers, how many differ.
+    /// Largest error of a value; infinite for an unexpected NaN. For values that are not numbers, how many differ.
     pub error: f64,
-    /// What it may be; 0 where bits must be the same.
+    /// The largest error allowed; 0 where bits must be the same.
     pub bound: f64,
 }
 

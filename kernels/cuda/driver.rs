@@ -1,4 +1,4 @@
-//! What cust does not wrap, through `cust::sys`: memory by address, copies and fills on a stream, launches with
+//! Driver functions that cust does not wrap, through `cust::sys`: memory by address, copies and fills on a stream, launches with
 //! more than 48 KiB of shared memory, graphs.
 
 use std::cell::Cell;
@@ -17,7 +17,7 @@ pub(super) fn describe(error: CudaError) -> String {
     format!("{error:?}")
 }
 
-/// Says what was done when the driver refused.
+/// Turns a refusal of the driver into an error that says what was being done.
 pub(super) fn check<T>(what: &str, result: Result<T, CudaError>) -> Result<T, Error> {
     result.map_err(|error| Error::Driver { what: what.into(), result: describe(error) })
 }
@@ -29,7 +29,7 @@ pub(super) fn check_raw(what: &str, result: CUresult) -> Result<(), Error> {
     Err(Error::Driver { what: what.into(), result: format!("{result:?}") })
 }
 
-/// Makes `context` that of this thread, unless it is.
+/// Makes `context` current on this thread, unless it is.
 pub(super) fn enter(context: &Context) -> Result<(), Error> {
     thread_local! {
         static CURRENT: Cell<usize> = const { Cell::new(0) };
@@ -54,7 +54,7 @@ impl Function {
         Function(function.to_raw())
     }
 
-    /// Lets the kernel have so much dynamic shared memory.
+    /// Allows the kernel this much dynamic shared memory.
     pub(super) fn allow_shared(self, symbol: &str, bytes: usize) -> Result<(), Error> {
         let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function's module is loaded as long as its Gpu lives.
@@ -94,10 +94,10 @@ impl Function {
     }
 }
 
-/// Device memory of so many bytes; `None` where there is no room.
+/// `bytes` bytes of device memory; `None` where there is no room.
 pub(super) fn allocate(gpu: &Gpu, bytes: usize) -> Result<Option<u64>, Error> {
     if gpu.counts() {
-        // Nobody looks there; 0 would be no address.
+        // Nobody reads there; 0 would be no address.
         return Ok(Some(1));
     }
     let mut address = 0;
@@ -181,7 +181,7 @@ pub(super) unsafe fn zero(gpu: &Gpu, to: u64, bytes: usize) -> Result<(), Error>
 /// Host memory the device copies from at full speed, in two halves that take turns. What is copied lies side by
 /// side in a half, so that small copies do not wait for each other.
 ///
-/// To be dropped when the stream has run all there was.
+/// It may be dropped only when the stream is idle.
 pub(super) struct Staging {
     memory: *mut u8,
     /// Recorded when a half is full.
@@ -231,7 +231,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Goes on in the other half, once what was copied from there has run.
+    /// Switches to the other half, once its copies have run.
     fn turn(&mut self, gpu: &Gpu) -> Result<(), Error> {
         check("recording an event", self.full[self.half].record(&gpu.0.opened("copying")?.stream))?;
         let other = 1 - self.half;
@@ -329,7 +329,7 @@ impl Drop for Executable {
 }
 
 impl Gpu {
-    /// Starts to measure time on the device.
+    /// Starts a timer on the device.
     pub fn timer(&self) -> Result<Timer, Error> {
         let _entered = self.0.enter()?;
         let event = || check("making an event", Event::new(EventFlags::DEFAULT));

@@ -1,6 +1,6 @@
 // Dropout: y = x m / (1 - p), m drawn by element; reference: cpu/dropout.rs, bit for bit. Masks are never stored.
 // Layout: f32 in, f32 or bf16 out, or bf16 in and out (one more rounding), lengths multiples of 4: a thread's four elements take the four words of a position.
-// Launch: 256 threads a block. Bound: the generator (about 60 integer instructions an element).
+// Launch: 256 threads per block. Bound: the generator (about 60 integer instructions per element).
 #include "common.cuh"
 
 DEV float4 load(const float* x, u32 i) { return ((const float4*)x)[i]; }

@@ -19,7 +19,7 @@ impl Gpu {
         unsafe { self.masked(entry, Arg::from(y), Arg::from(x), x.len(), mask) }
     }
 
-    /// The same from values that are rounded already, rounded again.
+    /// As [`Gpu::dropout`], from bf16 values to bf16.
     pub fn dropout_rounded(
         &self,
         y: &mut Buffer<u16>,

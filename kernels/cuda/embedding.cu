@@ -1,6 +1,6 @@
 // Embedding: y[i] = table[ids[i]], widened to f32; reference: cpu/embedding.rs.
 // Layout: table [vocab, n] bf16, y [ids, n] f32, n a multiple of 8. Ids were checked against vocab.
-// Launch: a block of 128 a row, eight elements a thread at a time. Bound: bytes.
+// Launch: one block of 128 threads per row; a thread takes eight elements at a time. Bound: bytes.
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) embedding_forward(float* y, const u32* ids, const u16* table, u32 n) {

@@ -1,10 +1,10 @@
-//! Every CUDA entry point: the PTX it is in, its symbol, its parameters.
+//! The table of CUDA entry points: PTX, symbol and parameters of each.
 
 /// A type of parameters, as PTX has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // their names say it
 pub enum Param {
-    /// Addresses too.
+    /// 64-bit integers, and addresses.
     U64,
     U32,
     F32,
@@ -14,11 +14,11 @@ pub enum Param {
 /// One `extern "C" __global__` function of `cuda/*.cu`.
 #[derive(Debug)]
 pub struct Entry {
-    /// File it is in, without `.cu`.
+    /// Stem of its file, without `.cu`.
     pub stem: &'static str,
     /// PTX of that file; empty in a build without feature `cuda`.
     pub module: &'static str,
-    /// Its name.
+    /// Its symbol in the PTX.
     pub symbol: &'static str,
     /// Types of its parameters, in order.
     pub params: &'static [Param],
@@ -202,7 +202,7 @@ mod tests {
         entries.collect()
     }
 
-    /// What is launched from Rust is what the compiler saw.
+    /// The parameters in the table are those in the PTX.
     #[test]
     fn the_table_is_the_compiled_ptx() {
         let mut modules = BTreeSet::new();

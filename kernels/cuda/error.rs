@@ -6,30 +6,30 @@ pub enum Error {
     /// Feature `cuda` is off.
     #[error("this build has no CUDA kernels; build with --features cuda, or use --device cpu")]
     Disabled,
-    /// No libcuda.so.1, or one that finds no device.
+    /// libcuda.so.1 cannot be opened, or finds no device.
     #[error(
         "there is no CUDA driver: libcuda.so.1 cannot be opened, or finds no GPU; install NVIDIA's \
          driver (525 or later), or use --device cpu"
     )]
     NoDriver,
-    /// Fewer devices than that.
+    /// There is no device of that number.
     #[error("there is no CUDA device {ordinal}: the driver finds {count}")]
     NoDevice {
-        /// Which was asked for.
+        /// Number that was asked for.
         ordinal: usize,
-        /// How many there are.
+        /// Number of devices.
         count: usize,
     },
-    /// Older than sm_80.
+    /// The device is older than sm_80.
     #[error(
         "{name} has compute capability {major}.{minor}; the kernels need 8.0 or later (Ampere)"
     )]
     OldDevice {
-        /// What the device calls itself.
+        /// The name that the driver gives.
         name: String,
-        /// Of its compute capability.
+        /// Major number of its compute capability.
         major: i32,
-        /// Of its compute capability.
+        /// Minor number of its compute capability.
         minor: i32,
     },
     /// The device's memory is full.
@@ -40,9 +40,9 @@ pub enum Error {
         wanted.div_ceil(1 << 20), free >> 20, total >> 20
     )]
     OutOfMemory {
-        /// Bytes.
+        /// Bytes that were asked for.
         wanted: usize,
-        /// Bytes, what waits to be used again not counted.
+        /// Bytes that are free on the device, without the free memory of the pool.
         free: usize,
         /// Bytes of the device.
         total: usize,
@@ -50,9 +50,9 @@ pub enum Error {
     /// The driver refused a call, or a kernel failed.
     #[error("CUDA: {what} failed: {result}")]
     Driver {
-        /// The kernel, or what was done.
+        /// The kernel, or the action.
         what: String,
-        /// The driver's name for it.
+        /// The driver's name of the error.
         result: String,
     },
 }

@@ -1,7 +1,7 @@
 // Rows of a matrix, some of them several times, and back: y[i] = x[rows[i]]; dx[r] = sum of dy[i] where rows[i] = r, in
 // the order of i. Reference: cpu/gather.rs, bit for bit.
 // Layout: x [.., n], y [rows, n] f32, n a multiple of 4. Row numbers were checked. Backward's lists are cpu/gather.rs's.
-// Launch: a block of 128 a row of what is written, four elements a thread at a time. Bound: bytes.
+// Launch: one block of 128 threads per row that is written; a thread takes four elements at a time. Bound: bytes.
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) gather_forward(float* y, const float* x, const u32* rows, u32 n) {

@@ -11,7 +11,7 @@ use super::{Buffer, Element, Error, Gpu, Opened, lock};
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arg {
-    /// Of a buffer's first element, or of none.
+    /// Address of a buffer's first element, or 0 for none.
     Address(u64),
     U32(u32),
     F32(f32),
@@ -66,9 +66,9 @@ impl From<f64> for Arg {
     }
 }
 
-/// Where results of a kernel go: as f32, or rounded to bf16 because a product comes next.
+/// The type of a kernel's results: f32, or bf16 where a product comes next.
 pub trait Output: Element {
-    /// Of the entry points for f32 and bf16, the one that writes this.
+    /// The entry point that writes this type, of those for f32 and bf16.
     fn pick(f32: &'static Entry, bf16: &'static Entry) -> &'static Entry;
 }
 
@@ -104,19 +104,19 @@ impl Grid {
         Grid { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
     }
 
-    /// The same blocks, of so many threads.
+    /// The same blocks, of `threads` threads.
     pub(super) fn threads(self, threads: usize) -> Grid {
         Grid { threads, ..self }
     }
 
-    /// Enough blocks of `threads` for `count` elements, `each` a thread.
+    /// Enough blocks of `threads` for `count` elements, `each` per thread.
     pub(super) fn over(count: usize, each: usize, threads: usize) -> Grid {
         Grid::new(count.div_ceil(each * threads), threads)
     }
 }
 
 impl Gpu {
-    /// Queues a kernel. A grid without blocks is nothing to do.
+    /// Queues a kernel. A grid without blocks does nothing.
     ///
     /// # Safety
     /// The addresses among `args` are valid for what the kernel does with them, on this grid.

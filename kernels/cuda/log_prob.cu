@@ -4,7 +4,7 @@
 // Layout: logits [rows, stride] f32, of which `width` are tokens, the first of them `first`; stride a multiple of 8, width
 // of 2048 unless it is the last;
 // sums [rows, 3] f64: max, S, W; distributions [rows, 4] f64: max, S, ln S, H; chosen [rows]: the token's logit.
-// Launch: log_prob_join and log_prob_backward a block of 256 a row, log_prob_finish a thread a row.
+// Launch: log_prob_join and log_prob_backward one block of 256 threads per row, log_prob_finish one thread per row.
 // Bound: bytes of logits.
 #include "log_prob.cuh"
 

@@ -5,7 +5,7 @@ use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu, Operands};
 use crate::cpu::log_prob::{LogitsError, RowError, VOCAB_BLOCK, inverse_of};
 
-/// Logits that exist at a time: 32 MB, which stay in an A100's second-level cache between the kernels.
+/// Number of logits that exist at a time: 32 MB, which stay in an A100's second-level cache between the kernels.
 const LOGITS: usize = 8 << 20;
 /// Blocks of the vocabulary in a part, at most: those one pass of the kernel takes.
 const BLOCKS: usize = 16;
@@ -21,9 +21,9 @@ pub fn logits_columns(rows: usize) -> usize {
 pub struct Head<'a> {
     /// The weights.
     pub weight: &'a Buffer<u16>,
-    /// Tokens.
+    /// Number of tokens.
     pub vocab: usize,
-    /// Columns.
+    /// Number of columns.
     pub k: usize,
 }
 
@@ -32,7 +32,7 @@ pub fn padded_vocab(vocab: usize) -> usize {
     vocab.next_multiple_of(8)
 }
 
-/// softmax(z / T) of rows, as far as backward needs it.
+/// The softmax(z / T) of rows, reduced to what the backward pass needs.
 #[derive(Debug)]
 pub struct Distributions {
     /// `[rows, 4]`: max, S, ln S, H.
@@ -41,10 +41,10 @@ pub struct Distributions {
     inverse: f32,
 }
 
-/// Shown a part of the logits: its first token, its tokens, its columns.
+/// A function that gets a part of the logits: its first token, number of tokens and number of columns.
 type Visit<'a> = dyn FnMut(usize, usize, usize, &Buffer<f32>) -> Result<(), Error> + 'a;
 
-/// What the kernels' status numbers mean.
+/// The error of each status number of the kernels.
 pub(super) fn error_of(status: u32) -> Option<LogitsError> {
     match status {
         0 => None,

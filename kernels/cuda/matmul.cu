@@ -13,9 +13,9 @@
 // Layout: row-major, k and n multiples of 8. Tiles of x and w go through a ring of four stages of 32 k in shared
 // memory (cp.async), 16-byte chunks swizzled so that neither writing nor ldmatrix conflicts. A warp's tile is 64x64:
 // at 64x32 reading shared memory takes as long as multiplying. Results pass through shared memory once more, so
-// that 16 bytes a thread are stored and an epilogue sees whole rows.
-// Launch: a block of four warps a 128x128 tile of y (narrow 128x32, or 16x32 for few rows; tn 32x128), tiles in groups of eight rows of
-// tiles for the second-level cache. Two blocks a multiprocessor. few: a warp for each 8 columns.
+// that each thread stores 16 bytes and an epilogue sees whole rows.
+// Launch: one block of four warps per 128x128 tile of y (narrow 128x32, or 16x32 for few rows; tn 32x128), tiles in groups of eight rows of
+// tiles for the second-level cache. Two blocks per multiprocessor. few: a warp for each 8 columns.
 // Bound: tensor cores; few: bytes of w.
 #include "common.cuh"
 
@@ -340,7 +340,7 @@ FEW(16x32, 1, 32)
 FEW(64x16, 4, 16)
 FEW(64x32, 4, 32)
 
-// ---- factors of low rank
+// ---- LoRA's factors
 
 // LoRA's factors are f32. A product of f32 is that of its parts in bf16, high + low (the rest, below 2^-16, is
 // dropped with low times low): l b = high high + low high + high low, one pair of products with three times the rank.

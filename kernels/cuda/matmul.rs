@@ -10,7 +10,7 @@ pub const FEW_ROWS: usize = 128;
 /// Rows of x in a chunk of a factor's gradient: eight times the blocks for a batch of 4,096 rows.
 const CHUNK: usize = 512;
 
-/// Elements of k in a part of a low-rank product's sums, as in matmul.cu.
+/// Elements of k in a part of the sums of LoRA's hidden, as in matmul.cu.
 const PART: usize = 256;
 
 /// Values of f32 that wait to be added in the gradient of a LoRA factor `[rank, n]` over `rows`.
@@ -18,8 +18,8 @@ fn gradient_sums(rows: usize, rank: usize, n: usize) -> usize {
     rows.div_ceil(CHUNK) * 2 * rank * n
 }
 
-/// Parts that a low-rank product l = x·Fᵀ, for `x [m, n]` and a factor `[rank, n]`, is summed in: one part of n to
-/// a block where there are few, else all of them. There are `2·m·rank` values of f32 a part.
+/// Parts in which LoRA's hidden l = x·Fᵀ, for `x [m, n]` and a factor `[rank, n]`, is summed. A block takes one part of
+/// n where there are few blocks, else all parts. Each part has `2·m·rank` values of f32.
 fn hidden_slices([m, rank, n]: [usize; 3], multiprocessors: usize) -> usize {
     let few = m <= FEW_ROWS;
     let rows_of_block = if few { 16 } else { 128 };
@@ -38,9 +38,9 @@ pub struct Operands<'a> {
     pub x: &'a Buffer<u16>,
     /// Right side, bf16.
     pub w: &'a Buffer<u16>,
-    /// Row of w at which it begins: 0, or where a part of the vocabulary does.
+    /// First row of w that is read: 0, or the first row of a part of the vocabulary.
     pub first_row: usize,
-    /// What is summed over; a multiple of 8.
+    /// Length of the sums; a multiple of 8.
     pub k: usize,
 }
 
@@ -67,7 +67,7 @@ impl Factor {
         Operands { x: hidden, w: &self.columns, first_row: 0, k: 3 * self.rank }
     }
 
-    /// Rows of the factor.
+    /// The rank: rows of the factor.
     pub fn rank(&self) -> usize {
         self.rank
     }
@@ -184,7 +184,7 @@ impl Gpu {
         }
     }
 
-    /// Splits a factor `[rank, n]` into its parts: once an optimizer step.
+    /// Splits a factor `[rank, n]` into its bf16 parts. This is done once per optimizer step.
     pub fn factor(&self, x: &Buffer<f32>, [rank, n]: [usize; 2]) -> Result<Factor, Error> {
         assert!(rank > 0 && rank.is_multiple_of(8), "a rank of {rank}: not a multiple of 8");
         assert!(n > 0 && n.is_multiple_of(8), "a factor of {n} columns: not a multiple of 8");
@@ -212,7 +212,7 @@ impl Gpu {
         let (rank, n) = (*rank, *n);
         expect(self, "x", x, &[m, n]);
         rows.check_owner(self);
-        // One part of k to a block where there are few, else all of them: the same sums, in the same order.
+        // A block takes one part of k where there are few blocks, else all parts: the same sums, in the same order.
         let few = m <= FEW_ROWS;
         let (entry, rows_of_block, threads) = if few {
             (&entries::MATMUL_FEW_NARROW, 16, 64)

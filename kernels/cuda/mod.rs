@@ -1,10 +1,11 @@
-//! Launching the kernels of `cuda/*.cu`, through crate cust.
+//! CUDA kernels (`cuda/*.cu`) and the host code that launches them, through crate cust.
 //!
-//! [`Gpu`] is one device with one stream: what is queued runs in order, and a call returns before its work is
-//! done, but for those that bring results to the host. Every entry point of [`crate::cuda::entries`] has one safe function
-//! here, which asserts the shapes that make its memory accesses valid. Each has a CPU kernel for its reference: same
-//! formula, same rounding; what that takes as f32 and rounds to bf16 before a product lies on the device
-//! as bf16 (`u16`), rounded by the kernel that made it.
+//! [`Gpu`] is one device with one stream. Work is queued and runs in order. A call returns before its work is done,
+//! unless it brings results to the host. Every entry point of [`crate::cuda::entries`] has one safe function here,
+//! which asserts the shapes that make its memory accesses valid.
+//!
+//! The reference of each kernel is the CPU kernel of its name: same formula, same rounding. Where the CPU takes f32
+//! and rounds it to bf16 before a product, the device has bf16 (`u16`), rounded by the kernel that made it.
 //!
 //! Batch invariance holds here too: a row's bits depend on that row alone.
 
@@ -20,7 +21,7 @@ mod graph;
 mod launch;
 mod self_test;
 
-// A file of functions a kernel, beside the kernel.
+// One file of functions per kernel, beside the kernel.
 mod adamw;
 mod add;
 mod attention;
@@ -76,7 +77,7 @@ struct Inner {
     name: String,
     multiprocessors: usize,
     pool: Mutex<Pool>,
-    /// The kernel that was queued last: where work failed, it or one before it did.
+    /// The kernel that was queued last. If work fails, this kernel or one before it failed.
     last: Mutex<&'static str>,
     queued: Mutex<Queued>,
     /// Read-locked while something is queued, write-locked during a capture: both use the one stream.
@@ -85,7 +86,7 @@ struct Inner {
     opened: Option<Opened>,
 }
 
-/// What the driver has of a device. Dropped in this order, the context last.
+/// The driver's objects of a device. Dropped in this order, the context last.
 struct Opened {
     /// Functions by symbol. They live as long as their modules.
     functions: Mutex<HashMap<&'static str, driver::Function>>,
@@ -156,32 +157,32 @@ impl Gpu {
         }))
     }
 
-    /// Whether nothing runs on it (see [`Gpu::counting`]).
+    /// Whether the device only counts, and nothing runs on it (see [`Gpu::counting`]).
     pub fn counts(&self) -> bool {
         self.0.opened.is_none()
     }
 
-    /// Which of the machine's devices it is.
+    /// Number of the device in this machine.
     pub fn ordinal(&self) -> usize {
         self.0.ordinal
     }
 
-    /// What the device calls itself.
+    /// The name that the driver gives.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Multiprocessors it has.
+    /// Number of multiprocessors.
     pub fn multiprocessors(&self) -> usize {
         self.0.multiprocessors
     }
 
-    /// What the host has queued so far.
+    /// Counts of what the host has queued so far.
     pub fn queued(&self) -> Queued {
         *lock(&self.0.queued)
     }
 
-    /// Waits for all that is queued. Where a kernel failed, this says so.
+    /// Waits for all queued work. Fails if a kernel failed.
     pub fn synchronize(&self) -> Result<(), Error> {
         let _entered = self.0.enter()?;
         self.0.refuse_in_capture("waiting")?;
@@ -194,12 +195,12 @@ thread_local! {
     static CAPTURING: Cell<Option<(*const Inner, &'static str)>> = const { Cell::new(None) };
 }
 
-/// Held from before something is queued until it is: what one thread queues gets into no capture of another.
+/// Held while something is being queued, so that no thread's work gets into another thread's capture.
 #[must_use]
 struct Entered<'a>(#[allow(dead_code)] Option<RwLockReadGuard<'a, ()>>); // held, not read
 
 impl Inner {
-    /// Makes the context that of the calling thread, and waits for the end of another thread's capture.
+    /// Makes the context current on the calling thread, and waits for the end of another thread's capture.
     fn enter(&self) -> Result<Entered<'_>, Error> {
         if let Some(opened) = &self.opened {
             driver::enter(&opened.context)?;
@@ -208,7 +209,7 @@ impl Inner {
         Ok(Entered(self.captured().is_none().then(others)))
     }
 
-    /// What the driver has of the device, for what a device that counts does not do.
+    /// The driver's objects. Fails on a counting device, which cannot do what `doing` says.
     fn opened(&self, doing: &str) -> Result<&Opened, Error> {
         let counts =
             || Error::Driver { what: doing.into(), result: "the device only counts".into() };

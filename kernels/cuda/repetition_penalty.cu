@@ -1,8 +1,8 @@
 // Repetition penalty p: of every token that a row's sequence holds the logit z becomes z p where z < 0, else z / p.
 // Reference: cpu/repetition_penalty.rs, bit for bit.
 // Layout: logits [rows, stride] f32, changed where they lie. Words: the rows' penalties, then rows + 1 places in the list of
-// ids where each row's begin and the last ends, then that list, an id once a row and below the vocabulary.
-// Launch: a block of 256 a row. Bound: latency, an id is a load and a store at random.
+// ids where each row's begin and the last ends, then that list, each id once per row and below the vocabulary.
+// Launch: one block of 256 threads per row. Bound: latency; each id costs a load and a store at a random address.
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) repetition_penalty_apply(float* logits, const u32* words, u32 rows, u32 stride) {

@@ -2,13 +2,13 @@
 // y rounded once (then to bf16, where it goes into a product).
 // Layout: x, y [rows, n], w [n], n a multiple of 4 and at most 4096 (narrow: 256). With `heads`, QK-norm: rows are
 // rows * heads and n is head_dim.
-// Launch: wide, a block of 256 a row; narrow, a warp a row, four rows a block.
+// Launch: wide, one block of 256 threads per row; narrow, one warp per row, four rows per block.
 // Bound: bytes. x is read once and kept in registers; backward reads dy too.
 #include "common.cuh"
 
 constexpr int WIDE = 256, NARROW = 128;
 
-// A row in registers, four values a vector, `step` threads side by side.
+// A row in registers, four values per vector, `step` threads side by side.
 template <int VECTORS> struct Row {
     float4 v[VECTORS];
     DEV void load(const float* x, int n, int thread, int step) {

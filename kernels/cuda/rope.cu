@@ -2,7 +2,7 @@
 // y[i+h] = x[i+h] cos a + x[i] sin a, h = head_dim / 2; each product and sum is rounded.
 // Layout: x, y [rows, heads, head_dim] f32 (y bf16 where a product comes next), head_dim a multiple of 8; the table
 // [positions, head_dim] has a position's h cosines, then its h sines, made (and scaled) on the host. y may be x.
-// Launch: 256 threads a block, four pairs each. Bound: bytes.
+// Launch: 256 threads per block, four pairs each. Bound: bytes.
 #include "common.cuh"
 
 DEV void store(float* y, float4 v) { store_whole(y, v); }
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_bf16(u16* y, const float*
 
 // QK-norm and then the rotation, in one pass: y = rope(rms_norm(x)), the norm of each head as rms_norm.cu has it (reference:
 // cpu/rms_norm.rs and cpu/rope.rs in turn). w [head_dim], head_dim 64 or 128.
-// Launch: a warp a head, four a block; a lane has pairs i = lane * PAIRS and the next.
+// Launch: one warp per head, four per block; a lane has pairs i = lane * PAIRS and the next.
 DEV void take(float (&v)[1], const float* from) { v[0] = *from; }
 DEV void take(float (&v)[2], const float* from) { const float2 pair = *(const float2*)from; v[0] = pair.x, v[1] = pair.y; }
 DEV void put(float* to, const float (&v)[1]) { *to = v[0]; }

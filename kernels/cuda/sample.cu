@@ -5,7 +5,7 @@
 // over a list of candidates: counts and masses are integers, whose sums have no order.
 // Layout: logits [rows, stride] f32, of which vocab are tokens; a row's parameters are 12 words (Request below); scratch [rows, vocab] of candidates:
 // id, logit as an ordered integer, weight. Out [rows, 4]: token, log-probability, entropy, and 0 or what is wrong.
-// Launch: a block of 512 a row. Bound: latency; without truncation bytes of logits, which are read twice.
+// Launch: one block of 512 threads per row. Bound: latency; without truncation bytes of logits, which are read twice.
 #include "log_prob.cuh"
 
 constexpr int THREADS = 512, HALF_WARPS = THREADS / 16;

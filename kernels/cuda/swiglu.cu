@@ -1,7 +1,7 @@
 // SwiGLU: y = silu(gate) up, and its gradients; reference: cpu/swiglu.rs. matmul.cu has both as epilogues: here they
 // are for what does not come from a product on the tensor cores.
 // Layout: f32 in; f32 or, where a product comes next, bf16 out; lengths multiples of 4.
-// Launch: 256 threads a block, four elements each. Bound: bytes.
+// Launch: 256 threads per block, four elements each. Bound: bytes.
 #include "common.cuh"
 
 DEV void store(float* y, u32 i, float4 v) { ((float4*)y)[i] = v; }

@@ -42,7 +42,7 @@ pub struct Traffic {
 pub struct Shared {
     /// Warp instructions.
     pub requests: u64,
-    /// Passes through the 32 banks they took; one or, for 8 and 16 bytes a lane, 2 and 4 without a
+    /// Passes through the 32 banks they took; one or, for 8 and 16 bytes per lane, 2 and 4 without a
     /// conflict.
     pub wavefronts: u64,
 }

@@ -49,14 +49,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// So many blocks of so many threads, without dynamic shared memory.
+    /// `blocks` blocks of `threads` threads, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Shape {
         Shape { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
     }
 }
 
 impl Kernel {
-    /// Its name.
+    /// Its name in the PTX.
     pub fn name(&self) -> &str {
         &self.program.name
     }
@@ -67,7 +67,7 @@ impl Kernel {
     }
 
     /// Bytes of all parameters.
-    pub fn parameter_bytes(&self) -> usize {
+    pub(crate) fn parameter_bytes(&self) -> usize {
         self.program.parameter_bytes
     }
 
@@ -93,11 +93,6 @@ impl Device {
     /// The checks that are on.
     pub fn checks(&self) -> Checks {
         self.checks
-    }
-
-    /// Turns checks on or off. Memory that was allocated without a shadow stays without.
-    pub fn set_checks(&mut self, checks: Checks) {
-        self.checks = checks;
     }
 
     /// Threads of the host that blocks run on. Results do not depend on it unless the kernel's own
@@ -202,7 +197,7 @@ impl Device {
         let threads: u32 = shape.block.iter().product();
         let most = program.max_threads.unwrap_or(limits::THREADS_PER_BLOCK);
         if threads > most.min(limits::THREADS_PER_BLOCK) {
-            return refuse(format!("{threads} threads a block, of at most {most}"));
+            return refuse(format!("{threads} threads per block, of at most {most}"));
         }
         if let Some(required) = program.required_threads
             && required != shape.block

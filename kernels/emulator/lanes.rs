@@ -1,12 +1,12 @@
 //! Instructions that do the same to each of a warp's 32 lanes, and nothing else.
 //!
-//! They are tables: a line names the operation, its operands with their register class, and the value
-//! of one lane. [`lane_operations`] makes of each line a function over 32 lanes, compiled for each
+//! They are tables: each line names the operation, its operands with their register class, and the value
+//! of one lane. [`lane_operations`] turns each line into a function over 32 lanes, compiled for each
 //! instruction set so that the loop becomes vector instructions; a lowered instruction holds a
 //! pointer to the one for this processor.
 //!
 //! Registers lie in slots: 32 lanes of 32 bits (classes `W` and, read as f32, `F`), 32 lanes of 64
-//! bits (`D` and, read as f64, `G`), or one bit a lane (`P`). A 16-bit or 8-bit value lies in a `W`
+//! bits (`D` and, read as f64, `G`), or one bit per lane (`P`). A 16-bit or 8-bit value lies in a `W`
 //! slot with zeros above it.
 
 use std::sync::OnceLock;

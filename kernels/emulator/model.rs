@@ -2,7 +2,7 @@
 //! bounds the kernel. Modelled, not measured: latencies, the L2's hits and ptxas's scheduling are
 //! not in it.
 //!
-//! PTX instructions stand for those ptxas makes of them. It merges some (multiply and add, address
+//! PTX instructions stand for those that ptxas makes of them. It merges some (multiply and add, address
 //! arithmetic into accesses) and removes moves, so that the issue bound is an upper one; moves and
 //! packing are left out of it.
 
@@ -14,7 +14,7 @@ use crate::program::Category;
 pub struct Rates {
     /// Multiprocessors.
     pub multiprocessors: u64,
-    /// Cycles in a second.
+    /// Cycles per second.
     pub clock_hz: f64,
     /// Warp instructions issued: 4 schedulers, one each.
     pub issue: f64,
@@ -40,13 +40,13 @@ pub struct Rates {
     pub access_lanes: f64,
     /// Bytes from the L2, of the whole device.
     pub l2_bytes: f64,
-    /// Bytes a second from the device's memory.
+    /// Bytes per second from the device's memory.
     pub memory_bytes_per_second: f64,
 }
 
 /// The A100 80GB SXM4. Sources:
 /// - 108 multiprocessors, 1410 MHz boost, 1024 dense bf16 multiply-adds per multiprocessor and cycle
-///   (312 TFLOP/s), L2 reads of 5120 bytes a cycle, 2039 GB/s: NVIDIA A100 Tensor Core GPU
+///   (312 TFLOP/s), L2 reads of 5120 bytes per cycle, 2039 GB/s: NVIDIA A100 Tensor Core GPU
 ///   Architecture whitepaper (2020), tables 1 and 4, and the A100 80GB datasheet (2021);
 /// - lanes of each kind: CUDA C++ Programming Guide 13.0, table "Throughput of native arithmetic
 ///   instructions", column 8.0;

@@ -53,11 +53,6 @@ pub fn reset_counters() {
     with(|runtime| runtime.device.reset_counters());
 }
 
-/// Turns checks on or off for what is launched and allocated from now on.
-pub fn set_checks(checks: Checks) {
-    with(|runtime| runtime.device.set_checks(checks));
-}
-
 /// A report for each allocation that has not been freed; pending frees are carried out first.
 pub fn leaks() -> Vec<Report> {
     with(|runtime| {
@@ -123,7 +118,7 @@ struct Function {
 }
 
 struct Event {
-    /// Stream and ticket of the last record.
+    /// Stream and ticket of the last time that it was recorded.
     recorded: Option<(u64, u64)>,
     completed: Option<Instant>,
     timed: bool,

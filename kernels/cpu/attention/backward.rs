@@ -51,7 +51,7 @@ impl Tree {
         std::iter::once(self.prompt).chain(self.branches.iter().copied())
     }
 
-    /// Rows in all.
+    /// Total number of rows.
     ///
     /// # Panics
     /// If they cannot be counted: a sum that wrapped would let trees overlap.
@@ -61,18 +61,18 @@ impl Tree {
     }
 }
 
-/// What the backward pass reads.
+/// Saved tensors: what the backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
-    /// Queries as they went in, [rows, heads, head_dim].
+    /// Queries of the forward pass, [rows, heads, head_dim].
     pub q: &'a [f32],
-    /// Keys as they went into the cache, [rows, kv_heads, head_dim].
+    /// Keys before the cache rounds them, [rows, kv_heads, head_dim].
     pub k: &'a [f32],
-    /// Values, as keys.
+    /// Values, shaped as keys.
     pub v: &'a [f32],
-    /// The result, as q.
+    /// The result of the forward pass, shaped as q.
     pub y: &'a [f32],
-    /// [rows, heads].
+    /// ln Σ e^s of the forward pass, [rows, heads].
     pub log_sums: &'a [f32],
     /// Whether the cache was bf16.
     pub rounded: bool,
@@ -389,7 +389,7 @@ unsafe fn keys<V: Vector>(block: &mut Block<'_>, first: usize, count: usize, vis
     let (head_dim, group) = (block.head_dim, block.group);
     let vectors = block.rows * group;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    // SAFETY: the caller's promise; p and ds have KEYS elements a vector.
+    // SAFETY: the caller's promise; p and ds have KEYS elements per vector.
     unsafe {
         let (p, ds) = (block.p.as_mut_ptr(), block.ds.as_mut_ptr());
         let scores = |to| Rows { start: to, stride: KEYS };

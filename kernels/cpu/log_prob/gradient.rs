@@ -33,7 +33,7 @@ impl Default for GradientSums {
 
 /// Turns the next part of each row into its gradient dlogits, up to sign and scale. `logits [rows, _]` become the part's
 /// e_v, and 0 at the token, whose place in the part is `tokens[row]`. `dx [rows, k]`, the sum of e_v·w_v so far, is scaled
-/// to the new M. `sums` have [joined](join_rows) the part.
+/// to the new M. `sums` have [joined](super::join_rows) the part.
 pub fn dlogits_rows(
     cpu: &Cpu,
     partials: &mut [GradientSums],

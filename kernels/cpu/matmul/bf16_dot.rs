@@ -1,6 +1,6 @@
-//! Products of bf16 pairs (AVX-512 BF16) over panels of weights.
+//! Bf16 dot products: pairs of bf16 (AVX-512 BF16) over panels of weights.
 //!
-//! A lane holds one output, to which `vdpbf16ps` adds two products a step, in the order of k: one
+//! A lane holds one output, to which `vdpbf16ps` adds two products per step, in the order of k: one
 //! chain of additions from the first pair to the last, whatever the tile, the chunk, the number of
 //! rows or threads, and whether the panel was packed before or is packed on the way. So a row has the
 //! same bits in a prefill, in a decoding step and in training, with weights mapped or packed.
@@ -51,7 +51,7 @@ const AHEAD: usize = 4096;
 /// Weights `[n, k]` of y = x·wᵀ, and how to get a panel of them.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
-    /// As packed.
+    /// Packed panels.
     Panels(PanelSlice<'a>),
     /// Row by row.
     Rows { w: &'a [bf16], n: usize, k: usize },
@@ -62,7 +62,7 @@ pub(super) enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// n, k.
+    /// [n, k] of the weights.
     fn shape(&self) -> [usize; 2] {
         match *self {
             Source::Panels(panels) => panels.shape(),

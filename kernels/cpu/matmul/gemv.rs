@@ -1,5 +1,5 @@
-//! The dot form of the product: every output is a dot product of two contiguous rows, weights are
-//! read where they lie. For few rows of x, for AVX-512, and for sums in f64.
+//! GEMV, the form of the product for few rows of x: every output is a dot product of two contiguous
+//! rows, and weights are read where they lie. AVX-512 and sums in f64 use it for many rows too.
 //!
 //! The order of summation is fixed by k alone: chunks of 1024 elements, each summed lane by lane and
 //! reduced by one tree (dot.rs), chunk sums added to y in order. Sums in f64 are not cut into
@@ -23,7 +23,7 @@ pub(super) const CHUNK: usize = 1024;
 /// Most rows of x in a block: with chunks of bf16 384 KiB, with f32 768 KiB, of an L2 cache of 1 MiB.
 const ROW_BLOCK: usize = 192;
 
-/// Rows of w a task of many rows of x takes, if they are long: 128 KiB of bf16 a chunk.
+/// Rows of w that a task of many rows of x takes, if they are long: 128 KiB of bf16 per chunk.
 const COLUMN_BLOCK: usize = 64;
 
 /// Up to this many rows of x a task walks along w once; above, blocks of w are read again from L2.

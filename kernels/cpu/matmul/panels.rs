@@ -42,8 +42,8 @@ impl Panels {
         n.next_multiple_of(PANEL_ROWS) * k.div_ceil(2) * size_of::<u32>()
     }
 
-    /// Copies `w` `[n, k]` on all threads. Fails if the system has no memory for it. `copied` is told
-    /// of every part of w (a range of elements) that is not needed any more.
+    /// Copies `w` `[n, k]` on all threads. Fails if the system has no memory for it. `copied` is called
+    /// with each part of w (a range of elements) that is not needed any more.
     ///
     /// # Panics
     /// If [`Panels::suit`] does not hold.
@@ -75,7 +75,7 @@ impl Panels {
         Ok(Panels { memory, n, k })
     }
 
-    /// All of them.
+    /// All panels.
     pub fn whole(&self) -> PanelSlice<'_> {
         PanelSlice { data: &self.memory, n: self.n, k: self.k }
     }
@@ -87,12 +87,12 @@ impl<'a> PanelSlice<'a> {
         [self.n, self.k]
     }
 
-    /// Bytes of them.
+    /// Bytes of the panels.
     pub(crate) fn len_bytes(&self) -> usize {
         size_of_val(self.data)
     }
 
-    /// Some of its rows: whole panels, but for the last.
+    /// A range of rows: whole panels, except at the end of the matrix.
     ///
     /// # Panics
     /// If `rows` starts or ends inside a panel.

@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn warm_kernels_do_not_allocate() {
-        // A recording makes buffers.
+        // A profile that is recorded allocates buffers.
         let _alone = crate::cpu::profile::tests::alone();
         let (rows, n, k) = (40, 256, 512);
         let x = values(1, rows * k);

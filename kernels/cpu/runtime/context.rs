@@ -1,4 +1,4 @@
-//! The context every kernel takes first, and the operand types several kernels share.
+//! The context that every kernel takes first.
 
 use half::{bf16, f16};
 
@@ -124,7 +124,7 @@ impl Cpu {
     }
 
     /// Splits `rows` into ranges and runs `f(first, count)` on each, on several threads if the
-    /// whole is worth it. `row_cost` is about the number of f32 values touched a row.
+    /// whole is worth it. `row_cost` is about the number of f32 values touched per row.
     pub(crate) fn for_rows(&self, rows: usize, row_cost: usize, f: &(dyn Fn(usize, usize) + Sync)) {
         /// Values a task should touch at least: about 4 µs of work, as long as waking a worker.
         const TASK: usize = 16 * 1024;
@@ -141,23 +141,23 @@ impl Cpu {
 pub struct ScratchBytes([usize; 9]);
 
 impl ScratchBytes {
-    /// All parts.
+    /// The sum of all parts, in bytes.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|bytes| *bytes as u64).sum()
     }
 
-    /// What is there after the work of both, in either order.
+    /// The larger of both, part by part: what remains after both did their work.
     pub fn joined(mut self, other: ScratchBytes) -> ScratchBytes {
         self.0.iter_mut().zip(other.0).for_each(|(bytes, other)| *bytes = other.max(*bytes));
         self
     }
 }
 
-/// The first `len` elements of scratch memory, which grows if it has to; what they hold is zeros, or whatever the last
-/// kernel left. New memory is the system's, which gives pages when they are written to.
+/// The first `len` elements of scratch memory, which grows if it has to. They hold zeros, or what the last kernel left.
+/// The system provides the pages of new memory when they are first written to.
 pub(crate) fn grown<T: bytemuck::Zeroable>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
     if memory.len() < len {
-        // Before the new one is asked for.
+        // The old memory is freed before the new one is requested.
         *memory = Vec::new();
         *memory = bytemuck::zeroed_vec(len);
     }

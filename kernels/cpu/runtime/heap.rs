@@ -1,4 +1,5 @@
-//! The heap: an end with a sentence where there is no memory, and memory given back to the system.
+//! The program's allocator: it ends the process with a message where memory runs out, and gives freed memory back to
+//! the system.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -7,8 +8,8 @@ use std::{
 
 use crate::signals;
 
-/// Gives memory that was freed back to the system. glibc keeps it for later, and after many small values, such
-/// as those of a tokenizer's file, that is tens of megabytes which nobody asks for again. Elsewhere it does nothing.
+/// Gives freed memory back to the system. glibc keeps it for later: after many small values, such as those of a
+/// tokenizer's file, these are tens of megabytes that nobody needs again. On other systems it does nothing.
 pub fn give_back_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -20,8 +21,8 @@ pub fn give_back_freed() {
     }
 }
 
-/// The system's allocator. What cannot be had ends the process with a sentence, except inside [`fallible`]. For a program's
-/// `#[global_allocator]`.
+/// The system's allocator, for a program's `#[global_allocator]`. An allocation that fails ends the process with a message,
+/// except inside [`fallible`].
 #[derive(Debug)]
 pub struct Heap;
 
@@ -29,9 +30,9 @@ thread_local! {
     static FALLIBLE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Lets allocations that fail inside `work` be its own affair (`Vec::try_reserve`). Elsewhere one that fails ends the process
-/// with a sentence, where the program's allocator is [`Heap`]. Rust's own way to end is to print, which allocates, and can
-/// wait for ever on a lock that a panic holds.
+/// Runs `work`, in which an allocation may fail (`Vec::try_reserve`). Elsewhere a failed allocation ends the process with a
+/// message, where the program's allocator is [`Heap`]. Rust's own handler prints, which allocates, and can wait forever on
+/// a lock that a panic holds.
 pub fn fallible<T>(work: impl FnOnce() -> T) -> T {
     let outer = FALLIBLE.replace(true);
     let result = work();

@@ -25,7 +25,7 @@ const SPINS: usize = 48;
 /// nobody wants it. Without them decoding one sequence takes 8 % longer (2026-11-25).
 const YIELDS: usize = 100;
 
-/// Bytes of address space that there must be before another thread is started.
+/// Bytes of address space that must be free before another thread is started.
 const THREAD_ROOM: usize = 64 << 20;
 
 type Job = *const (dyn Fn(usize) + Sync);
@@ -53,7 +53,7 @@ struct Shared {
 struct Run {
     job: Job,
     caller: Thread,
-    /// What it is a part of, where that is recorded.
+    /// The op that it is a part of, where a profile is recorded.
     op: Option<profile::Op>,
 }
 
@@ -68,9 +68,9 @@ thread_local! {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller counted: `threads - 1` are started. Of fewer, where the system refuses one
-    /// (for its memory, or the user's number of them) or a limit of the address space leaves little for anything else: no
-    /// result depends on how many there are.
+    /// A pool of `threads` threads, the caller included: `threads - 1` are started. There are fewer where the system
+    /// refuses one (for lack of memory, or because of a limit per user), or where a limit of the address space leaves
+    /// little for anything else. No result depends on their number.
     pub fn new(threads: usize) -> Pool {
         assert!(threads > 0, "a pool needs at least one thread");
         let shared = Arc::new(Shared {
@@ -106,7 +106,7 @@ impl Pool {
         pool
     }
 
-    /// Whether it runs nothing.
+    /// Whether it only counts, and runs nothing.
     pub(super) fn counts(&self) -> bool {
         self.counted.is_some()
     }
@@ -218,7 +218,7 @@ impl Drop for Inside {
     }
 }
 
-/// One turn of waiting for another thread, the longer the more turns there were.
+/// One turn of waiting for another thread. Turns get longer.
 fn wait(turns: &mut usize) {
     *turns += 1;
     if *turns <= SPINS {

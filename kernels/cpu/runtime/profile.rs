@@ -56,7 +56,7 @@ struct Local {
 }
 
 struct Buffer {
-    /// Row of the trace.
+    /// Number of the row in the trace.
     row: usize,
     name: String,
     events: Vec<Event>,
@@ -102,7 +102,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// So many operations and bytes for each of `count` elements.
+    /// `flops` operations and `bytes` bytes for each of `count` elements.
     pub fn each(count: usize, flops: u64, bytes: u64) -> Work {
         let count = count as u64;
         Work { flops: count.saturating_mul(flops), bytes: count.saturating_mul(bytes) }
@@ -119,7 +119,7 @@ impl Work {
         }
     }
 
-    /// The same work and bytes of something else.
+    /// The same work and `bytes` more bytes.
     pub(crate) fn and_bytes(self, bytes: usize) -> Work {
         Work { bytes: self.bytes.saturating_add(bytes as u64), ..self }
     }
@@ -167,7 +167,7 @@ struct Open {
     start: Instant,
     work: Work,
     shape: Shape,
-    /// The span around it.
+    /// The enclosing span.
     outer: (&'static str, Kind),
 }
 

@@ -48,7 +48,7 @@ impl<V: Vector, W: Element> Dot for Widened<V, W> {
     }
 }
 
-/// The same with products, which are exact, and sums in f64.
+/// f32 inputs times weights of any element type, with exact products and sums in f64.
 pub(crate) struct WidenedDoubles<V, W>(PhantomData<(V, W)>);
 
 impl<V: Doubles, W: Element> Dot for WidenedDoubles<V, W> {
@@ -68,7 +68,7 @@ impl<V: Doubles, W: Element> Dot for WidenedDoubles<V, W> {
     }
 }
 
-/// What the sums of `D` are.
+/// The accumulate dtype of `D`.
 pub(crate) type Scalar<D> = <<D as Dot>::Sum as Simd>::Scalar;
 
 /// Where a sum of type S is written or added, with one rounding if the types differ.

@@ -19,8 +19,8 @@ impl Isa {
     /// All instruction sets, least capable first.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
-    /// The best one this CPU has, lowered (never raised) by the environment variable `J1_ISA` =
-    /// `portable`, `avx2`, `avx512` or `avx512bf16`; empty is as not set.
+    /// The best instruction set of this CPU, lowered (never raised) by the environment variable `J1_ISA` =
+    /// `portable`, `avx2`, `avx512` or `avx512bf16`; empty means not set.
     ///
     /// # Panics
     /// If `J1_ISA` names no instruction set; see [`Isa::from_environment`].
@@ -28,7 +28,7 @@ impl Isa {
         Isa::from_environment().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// As [`Isa::detect`], with an error where `J1_ISA` names no instruction set: a program asks for it first.
+    /// As [`Isa::detect`], with an error where `J1_ISA` names no instruction set: a program calls it first.
     pub fn from_environment() -> Result<Isa, UnknownIsa> {
         Isa::choose(std::env::var_os("J1_ISA").as_deref())
     }
@@ -38,7 +38,7 @@ impl Isa {
         Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
-    /// Whether this CPU has it.
+    /// Whether this CPU has the instruction set.
     pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -84,10 +84,10 @@ impl Isa {
     }
 }
 
-/// `J1_ISA` is none of the names.
+/// `J1_ISA` is not the name of an instruction set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownIsa {
-    /// What it is.
+    /// The value of `J1_ISA`.
     pub name: String,
 }
 

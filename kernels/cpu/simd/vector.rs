@@ -19,7 +19,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::{Avx512, Bf16Pairs, transposed};
 pub(crate) use portable::Portable;
 
-/// What sums are kept in.
+/// The accumulate dtype: f32 or f64.
 pub(crate) trait Scalar: Copy + Send + Sync + Default {
     const NEG_INFINITY: Self;
     /// n^-1/2.

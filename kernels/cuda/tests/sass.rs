@@ -1,5 +1,5 @@
 //! What ptxas makes of every kernel: no spills, no local memory, registers within what the intended occupancy
-//! leaves, and the instructions a kernel stands on. For sm_80 and sm_90, and with an older ptxas if `OLD_PTXAS`
+//! leaves, and the instructions that a kernel relies on. For sm_80 and sm_90, and with an older ptxas if `OLD_PTXAS`
 //! names one. Skipped, with a message, where the CUDA tools are not beside the nvcc that built this.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::cuda::entries::{ENTRIES, Entry};
 
-/// Threads of a block, blocks a multiprocessor should hold, and of the compiled code, on sm_80 with CUDA 13.0:
+/// Threads of a block, blocks that a multiprocessor should hold, and of the compiled code, on sm_80 with CUDA 13.0:
 /// mma, asynchronous copies, ldmatrix, and 128-bit global loads and stores.
 const TABLE: &str = include_str!("sass.csv");
 

@@ -3,7 +3,7 @@
 
     python3 kernels/cuda/tests/seed_faults.py [--record] [--tests BINARY] [WORD ...]
 
-faults.csv has a line a bug: file and compiled stem; the kind of bug; after which text of the file (unique; may be empty)
+faults.csv has one line per bug: file and compiled stem; the kind of bug; after which text of the file (unique; may be empty)
 which text of one line is replaced by which; the test that runs; and what reported it: a check of the emulator (its
 FaultKind) or, where all checks passed, the test itself. Each test must first pass without a bug. A bug costs a run of
 nvcc and one of the kernels' test binary, which takes the compiled stem through J1_TEST_PTX. Exits 1 if a bug is not

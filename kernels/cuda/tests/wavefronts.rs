@@ -22,7 +22,7 @@ fn assert_no_conflicts(gpu: &Gpu, prefix: &str, kernels: usize) {
         seen += 1;
         let matrices = 4 * kernel.warps(Category::LoadMatrix);
         assert_eq!(kernel.matrix_wavefronts, matrices, "ldmatrix of {}", kernel.name);
-        // Copies have 16 bytes a lane, other stores 8 at most.
+        // Copies have 16 bytes per lane, other stores 8 at most.
         let fewest =
             4 * kernel.warps(Category::CopyAsync) + 2 * kernel.warps(Category::SharedStore);
         let stores = kernel.shared_store.wavefronts;

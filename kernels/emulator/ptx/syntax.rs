@@ -42,7 +42,7 @@ pub(crate) struct Kernel {
     pub(crate) branch_targets: HashMap<String, Vec<String>>,
     pub(crate) shared: Vec<Variable>,
     pub(crate) local: Vec<Variable>,
-    /// `.maxntid` and `.reqntid`: threads a block may have, must have.
+    /// `.maxntid` and `.reqntid`: threads that a block may have, and must have.
     pub(crate) max_threads: Option<u32>,
     pub(crate) required_threads: Option<[u32; 3]>,
 }

@@ -19,7 +19,7 @@ pub(super) struct Stream {
     queue: VecDeque<(u64, Work)>,
     /// Ordered with the legacy default stream (made without `CU_STREAM_NON_BLOCKING`).
     pub(super) blocking: bool,
-    /// Work is recorded here instead, between begin and end of a capture.
+    /// During a capture, work goes here instead.
     pub(super) capture: Option<Vec<Work>>,
 }
 

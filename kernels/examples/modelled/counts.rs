@@ -22,7 +22,7 @@ impl Lab {
         Ok(Lab { gpu, runs: RefCell::default() })
     }
 
-    /// What the kernels that `work` queues count.
+    /// Counts of the kernels that `work` queues.
     pub(crate) fn count(
         &self,
         work: impl FnOnce(&Gpu) -> Result<(), Error>,

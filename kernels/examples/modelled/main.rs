@@ -1,4 +1,4 @@
-//! What the kernels would take on an A100 80GB: modelled from counts of the emulator, measured nowhere.
+//! The time that kernels would take on an A100 80GB, modelled from the emulator's counts. It was measured nowhere.
 //!
 //! ```sh
 //! cargo run -p kernels --features cuda --example modelled -- DATE      # from the repository's root
@@ -53,10 +53,10 @@ fn training(lab: &Lab, report: &mut Report) -> Result<(), Error> {
         let of_head = [figures(head.0), figures(head_backward.0)].concat();
         let of_head = of_head.into_iter().filter(|figure| figure.products > 0);
         let [dl, factors] = model::gradients(lab, model, TOKENS)?;
-        let low = [figures(model::low_rank(lab, model, TOKENS)?.0), figures(dl.0)].concat();
+        let hidden = [figures(model::low_rank(lab, model, TOKENS)?.0), figures(dl.0)].concat();
         let factors = figures(factors.0);
         large.extend(forward.iter().chain(&backward).cloned().chain(of_head.clone()));
-        small.extend(low.iter().chain(&factors).filter(|figure| figure.products > 0).cloned());
+        small.extend(hidden.iter().chain(&factors).filter(|figure| figure.products > 0).cloned());
         report.section(Section::new("gemm-forward", title("Products, forward"), forward));
         report.section(Section::new("gemm-dx", title("Products, gradients of inputs"), backward));
         report.section(Section::new(
@@ -64,7 +64,7 @@ fn training(lab: &Lab, report: &mut Report) -> Result<(), Error> {
             title("Products of the head, a part of 2,048 tokens"),
             of_head.collect(),
         ));
-        report.section(Section::new("lora", title("LoRA: x Aᵀ, dy B"), low));
+        report.section(Section::new("lora", title("LoRA: x Aᵀ, dy B"), hidden));
         report.section(Section::new("lora-gradient", title("LoRA: gradients of factors"), factors));
     }
     report.claim(Claim::tensor_bound(

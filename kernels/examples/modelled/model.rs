@@ -62,14 +62,14 @@ pub(crate) fn forward_products(
     adapter: bool,
 ) -> Result<Parts, Error> {
     let Model { hidden, ffn, .. } = *model;
-    let low = usize::from(adapter);
+    let lora = usize::from(adapter);
     let mut parts = Parts::default();
-    parts.add(1, [products::nt(lab, [m, QUERIES, hidden], low, false)?]);
-    parts.add(2, [products::nt(lab, [m, KEYS, hidden], low, false)?]);
-    parts.add(1, [products::nt(lab, [m, hidden, QUERIES], low, true)?]);
+    parts.add(1, [products::nt(lab, [m, QUERIES, hidden], lora, false)?]);
+    parts.add(2, [products::nt(lab, [m, KEYS, hidden], lora, false)?]);
+    parts.add(1, [products::nt(lab, [m, hidden, QUERIES], lora, true)?]);
     // Without an adapter the two small products are absent: 3 of 35 or of 67 steps, left in.
     parts.add(1, [products::nt_swiglu(lab, [m, ffn, hidden])?]);
-    parts.add(1, [products::nt(lab, [m, hidden, ffn], low, true)?]);
+    parts.add(1, [products::nt(lab, [m, hidden, ffn], lora, true)?]);
     Ok(parts)
 }
 
@@ -98,19 +98,19 @@ pub(crate) fn backward_products(lab: &Lab, model: &Model, m: usize) -> Result<Pa
 
 /// Gradients of a layer's fourteen factors: dl = s dy B, then dB and dA. Equal shapes together.
 pub(crate) fn gradients(lab: &Lab, model: &Model, m: usize) -> Result<[Parts; 2], Error> {
-    let (mut low, mut factors) = (Parts::default(), Parts::default());
+    let (mut lora, mut factors) = (Parts::default(), Parts::default());
     let mut of_outputs: Vec<usize> = projections(model).map(|[_, out]| out).to_vec();
     let mut widths: Vec<usize> = projections(model).into_iter().flatten().collect();
     for list in [&mut of_outputs, &mut widths] {
         list.sort_unstable();
     }
     for equal in of_outputs.chunk_by(|a, b| a == b) {
-        low.add(equal.len(), products::low_rank(lab, m, equal[0])?);
+        lora.add(equal.len(), products::low_rank(lab, m, equal[0])?);
     }
     for equal in widths.chunk_by(|a, b| a == b) {
         factors.add(equal.len(), products::gradient(lab, m, equal[0])?);
     }
-    Ok([low, factors])
+    Ok([lora, factors])
 }
 
 /// What a layer's forward pass has beside products and attention.
@@ -207,9 +207,9 @@ pub(crate) fn training_step(lab: &Lab, model: &Model) -> Result<Vec<(&'static st
 
     let rows_seconds = seconds(&forward_rows(lab, model, m)?.0);
     let bare = layers * (seconds(&forward_products(lab, model, m, false)?.0) + rows_seconds);
-    let low = seconds(&low_rank(lab, model, m)?.0);
+    let lora = seconds(&low_rank(lab, model, m)?.0);
     let adapted =
-        layers * (seconds(&forward_products(lab, model, m, true)?.0) + rows_seconds + low);
+        layers * (seconds(&forward_products(lab, model, m, true)?.0) + rows_seconds + lora);
     let attention_seconds = layers * attention::forward(lab, 2048, 128)?.seconds();
     let attention_back: f64 =
         attention::backward(lab, 2048, 128)?.iter().map(Figure::seconds).sum();

@@ -21,44 +21,44 @@ fn spread(mut counters: KernelCounters, blocks: usize, bytes: [usize; 2]) -> Ker
     counters
 }
 
-fn shape([m, n, k]: [usize; 3], low: usize, added: bool) -> String {
-    let low = if low > 0 { format!("+{}", low * PARTS) } else { String::new() };
-    format!("m{m} n{n} k{k}{low}{}", if added { " added" } else { "" })
+fn shape([m, n, k]: [usize; 3], lora: usize, added: bool) -> String {
+    let lora = if lora > 0 { format!("+{}", lora * PARTS) } else { String::new() };
+    format!("m{m} n{n} k{k}{lora}{}", if added { " added" } else { "" })
 }
 
-/// y = x wᵀ + `low` products with LoRA's factors, added to what is there if `added`.
+/// y = x wᵀ + `lora` products with LoRA's factors, added to what is there if `added`.
 pub(crate) fn nt(
     lab: &Lab,
     [m, n, k]: [usize; 3],
-    low: usize,
+    lora: usize,
     added: bool,
 ) -> Result<Figure, Error> {
-    plain(lab, "matmul_nt_f32", [m, n, k], low, added, false)
+    plain(lab, "matmul_nt_f32", [m, n, k], lora, added, false)
 }
 
 /// dx = dy w + dl A.
 pub(crate) fn nn(
     lab: &Lab,
     [m, n, k]: [usize; 3],
-    low: usize,
+    lora: usize,
     added: bool,
 ) -> Result<Figure, Error> {
-    plain(lab, "matmul_nn_f32", [m, n, k], low, added, true)
+    plain(lab, "matmul_nn_f32", [m, n, k], lora, added, true)
 }
 
 fn plain(
     lab: &Lab,
     kernel: &str,
     [m, n, k]: [usize; 3],
-    low: usize,
+    lora: usize,
     added: bool,
     backward: bool,
 ) -> Result<Figure, Error> {
     let bytes = |m: usize, n: usize, k: usize| {
         let out = 4 * m * n;
-        [2 * (m + n) * (k + low * PARTS) + if added { out } else { 0 }, out]
+        [2 * (m + n) * (k + lora * PARTS) + if added { out } else { 0 }, out]
     };
-    let name = format!("{kernel} low {low} added {added}");
+    let name = format!("{kernel} lora {lora} added {added}");
     let run = |[m, n, k]: [usize; 3]| {
         let mut y = lab.floats(m * n)?;
         let [x, w] = [lab.halves(m * k)?, lab.halves(n * k)?];
@@ -67,7 +67,7 @@ fn plain(
             Operands { x: &x, w: &w, first_row: 0, k },
             Operands { x: &lows[0], w: &lows[1], first_row: 0, k: PARTS },
         ];
-        let products = &all[..=low];
+        let products = &all[..=lora];
         lab.count(|gpu| match backward {
             true => gpu.matmul_backward(&mut y, products, [m, n], added),
             false => gpu.matmul(&mut y, products, [m, n], added),
@@ -84,8 +84,8 @@ fn plain(
     runs.check_bytes(kernel, |k| bytes(SIDE, SIDE, k));
     let [read, written] = bytes(m, n, k);
     let counters = spread(runs.at(kernel, k), m.div_ceil(128) * n.div_ceil(128), [read, written]);
-    let products = m * n * (k + low * PARTS);
-    Ok(Figure::new(shape([m, n, k], low, added), counters, read + written, products))
+    let products = m * n * (k + lora * PARTS);
+    Ok(Figure::new(shape([m, n, k], lora, added), counters, read + written, products))
 }
 
 /// y = silu(gate) up of 2n rows of w, gate and up kept.
@@ -95,11 +95,11 @@ pub(crate) fn nt_swiglu(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Figure, Erro
     let runs = lab.runs(kernel.to_owned(), 1, 256, 128, |k| {
         let n = SIDE / 2;
         let [x, w] = [lab.halves(SIDE * k)?, lab.halves(2 * n * k)?];
-        let [low, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
+        let [hidden, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
         let [more, other] = [lab.halves(SIDE * PARTS)?, lab.halves(2 * n * PARTS)?];
         let product = |x, w, k| Operands { x, w, first_row: 0, k };
         let products =
-            [product(&x, &w, k), product(&low, &factor, PARTS), product(&more, &other, PARTS)];
+            [product(&x, &w, k), product(&hidden, &factor, PARTS), product(&more, &other, PARTS)];
         let mut y = lab.halves(SIDE * n)?;
         let [mut gate, mut up] = [lab.floats(SIDE * n)?, lab.floats(SIDE * n)?];
         lab.count(|gpu| gpu.matmul_swiglu(&mut y, Some([&mut gate, &mut up]), &products, [SIDE, n]))
@@ -117,9 +117,9 @@ pub(crate) fn nn_swiglu_backward(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Fig
     let bytes = |m: usize, n: usize, k: usize| [2 * (m + n) * (k + PARTS) + 8 * m * n, 4 * m * n];
     let runs = lab.runs(kernel.to_owned(), 1, 256, 128, |k| {
         let [x, w] = [lab.halves(SIDE * k)?, lab.halves(SIDE * k)?];
-        let [low, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(SIDE * PARTS)?];
+        let [hidden, factor] = [lab.halves(SIDE * PARTS)?, lab.halves(SIDE * PARTS)?];
         let product = |x, w, k| Operands { x, w, first_row: 0, k };
-        let products = [product(&x, &w, k), product(&low, &factor, PARTS)];
+        let products = [product(&x, &w, k), product(&hidden, &factor, PARTS)];
         let [gate, up] = [lab.floats(SIDE * SIDE)?, lab.floats(SIDE * SIDE)?];
         let [mut dgate, mut dup] = [lab.halves(SIDE * SIDE)?, lab.halves(SIDE * SIDE)?];
         lab.count(|gpu| {
@@ -164,10 +164,10 @@ pub(crate) fn low_rank(lab: &Lab, m: usize, k: usize) -> Result<[Figure; 2], Err
 /// A factor's gradient lᵀ dy [rank, n] over m rows: the chunks' products, and their sum.
 pub(crate) fn gradient(lab: &Lab, m: usize, n: usize) -> Result<[Figure; 2], Error> {
     // Four slices more from run to run: the loop over them is unrolled by four.
-    let runs = lab.runs("low-rank gradient".to_owned(), 1, 2048, 1024, |m| {
-        let [low, x] = [lab.halves(m * PARTS)?, lab.halves(m * SIDE)?];
+    let runs = lab.runs("LoRA gradient".to_owned(), 1, 2048, 1024, |m| {
+        let [hidden, x] = [lab.halves(m * PARTS)?, lab.halves(m * SIDE)?];
         let mut dw = lab.floats(RANK * SIDE)?;
-        lab.count(|gpu| gpu.matmul_gradient(&mut dw, &low, &x, [m, RANK, SIDE], true))
+        lab.count(|gpu| gpu.matmul_gradient(&mut dw, &hidden, &x, [m, RANK, SIDE], true))
     })?;
     let bytes = |m: usize, n: usize| [2 * m * (2 * RANK + n), 4 * m / 512 * 2 * RANK * n];
     runs.check_bytes("matmul_tn", |m| bytes(m, SIDE));
@@ -185,7 +185,7 @@ pub(crate) fn gradient(lab: &Lab, m: usize, n: usize) -> Result<[Figure; 2], Err
 pub(crate) fn few(
     lab: &Lab,
     [m, n, k]: [usize; 3],
-    low: usize,
+    lora: usize,
     added: bool,
 ) -> Result<Figure, Error> {
     let columns = if n.div_ceil(32) >= lab.gpu.multiprocessors() { 32 } else { 16 };
@@ -194,22 +194,22 @@ pub(crate) fn few(
     let own = if columns == 32 { 32 * lab.gpu.multiprocessors() } else { 64 };
     let bytes = |n: usize, k: usize| {
         let out = 4 * m * n;
-        [2 * (m + n) * (k + low * PARTS) + if added { out } else { 0 }, out]
+        [2 * (m + n) * (k + lora * PARTS) + if added { out } else { 0 }, out]
     };
-    let name = format!("{kernel}, {m} rows, low {low} added {added}");
+    let name = format!("{kernel}, {m} rows, lora {lora} added {added}");
     let runs = lab.runs(name, 1, 512, 128, |k| {
         let mut y = lab.floats(m * own)?;
         let [x, w] = [lab.halves(m * k)?, lab.halves(own * k)?];
         let [l, f] = [lab.halves(m * PARTS)?, lab.halves(own * PARTS)?];
         let product = |x, w, k| Operands { x, w, first_row: 0, k };
         let products = [product(&x, &w, k), product(&l, &f, PARTS)];
-        lab.count(|gpu| gpu.matmul(&mut y, &products[..=low], [m, own], added))
+        lab.count(|gpu| gpu.matmul(&mut y, &products[..=lora], [m, own], added))
     })?;
     runs.check_bytes(&kernel, |k| bytes(own, k));
     let [read, written] = bytes(n, k);
     let counters = spread(runs.at(&kernel, k), n / columns, [read, written]);
-    let products = m * n * (k + low * PARTS);
-    Ok(Figure::new(shape([m, n, k], low, added), counters, read + written, products))
+    let products = m * n * (k + lora * PARTS);
+    Ok(Figure::new(shape([m, n, k], lora, added), counters, read + written, products))
 }
 
 /// The same for gate and up, of which nothing is kept.

@@ -1,4 +1,4 @@
-//! The record and the page, and what was asked of the kernels beside what the model says.
+//! The record and the page, and the targets of the kernels beside what the model says.
 
 use std::{fmt::Write as _, fs};
 
@@ -210,7 +210,7 @@ impl Claim {
     }
 }
 
-/// Everything that is written.
+/// All sections that are written.
 pub(crate) struct Report {
     date: String,
     sections: Vec<Section>,

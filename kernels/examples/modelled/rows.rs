@@ -192,7 +192,7 @@ pub(crate) fn adamw(lab: &Lab, len: usize) -> Result<Figure, Error> {
     })
 }
 
-/// Sum of squares. Its grid is fixed and takes 2^18 elements a turn: other lengths count as the next multiple.
+/// Sum of squares. Its grid is fixed and takes 2^18 elements per turn: other lengths count as the next multiple.
 pub(crate) fn norm(lab: &Lab, len: usize) -> Result<Figure, Error> {
     let at = len.next_multiple_of(1 << 18);
     let size = Size { step: 1 << 18, at, shape: format!("e{at}"), fewest: 4 * at + 256 * 8 };

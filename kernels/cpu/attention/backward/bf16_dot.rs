@@ -3,7 +3,7 @@
 //! As in the forward pass, what meets another operand is rounded to bf16 first: dy, and of every block
 //! p and ds; all sums are f32, each one chain in the order of keys or of rows. Keys and values of a
 //! tree are packed once as panels; the gradients dk and dv are kept transposed, `[head_dim, keys]`, so
-//! that p and ds are panels of theirs as they come: rows of pairs of query vectors, a lane a key.
+//! that p and ds are panels of theirs as they come: rows of pairs of query vectors, one lane per key.
 //!
 //! Every segment of a tree (the prompt, a branch) starts at a multiple of 32 of the packed keys; the
 //! keys between are zero and seen by nobody.

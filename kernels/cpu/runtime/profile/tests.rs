@@ -5,7 +5,7 @@ use crate::cpu::{ComputeDtype, Cpu, Matrix, add, matmul, norm, product, rms_norm
 use serde_json::Value;
 use std::sync::MutexGuard;
 
-/// Held by tests that record, and by those that must not be recorded: a recording is the process's.
+/// Held by tests that record, and by those that must not be recorded: a recording covers the whole process.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     lock(&ALONE)

@@ -99,7 +99,7 @@ impl Trace {
             }
             self.text.push(b'"');
             if *kind == Kind::Kernel {
-                // Operations or bytes a nanosecond are billions a second.
+                // Operations or bytes per nanosecond are billions per second.
                 let rate = |amount: u64| amount as f64 / took_ns.max(1) as f64;
                 self.add(format_args!(
                     ",\"flops\":{},\"bytes\":{},\"GFLOP/s\":{:.3},\"GB/s\":{:.3}",
