@@ -514,7 +514,7 @@ fn lora(device: &Device, factors: &LoraFactors, layer: usize, which: Projection)
     let stream = (layer * Projection::ALL.len() + which as usize) as u32;
     let a = Tensor::from_slice(device, rank, a.len() / rank, a);
     let b_transposed = Tensor::from_slice(device, rank, n, &transposed(b, n, rank));
-    Lora { a, b_transposed, scale: *scale, stream, split: OnDevice::default() }
+    Lora::new(a, b_transposed, *scale, stream)
 }
 
 /// The transpose of a matrix `[rows, columns]`.

@@ -194,34 +194,32 @@ impl AdamW {
         learning_rate: f64,
         factors: &mut [Factor<'_>],
     ) -> Result<Outcome, DeviceError> {
-        let device = factors.first().map(|factor| factor.values.device().clone());
-        let Some(Device::Cuda(cuda)) = device else {
-            let longest = factors.iter().map(|factor| factor.values.len()).max().unwrap_or(0);
-            let missing = factors.iter().any(|factor| factor.gradient.is_none());
-            let zeros = vec![0.0; if missing { longest } else { 0 }];
-            let Some(device) = device else {
-                return Ok(Outcome::Updated { norm: 0.0, scale: 1.0 });
-            };
-            let mut parameters: Vec<Parameter> = factors
-                .iter_mut()
-                .map(|Factor { name, values, gradient }| Parameter {
-                    name,
-                    gradient: match gradient {
-                        Some(gradient) => gradient.data(),
-                        None => &zeros[..values.len()],
-                    },
-                    values: values.data_mut(),
-                })
-                .collect();
-            return Ok(self.step(device.host(), learning_rate, &mut parameters));
+        let Some(first) = factors.first() else {
+            return Ok(Outcome::Updated { norm: 0.0, scale: 1.0 });
         };
-        let _span = profile::phase("optimizer step", [factors.len()]);
-        assert_eq!(factors.len(), self.moments.len(), "number of parameters");
-        for (factor, moments) in factors.iter().zip(&self.moments) {
-            assert_eq!(factor.name, moments.name, "parameters are in another order");
-            assert_eq!(factor.values.len(), moments.first.len(), "length of {}", factor.name);
+        match first.values.device().clone() {
+            Device::Cpu(device) => {
+                let longest = factors.iter().map(|factor| factor.values.len()).max().unwrap_or(0);
+                let missing = factors.iter().any(|factor| factor.gradient.is_none());
+                let zeros = vec![0.0; if missing { longest } else { 0 }];
+                let parameters = factors.iter_mut().map(|Factor { name, values, gradient }| {
+                    let zeros = &zeros[..if gradient.is_none() { values.len() } else { 0 }];
+                    let gradient = gradient.map_or(zeros, Tensor::data);
+                    Parameter { name, gradient, values: values.data_mut() }
+                });
+                let mut parameters: Vec<Parameter> = parameters.collect();
+                Ok(self.step(device.cpu(), learning_rate, &mut parameters))
+            }
+            Device::Cuda(cuda) => {
+                let _span = profile::phase("optimizer step", [factors.len()]);
+                assert_eq!(factors.len(), self.moments.len(), "number of parameters");
+                for (Factor { name, values, .. }, moments) in factors.iter().zip(&self.moments) {
+                    assert_eq!(*name, moments.name, "parameters are in another order");
+                    assert_eq!(values.len(), moments.first.len(), "length of {name}");
+                }
+                cuda::step(self, &cuda, learning_rate, factors)
+            }
         }
-        cuda::step(self, &cuda, learning_rate, factors)
     }
 
     /// The kernel's numbers for step `self.steps` (1 is the first), computed in f64 as PyTorch does

@@ -68,6 +68,17 @@ impl Tensor {
         }
     }
 
+    /// The same for what only matmuls read: on a GPU in bf16.
+    pub(crate) fn uninitialized_for_matmul(device: &Device, rows: usize, columns: usize) -> Tensor {
+        match device {
+            Device::Cpu(_) => Tensor::uninitialized(device, rows, columns),
+            Device::Cuda(cuda) => {
+                let len = rows.checked_mul(columns).expect("tensor size fits usize");
+                Tensor::cuda_bf16(cuda, [rows, columns], cuda.run(|gpu| gpu.uninitialized(len)))
+            }
+        }
+    }
+
     /// A tensor of zeros.
     pub fn zeros(device: &Device, rows: usize, columns: usize) -> Tensor {
         match device {
@@ -143,17 +154,33 @@ impl Tensor {
         }
     }
 
-    /// The values on the GPU in bf16, rounded if they are not yet.
-    pub(crate) fn bf16(&self) -> Result<Arc<Buffer<u16>>, DeviceError> {
+    /// The values on the GPU, in bf16: of what [`Tensor::for_matmul`] returns, for example.
+    pub(crate) fn bf16(&self) -> &Buffer<u16> {
         match &self.storage {
-            Storage::CudaBf16(buffer) => Ok(buffer.clone()),
-            Storage::Cuda(x) => {
-                let gpu = x.gpu();
-                let mut y = gpu.uninitialized(x.len())?;
-                gpu.round(&mut y, x)?;
-                Ok(Arc::new(y))
+            Storage::CudaBf16(buffer) => buffer,
+            _ => panic!("{self:?} is not bf16 on a GPU that works"),
+        }
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn bf16_mut(&mut self) -> &mut Buffer<u16> {
+        match &mut self.storage {
+            Storage::CudaBf16(buffer) => {
+                Arc::get_mut(buffer).expect("a tensor that is shared is not written to")
             }
-            _ => panic!("{self:?} is not on a GPU that works"),
+            _ => panic!("not bf16 on a GPU that works"),
+        }
+    }
+
+    /// The values as matmuls read them: on a GPU in bf16, rounded if they are not yet; on a CPU as they are.
+    pub(crate) fn for_matmul(&self) -> Tensor {
+        match (&self.device, &self.storage) {
+            (Device::Cuda(cuda), Storage::Cuda(x)) => {
+                let mut y = Tensor::uninitialized_for_matmul(&self.device, self.rows, self.columns);
+                cuda.queue(|gpu| gpu.round(y.bf16_mut(), x));
+                y
+            }
+            _ => self.clone(),
         }
     }
 

@@ -23,7 +23,7 @@ use kernels::cuda::Buffer;
 
 use crate::checkpoint::config::Config;
 use crate::memory::{Room, room};
-use crate::tensor::device::Device;
+use crate::tensor::device::{CudaDevice, Device, DeviceError};
 
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,39 +53,36 @@ enum Layer {
         keys: Arena<f32>,
         values: Arena<f32>,
     },
-    /// bf16 on a GPU; `None` where it has failed.
-    Cuda(Option<[Buffer<u16>; 2]>),
+    /// bf16 on a GPU, or why it failed.
+    Cuda(CudaDevice, Result<[Buffer<u16>; 2], DeviceError>),
 }
 
 impl Layer {
     fn new(device: &Device, dtype: CacheDtype, len: usize) -> std::io::Result<Layer> {
-        if let Device::Cuda(cuda) = device {
-            assert_eq!(dtype, CacheDtype::Bf16, "a GPU's keys and values");
-            let both =
-                |gpu: &kernels::cuda::Gpu| Ok([gpu.lasting_zeros(len)?, gpu.lasting_zeros(len)?]);
-            return Ok(Layer::Cuda(cuda.run(both)));
-        }
-        Ok(match dtype {
-            CacheDtype::Bf16 => {
+        Ok(match (device, dtype) {
+            (Device::Cpu(_), CacheDtype::Bf16) => {
                 Layer::Bf16 { keys: Arena::zeroed(len)?, values: Arena::zeroed(len)? }
             }
-            CacheDtype::F32 => {
+            (Device::Cpu(_), CacheDtype::F32) => {
                 Layer::F32 { keys: Arena::zeroed(len)?, values: Arena::zeroed(len)? }
+            }
+            (Device::Cuda(cuda), _) => {
+                assert_eq!(dtype, CacheDtype::Bf16, "a GPU's keys and values");
+                let both =
+                    cuda.finish(|gpu| Ok([gpu.lasting_zeros(len)?, gpu.lasting_zeros(len)?]));
+                Layer::Cuda(cuda.clone(), both)
             }
         })
     }
 
-    fn copy(&mut self, device: &Device, from: std::ops::Range<usize>, to: usize) {
+    fn copy(&mut self, from: std::ops::Range<usize>, to: usize) {
         match self {
-            Layer::Cuda(both) => {
-                let Device::Cuda(cuda) = device else { unreachable!("made for a GPU") };
-                cuda.run(|gpu| {
-                    for buffer in both.as_mut().expect("the device works") {
-                        gpu.copy_within(buffer, to, from.start, from.len())?;
-                    }
-                    Ok(())
-                });
-            }
+            Layer::Cuda(cuda, both) => cuda.queue(|gpu| {
+                for buffer in both.as_mut().map_err(|error| error.clone())? {
+                    gpu.copy_within(buffer, to, from.start, from.len())?;
+                }
+                Ok(())
+            }),
             Layer::Bf16 { keys, values } => {
                 keys.copy_within(from.clone(), to);
                 values.copy_within(from, to);
@@ -170,7 +167,6 @@ impl std::error::Error for NoRoom {}
 
 /// Keys and values of all layers, in a fixed number of pages.
 pub struct KvCache {
-    device: Device,
     layers: Vec<Layer>,
     /// Keys a page holds in one layer, and values.
     page_len: usize,
@@ -223,7 +219,6 @@ impl KvCache {
         free.extend((0..pages as u32).rev());
         Ok(KvCache {
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
-            device: device.clone(),
             page_len,
             pages: all,
             free,
@@ -250,7 +245,7 @@ impl KvCache {
         match &self.layers[layer] {
             Layer::Bf16 { keys, values } => Cache::Bf16 { keys, values },
             Layer::F32 { keys, values } => Cache::F32 { keys, values },
-            Layer::Cuda(_) => panic!("keys and values are on a GPU"),
+            Layer::Cuda(..) => panic!("keys and values are on a GPU"),
         }
     }
 
@@ -259,14 +254,14 @@ impl KvCache {
         match &mut self.layers[layer] {
             Layer::Bf16 { keys, values } => CacheMut::Bf16 { keys, values },
             Layer::F32 { keys, values } => CacheMut::F32 { keys, values },
-            Layer::Cuda(_) => panic!("keys and values are on a GPU"),
+            Layer::Cuda(..) => panic!("keys and values are on a GPU"),
         }
     }
 
     /// Keys and values of one layer on a GPU that works.
     pub(crate) fn on_cuda(&self, layer: usize) -> [&Buffer<u16>; 2] {
         match &self.layers[layer] {
-            Layer::Cuda(Some([keys, values])) => [keys, values],
+            Layer::Cuda(_, Ok([keys, values])) => [keys, values],
             _ => panic!("keys and values are not on a GPU that works"),
         }
     }
@@ -274,7 +269,7 @@ impl KvCache {
     /// The same, to write to.
     pub(crate) fn on_cuda_mut(&mut self, layer: usize) -> [&mut Buffer<u16>; 2] {
         match &mut self.layers[layer] {
-            Layer::Cuda(Some([keys, values])) => [keys, values],
+            Layer::Cuda(_, Ok([keys, values])) => [keys, values],
             _ => panic!("keys and values are not on a GPU that works"),
         }
     }
@@ -352,7 +347,7 @@ impl KvCache {
             let page = self.take_page();
             let from = table.pages[full] as usize * self.page_len;
             for layer in &mut self.layers {
-                layer.copy(&self.device, from..from + self.page_len, page as usize * self.page_len);
+                layer.copy(from..from + self.page_len, page as usize * self.page_len);
             }
             pages.push(page);
         }

@@ -38,7 +38,6 @@ use crate::{
     },
     tensor::{
         Device, Tensor,
-        device::OnDevice,
         tape::{Gradients, Tape},
     },
 };
@@ -184,13 +183,8 @@ impl TrainedModel<'_> {
         let lora = |_, projection: Projection| {
             let [n, k] = projection.shape(config);
             let factor = |columns| Tensor::zeros(device, rank, columns);
-            (rank > 0 && self.targets.contains(&projection)).then(|| Lora {
-                a: factor(k),
-                b_transposed: factor(n),
-                scale: 1.0,
-                stream: 0,
-                split: OnDevice::default(),
-            })
+            (rank > 0 && self.targets.contains(&projection))
+                .then(|| Lora::new(factor(k), factor(n), 1.0, 0))
         };
         let mut model = Model::of(&weight, &lora, config.clone(), self.precision, device.clone())
             .expect("every tensor is there");

@@ -191,7 +191,7 @@ impl Model {
             parts.mlp.forget_factors();
             for (projection, linear) in parts.projections_mut() {
                 if let Some(lora) = &mut linear.lora {
-                    lora.split.clear();
+                    lora.forget_split();
                     let name = |is_a| ParameterName { layer, projection, is_a };
                     all.push((name(true), &mut lora.a));
                     all.push((name(false), &mut lora.b_transposed));

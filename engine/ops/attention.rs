@@ -11,15 +11,13 @@
 //! chunk of one, in decoding, and in training, where keys and values lie in pages as well while a
 //! layer is computed.
 
-mod cuda;
-
 use half::bf16;
 use kernels::{
     cpu::{
-        ComputeDtype,
+        ComputeDtype, Cpu,
         attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree},
     },
-    cuda::{AttentionPlan, BackwardPlan},
+    cuda::{AttentionPlan, AttentionSaved, BackwardPlan},
 };
 
 use super::gather;
@@ -27,7 +25,7 @@ use crate::{
     model::kv_cache::{CacheDtype, KvCache},
     tensor::{
         Id, Tensor,
-        device::{OnDevice, Resident},
+        device::{CudaDevice, Device, OnDevice, Resident},
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
@@ -53,11 +51,21 @@ pub(crate) fn append(
     rows: &Rows,
     shape: Shape,
 ) {
-    if k.device().is_cuda() {
-        return cuda::append(cache, layer, k, v, rows, shape);
+    let slots = rows.slots;
+    match k.device() {
+        Device::Cpu(device) => {
+            let kv = cache.layer_mut(layer);
+            attention::append(device.cpu(), kv, k.data(), v.data(), slots, shape);
+        }
+        Device::Cuda(cuda) => {
+            let room = cache.pages() * PAGE;
+            assert!(slots.iter().all(|&slot| (slot as usize) < room), "a slot beyond {room}");
+            cuda.queue(|gpu| {
+                let kv = cache.on_cuda_mut(layer);
+                gpu.attention_append(kv, [k.f32(), v.f32()], slots.on(gpu)?, shape)
+            });
+        }
     }
-    let cpu = k.device().host();
-    attention::append(cpu, cache.layer_mut(layer), k.data(), v.data(), rows.slots, shape);
 }
 
 /// Attends from each row of `q` (`[rows, heads·head_dim]`) to its sequence up to its own position.
@@ -68,13 +76,22 @@ pub(crate) fn attention(
     rows: &Rows,
     shape: Shape,
 ) -> Tensor {
-    if q.device().is_cuda() {
-        return cuda::attention(q, cache, layer, rows, shape);
+    let ([n, columns], Rows { spans, tables, plan, .. }) = (q.shape(), rows);
+    let mut y = Tensor::uninitialized_for_matmul(q.device(), n, columns);
+    match q.device() {
+        Device::Cpu(device) => {
+            let (cpu, kv) = (device.cpu(), cache.layer(layer));
+            attention::forward(cpu, y.data_mut(), None, q.data(), kv, tables, spans, shape);
+        }
+        Device::Cuda(cuda) => {
+            let q = q.for_matmul();
+            cuda.queue(|gpu| {
+                let make = || gpu.attention_plan(spans, tables, cache.pages(), shape, 0);
+                let plan = plan.get_or_make(make)?;
+                gpu.attention(y.bf16_mut(), None, q.bf16(), cache.on_cuda(layer), plan)
+            });
+        }
     }
-    let [n, columns] = q.shape();
-    let mut y = Tensor::uninitialized(q.device(), n, columns);
-    let (cpu, kv) = (q.device().host(), cache.layer(layer));
-    attention::forward(cpu, y.data_mut(), None, q.data(), kv, rows.tables, rows.spans, shape);
     y
 }
 
@@ -139,6 +156,12 @@ impl Layout {
         self.pages as usize
     }
 
+    /// The rows of k and v that completions have copies of, if any.
+    fn copied(&self, kv: [&Tensor; 2]) -> Option<[Tensor; 2]> {
+        let is_any = !self.copied_rows.is_empty();
+        is_any.then(|| kv.map(|x| gather::forward(x, &self.copied_rows)))
+    }
+
     /// The trees of its attention.
     pub(crate) fn trees(&self) -> &[Tree] {
         &self.trees
@@ -146,7 +169,7 @@ impl Layout {
 }
 
 /// Attention of a training batch: `q [rows, heads·head_dim]`, `k` and `v [rows, kv_heads·head_dim]`,
-/// keys and values rounded to `dtype` as the cache would.
+/// keys and values rounded to `dtype` as the cache would (on a GPU to bf16).
 pub(crate) fn packed_attention<'m>(
     tape: &mut Tape<'m>,
     [q, k, v]: [Tensor; 3],
@@ -156,18 +179,68 @@ pub(crate) fn packed_attention<'m>(
 ) -> Tensor {
     let [n, columns] = q.shape();
     assert_eq!(n, layout.rows, "attention: q is {:?}", q.shape());
-    if q.device().is_cuda() {
-        return cuda::packed_attention(tape, [q, k, v], layout, shape);
-    }
+    let recorded = tape.records(q.requires_grad() || k.requires_grad() || v.requires_grad());
     let device = q.device().clone();
-    let recording = tape.records(q.requires_grad() || k.requires_grad() || v.requires_grad());
-    let mut y = Tensor::uninitialized(&device, n, columns);
-    let mut log_sums = recording.then(|| Tensor::uninitialized(&device, n, shape.heads));
+    let mut y = Tensor::uninitialized_for_matmul(&device, n, columns);
+    let mut log_sums = recorded.then(|| Tensor::uninitialized(&device, n, shape.heads));
+    // What the backward pass reads of q, k, v and y.
+    let mut saved = None;
+    match &device {
+        Device::Cpu(device) => {
+            let wanted = log_sums.as_mut().map(Tensor::data_mut);
+            on_cpu(device.cpu(), y.data_mut(), wanted, [&q, &k, &v], layout, dtype, shape);
+            if recorded {
+                // They are read rounded, as the forward pass did.
+                let compute =
+                    if dtype == CacheDtype::Bf16 { ComputeDtype::Bf16 } else { ComputeDtype::F32 };
+                let qkv = [&q, &k, &v].map(|x| match tape.save(x) {
+                    Saved::Held(x) => Saved::rounded(&x, compute),
+                    again => again,
+                });
+                // As the matmul that reads y rounds it; LoRA's backward pass reads the same.
+                let y = Saved::rounded(&y, compute);
+                saved = Some((qkv, y));
+            }
+        }
+        Device::Cuda(cuda) => {
+            let mut exact = recorded.then(|| Tensor::uninitialized(q.device(), n, columns));
+            on_cuda(
+                cuda,
+                &mut y,
+                exact.as_mut().zip(log_sums.as_mut()),
+                [&q, &k, &v],
+                layout,
+                shape,
+            );
+            if let Some(y) = exact {
+                let v = Saved::Held(v.for_matmul());
+                saved = Some(([tape.save(&q), tape.save(&k), v], Saved::Held(y)));
+            }
+        }
+    }
+    if let Some(((qkv, kept), log_sums)) = saved.zip(log_sums) {
+        // The node's own handle on y is taken before y becomes a value of the tape.
+        let ids = [&q, &k, &v].map(|x| x.requires_grad().then_some(x.id()));
+        let node = Attention { qkv, ids, y: kept.clone(), log_sums, layout, dtype, shape };
+        tape.push(&mut y, node);
+        tape.shares(&y, &kept);
+    }
+    y
+}
 
-    let width = shape.kv_heads * shape.head_dim;
-    let elements = layout.pages as usize * PAGE * width;
+/// The CPU's pass: keys and values lie in pages while it runs.
+fn on_cpu(
+    cpu: &Cpu,
+    y: &mut [f32],
+    log_sums: Option<&mut [f32]>,
+    [q, k, v]: [&Tensor; 3],
+    layout: &Layout,
+    dtype: CacheDtype,
+    shape: Shape,
+) {
+    let elements = layout.pages() * PAGE * shape.kv_heads * shape.head_dim;
     let len = elements * dtype.size_bytes() / size_of::<f32>();
-    let [mut keys, mut values] = [(); 2].map(|()| Tensor::uninitialized(&device, 1, len));
+    let [mut keys, mut values] = [(); 2].map(|()| Tensor::uninitialized(q.device(), 1, len));
     let mut write = |k: &Tensor, v: &Tensor, slots: &[u32]| {
         let cache = match dtype {
             CacheDtype::Bf16 => CacheMut::Bf16 {
@@ -176,11 +249,10 @@ pub(crate) fn packed_attention<'m>(
             },
             CacheDtype::F32 => CacheMut::F32 { keys: keys.data_mut(), values: values.data_mut() },
         };
-        attention::append(device.host(), cache, k.data(), v.data(), slots, shape);
+        attention::append(cpu, cache, k.data(), v.data(), slots, shape);
     };
-    write(&k, &v, &layout.slots);
-    if !layout.copied_rows.is_empty() {
-        let [k, v] = [&k, &v].map(|x| gather::forward(x, &layout.copied_rows));
+    write(k, v, &layout.slots);
+    if let Some([k, v]) = layout.copied([k, v]) {
         write(&k, &v, &layout.copied_slots);
     }
     let cache = match dtype {
@@ -190,27 +262,35 @@ pub(crate) fn packed_attention<'m>(
         },
         CacheDtype::F32 => Cache::F32 { keys: keys.data(), values: values.data() },
     };
-    let Layout { tables, spans, .. } = layout;
-    let wanted = log_sums.as_mut().map(Tensor::data_mut);
-    attention::forward(device.host(), y.data_mut(), wanted, q.data(), cache, tables, spans, shape);
+    attention::forward(cpu, y, log_sums, q.data(), cache, &layout.tables, &layout.spans, shape);
+}
 
-    if let Some(log_sums) = log_sums {
-        let rounded = dtype == CacheDtype::Bf16;
-        let compute = if rounded { ComputeDtype::Bf16 } else { ComputeDtype::F32 };
-        // The node's own handle on y is taken before y becomes a value of the tape.
-        let ids = [&q, &k, &v].map(|x| x.requires_grad().then_some(x.id()));
-        let qkv = [&q, &k, &v].map(|x| match tape.save(x) {
-            // The backward pass reads them rounded, as the forward pass did.
-            Saved::Held(x) => Saved::rounded(&x, compute),
-            again => again,
-        });
-        // As the product that reads it rounds it; its low-rank update's backward pass reads the same.
-        let kept = Saved::rounded(&y, compute);
-        let node = Attention { qkv, ids, y: kept.clone(), log_sums, layout, rounded, shape };
-        tape.push(&mut y, node);
-        tape.shares(&y, &kept);
-    }
-    y
+/// The GPU's pass: queries, keys and values go through the tensor cores in bf16, and y is bf16, as the output projection
+/// reads it. `exact` takes y in f32 and the logarithms of softmax's sums.
+fn on_cuda(
+    cuda: &CudaDevice,
+    y: &mut Tensor,
+    exact: Option<(&mut Tensor, &mut Tensor)>,
+    [q, k, v]: [&Tensor; 3],
+    layout: &Layout,
+    shape: Shape,
+) {
+    let (copied, q) = (layout.copied([k, v]), q.for_matmul());
+    cuda.queue(|gpu| {
+        let len = layout.pages() * PAGE * shape.kv_heads * shape.head_dim;
+        let [mut keys, mut values] = [gpu.uninitialized(len)?, gpu.uninitialized(len)?];
+        let mut append = |rows: [&Tensor; 2], slots| {
+            gpu.attention_append([&mut keys, &mut values], rows.map(Tensor::f32), slots, shape)
+        };
+        append([k, v], layout.slots.on(gpu)?)?;
+        if let Some([k, v]) = &copied {
+            append([k, v], layout.copied_slots.on(gpu)?)?;
+        }
+        let make = || gpu.attention_plan(&layout.spans, &layout.tables, layout.pages(), shape, 0);
+        let plan = layout.plan.get_or_make(make)?;
+        let exact = exact.map(|(y, log_sums)| [y.f32_mut(), log_sums.f32_mut()]);
+        gpu.attention(y.bf16_mut(), exact, q.bf16(), [&keys, &values], plan)
+    });
 }
 
 struct Attention<'m> {
@@ -221,27 +301,47 @@ struct Attention<'m> {
     /// `[rows, heads]`.
     log_sums: Tensor,
     layout: &'m Layout,
-    rounded: bool,
+    dtype: CacheDtype,
     shape: Shape,
 }
 
 impl Backward for Attention<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let Attention { qkv, ids, y, log_sums, layout, rounded, shape } = *self;
+        let Attention { qkv, ids, y, log_sums, layout, dtype, shape } = *self;
         let [q, k, v] = qkv.each_ref().map(Saved::get);
         let y = y.get();
         let like = |x: &Tensor| Tensor::uninitialized(x.device(), x.shape()[0], x.shape()[1]);
         let [mut dq, mut dk, mut dv] = [q, k, v].map(like);
-        let saved = attention::Saved {
-            q: q.data(),
-            k: k.data(),
-            v: v.data(),
-            y: y.data(),
-            log_sums: log_sums.data(),
-            rounded,
-        };
-        let all = [dq.data_mut(), dk.data_mut(), dv.data_mut()];
-        attention::backward(dy.device().host(), all, dy.data(), saved, &layout.trees, shape);
+        match dy.device() {
+            Device::Cpu(device) => {
+                let saved = attention::Saved {
+                    q: q.data(),
+                    k: k.data(),
+                    v: v.data(),
+                    y: y.data(),
+                    log_sums: log_sums.data(),
+                    rounded: dtype == CacheDtype::Bf16,
+                };
+                let all = [dq.data_mut(), dk.data_mut(), dv.data_mut()];
+                attention::backward(device.cpu(), all, dy.data(), saved, &layout.trees, shape);
+            }
+            Device::Cuda(cuda) => {
+                let [q, k] = [q, k].map(Tensor::for_matmul);
+                cuda.queue(|gpu| {
+                    let make = || gpu.backward_plan(&layout.trees, shape);
+                    let plan = layout.backward_plan.get_or_make(make)?;
+                    let saved = AttentionSaved {
+                        q: q.bf16(),
+                        k: k.bf16(),
+                        v: v.bf16(),
+                        y: y.f32(),
+                        log_sums: log_sums.f32(),
+                    };
+                    let all = [dq.f32_mut(), dk.f32_mut(), dv.f32_mut()];
+                    gpu.attention_backward(all, dy.f32(), saved, plan)
+                });
+            }
+        }
         for (id, dx) in ids.into_iter().zip([dq, dk, dv]) {
             if let Some(id) = id {
                 gradients.add(id, dx);
@@ -282,7 +382,7 @@ mod tests {
         });
     }
 
-    /// Rounding y moves each of its values by at most 2⁻⁹, and D = dy·y by as much of |dy|·|y|.
+    /// ComputeDtype y moves each of its values by at most 2⁻⁹, and D = dy·y by as much of |dy|·|y|.
     #[test]
     fn what_is_kept_in_bf16_gives_gradients_near_those_in_f32() {
         let shape = Shape { heads: 4, kv_heads: 2, head_dim: 16 };

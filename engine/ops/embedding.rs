@@ -13,20 +13,15 @@ use crate::{
 /// Looks up `tokens` in `table` (`[vocab, n]`): `[tokens.len(), n]`. Panics on ids beyond the table.
 pub fn embedding(device: &Device, table: &Weight, tokens: &Resident<u32>) -> Tensor {
     let n = table.columns();
+    let mut y = Tensor::uninitialized(device, tokens.len(), n);
     match device {
-        Device::Cpu(_) => {
-            let mut y = Tensor::uninitialized(device, tokens.len(), n);
-            cpu::embedding::forward(device.host(), y.data_mut(), tokens, table.matrix(), n);
-            y
+        Device::Cpu(device) => {
+            cpu::embedding::forward(device.cpu(), y.data_mut(), tokens, table.matrix(), n);
         }
         Device::Cuda(cuda) => {
             cpu::gather::check(tokens, table.rows());
-            let y = cuda.run(|gpu| {
-                let mut y = gpu.uninitialized(tokens.len() * n)?;
-                gpu.embedding(&mut y, tokens.on(gpu)?, table.on(gpu)?, n)?;
-                Ok(y)
-            });
-            Tensor::cuda(cuda, [tokens.len(), n], y)
+            cuda.queue(|gpu| gpu.embedding(y.f32_mut(), tokens.on(gpu)?, table.on(gpu)?, n));
         }
     }
+    y
 }

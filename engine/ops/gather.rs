@@ -25,22 +25,15 @@ pub fn gather<'m>(tape: &mut Tape<'m>, x: &Tensor, rows: &'m Resident<u32>) -> T
 /// The same without a tape.
 pub(crate) fn forward(x: &Tensor, rows: &Resident<u32>) -> Tensor {
     let [from, n] = x.shape();
+    let mut y = Tensor::uninitialized(x.device(), rows.len(), n);
     match x.device() {
-        Device::Cpu(_) => {
-            let mut y = Tensor::uninitialized(x.device(), rows.len(), n);
-            gather::forward(x.device().host(), y.data_mut(), x.data(), rows, n);
-            y
-        }
+        Device::Cpu(device) => gather::forward(device.cpu(), y.data_mut(), x.data(), rows, n),
         Device::Cuda(cuda) => {
             gather::check(rows, from);
-            let y = cuda.run(|gpu| {
-                let mut y = gpu.uninitialized(rows.len() * n)?;
-                gpu.gather(&mut y, x.f32(), rows.on(gpu)?, n)?;
-                Ok(y)
-            });
-            Tensor::cuda(cuda, [rows.len(), n], y)
+            cuda.queue(|gpu| gpu.gather(y.f32_mut(), x.f32(), rows.on(gpu)?, n));
         }
     }
+    y
 }
 
 struct Gather<'m> {
@@ -55,23 +48,16 @@ impl Backward for Gather<'_> {
         let Gather { x, from, rows } = *self;
         let [_, n] = dy.shape();
         let places = Places::new(rows, from);
-        let dx = match dy.device() {
-            Device::Cpu(_) => {
-                let mut dx = Tensor::uninitialized(dy.device(), from, n);
-                gather::backward(dy.device().host(), dx.data_mut(), dy.data(), &places, n);
-                dx
+        let mut dx = Tensor::uninitialized(dy.device(), from, n);
+        match dy.device() {
+            Device::Cpu(device) => {
+                gather::backward(device.cpu(), dx.data_mut(), dy.data(), &places, n);
             }
-            Device::Cuda(cuda) => {
-                let dx = cuda.run(|gpu| {
-                    let [starts, sources] = [&places.starts, &places.sources];
-                    let lists = [gpu.upload(starts)?, gpu.upload(sources)?];
-                    let mut dx = gpu.uninitialized(from * n)?;
-                    gpu.gather_backward(&mut dx, dy.f32(), lists.each_ref(), n)?;
-                    Ok(dx)
-                });
-                Tensor::cuda(cuda, [from, n], dx)
-            }
-        };
+            Device::Cuda(cuda) => cuda.queue(|gpu| {
+                let lists = [gpu.upload(&places.starts)?, gpu.upload(&places.sources)?];
+                gpu.gather_backward(dx.f32_mut(), dy.f32(), lists.each_ref(), n)
+            }),
+        }
         gradients.add(x, dx);
     }
 }

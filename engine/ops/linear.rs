@@ -1,39 +1,41 @@
-//! A frozen projection with an optional bias and an optional low-rank update (LoRA, Hu et al.
-//! 2021, arXiv 2106.09685, equation 3), with dropout D on the update's input in training:
+//! A frozen projection with an optional bias and an optional LoRA adapter (Hu et al. 2021, arXiv 2106.09685,
+//! equation 3), with dropout D on the adapter's input in training:
 //!
 //! ```text
-//! l  = s·D(x)·Aᵀ              x [rows, k], A [r, k], l [rows, r]
-//! y  = x·Wᵀ + b + l·Bᵀ        W [n, k], b [n], B [n, r], y [rows, n]
+//! h  = s·D(x)·Aᵀ              x [rows, k], A [r, k], h [rows, r]
+//! y  = x·Wᵀ + b + h·Bᵀ        W [n, k], b [n], B [n, r], y [rows, n]
 //!
-//! dB = dyᵀ·l
-//! dl = s·dy·B
-//! dA = dlᵀ·D(x)
-//! dx = dy·W + D(dl·A)         D is linear and its own transpose
+//! dB = dyᵀ·h
+//! dh = s·dy·B
+//! dA = dhᵀ·D(x)
+//! dx = dy·W + D(dh·A)         D is linear and its own transpose
 //! ```
 //!
-//! `W` and `b` are frozen, so there is no `dW` and no `db`. `W` is read where the checkpoint's file
-//! is mapped, or packed (see [`Weight`]). With [`ComputeDtype::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet
-//! a bf16 `W`; the low-rank path takes f32 throughout.
+//! `W` and `b` are frozen, so there is no `dW` and no `db`. `W` is read where the checkpoint's file is mapped, or packed
+//! (see [`Weight`]). With [`ComputeDtype::Bf16`] the values of `x` and `dy` are rounded to bf16 before they meet a bf16 `W`.
+//! h, the hidden state of LoRA, and its products are in [`lora`].
 
-pub(crate) mod cuda;
+pub mod lora;
 
-pub use kernels::cpu::ComputeDtype;
-use kernels::cpu::{
-    Matrix,
-    dropout::{self, Mask},
-    matmul::{self, LowRank, Product},
-    philox::{RngKey, Stream},
-    product::{self, Left},
+use kernels::{
+    cpu::{
+        add,
+        matmul::{self, LowRank, Product},
+        product::{self, Left},
+    },
+    cuda::{Buffer, Gpu, Operands},
 };
 
+pub use self::lora::{Dropout, Lora};
 use crate::{
     checkpoint::weights::Weight,
     tensor::{
         Id, Tensor,
-        device::{OnDevice, Resident},
+        device::{Device, DeviceError, Resident},
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
+pub use kernels::cpu::ComputeDtype;
 
 /// One projection of the model.
 pub struct Linear {
@@ -45,70 +47,21 @@ pub struct Linear {
     pub lora: Option<Lora>,
 }
 
-/// The factors of a low-rank update. They are leaves: where they require a gradient, they get one.
-pub struct Lora {
-    /// A `[r, k]`.
-    pub a: Tensor,
-    /// Bᵀ `[r, n]`: every product with B then runs along rows.
-    pub b_transposed: Tensor,
-    /// s.
-    pub scale: f32,
-    /// Tells this projection's dropout masks from the others'.
-    pub stream: u32,
-    /// The factors as a GPU multiplies them; forgotten when they may change.
-    pub(crate) split: OnDevice<cuda::Split>,
-}
-
 /// How a pass goes through the projections.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     /// How matmuls round.
     pub compute: ComputeDtype,
-    /// Whether the low-rank updates take part. Without them the pass is the base model's.
+    /// Whether LoRA takes part. Without it the pass is the base model's.
     pub adapter: bool,
-    /// Dropout on their inputs: in training, if at all.
+    /// Dropout on the adapter's inputs: in training, if at all.
     pub dropout: Option<Dropout>,
 }
 
-/// Dropout of one pass.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Probability that an element is dropped.
-    pub probability: f32,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Number of the pass: each has masks of its own.
-    pub pass: u32,
-}
-
-impl Lora {
-    /// l·Bᵀ.
-    fn update<'a>(&'a self, low: &'a Tensor) -> LowRank<'a> {
-        let [rank, _] = self.b_transposed.shape();
-        LowRank { left: low.data(), right: self.b_transposed.data(), rank }
-    }
-}
-
-impl Pass {
-    fn adapter_compute(&self) -> ComputeDtype {
-        match self.compute {
-            ComputeDtype::Bf16 => ComputeDtype::F32,
-            ComputeDtype::F32 | ComputeDtype::F64 => self.compute,
-        }
-    }
-
-    /// A projection's mask; `None` without dropout.
-    fn mask(&self, lora: &Lora) -> Option<Mask> {
-        self.dropout.filter(|_| self.drops()).map(|dropout| {
-            let Dropout { probability, seed, pass } = dropout;
-            let sequence = u64::from(pass) << 32 | u64::from(lora.stream);
-            Mask { key: RngKey::new(seed, sequence, Stream::DROPOUT), probability }
-        })
-    }
-
-    /// Whether there is dropout.
-    pub(crate) fn drops(&self) -> bool {
-        self.dropout.is_some_and(|dropout| dropout.probability > 0.0)
+impl Linear {
+    /// Columns of y: n, on a GPU with columns for what pads the vocabulary.
+    fn columns(&self, device: &Device) -> usize {
+        self.weight.rows().next_multiple_of(if device.is_cuda() { 8 } else { 1 })
     }
 }
 
@@ -125,13 +78,10 @@ pub fn linear_all<'m, const N: usize>(
     linears: [&'m Linear; N],
     pass: Pass,
 ) -> [Tensor; N] {
-    let [rows, _] = x.shape();
-    // A GPU's logits have columns for what pads the vocabulary.
-    let align = if x.device().is_cuda() { 8 } else { 1 };
-    let ys = linears.map(|linear| {
-        Tensor::uninitialized(x.device(), rows, linear.weight.rows().next_multiple_of(align))
-    });
-    apply(tape, ys, None, x, linears, pass)
+    let ([rows, _], device) = (x.shape(), x.device());
+    let outputs =
+        linears.map(|linear| (linear, Tensor::uninitialized(device, rows, linear.columns(device))));
+    apply(tape, None, x, outputs, pass)
 }
 
 /// The residual connection: `residual [rows, n]` plus the projection of `x [rows, k]`, in place
@@ -143,186 +93,194 @@ pub fn linear_add<'m>(
     linear: &'m Linear,
     pass: Pass,
 ) -> Tensor {
-    let source = Source { id: residual.id(), requires_grad: residual.requires_grad() };
-    let [y] = apply(tape, [residual.into_owned()], Some(source), x, [linear], pass);
+    let source = Residual { id: residual.id(), requires_grad: residual.requires_grad() };
+    let [y] = apply(tape, Some(source), x, [(linear, residual.into_owned())], pass);
     y
 }
 
-struct Source {
+struct Residual {
     id: Id,
     requires_grad: bool,
 }
 
+/// One projection on its way: y is written, or grows where there is a residual.
+struct Output<'m> {
+    y: Tensor,
+    linear: &'m Linear,
+    /// The factors and h, where LoRA takes part.
+    adapter: Option<(&'m Lora, Tensor)>,
+}
+
 fn apply<'m, const N: usize>(
     tape: &mut Tape<'m>,
-    mut ys: [Tensor; N],
-    residual: Option<Source>,
+    residual: Option<Residual>,
     x: &Tensor,
-    linears: [&'m Linear; N],
+    outputs: [(&'m Linear, Tensor); N],
     pass: Pass,
 ) -> [Tensor; N] {
-    let [rows, k] = x.shape();
-    for (y, Linear { weight, .. }) in ys.iter().zip(linears) {
-        let n = weight.rows();
-        let align = if x.device().is_cuda() { 8 } else { 1 };
-        assert_eq!(weight.columns(), k, "linear: x is {:?}, the weight [{n}, _]", x.shape());
-        let columns = n.next_multiple_of(align);
+    let ([rows, k], device) = (x.shape(), x.device());
+    for (linear, y) in &outputs {
+        let shapes = (x.shape(), linear.weight.rows());
+        assert_eq!(linear.weight.columns(), k, "linear: x and the rows of the weight: {shapes:?}");
         assert_eq!(
             y.shape(),
-            [rows, columns],
-            "linear: x is {:?}, the weight [{n}, {k}]",
-            x.shape()
+            [rows, linear.columns(device)],
+            "linear: x and the rows of the weight: {shapes:?}"
         );
     }
-    if x.device().is_cuda() {
-        return cuda::apply(tape, ys, residual, x, linears, pass);
-    }
-    let device = x.device().clone();
-    let cpu = device.host();
-    let loras = linears.map(|linear| linear.lora.as_ref().filter(|_| pass.adapter));
-    let lows = loras.map(|lora| lora.map(|lora| low_rank(x, lora, pass)));
-    let mut parts = ys.iter_mut().zip(linears).zip(loras.iter().zip(&lows));
-    let mut products: [Product<'_>; N] = std::array::from_fn(|_| {
-        let ((y, linear), (lora, low)) = parts.next().expect("N of each");
-        Product {
-            y: y.data_mut(),
-            w: linear.weight.for_product(cpu, pass.compute, rows),
-            n: linear.weight.rows(),
-            accumulate: residual.is_some(),
-            low_rank: lora.zip(low.as_ref()).map(|(lora, low)| lora.update(low)),
-        }
+    let grows = residual.is_some();
+    let input = x.for_matmul();
+    let mut outputs = outputs.map(|(linear, y)| {
+        let lora = linear.lora.as_ref().filter(|_| pass.adapter);
+        Output { y, linear, adapter: lora.map(|lora| (lora, lora.hidden(&input, pass))) }
     });
-    matmul::forward_all(cpu, &mut products, x.data(), [rows, k], pass.compute);
+    match device {
+        Device::Cpu(device) => {
+            let mut products = outputs.each_mut().map(|Output { y, linear, adapter }| Product {
+                y: y.data_mut(),
+                w: linear.weight.for_product(device.cpu(), pass.compute, rows),
+                n: linear.weight.rows(),
+                accumulate: grows,
+                low_rank: adapter.as_ref().map(|(lora, hidden)| lora.delta(hidden)),
+            });
+            matmul::forward_all(device.cpu(), &mut products, x.data(), [rows, k], pass.compute);
+            for Output { y, linear, .. } in &mut outputs {
+                if let Some(bias) = &linear.bias {
+                    y.on_host(|y| {
+                        for row in y.chunks_exact_mut(bias.len()) {
+                            row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+                        }
+                    });
+                }
+            }
+        }
+        Device::Cuda(cuda) => {
+            for Output { y, linear, adapter } in &mut outputs {
+                let [_, n] = y.shape();
+                cuda.queue(|gpu| {
+                    let (x, w) = (input.bf16(), linear.weight.on(gpu)?);
+                    let mut products = vec![Operands { x, w, first_row: 0, k }];
+                    if let Some((lora, hidden)) = adapter {
+                        products.push(lora.split(gpu)?.b.forward(hidden.bf16()));
+                    }
+                    if let Some(bias) = &linear.bias {
+                        assert!(!grows, "a projection with a bias is not added");
+                        // The bias in every row.
+                        gpu.gather(y.f32_mut(), bias.on(gpu)?, &gpu.zeros(rows)?, n)?;
+                    }
+                    gpu.matmul(y.f32_mut(), &products, [rows, n], grows || linear.bias.is_some())
+                });
+            }
+        }
+    }
 
     let residual = residual.filter(|source| source.requires_grad).map(|source| source.id);
-    for (((y, linear), lora), low) in ys.iter_mut().zip(linears).zip(loras).zip(lows) {
-        let Linear { weight, bias, .. } = linear;
-        if let Some(bias) = bias {
-            y.on_host(|y| {
-                for row in y.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
-                }
-            });
-        }
-        let trained =
-            lora.is_some_and(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
+    outputs.map(|Output { mut y, linear, adapter }| {
+        let trained = adapter.as_ref().is_some_and(|(lora, _)| lora.requires_grad());
         if tape.records(residual.is_some() || x.requires_grad() || trained) {
-            let update = lora.zip(low).map(|(lora, low)| Update { lora, low, x: tape.save(x) });
+            let adapter = adapter.map(|(lora, hidden)| Adapter { lora, hidden, x: tape.save(x) });
             let x = x.requires_grad().then_some(x.id());
-            tape.push(y, Applied { residual, x, weight, update, pass });
+            tape.push(&mut y, Applied { residual, x, weight: &linear.weight, adapter, pass });
         }
-    }
-    ys
-}
-
-/// l = s·D(x)·Aᵀ.
-fn low_rank(x: &Tensor, lora: &Lora, pass: Pass) -> Tensor {
-    let ([rows, k], [rank, _]) = (x.shape(), lora.a.shape());
-    let masked = pass.mask(lora).map(|mask| dropped(x, mask));
-    let input = masked.as_ref().unwrap_or(x);
-    let mut low = Tensor::uninitialized(x.device(), rows, rank);
-    let (a, shape) = (Matrix::F32(lora.a.data()), [rows, rank, k]);
-    let (cpu, compute) = (x.device().host(), pass.adapter_compute());
-    matmul::forward(cpu, low.data_mut(), input.data(), a, shape, compute, false);
-    scale(&mut low, lora.scale);
-    low
-}
-
-fn dropped(x: &Tensor, mask: Mask) -> Tensor {
-    let [rows, k] = x.shape();
-    let mut masked = Tensor::uninitialized(x.device(), rows, k);
-    dropout::forward(x.device().host(), masked.data_mut(), x.data(), mask);
-    masked
-}
-
-fn scale(x: &mut Tensor, factor: f32) {
-    x.on_host(|x| x.iter_mut().for_each(|value| *value *= factor));
+        y
+    })
 }
 
 struct Applied<'m> {
     residual: Option<Id>,
-    /// Whose gradient is wanted.
+    /// The input, if its gradient is wanted.
     x: Option<Id>,
     weight: &'m Weight,
-    update: Option<Update<'m>>,
+    adapter: Option<Adapter<'m>>,
     pass: Pass,
 }
 
-/// What the low-rank update's backward pass reads.
-struct Update<'m> {
+/// What LoRA's backward pass reads.
+struct Adapter<'m> {
     lora: &'m Lora,
-    /// l.
-    low: Tensor,
+    /// h.
+    hidden: Tensor,
     x: Saved<'m>,
 }
 
 impl Backward for Applied<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let Applied { residual, x, weight, update, pass } = *self;
+        let Applied { residual, x, weight, adapter, pass } = *self;
         if let Some(residual) = residual {
             gradients.add(residual, dy.clone());
         }
-        let mask = update.as_ref().and_then(|update| pass.mask(update.lora));
-        let dlow = update.as_ref().map(|update| update.backward(&dy, mask, pass, gradients));
+        let dy = dy.for_matmul();
+        let adapter = adapter.map(|Adapter { lora, hidden, x }| {
+            let x = || x.get().for_matmul();
+            (lora, lora.hidden_backward(&dy, &hidden, x, pass, gradients))
+        });
         let Some(x) = x else { return };
         let ([rows, n], k) = (dy.shape(), weight.columns());
-        let device = dy.device();
-        let cpu = device.host();
-        let update = update.zip(dlow).map(|(update, dlow)| (update.lora, dlow));
-        let low_rank = update.as_ref().map(|(lora, dlow)| {
-            let [rank, _] = lora.a.shape();
-            LowRank { left: dlow.data(), right: lora.a.data(), rank }
-        });
-        let mut dx = Tensor::uninitialized(device, rows, k);
-        let w = weight.for_product(cpu, pass.compute, rows);
-        let (shape, fused) = ([rows, n, k], low_rank.filter(|_| mask.is_none()));
-        let (to, dy) = (dx.data_mut(), dy.data());
-        matmul::backward(cpu, to, dy, w, shape, pass.compute, false, fused);
-        if let (Some(mask), Some(LowRank { left, right, rank })) = (mask, low_rank) {
-            let mut part = Tensor::zeros(device, rows, k);
-            let shape = [rows, k, rank];
-            product::accumulate(cpu, part.data_mut(), left, Left::Rows, right, shape);
-            let part = dropped(&part, mask);
-            kernels::cpu::add::accumulate(cpu, dx.data_mut(), part.data());
+        let mut dx = Tensor::uninitialized(dy.device(), rows, k);
+        match dy.device() {
+            Device::Cpu(device) => {
+                let cpu = device.cpu();
+                let mask = adapter.as_ref().and_then(|(lora, _)| pass.mask(lora));
+                let low_rank = adapter.as_ref().map(|(lora, dhidden)| {
+                    let [rank, _] = lora.a.shape();
+                    LowRank { left: dhidden.data(), right: lora.a.data(), rank }
+                });
+                let w = weight.for_product(cpu, pass.compute, rows);
+                let (shape, fused) = ([rows, n, k], low_rank.filter(|_| mask.is_none()));
+                let (to, dy) = (dx.data_mut(), dy.data());
+                matmul::backward(cpu, to, dy, w, shape, pass.compute, false, fused);
+                if let (Some(mask), Some(LowRank { left, right, rank })) = (mask, low_rank) {
+                    let mut part = Tensor::zeros(dx.device(), rows, k);
+                    let shape = [rows, k, rank];
+                    product::accumulate(cpu, part.data_mut(), left, Left::Rows, right, shape);
+                    let part = lora::dropped_on_cpu(&part, mask);
+                    add::accumulate(cpu, dx.data_mut(), part.data());
+                }
+            }
+            Device::Cuda(cuda) => cuda.queue(|gpu| {
+                let own = Operands { x: dy.bf16(), w: weight.on(gpu)?, first_row: 0, k: n };
+                let adapter = adapter.as_ref().map(|(lora, dhidden)| (*lora, dhidden));
+                input_gradient(gpu, dx.f32_mut(), &[Part { own, adapter }], [rows, k], pass)
+            }),
         }
         gradients.add(x, dx);
     }
 }
 
-impl Update<'_> {
-    /// Adds the gradients of A and B, and returns dl.
-    fn backward(
-        &self,
-        dy: &Tensor,
-        mask: Option<Mask>,
-        pass: Pass,
-        gradients: &mut Gradients,
-    ) -> Tensor {
-        let Update { lora, low, x } = self;
-        let ([rows, n], [rank, k]) = (dy.shape(), lora.a.shape());
-        let device = dy.device();
-        let cpu = device.host();
-        let mut dlow = Tensor::uninitialized(device, rows, rank);
-        let (b, compute) = (Matrix::F32(lora.b_transposed.data()), pass.adapter_compute());
-        matmul::forward(cpu, dlow.data_mut(), dy.data(), b, [rows, rank, n], compute, false);
-        scale(&mut dlow, lora.scale);
-        if lora.b_transposed.requires_grad() {
-            let mut db = Tensor::zeros(device, rank, n);
-            let (shape, left) = ([rank, n, rows], Left::Columns);
-            product::accumulate(cpu, db.data_mut(), low.data(), left, dy.data(), shape);
-            gradients.add(lora.b_transposed.id(), db);
-        }
-        if lora.a.requires_grad() {
-            let x = x.get();
-            let masked = mask.map(|mask| dropped(x, mask));
-            let input = masked.as_ref().unwrap_or(x);
-            let mut da = Tensor::zeros(device, rank, k);
-            let (shape, left) = ([rank, k, rows], Left::Columns);
-            product::accumulate(cpu, da.data_mut(), dlow.data(), left, input.data(), shape);
-            gradients.add(lora.a.id(), da);
-        }
-        dlow
+/// A projection as far as the gradient of its input depends on it.
+pub(super) struct Part<'a> {
+    /// dy, and the rows of a weight that are its own.
+    pub(super) own: Operands<'a>,
+    /// The adapter's factors and dh.
+    pub(super) adapter: Option<(&'a Lora, &'a Tensor)>,
+}
+
+/// On a GPU, dx `[rows, k]` becomes Σ dy·W + D(dh·A) over projections of the same input.
+pub(super) fn input_gradient(
+    gpu: &Gpu,
+    dx: &mut Buffer<f32>,
+    parts: &[Part<'_>],
+    [rows, k]: [usize; 2],
+    pass: Pass,
+) -> Result<(), DeviceError> {
+    for (index, Part { own, adapter }) in parts.iter().enumerate() {
+        let Some((lora, dhidden)) = adapter else {
+            gpu.matmul_backward(dx, &[*own], [rows, k], index > 0)?;
+            continue;
+        };
+        let delta = lora.split(gpu)?.a.backward(dhidden.bf16());
+        let Some(mask) = pass.mask(lora) else {
+            gpu.matmul_backward(dx, &[*own, delta], [rows, k], index > 0)?;
+            continue;
+        };
+        gpu.matmul_backward(dx, &[*own], [rows, k], index > 0)?;
+        let mut part = gpu.uninitialized(rows * k)?;
+        gpu.matmul_backward(&mut part, &[delta], [rows, k], false)?;
+        let mut dropped = gpu.uninitialized::<f32>(rows * k)?;
+        gpu.dropout(&mut dropped, &part, mask)?;
+        gpu.add(dx, &dropped)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -336,8 +294,7 @@ mod tests {
         let [a, b_transposed] = [values(5, [rank, k]), values(6, [rank, n])];
         let weight = Weight::from_f32(n, k, values(4, [n, k]).data());
         let bias = Some(values(3, [1, n]).data().to_vec().into());
-        let split = OnDevice::default();
-        Linear { weight, bias, lora: Some(Lora { a, b_transposed, scale: 0.7, stream: 3, split }) }
+        Linear { weight, bias, lora: Some(Lora::new(a, b_transposed, 0.7, 3)) }
     }
 
     #[test]

@@ -21,14 +21,14 @@ use kernels::{
         log_prob::{self, GradientSums, RowError, Sums, VOCAB_BLOCK},
         matmul,
     },
-    cuda::{Distributions, Head},
+    cuda::{Distributions, Gpu, Head},
 };
 
 use crate::{
     checkpoint::weights::Weight,
     tensor::{
         Id, Tensor,
-        device::{Device, Resident},
+        device::{CudaDevice, Device, DeviceError, Resident},
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
@@ -71,14 +71,51 @@ pub fn log_prob<'m>(
     );
     let vocab = head.rows();
     check(tokens, vocab);
-    if x.device().is_cuda() {
-        return on_cuda(tape, x, head, targets);
+    let recorded = tape.records(x.requires_grad());
+    let (mut y, kept) = match x.device() {
+        Device::Cpu(_) => {
+            let (y, dx) = on_cpu(x, head, targets, compute, recorded)?;
+            (y, dx.map(Kept::Gradient))
+        }
+        // The logits are computed again in the backward pass, which the tensor cores do faster than memory gives back a
+        // sum of f32 for every row.
+        Device::Cuda(cuda) => {
+            let mut y = Tensor::uninitialized(x.device(), rows, 2);
+            let input = x.for_matmul();
+            let outcome = cuda.finish(|gpu| {
+                let (head, tokens, y) = (on(gpu, head)?, tokens.on(gpu)?, y.f32_mut());
+                let distributions = gpu.log_prob(y, input.bf16(), head, tokens, temperature)?;
+                Ok((gpu.check_distributions(&distributions)?, distributions))
+            });
+            let distributions = match outcome {
+                Ok((checked, distributions)) => checked.map(|()| Ok(distributions))?,
+                Err(failure) => Err(failure),
+            };
+            let cuda = cuda.clone();
+            let kept =
+                || Kept::Distributions { cuda, x: tape.save(x), head, tokens, distributions };
+            (y, recorded.then(kept))
+        }
+    };
+    if let Some(kept) = kept {
+        tape.push(&mut y, LogProb { x: x.id(), kept });
     }
+    Ok(y)
+}
 
+/// y and, if `wanted`, dl/dx.
+fn on_cpu(
+    x: &Tensor,
+    head: &Weight,
+    Targets { tokens, temperature }: Targets<'_>,
+    compute: ComputeDtype,
+    wanted: bool,
+) -> Result<(Tensor, Option<Tensor>), RowError> {
+    let ([rows, k], vocab) = (x.shape(), head.rows());
     let device = x.device();
     let cpu = device.host();
     let mut y = Tensor::uninitialized(device, rows, 2);
-    let mut all_dx = tape.records(x.requires_grad()).then(|| Tensor::zeros(device, rows, k));
+    let mut all_dx = wanted.then(|| Tensor::zeros(device, rows, k));
     for first in (0..rows).step_by(ROWS) {
         let count = ROWS.min(rows - first);
         let of_rows = first * k..(first + count) * k;
@@ -125,74 +162,11 @@ pub fn log_prob<'m>(
             log_prob::finish_dx(cpu, dx, w.data(), &parts, &distributions);
         }
     }
-    if let Some(dx) = all_dx {
-        tape.push(&mut y, LogProb { x: x.id(), dx });
-    }
-    Ok(y)
+    Ok((y, all_dx))
 }
 
-/// On a GPU the logits are computed again in the backward pass, which the tensor cores do faster than memory
-/// gives back a sum of f32 for every row.
-fn on_cuda<'m>(
-    tape: &mut Tape<'m>,
-    x: &Tensor,
-    head: &'m Weight,
-    targets: Targets<'m>,
-) -> Result<Tensor, RowError> {
-    let Device::Cuda(cuda) = x.device() else { unreachable!("asked before") };
-    let Targets { tokens, temperature } = targets;
-    let outcome = cuda.run(|gpu| {
-        let mut y = gpu.uninitialized(2 * tokens.len())?;
-        let (x, head, tokens) = (x.bf16()?, on(gpu, head)?, tokens.on(gpu)?);
-        let distributions = gpu.log_prob(&mut y, &x, head, tokens, temperature)?;
-        let checked = gpu.check_distributions(&distributions)?;
-        Ok((y, distributions, checked))
-    });
-    let (y, distributions) = match outcome {
-        Some((y, distributions, checked)) => {
-            checked?;
-            (Some(y), Some(distributions))
-        }
-        None => (None, None),
-    };
-    let mut y = Tensor::cuda(cuda, [tokens.len(), 2], y);
-    if tape.records(x.requires_grad()) {
-        let node = LogProbOnCuda { x: x.id(), saved: tape.save(x), head, tokens, distributions };
-        tape.push(&mut y, node);
-    }
-    Ok(y)
-}
-
-fn on<'a>(
-    gpu: &kernels::cuda::Gpu,
-    head: &'a Weight,
-) -> Result<Head<'a>, crate::tensor::device::DeviceError> {
+fn on<'a>(gpu: &Gpu, head: &'a Weight) -> Result<Head<'a>, DeviceError> {
     Ok(Head { weight: head.on(gpu)?, vocab: head.rows(), k: head.columns() })
-}
-
-struct LogProbOnCuda<'m> {
-    x: Id,
-    saved: Saved<'m>,
-    head: &'m Weight,
-    tokens: &'m Resident<u32>,
-    /// `None` where the device has failed.
-    distributions: Option<Distributions>,
-}
-
-impl Backward for LogProbOnCuda<'_> {
-    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let LogProbOnCuda { x, saved, head, tokens, distributions } = *self;
-        let Device::Cuda(cuda) = dy.device() else { unreachable!("recorded on a GPU") };
-        let shape = [tokens.len(), head.columns()];
-        let dx = cuda.run(|gpu| {
-            let distributions = distributions.as_ref().expect("the device works");
-            let mut dx = gpu.uninitialized(shape[0] * shape[1])?;
-            let (x, head, tokens) = (saved.get().bf16()?, on(gpu, head)?, tokens.on(gpu)?);
-            gpu.log_prob_backward(&mut dx, dy.f32(), &x, head, tokens, distributions)?;
-            Ok(dx)
-        });
-        gradients.add(x, Tensor::cuda(cuda, shape, dx));
-    }
 }
 
 /// Rows of the largest block for `rows` rows.
@@ -205,24 +179,51 @@ pub(crate) fn block_columns(count: usize) -> usize {
     (LOGITS / count / VOCAB_BLOCK).clamp(1, COLUMNS / VOCAB_BLOCK) * VOCAB_BLOCK
 }
 
-struct LogProb {
+struct LogProb<'m> {
     x: Id,
-    /// d log p / dx, `[rows, k]`.
-    dx: Tensor,
+    kept: Kept<'m>,
 }
 
-impl Backward for LogProb {
+/// What the backward pass reads.
+enum Kept<'m> {
+    /// dl/dx.
+    Gradient(Tensor),
+    /// What gives logits again on a GPU, and what softmax made of them; or why the GPU failed.
+    Distributions {
+        cuda: CudaDevice,
+        x: Saved<'m>,
+        head: &'m Weight,
+        tokens: &'m Resident<u32>,
+        distributions: Result<Distributions, DeviceError>,
+    },
+}
+
+impl Backward for LogProb<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let LogProb { x, dx } = *self;
-        let [_, k] = dx.shape();
-        let mut dx = dx.into_owned();
-        dx.on_host(|dx| {
-            for (dx, dy) in dx.chunks_exact_mut(k).zip(dy.data().chunks_exact(2)) {
-                assert_eq!(dy[1], 0.0, "log_prob: the entropy is not differentiated");
-                dx.iter_mut().for_each(|dx| *dx *= dy[0]);
+        let dx = match self.kept {
+            Kept::Gradient(dx) => {
+                let [_, k] = dx.shape();
+                let mut dx = dx.into_owned();
+                dx.on_host(|dx| {
+                    for (dx, dy) in dx.chunks_exact_mut(k).zip(dy.data().chunks_exact(2)) {
+                        assert_eq!(dy[1], 0.0, "log_prob: the entropy is not differentiated");
+                        dx.iter_mut().for_each(|dx| *dx *= dy[0]);
+                    }
+                });
+                dx
             }
-        });
-        gradients.add(x, dx);
+            Kept::Distributions { cuda, x, head, tokens, distributions } => {
+                let mut dx = Tensor::uninitialized(dy.device(), tokens.len(), head.columns());
+                let x = x.get().for_matmul();
+                cuda.queue(|gpu| {
+                    let (head, tokens) = (on(gpu, head)?, tokens.on(gpu)?);
+                    let to = dx.f32_mut();
+                    gpu.log_prob_backward(to, dy.f32(), x.bf16(), head, tokens, &distributions?)
+                });
+                dx
+            }
+        };
+        gradients.add(self.x, dx);
     }
 }
 

@@ -1,21 +1,17 @@
 //! The MLP with its residual connection:
 //!
 //! ```text
-//! y = r + swiglu(h·Wgateᵀ, h·Wupᵀ)·Wdownᵀ           h, r [rows, k], with LoRA's updates as in linear.rs
+//! y = r + swiglu(h·Wgateᵀ, h·Wupᵀ)·Wdownᵀ           h, r [rows, k], with LoRA as in linear.rs
 //! ```
 //!
 //! On the CPU it is those ops one after the other. On a GPU gate and up are one product whose epilogue is
 //! SwiGLU, and the gradient of down's input is one whose epilogue is SwiGLU's backward pass: gate and up in f32
-//! are all that is kept, beside h.
+//! are all that is saved, beside h.
 
 use kernels::cuda::{Buffer, Factor, Gpu, Operands};
 
 use super::{
-    linear::{
-        Linear, Lora, Pass,
-        cuda::{Part, factor, input_gradient, low_rank, low_rank_backward},
-        linear_add, linear_all,
-    },
+    linear::{Linear, Lora, Part, Pass, input_gradient, linear_add, linear_all, lora::factor},
     swiglu::swiglu,
 };
 use crate::tensor::{
@@ -64,6 +60,12 @@ impl Mlp {
         self.wide.get_or_make(|| Ok([one(&self.gate, 0, n)?, one(&self.up, n, 0)?]))
     }
 
+    /// The factors that take part, of gate, up and down.
+    fn loras(&self, pass: Pass) -> [Option<&Lora>; 3] {
+        [&self.gate, &self.up, &self.down]
+            .map(|linear| linear.lora.as_ref().filter(|_| pass.adapter))
+    }
+
     /// Takes the weights to the device now.
     pub(crate) fn upload(&self, gpu: &Gpu) -> Result<(), DeviceError> {
         self.stacked(gpu)?;
@@ -85,190 +87,141 @@ pub fn mlp<'m>(
     mlp: &'m Mlp,
     pass: Pass,
 ) -> Tensor {
-    if h.device().is_cuda() {
-        return on_cuda(tape, residual, &h, mlp, pass);
+    match h.device().clone() {
+        Device::Cpu(_) => {
+            let [gate, up] = linear_all(tape, &h, [&mlp.gate, &mlp.up], pass);
+            drop(h);
+            let gated = swiglu(tape, &gate, &up, pass.compute);
+            drop((gate, up));
+            linear_add(tape, residual, &gated, &mlp.down, pass)
+        }
+        Device::Cuda(cuda) => fused(tape, cuda, residual, &h, mlp, pass),
     }
-    let [gate, up] = linear_all(tape, &h, [&mlp.gate, &mlp.up], pass);
-    drop(h);
-    let gated = swiglu(tape, &gate, &up, pass.compute);
-    drop((gate, up));
-    linear_add(tape, residual, &gated, &mlp.down, pass)
 }
 
-/// What the forward pass leaves on a GPU: l of gate, up and down where they have one, and gate and up.
-struct Kept {
-    lows: [Option<Buffer<u16>>; 3],
-    gate_up: Option<[Buffer<f32>; 2]>,
-}
-
-fn on_cuda<'m>(
+fn fused<'m>(
     tape: &mut Tape<'m>,
+    cuda: CudaDevice,
     residual: Tensor,
     h: &Tensor,
     mlp: &'m Mlp,
     pass: Pass,
 ) -> Tensor {
-    let device = h.device().clone();
-    let Device::Cuda(cuda) = &device else { unreachable!("asked before") };
+    let ([rows, k], n) = (h.shape(), mlp.gate.weight.rows());
+    let device = h.device();
     let (id, grows) = (residual.id(), residual.requires_grad());
     let mut y = residual.into_owned();
     let loras = mlp.loras(pass);
-    let trained = loras
-        .iter()
-        .flatten()
-        .any(|lora| lora.a.requires_grad() || lora.b_transposed.requires_grad());
+    let trained = loras.iter().flatten().any(|lora| lora.requires_grad());
     let recorded = tape.records(grows || h.requires_grad() || trained);
-    let kept = cuda.run(|gpu| forward(gpu, &mut y, h, mlp, pass, recorded));
-    if recorded {
+
+    let input = h.for_matmul();
+    let hidden = |lora: Option<&Lora>, x: &Tensor| lora.map(|lora| lora.hidden(x, pass));
+    let [gate, up, down] = loras;
+    let first = [hidden(gate, &input), hidden(up, &input)];
+    let mut gated = Tensor::uninitialized_for_matmul(device, rows, n);
+    let mut gate_up = recorded.then(|| [(); 2].map(|()| Tensor::uninitialized(device, rows, n)));
+    cuda.queue(|gpu| {
+        let (x, w) = (input.bf16(), mlp.stacked(gpu)?);
+        let mut products = vec![Operands { x, w, first_row: 0, k }];
+        let wide = if pass.adapter { Some(mlp.wide(gpu)?) } else { None };
+        for (hidden, wide) in first.iter().zip(wide.into_iter().flatten()) {
+            if let (Some(hidden), Some(wide)) = (hidden, wide) {
+                products.push(wide.forward(hidden.bf16()));
+            }
+        }
+        let kept = gate_up.as_mut().map(|both| both.each_mut().map(Tensor::f32_mut));
+        gpu.matmul_swiglu(gated.bf16_mut(), kept, &products, [rows, n])
+    });
+    let last = hidden(down, &gated);
+    cuda.queue(|gpu| {
+        let (x, w) = (gated.bf16(), mlp.down.weight.on(gpu)?);
+        let mut products = vec![Operands { x, w, first_row: 0, k: n }];
+        if let (Some(lora), Some(hidden)) = (down, &last) {
+            products.push(lora.split(gpu)?.b.forward(hidden.bf16()));
+        }
+        gpu.matmul(y.f32_mut(), &products, [rows, k], true)
+    });
+    if let Some(gate_up) = gate_up {
         let ids = [grows.then_some(id), h.requires_grad().then_some(h.id())];
-        tape.push(&mut y, MlpOnCuda { mlp, pass, ids, h: tape.save(h), kept });
+        let [gate, up] = first;
+        let hidden = [gate, up, last];
+        tape.push(&mut y, Fused { mlp, cuda, pass, ids, h: tape.save(h), hidden, gate_up });
     }
     y
 }
 
-impl Mlp {
-    fn loras(&self, pass: Pass) -> [Option<&Lora>; 3] {
-        [&self.gate, &self.up, &self.down]
-            .map(|linear| linear.lora.as_ref().filter(|_| pass.adapter))
-    }
-}
-
-fn forward(
-    gpu: &Gpu,
-    y: &mut Tensor,
-    h: &Tensor,
-    mlp: &Mlp,
-    pass: Pass,
-    keep: bool,
-) -> Result<Kept, DeviceError> {
-    let ([rows, k], n) = (h.shape(), mlp.gate.weight.rows());
-    let [gate, up, down] = mlp.loras(pass);
-    let h = h.bf16()?;
-    let low = |lora: Option<&Lora>, x: &Buffer<u16>| {
-        lora.map(|lora| low_rank(gpu, x, lora, pass, rows)).transpose()
-    };
-    let first = [low(gate, &h)?, low(up, &h)?];
-    let mut products = vec![Operands { x: &h, w: mlp.stacked(gpu)?, first_row: 0, k }];
-    let wide = if pass.adapter { Some(mlp.wide(gpu)?) } else { None };
-    for (low, wide) in first.iter().zip(wide.into_iter().flatten()) {
-        if let (Some(low), Some(wide)) = (low, wide) {
-            products.push(wide.forward(low));
-        }
-    }
-    let mut gated = gpu.uninitialized(rows * n)?;
-    let mut gate_up = None;
-    if keep {
-        gate_up = Some([gpu.uninitialized(rows * n)?, gpu.uninitialized(rows * n)?]);
-    }
-    let kept = gate_up.as_mut().map(|[gate, up]| [gate, up]);
-    gpu.matmul_swiglu(&mut gated, kept, &products, [rows, n])?;
-
-    let last = low(down, &gated)?;
-    let mut products =
-        vec![Operands { x: &gated, w: mlp.down.weight.on(gpu)?, first_row: 0, k: n }];
-    if let (Some(lora), Some(low)) = (down, &last) {
-        products.push(lora.split(gpu)?.b.forward(low));
-    }
-    gpu.matmul(y.f32_mut(), &products, [rows, k], true)?;
-    let [gate, up] = first;
-    Ok(Kept { lows: [gate, up, last], gate_up })
-}
-
-struct MlpOnCuda<'m> {
+/// What the MLP on a GPU leaves for its backward pass.
+struct Fused<'m> {
     mlp: &'m Mlp,
+    cuda: CudaDevice,
     pass: Pass,
     /// Of the residual and of h, where their gradients are wanted.
     ids: [Option<Id>; 2],
     h: Saved<'m>,
-    /// `None` where the device has failed.
-    kept: Option<Kept>,
+    /// LoRA's hidden states of gate, up and down.
+    hidden: [Option<Tensor>; 3],
+    gate_up: [Tensor; 2],
 }
 
-impl Backward for MlpOnCuda<'_> {
+impl Backward for Fused<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let [residual, h] = self.ids;
+        let Fused { mlp, cuda, pass, ids: [residual, input], h, hidden, gate_up } = *self;
         if let Some(residual) = residual {
             gradients.add(residual, dy.clone());
         }
-        let device = dy.device().clone();
-        let Device::Cuda(cuda) = &device else { unreachable!("recorded on a GPU") };
-        let shape = dy.shape();
-        let dh = cuda.run(|gpu| self.gradients(cuda, gpu, dy, h.is_some(), gradients));
-        if let Some(h) = h {
-            gradients.add(h, Tensor::cuda(cuda, shape, dh.flatten()));
-        }
-    }
-}
-
-impl MlpOnCuda<'_> {
-    /// Adds the gradients of the factors; that of h where it is wanted.
-    fn gradients(
-        self,
-        cuda: &CudaDevice,
-        gpu: &Gpu,
-        dy: Tensor,
-        wanted: bool,
-        gradients: &mut Gradients,
-    ) -> Result<Option<Buffer<f32>>, DeviceError> {
-        let MlpOnCuda { mlp, pass, h, kept, .. } = self;
         let ([rows, k], n) = (dy.shape(), mlp.gate.weight.rows());
-        let Kept { lows, gate_up } = kept.expect("the device works");
-        let gate_up = gate_up.expect("kept for this");
+        let device = dy.device().clone();
         let loras = mlp.loras(pass);
-        let dy = dy.bf16()?;
+        let dy = dy.for_matmul();
 
         // Through down and SwiGLU: the gradients of gate and up.
-        let dlow = match (loras[2], &lows[2]) {
-            (Some(lora), Some(low)) => {
-                let gated = || {
-                    let mut gated = gpu.uninitialized::<u16>(rows * n)?;
-                    let [gate, up] = &gate_up;
-                    gpu.swiglu(&mut gated, gate, up)?;
-                    Ok(std::sync::Arc::new(gated))
-                };
-                let dlow =
-                    low_rank_backward(cuda, gpu, &dy, low, lora, pass, rows, gated, gradients)?;
-                Some((lora, dlow))
+        let down = loras[2].zip(hidden[2].as_ref()).map(|(lora, hidden)| {
+            let gated = || {
+                let mut gated = Tensor::uninitialized_for_matmul(&device, rows, n);
+                let [gate, up] = &gate_up;
+                cuda.queue(|gpu| gpu.swiglu(gated.bf16_mut(), gate.f32(), up.f32()));
+                gated
+            };
+            (lora, lora.hidden_backward(&dy, hidden, gated, pass, gradients))
+        });
+        let mut both = [(); 2].map(|()| Tensor::uninitialized_for_matmul(&device, rows, n));
+        cuda.queue(|gpu| {
+            let own = Operands { x: dy.bf16(), w: mlp.down.weight.on(gpu)?, first_row: 0, k };
+            let [gate, up] = gate_up.each_ref().map(Tensor::f32);
+            let to = both.each_mut().map(Tensor::bf16_mut);
+            if pass.drops() {
+                let mut dgated = gpu.uninitialized(rows * n)?;
+                let adapter = down.as_ref().map(|(lora, dhidden)| (*lora, dhidden));
+                input_gradient(gpu, &mut dgated, &[Part { own, adapter }], [rows, n], pass)?;
+                gpu.swiglu_backward(to, &dgated, gate, up)
+            } else {
+                let mut products = vec![own];
+                if let Some((lora, dhidden)) = &down {
+                    products.push(lora.split(gpu)?.a.backward(dhidden.bf16()));
+                }
+                gpu.matmul_swiglu_backward(to, [gate, up], &products, [rows, n])
             }
-            _ => None,
-        };
-        let [mut dgate, mut dup] = [gpu.uninitialized(rows * n)?, gpu.uninitialized(rows * n)?];
-        let own = Operands { x: &dy, w: mlp.down.weight.on(gpu)?, first_row: 0, k };
-        let kept = gate_up.each_ref();
-        if pass.drops() {
-            let mut dgated = gpu.uninitialized(rows * n)?;
-            let update = dlow.as_ref().map(|(lora, dlow)| (*lora, dlow));
-            input_gradient(gpu, &mut dgated, &[Part { own, update }], [rows, n], pass)?;
-            gpu.swiglu_backward([&mut dgate, &mut dup], &dgated, kept[0], kept[1])?;
-        } else {
-            let mut products = vec![own];
-            if let Some((lora, dlow)) = &dlow {
-                products.push(lora.split(gpu)?.a.backward(dlow));
-            }
-            gpu.matmul_swiglu_backward([&mut dgate, &mut dup], kept, &products, [rows, n])?;
-        }
-        drop((gate_up, dlow));
+        });
+        drop((gate_up, down));
 
         // Through gate and up.
-        let both = [&dgate, &dup];
-        let mut dlows = [None, None];
-        for (index, to) in dlows.iter_mut().enumerate() {
-            if let (Some(lora), Some(low)) = (loras[index], &lows[index]) {
-                let x = || h.get().bf16();
-                let dy = both[index];
-                *to = Some(low_rank_backward(cuda, gpu, dy, low, lora, pass, rows, x, gradients)?);
-            }
-        }
-        if !wanted {
-            return Ok(None);
-        }
-        let mut dh = gpu.uninitialized(rows * k)?;
-        let w = mlp.stacked(gpu)?;
-        let part = |index: usize| {
-            let own = Operands { x: both[index], w, first_row: index * n, k: n };
-            Part { own, update: loras[index].zip(dlows[index].as_ref()) }
-        };
-        input_gradient(gpu, &mut dh, &[part(0), part(1)], [rows, k], pass)?;
-        Ok(Some(dh))
+        let adapters = [0, 1].map(|index| {
+            let (lora, hidden) = (loras[index]?, hidden[index].as_ref()?);
+            let x = || h.get().for_matmul();
+            Some((lora, lora.hidden_backward(&both[index], hidden, x, pass, gradients)))
+        });
+        let Some(input) = input else { return };
+        let mut dh = Tensor::uninitialized(&device, rows, k);
+        cuda.queue(|gpu| {
+            let w = mlp.stacked(gpu)?;
+            let part = |index: usize| {
+                let own = Operands { x: both[index].bf16(), w, first_row: index * n, k: n };
+                let adapter = adapters[index].as_ref().map(|(lora, dhidden)| (*lora, dhidden));
+                Part { own, adapter }
+            };
+            input_gradient(gpu, dh.f32_mut(), &[part(0), part(1)], [rows, k], pass)
+        });
+        gradients.add(input, dh);
     }
 }

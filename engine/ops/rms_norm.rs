@@ -52,21 +52,16 @@ pub(super) fn normalized<'m>(
 
 fn forward(x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
     let [rows, columns] = x.shape();
+    let mut y = Tensor::uninitialized_for_matmul(x.device(), rows, columns);
     match x.device() {
-        Device::Cpu(_) => {
-            let mut y = Tensor::uninitialized(x.device(), rows, columns);
-            cpu::rms_norm::forward(x.device().host(), y.data_mut(), x.data(), w, eps);
-            y
+        Device::Cpu(device) => {
+            cpu::rms_norm::forward(device.cpu(), y.data_mut(), x.data(), w, eps);
         }
         Device::Cuda(cuda) => {
-            let y = cuda.run(|gpu| {
-                let mut y = gpu.uninitialized::<u16>(x.len())?;
-                gpu.rms_norm(&mut y, x.f32(), w.on(gpu)?, eps)?;
-                Ok(y)
-            });
-            Tensor::cuda_bf16(cuda, x.shape(), y)
+            cuda.queue(|gpu| gpu.rms_norm(y.bf16_mut(), x.f32(), w.on(gpu)?, eps));
         }
     }
+    y
 }
 
 struct RmsNorm<'m> {
@@ -88,21 +83,16 @@ impl Backward for RmsNorm<'_> {
 /// The gradient of x.
 pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
     let [rows, columns] = x.shape();
+    let mut dx = Tensor::uninitialized(x.device(), rows, columns);
     match x.device() {
-        Device::Cpu(_) => {
-            let mut dx = Tensor::uninitialized(x.device(), rows, columns);
-            cpu::rms_norm::backward(x.device().host(), dx.data_mut(), dy.data(), x.data(), w, eps);
-            dx
+        Device::Cpu(device) => {
+            cpu::rms_norm::backward(device.cpu(), dx.data_mut(), dy.data(), x.data(), w, eps);
         }
-        Device::Cuda(cuda) => {
-            let dx = cuda.run(|gpu| {
-                let mut dx = gpu.uninitialized(x.len())?;
-                gpu.rms_norm_backward(&mut dx, dy.f32(), x.f32(), w.on(gpu)?, eps, false)?;
-                Ok(dx)
-            });
-            Tensor::cuda(cuda, x.shape(), dx)
-        }
+        Device::Cuda(cuda) => cuda.queue(|gpu| {
+            gpu.rms_norm_backward(dx.f32_mut(), dy.f32(), x.f32(), w.on(gpu)?, eps, false)
+        }),
     }
+    dx
 }
 
 #[cfg(test)]

@@ -80,30 +80,52 @@ pub fn rope<'m>(
     assert_eq!(positions.len(), rows, "rope: x is {:?}", x.shape());
     let head_dim = rotations.table.head_dim();
     assert_eq!(columns % head_dim, 0, "rope: x is {:?}", x.shape());
-    if x.device().is_cuda() {
-        return on_cuda(tape, x, norm, rotations, positions);
-    }
-    let x = match norm {
-        // Kept in f32: attention's backward pass takes e^(s - log_sum) with s from it, and with the forward
-        // pass's sums.
-        Some(HeadNorm { w, eps }) => rms_norm::normalized(tape, &x, w, eps, ComputeDtype::F32),
-        None => x,
-    };
     let heads = columns / head_dim;
+    // On a CPU the norm is an op of its own. On a GPU norm and rotation are one pass over x, which is held for the
+    // backward pass.
+    let (x, norm) = match (x.device(), norm) {
+        // Saved in f32: attention's backward pass takes e^(s - log_sum) with s from it, and with the forward
+        // pass's sums.
+        (Device::Cpu(_), Some(HeadNorm { w, eps })) => {
+            (rms_norm::normalized(tape, &x, w, eps, ComputeDtype::F32), None)
+        }
+        (_, norm) => (x, norm),
+    };
+    let held = x.device().is_cuda().then(|| x.clone());
     let (id, requires_grad) = (x.id(), x.requires_grad());
     let recipe = tape.recipe(&x);
-    let turned = move |x: Tensor| {
-        let mut y = x.into_owned();
-        let device = y.device().clone();
-        rope::forward(device.host(), y.data_mut(), positions, &rotations.table, heads);
-        y
+    let turned = move |x: Tensor| match x.device().clone() {
+        Device::Cpu(device) => {
+            let mut y = x.into_owned();
+            rope::forward(device.cpu(), y.data_mut(), positions, &rotations.table, heads);
+            y
+        }
+        Device::Cuda(cuda) => {
+            let mut y = Tensor::uninitialized(x.device(), rows, columns);
+            cuda.queue(|gpu| {
+                let (to, at, table) = (y.f32_mut(), positions.on(gpu)?, rotations.on(gpu)?);
+                match norm {
+                    Some(HeadNorm { w, eps }) => {
+                        gpu.rope_norm(to, x.f32(), w.on(gpu)?, eps, at, table)
+                    }
+                    None => {
+                        gpu.copy(to, 0, x.f32(), 0, x.len())?;
+                        gpu.rope(to, at, table, false)
+                    }
+                }
+            });
+            y
+        }
     };
     let mut y = turned(x);
     if tape.records(requires_grad) {
-        tape.push(&mut y, Rope { x: id, rotations, positions, heads });
-        // Where x cannot be computed again, y takes its place.
-        if let Some(recipe) = recipe {
-            tape.recomputes(&y, move || turned(recipe.again()));
+        let node = Rope { x: id, held: held.clone(), norm, rotations, positions, heads };
+        tape.push(&mut y, node);
+        // Where x can be had again, y can. Else, on a CPU, y has taken its place.
+        match (held, recipe) {
+            (Some(x), _) => tape.recomputes(&y, move || turned(x.clone())),
+            (None, Some(recipe)) => tape.recomputes(&y, move || turned(recipe.again())),
+            (None, None) => {}
         }
     }
     y
@@ -111,6 +133,10 @@ pub fn rope<'m>(
 
 struct Rope<'m> {
     x: Id,
+    /// x, on a GPU.
+    held: Option<Tensor>,
+    /// What the same pass over x normalizes, on a GPU.
+    norm: Option<HeadNorm<'m>>,
     rotations: &'m Rotations,
     positions: &'m Resident<u32>,
     heads: usize,
@@ -118,69 +144,20 @@ struct Rope<'m> {
 
 impl Backward for Rope<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let Rope { x, rotations, positions, heads } = *self;
+        let Rope { x: id, held, norm, rotations, positions, heads } = *self;
         let mut dx = dy.into_owned();
-        let device = dx.device().clone();
-        rope::backward(device.host(), dx.data_mut(), positions, &rotations.table, heads);
-        gradients.add(x, dx);
-    }
-}
-
-/// On a GPU norm and rotation are one pass over x, which is held for the backward pass.
-fn on_cuda<'m>(
-    tape: &mut Tape<'m>,
-    x: Tensor,
-    norm: Option<HeadNorm<'m>>,
-    rotations: &'m Rotations,
-    positions: &'m Resident<u32>,
-) -> Tensor {
-    let turned = move |x: &Tensor| {
-        let Device::Cuda(cuda) = x.device() else { unreachable!("asked before") };
-        let y = cuda.run(|gpu| {
-            let (at, table) = (positions.on(gpu)?, rotations.on(gpu)?);
-            let mut y = gpu.uninitialized::<f32>(x.len())?;
-            match norm {
-                Some(HeadNorm { w, eps }) => {
-                    gpu.rope_norm(&mut y, x.f32(), w.on(gpu)?, eps, at, table)?;
-                }
-                None => {
-                    gpu.copy(&mut y, 0, x.f32(), 0, x.len())?;
-                    gpu.rope(&mut y, at, table, false)?;
-                }
+        match dx.device().clone() {
+            Device::Cpu(device) => {
+                let table = &rotations.table;
+                rope::backward(device.cpu(), dx.data_mut(), positions, table, heads);
             }
-            Ok(y)
-        });
-        Tensor::cuda(cuda, x.shape(), y)
-    };
-    let mut y = turned(&x);
-    if tape.records(x.requires_grad()) {
-        tape.push(&mut y, RopeOnCuda { x: x.clone(), norm, rotations, positions });
-        tape.recomputes(&y, move || turned(&x));
-    }
-    y
-}
-
-struct RopeOnCuda<'m> {
-    x: Tensor,
-    norm: Option<HeadNorm<'m>>,
-    rotations: &'m Rotations,
-    positions: &'m Resident<u32>,
-}
-
-impl Backward for RopeOnCuda<'_> {
-    fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let RopeOnCuda { x, norm, rotations, positions } = *self;
-        let mut turned = dy.into_owned();
-        if let Device::Cuda(cuda) = x.device() {
-            cuda.run(|gpu| {
-                gpu.rope(turned.f32_mut(), positions.on(gpu)?, rotations.on(gpu)?, true)
-            });
+            Device::Cuda(cuda) => cuda
+                .queue(|gpu| gpu.rope(dx.f32_mut(), positions.on(gpu)?, rotations.on(gpu)?, true)),
         }
-        let dx = match norm {
-            Some(HeadNorm { w, eps }) => rms_norm::backward(&turned, &x, w, eps),
-            None => turned,
-        };
-        gradients.add(x.id(), dx);
+        if let (Some(HeadNorm { w, eps }), Some(x)) = (norm, &held) {
+            dx = rms_norm::backward(&dx, x, w, eps);
+        }
+        gradients.add(id, dx);
     }
 }
 

@@ -41,12 +41,12 @@ impl Moment {
     }
 
     fn on(&mut self, gpu: &Gpu) -> Result<&mut Buffer<f32>, DeviceError> {
-        if let Moment::Host(values) = self {
-            *self = Moment::Cuda(gpu.upload(values)?);
-        }
         match self {
             Moment::Cuda(values) => Ok(values),
-            Moment::Host(_) => unreachable!("uploaded above"),
+            Moment::Host(values) => {
+                *self = Moment::Cuda(gpu.upload(values)?);
+                self.on(gpu)
+            }
         }
     }
 }

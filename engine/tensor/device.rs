@@ -180,6 +180,11 @@ impl Device {
 }
 
 impl CpuDevice {
+    /// The context of its kernels.
+    pub(crate) fn cpu(&self) -> &Cpu {
+        &self.0.cpu
+    }
+
     fn trim(&self) {
         let mut free = self.0.free.lock().expect("no panic under the lock");
         for buffer in free.clear() {
@@ -226,7 +231,12 @@ impl CudaDevice {
         &self.0.gpu
     }
 
-    /// Queues work, unless the device has failed; keeps its failure.
+    /// Queues a kernel, unless the device has failed; keeps its failure.
+    pub(crate) fn queue(&self, work: impl FnOnce(&Gpu) -> Result<(), DeviceError>) {
+        self.run(work);
+    }
+
+    /// The same for work that makes something: `None` where the device has failed.
     pub(crate) fn run<T>(&self, work: impl FnOnce(&Gpu) -> Result<T, DeviceError>) -> Option<T> {
         self.finish(work).ok()
     }
