@@ -13,6 +13,7 @@
 use super::HubError;
 use super::error::io_error;
 use super::reference::{Reference, is_commit};
+use crate::files::Staged;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -83,18 +84,14 @@ impl Repository {
         }
         let path = self.ref_path(&reference.revision);
         make_parent(&path)?;
-        let temporary = temporary_name(&path);
+        let staged = Staged::new(temporary_name(&path), path.clone());
         let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
+            let mut file = File::create(staged.temporary())?;
             file.write_all(commit.as_bytes())?;
             file.sync_all()?;
-            fs::rename(&temporary, &path)
+            staged.place()
         };
-        write().map_err(|error| {
-            // Nothing of worth is lost if this fails too.
-            let _ = fs::remove_file(&temporary);
-            io_error("write", &path, error)
-        })
+        write().map_err(|error| io_error("write", &path, error))
     }
 
     /// Whether the commit is known not to have the file.
@@ -130,17 +127,14 @@ impl Repository {
         if fs::read_link(&pointer).is_ok_and(|present| present == Path::new(&target)) {
             return Ok(pointer);
         }
-        let temporary = temporary_name(&pointer);
+        let staged = Staged::new(temporary_name(&pointer), pointer.clone());
         let place = || -> io::Result<()> {
-            if symlink(&target, &temporary).is_err() {
-                fs::copy(self.blob(etag), &temporary)?;
+            if symlink(&target, staged.temporary()).is_err() {
+                fs::copy(self.blob(etag), staged.temporary())?;
             }
-            fs::rename(&temporary, &pointer)
+            staged.place()
         };
-        place().map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            io_error("link", &pointer, error)
-        })?;
+        place().map_err(|error| io_error("link", &pointer, error))?;
         Ok(pointer)
     }
 

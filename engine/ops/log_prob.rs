@@ -186,7 +186,7 @@ struct LogProb<'m> {
 
 /// What the backward pass reads.
 enum Kept<'m> {
-    /// dl/dx.
+    /// dl/dx `[rows, k]`.
     Gradient(Tensor),
     /// What gives logits again on a GPU, and what softmax made of them; or why the GPU failed.
     Distributions {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -17,7 +17,7 @@ use super::modules::Patterns;
 use super::{Adapter, AdapterError, CONFIG, LIMIT_BYTES, Projection, WEIGHTS, peft_key};
 use crate::checkpoint::weights::Dtype;
 use crate::error::read_text;
-use crate::files::{Prepared, WriteError, sync_parent};
+use crate::files::{StagedFile, WriteError, sync_parent};
 
 /// The version whose keys these are. PEFT shows it only where it meets a key that it does not know.
 const PEFT_VERSION: &str = "0.21.2";
@@ -40,8 +40,16 @@ impl Adapter {
         let path = directory.join(CONFIG);
         let (weights, config) = (self.weights_file(), self.config_file());
         let same = read_text(&path, LIMIT_BYTES).is_ok_and(|old| old == config);
-        let files = [(WEIGHTS, weights.as_slice()), (CONFIG, config.as_bytes())];
-        let prepared = Prepared::write(directory, &files)?;
+        let prepare = |name: &str, bytes: &[u8]| {
+            let path = directory.join(name);
+            let written = StagedFile::create(&path).and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.finish()?;
+                Ok(file)
+            });
+            written.map_err(|source| WriteError::new("write", &path, source))
+        };
+        let files = [prepare(WEIGHTS, &weights)?, prepare(CONFIG, config.as_bytes())?];
         if !same {
             // Or the old configuration would stand beside the new weights for a moment.
             match fs::remove_file(&path).and_then(|()| sync_parent(&path)) {
@@ -51,7 +59,11 @@ impl Adapter {
                 _ => {}
             }
         }
-        prepared.place()
+        for file in files {
+            let path = file.path().to_owned();
+            file.place().map_err(|source| WriteError::new("write", &path, source))?;
+        }
+        Ok(())
     }
 
     /// adapter_model.safetensors.

@@ -8,14 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::MergeError;
-use crate::files::{WriteError, parent, sync_parent};
+use crate::files::{Staged, WriteError, parent};
 
 pub(super) struct Staging {
-    partial: PathBuf,
-    out: PathBuf,
+    staged: Staged,
     /// The lock ends when this is closed.
     directory: File,
-    finished: bool,
 }
 
 impl Staging {
@@ -43,35 +41,23 @@ impl Staging {
         if existed {
             empty(&partial, Path::new(""), names)?;
         }
-        Ok(Staging { partial, out, directory, finished: false })
+        Ok(Staging { staged: Staged::new(partial, out), directory })
     }
 
     /// Where a file is to be written; its folder is there.
     pub(super) fn path(&self, name: &Path) -> Result<PathBuf, WriteError> {
-        let path = self.partial.join(name);
+        let path = self.staged.temporary().join(name);
         let folder = parent(&path);
         fs::create_dir_all(folder).map_err(|source| WriteError::new("create", folder, source))?;
         Ok(path)
     }
 
     /// Gives the directory its name. All files in it must be on the disk.
-    pub(super) fn finish(mut self) -> Result<(), MergeError> {
-        let failed = |source| WriteError::new("create", &self.out, source);
-        self.directory.sync_all().map_err(failed)?;
-        // Fails if something was put there meanwhile; an empty directory is replaced.
-        fs::rename(&self.partial, &self.out).map_err(failed)?;
-        self.finished = true;
-        sync_parent(&self.out).map_err(failed)?;
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Of what failed, the first error is the one to report.
-            let _ = fs::remove_dir_all(&self.partial);
-        }
+    pub(super) fn finish(self) -> Result<(), MergeError> {
+        let out = self.staged.path().to_owned();
+        // Placing it fails if something was put there meanwhile; an empty directory is replaced.
+        let finished = self.directory.sync_all().and_then(|()| self.staged.place());
+        Ok(finished.map_err(|source| WriteError::new("create", &out, source))?)
     }
 }
 
