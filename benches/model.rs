@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use engine::{
     checkpoint::weights::Dtype,
-    generate::{Generator, Options, Request, SamplingParams},
+    generate::{Generator, GeneratorOptions, Request, SamplingParams},
     language_model::LanguageModel,
     model::{Model, kv_cache::KvCache},
 };
@@ -92,7 +92,11 @@ fn generator(model: &Model, sequences: usize, tokens: usize) -> Generator<'_> {
     Generator::new(
         model,
         &[],
-        Options { max_batch: sequences, prefill_rows: Options::PREFILL_ROWS, cache_bytes },
+        GeneratorOptions {
+            max_batch: sequences,
+            prefill_rows: GeneratorOptions::PREFILL_ROWS,
+            cache_bytes,
+        },
     )
     .unwrap()
 }
@@ -126,7 +130,7 @@ fn prefill(model: &Model, tokens: usize, seed: u32) -> f64 {
 /// Nanoseconds of each of `steps` steps in which all of `batch` sequences take a token.
 fn decode(model: &Model, batch: usize, steps: usize) -> Vec<f64> {
     // Sequences start one after the other and end the same way: none while steps are timed.
-    let new_tokens = steps + 1 + batch * PROMPT.div_ceil(Options::PREFILL_ROWS);
+    let new_tokens = steps + 1 + batch * PROMPT.div_ceil(GeneratorOptions::PREFILL_ROWS);
     let mut generator = generator(model, batch, PROMPT + new_tokens);
     for seed in 0..batch as u32 {
         let request = request(model, PROMPT, seed, new_tokens);

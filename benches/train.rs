@@ -118,7 +118,7 @@ impl Trained {
         model.set_packing(packing);
         model.train_adapter();
         let settings =
-            optimizer::Settings { max_norm: Some(1.0), ..optimizer::Settings::default() };
+            optimizer::AdamWSettings { max_norm: Some(1.0), ..optimizer::AdamWSettings::default() };
         Trained { optimizer: model.optimizer(settings), model }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use engine::{
     checkpoint::{adapter::Adapter, config::Config},
     error::printable,
-    generate::{Options, SamplingParams},
+    generate::{GeneratorOptions, SamplingParams},
     hub::{self, Hub},
     language_model::{LanguageModel, OpenError},
     model::Precision,
@@ -95,9 +95,9 @@ impl Session {
             seed: self.generation.seed,
             max_new_tokens,
             max_prompt_tokens: max_prompt_tokens.unwrap_or(room).min(room),
-            options: Options {
+            options: GeneratorOptions {
                 max_batch: self.generation.batch as usize,
-                prefill_rows: Options::PREFILL_ROWS,
+                prefill_rows: GeneratorOptions::PREFILL_ROWS,
                 cache_bytes: machine::cache_bytes(
                     self.language_model.model.device(),
                     self.generation.cache_memory,
@@ -226,7 +226,7 @@ fn data_path(spec: &str) -> Result<PathBuf, Failure> {
     }
     let hub = Hub::from_env();
     let mut downloads = Downloads::default();
-    let mut progress = |event: hub::Event<'_>| downloads.show(event);
+    let mut progress = |event: hub::HubEvent<'_>| downloads.show(event);
     Ok(match data::known(spec) {
         Some(known) if !Path::new(spec).exists() => {
             hub.resolve_dataset_file(known.dataset, known.file, &mut progress)?
@@ -242,9 +242,9 @@ pub(crate) struct Downloads {
 }
 
 impl Downloads {
-    pub(crate) fn show(&mut self, event: hub::Event<'_>) {
+    pub(crate) fn show(&mut self, event: hub::HubEvent<'_>) {
         match event {
-            hub::Event::Started { file, total_bytes, resumed_bytes } => {
+            hub::HubEvent::Started { file, total_bytes, resumed_bytes } => {
                 let bar = ProgressBar::new(total_bytes.unwrap_or(0));
                 let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
                 bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
@@ -256,27 +256,27 @@ impl Downloads {
                 }
                 self.bars.insert(file.to_string(), bar);
             }
-            hub::Event::Received { file, bytes } => {
+            hub::HubEvent::Received { file, bytes } => {
                 if let Some(bar) = self.bars.get(file) {
                     bar.set_position(bytes);
                 }
             }
-            hub::Event::Finished { file } => {
+            hub::HubEvent::Finished { file } => {
                 if let Some(bar) = self.bars.remove(file) {
                     bar.finish();
                 }
             }
-            hub::Event::Retrying { what, reason, attempt, attempts, pause } => {
+            hub::HubEvent::Retrying { what, reason, attempt, attempts, pause } => {
                 let pause: Duration = pause;
                 note(&format!(
                     "{what}: {reason}; attempt {attempt} of {attempts} in {:.0} s",
                     pause.as_secs_f64()
                 ));
             }
-            hub::Event::WaitingForLock { file } => {
+            hub::HubEvent::WaitingForLock { file } => {
                 note(&format!("waiting for another process that downloads {file}"));
             }
-            hub::Event::Warning { message } => note(&format!("warning: {message}")),
+            hub::HubEvent::Warning { message } => note(&format!("warning: {message}")),
             _ => {}
         }
     }

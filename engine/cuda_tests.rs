@@ -19,14 +19,14 @@ use crate::{
         random_checkpoint,
         weights::Checkpoint,
     },
-    generate::{Generator, Options, Request},
+    generate::{Generator, GeneratorOptions, Request},
     model::{
         Batch, Model, Precision,
         kv_cache::{KvCache, PageTable},
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::{AdamW, Factor, Outcome, Settings},
+    optimizer::{AdamW, AdamWSettings, StepOutcome, TensorParameter},
     tensor::{
         Tensor,
         device::{Device, DeviceError},
@@ -271,7 +271,7 @@ fn sampled_log_probs_have_the_bits_of_training_at_any_batch() {
         let sampling = SamplingParams { temperature: 0.9, top_k: 0, top_p: 1.0, min_p: 0.0 };
         let prompts: [Vec<u32>; 2] = [(0..33).collect(), (50..55).collect()];
         let generate = |max_batch, prefill_rows| {
-            let options = Options { max_batch, prefill_rows, cache_bytes: 1 << 20 };
+            let options = GeneratorOptions { max_batch, prefill_rows, cache_bytes: 1 << 20 };
             let mut generator = Generator::new(&model, &[202], options).unwrap();
             for (index, prompt) in prompts.iter().enumerate() {
                 let samples = vec![2 * index as u64, 2 * index as u64 + 1];
@@ -287,7 +287,7 @@ fn sampled_log_probs_have_the_bits_of_training_at_any_batch() {
             }
             let mut written = vec![(Vec::new(), Vec::new()); 4];
             while !generator.is_idle() {
-                let mut on = |event: crate::generate::Event| {
+                let mut on = |event: crate::generate::TokenEvent| {
                     let (tokens, log_probs) =
                         &mut written[2 * event.request.0 as usize + event.sample];
                     tokens.push(event.token);
@@ -313,7 +313,8 @@ fn sampled_log_probs_have_the_bits_of_training_at_any_batch() {
 #[test]
 fn steps_of_the_optimizer_have_the_cpus_bits() {
     let Some(gpu) = gpu() else { return };
-    let settings = Settings { weight_decay: 0.1, max_norm: Some(0.5), ..Settings::default() };
+    let settings =
+        AdamWSettings { weight_decay: 0.1, max_norm: Some(0.5), ..AdamWSettings::default() };
     let run = |device: &Device| {
         let lengths = [("a", 24), ("b", 1032)];
         let mut adamw = AdamW::new(settings, lengths);
@@ -335,17 +336,17 @@ fn steps_of_the_optimizer_have_the_cpus_bits() {
             let gradients =
                 lengths.map(|(_, len)| Tensor::from_slice(device, 1, len, &numbers(5 + step, len)));
             // The second has none in the last step.
-            let mut factors: Vec<Factor> = values
+            let mut factors: Vec<TensorParameter> = values
                 .iter_mut()
                 .zip(&gradients)
                 .zip(lengths)
                 .map(|((values, gradient), (name, _))| {
                     let gradient = (step < 2 || name == "a").then_some(gradient);
-                    Factor { name, values, gradient }
+                    TensorParameter { name, values, gradient }
                 })
                 .collect();
-            let outcome = adamw.step_factors(1e-2, &mut factors).unwrap();
-            let Outcome::Updated { norm, .. } = outcome else { panic!("{outcome:?}") };
+            let outcome = adamw.step_tensors(1e-2, &mut factors).unwrap();
+            let StepOutcome::Updated { norm, .. } = outcome else { panic!("{outcome:?}") };
             norms.push(norm);
         }
         let state: Vec<Vec<f32>> =
@@ -363,9 +364,10 @@ fn steps_of_the_optimizer_have_the_cpus_bits() {
     let mut adamw = AdamW::new(settings, [("a", 8)]);
     let mut values = Tensor::zeros(&gpu, 1, 8);
     let gradient = Tensor::from_slice(&gpu, 1, 8, &[1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-    let mut factors = [Factor { name: "a", values: &mut values, gradient: Some(&gradient) }];
-    let outcome = adamw.step_factors(1e-2, &mut factors).unwrap();
-    assert!(matches!(outcome, Outcome::NotFinite { .. }), "{outcome:?}");
+    let mut factors =
+        [TensorParameter { name: "a", values: &mut values, gradient: Some(&gradient) }];
+    let outcome = adamw.step_tensors(1e-2, &mut factors).unwrap();
+    assert!(matches!(outcome, StepOutcome::NotFinite { .. }), "{outcome:?}");
     assert_eq!((values.to_vec().unwrap(), adamw.steps()), (vec![0.0; 8], 0));
 }
 

@@ -1,7 +1,7 @@
 //! Generation: a queue of requests, continuous batching, shared prompts.
 //!
 //! Every [`Generator::step`] is one forward pass over a batch that holds one row for each running
-//! sequence and up to [`Options::prefill_rows`] rows of prompts. Sequences join when there is room
+//! sequence and up to [`GeneratorOptions::prefill_rows`] rows of prompts. Sequences join when there is room
 //! and leave as they end. A prompt is prefilled once for all its samples, and prompts that begin
 //! alike share the pages of what they have in common (see [`crate::model::kv_cache`]).
 //!
@@ -14,7 +14,7 @@
 //!
 //! # let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/qwen3-tied/model");
 //! let LanguageModel { model, tokenizer, generation, .. } = LanguageModel::open(directory)?;
-//! let options = Options { max_batch: 8, prefill_rows: Options::PREFILL_ROWS, cache_bytes: 64 << 20 };
+//! let options = GeneratorOptions { max_batch: 8, prefill_rows: GeneratorOptions::PREFILL_ROWS, cache_bytes: 64 << 20 };
 //! let mut generator = Generator::new(&model, &generation.eos_token_ids, options)?;
 //! // Three samples of one prompt, which is computed once.
 //! generator.submit(Request {
@@ -57,8 +57,8 @@ pub use kernels::cpu::{
     sample::{ParamsError, SamplingParams},
 };
 
-use cuda::Recordings;
-pub use error::Error;
+use cuda::CapturedSteps;
+pub use error::GenerateError;
 use sequence::{Seen, Sequence, distinct};
 
 use crate::{
@@ -106,7 +106,7 @@ pub enum FinishReason {
 
 /// One token of one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Event {
+pub struct TokenEvent {
     /// Whose.
     pub request: RequestId,
     /// Index into the request's `samples`.
@@ -123,7 +123,7 @@ pub struct Event {
 
 /// How much runs at once. None of it changes what is generated.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct GeneratorOptions {
     /// Sequences at most.
     pub max_batch: usize,
     /// Prompt rows a step at most.
@@ -132,7 +132,7 @@ pub struct Options {
     pub cache_bytes: usize,
 }
 
-impl Options {
+impl GeneratorOptions {
     /// Prompt rows a step where nobody asks for another number: enough that products are bound by arithmetic.
     pub const PREFILL_ROWS: usize = 512;
 }
@@ -184,7 +184,7 @@ struct Draw {
 /// Runs requests over one model.
 pub struct Generator<'m> {
     model: &'m Model,
-    options: Options,
+    options: GeneratorOptions,
     cache: KvCache,
     cache_bytes: usize,
     /// Pages that sequences may have.
@@ -202,7 +202,7 @@ pub struct Generator<'m> {
     /// One for each thread.
     scratch: Vec<Mutex<Scratch>>,
     /// Decoding steps of a GPU.
-    recordings: Recordings,
+    captures: CapturedSteps,
 }
 
 /// What a step works with, kept so that a warm step allocates nothing.
@@ -219,12 +219,12 @@ struct Step {
 
 impl<'m> Generator<'m> {
     /// A generator over `model` that ends completions at `stop_tokens`. Of the memory for keys and values no more is taken
-    /// than so many sequences of the model's length can use, and as many that keep prompts. Errors: [`Error::NoRoom`].
+    /// than so many sequences of the model's length can use, and as many that keep prompts. Errors: [`GenerateError::NoRoom`].
     pub fn new(
         model: &'m Model,
         stop_tokens: &[u32],
-        options: Options,
-    ) -> Result<Generator<'m>, Error> {
+        options: GeneratorOptions,
+    ) -> Result<Generator<'m>, GenerateError> {
         assert!(options.max_batch > 0 && options.prefill_rows > 0, "{options:?}");
         let dtype = model.cache_dtype();
         let page_bytes = KvCache::page_bytes(model.config(), dtype);
@@ -233,10 +233,10 @@ impl<'m> Generator<'m> {
         let pages = (options.cache_bytes / page_bytes).clamp(1, usable);
         let spare = usize::from(model.device().is_cuda());
         let mut cache = KvCache::new(model.device(), model.config(), dtype, pages + spare)
-            .map_err(Error::NoRoom)?;
+            .map_err(GenerateError::NoRoom)?;
         Ok(Generator {
             model,
-            recordings: Recordings::new(&mut cache, spare),
+            captures: CapturedSteps::new(&mut cache, spare),
             cache,
             cache_bytes: pages * page_bytes,
             pages,
@@ -257,7 +257,7 @@ impl<'m> Generator<'m> {
     }
 
     /// Queues a request. Its tokens come from [`Generator::step`].
-    pub fn submit(&mut self, request: Request) -> Result<RequestId, Error> {
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
         assert!(!request.samples.is_empty(), "a request for no samples");
         assert!(request.max_new_tokens > 0, "a request for no tokens");
         if let Err(error) = repetition_penalty::validate(request.repetition_penalty) {
@@ -265,20 +265,20 @@ impl<'m> Generator<'m> {
         }
         let config = self.model.config();
         if request.prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
+            return Err(GenerateError::EmptyPrompt);
         }
         if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= config.vocab_size) {
-            return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
+            return Err(GenerateError::UnknownToken { token, vocab_size: config.vocab_size });
         }
         let (prompt, new) = (request.prompt.len(), request.max_new_tokens);
         let tokens = prompt.saturating_add(new);
         if tokens > config.max_position_embeddings {
             let limit = config.max_position_embeddings;
-            return Err(Error::TooLong { prompt, max_new_tokens: new, limit });
+            return Err(GenerateError::TooLong { prompt, max_new_tokens: new, limit });
         }
         let needed_pages = KvCache::pages_for(tokens);
         if needed_pages > self.pages {
-            return Err(Error::CacheTooSmall {
+            return Err(GenerateError::CacheTooSmall {
                 tokens,
                 needed_bytes: needed_pages * self.page_bytes,
                 cache_bytes: self.cache_bytes,
@@ -319,7 +319,7 @@ impl<'m> Generator<'m> {
 
     /// One forward pass. Calls `on` for each token, in an order that depends on the schedule.
     /// After an error the generator is of no further use.
-    pub fn step(&mut self, on: &mut dyn FnMut(Event)) -> Result<(), Error> {
+    pub fn step(&mut self, on: &mut dyn FnMut(TokenEvent)) -> Result<(), GenerateError> {
         let mut step = std::mem::take(&mut self.step);
         step.batch.clear();
         step.destinations.clear();
@@ -346,7 +346,7 @@ impl<'m> Generator<'m> {
             self.stats.steps += 1;
             result = match self.forward_and_draw(&mut step, prompts) {
                 Ok(()) => self.apply_draws(&step.draws, on),
-                Err(error) => Err(Error::Device(error)),
+                Err(error) => Err(GenerateError::Device(error)),
             };
         }
         self.step = step;
@@ -357,10 +357,10 @@ impl<'m> Generator<'m> {
         let model = self.model;
         if let Device::Cuda(cuda) = model.device()
             && prompts == 0
-            && self.recordings.are_wanted()
+            && self.captures.are_wanted()
         {
             self.plan_draws(step);
-            return self.decode_recorded(cuda, &mut step.draws);
+            return self.decode_captured(cuda, &mut step.draws);
         }
         let mut logits = model.forward(&step.batch, &mut self.cache);
         self.plan_draws(step);
@@ -468,13 +468,17 @@ impl<'m> Generator<'m> {
     }
 
     /// Reports the tokens drawn; sequences that end leave.
-    fn apply_draws(&mut self, draws: &[Draw], on: &mut dyn FnMut(Event)) -> Result<(), Error> {
+    fn apply_draws(
+        &mut self,
+        draws: &[Draw],
+        on: &mut dyn FnMut(TokenEvent),
+    ) -> Result<(), GenerateError> {
         for draw in draws {
             let sequence = &mut self.running[draw.sequence];
             let sampled = draw
                 .result
                 .expect("every planned draw was made")
-                .map_err(|source| Error::Sampling { request: sequence.id, source })?;
+                .map_err(|source| GenerateError::Sampling { request: sequence.id, source })?;
             sequence.generated += 1;
             sequence.last_token = sampled.token;
             sequence.seen.push(sampled.token);
@@ -486,7 +490,7 @@ impl<'m> Generator<'m> {
             } else {
                 None
             };
-            on(Event {
+            on(TokenEvent {
                 request: sequence.id,
                 sample: sequence.sample,
                 token: sampled.token,

@@ -49,7 +49,7 @@ use std::time::Duration;
 /// What happens during a download, for whoever draws it.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Event<'a> {
+pub enum HubEvent<'a> {
     /// A file begins.
     Started {
         /// Its path in the repository.
@@ -97,7 +97,7 @@ pub enum Event<'a> {
 }
 
 /// Receives the events, in the order they happen.
-pub type Progress<'a> = dyn FnMut(Event<'_>) + 'a;
+pub type HubProgress<'a> = dyn FnMut(HubEvent<'_>) + 'a;
 
 /// The cache and the way to the server.
 pub struct Hub {
@@ -121,7 +121,11 @@ impl Hub {
     /// index and its shards; generation_config.json and the chat template's files if the repository has them.
     ///
     /// A local directory is returned unread: whoever opens a file says what is wrong with it.
-    pub fn resolve_model(&self, spec: &str, progress: &mut Progress) -> Result<PathBuf, HubError> {
+    pub fn resolve_model(
+        &self,
+        spec: &str,
+        progress: &mut HubProgress,
+    ) -> Result<PathBuf, HubError> {
         self.resolve_directory(spec, &MODEL, progress)
     }
 
@@ -129,14 +133,18 @@ impl Hub {
     pub fn resolve_adapter(
         &self,
         spec: &str,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<PathBuf, HubError> {
         self.resolve_directory(spec, &ADAPTER, progress)
     }
 
     /// Rows: a local path, `owner/name[@revision]:file`, in which the file may be a pattern of shards or a folder, or a
     /// data set whose data files are one, or the shards of one.
-    pub fn resolve_data(&self, spec: &str, progress: &mut Progress) -> Result<PathBuf, HubError> {
+    pub fn resolve_data(
+        &self,
+        spec: &str,
+        progress: &mut HubProgress,
+    ) -> Result<PathBuf, HubError> {
         let reference = match locate(spec, self.config.home.as_deref())? {
             Location::Local(path) => return Ok(path),
             Location::Remote(reference) => reference,
@@ -167,7 +175,7 @@ impl Hub {
         &self,
         id: &str,
         file: &str,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<PathBuf, HubError> {
         let reference = parse(id)?;
         if reference.file.is_some() {
@@ -188,7 +196,7 @@ impl Hub {
         &self,
         spec: &str,
         contents: &Contents,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<PathBuf, HubError> {
         let reference = match locate(spec, self.config.home.as_deref())? {
             Location::Local(path) if path.is_dir() => return Ok(path),
@@ -251,7 +259,7 @@ impl Hub {
         &self,
         reference: &Reference,
         file: &str,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<PathBuf, HubError> {
         let repository = self.repository(Kind::Dataset, reference)?;
         let cached = repository.commit(reference);
@@ -292,7 +300,7 @@ impl Hub {
     fn data_files(
         &self,
         reference: &Reference,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<PathBuf, HubError> {
         let repository = self.repository(Kind::Dataset, reference)?;
         let cached = repository.commit(reference);
@@ -346,7 +354,7 @@ impl Hub {
         repository: &Repository,
         commit: &str,
         files: &[(String, u64)],
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<(), HubError> {
         let client = self.client()?;
         let reference =
@@ -415,7 +423,7 @@ fn fall_back<T>(
     reference: &Reference,
     error: HubError,
     cached: Option<T>,
-    progress: &mut Progress,
+    progress: &mut HubProgress,
 ) -> Result<T, HubError> {
     match (cached, &error) {
         (
@@ -430,7 +438,7 @@ fn fall_back<T>(
                 "cannot check {}@{} for changes, using the cached files ({error})",
                 reference.id, reference.revision
             );
-            progress(Event::Warning { message: &message });
+            progress(HubEvent::Warning { message: &message });
             Ok(cached)
         }
     }
@@ -451,11 +459,16 @@ fn check_pinned(client: &Client, reference: &Reference, commit: &str) -> Result<
 }
 
 /// Notes where a branch or tag stands, once its files are here. The files do not depend on it.
-fn note_ref(repository: &Repository, reference: &Reference, commit: &str, progress: &mut Progress) {
+fn note_ref(
+    repository: &Repository,
+    reference: &Reference,
+    commit: &str,
+    progress: &mut HubProgress,
+) {
     if !is_commit(&reference.revision)
         && let Err(error) = repository.write_ref(reference, commit)
     {
         let message = error.to_string();
-        progress(Event::Warning { message: &message });
+        progress(HubEvent::Warning { message: &message });
     }
 }

@@ -47,7 +47,7 @@ use crate::{
     },
     tensor::{
         Device, Tensor,
-        device::{DeviceError, OnDevice, Resident},
+        device::{DeviceCell, DeviceError, Mirrored},
         tape::Tape,
     },
 };
@@ -105,20 +105,20 @@ pub struct Model {
     device: Device,
     embedding: Weight,
     layers: Vec<Layer>,
-    norm: Resident<f32>,
+    norm: Mirrored<f32>,
     head: Linear,
     rotations: Rotations,
 }
 
 struct Layer {
-    attention_norm: Resident<f32>,
+    attention_norm: Mirrored<f32>,
     q: Linear,
     k: Linear,
     v: Linear,
     o: Linear,
     /// Qwen3's norms of queries and keys.
-    qk_norm: Option<[Resident<f32>; 2]>,
-    mlp_norm: Resident<f32>,
+    qk_norm: Option<[Mirrored<f32>; 2]>,
+    mlp_norm: Mirrored<f32>,
     mlp: Mlp,
 }
 
@@ -146,13 +146,13 @@ impl Layer {
 /// The rows of one forward pass: runs of consecutive tokens of some sequences.
 #[derive(Default)]
 pub struct Batch {
-    tokens: Resident<u32>,
-    positions: Resident<u32>,
+    tokens: Mirrored<u32>,
+    positions: Mirrored<u32>,
     spans: Vec<Span>,
     tables: Vec<u32>,
-    slots: Resident<u32>,
-    logits_rows: Resident<u32>,
-    plan: OnDevice<AttentionPlan>,
+    slots: Mirrored<u32>,
+    logits_rows: Mirrored<u32>,
+    plan: DeviceCell<AttentionPlan>,
 }
 
 impl Batch {
@@ -246,7 +246,7 @@ impl Model {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{index}.{part}");
-            let vector = |part: &str| weight(&name(part)).map(|w| Resident::from(w.to_f32()));
+            let vector = |part: &str| weight(&name(part)).map(|w| Mirrored::from(w.to_f32()));
             let projection = |which: Projection| {
                 let part = which.module();
                 let bias = config.family.has_qkv_bias()
@@ -463,7 +463,7 @@ impl Model {
         tape: &mut Tape<'m>,
         layer: &'m Layer,
         x: Tensor,
-        positions: &'m Resident<u32>,
+        positions: &'m Mirrored<u32>,
         pass: Pass,
         attend: &mut dyn FnMut(&mut Tape<'m>, [Tensor; 3]) -> Tensor,
     ) -> Tensor {

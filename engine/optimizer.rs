@@ -6,17 +6,17 @@
 //! PyTorch would write NaN into every parameter.
 //!
 //! ```
-//! use engine::optimizer::{AdamW, Outcome, Parameter, Settings};
+//! use engine::optimizer::{AdamW, StepOutcome, Parameter, AdamWSettings};
 //! use engine::tensor::device::Cpu;
 //!
 //! // (w − 3)² has its minimum at 3, and the gradient 2·(w − 3).
 //! let (cpu, mut w) = (Cpu::new(1), [0.0]);
-//! let mut adamw = AdamW::new(Settings { max_norm: Some(1.0), ..Settings::default() }, [("w", 1)]);
+//! let mut adamw = AdamW::new(AdamWSettings { max_norm: Some(1.0), ..AdamWSettings::default() }, [("w", 1)]);
 //! for _ in 0..300 {
 //!     let gradient = [2.0 * (w[0] - 3.0)];
 //!     let mut parameters = [Parameter { name: "w", values: &mut w, gradient: &gradient }];
 //!     let outcome = adamw.step(&cpu, 0.05, &mut parameters);
-//!     assert!(matches!(outcome, Outcome::Updated { .. }), "a gradient that is not finite");
+//!     assert!(matches!(outcome, StepOutcome::Updated { .. }), "a gradient that is not finite");
 //! }
 //! assert!((w[0] - 3.0).abs() < 0.01, "{w:?}");
 //! ```
@@ -40,7 +40,7 @@ use cuda::Moment;
 
 /// What stays the same over a run. The rate is given to each step, by its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct AdamWSettings {
     /// Decay of the mean of gradients.
     pub beta1: f64,
     /// Decay of the mean of squared gradients.
@@ -53,10 +53,10 @@ pub struct Settings {
     pub max_norm: Option<f64>,
 }
 
-impl Default for Settings {
+impl Default for AdamWSettings {
     /// PyTorch's betas and ε, no decay, no clipping.
-    fn default() -> Settings {
-        Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_norm: None }
+    fn default() -> AdamWSettings {
+        AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_norm: None }
     }
 }
 
@@ -74,7 +74,7 @@ pub struct Parameter<'a> {
 /// A parameter of a model and its gradient, on their device. One that no gradient reached has one of zeros, as
 /// in TRL: its momentum and its decay go on.
 #[derive(Debug)]
-pub struct Factor<'a> {
+pub struct TensorParameter<'a> {
     /// The name the optimizer was made with.
     pub name: &'a str,
     /// The f32 master, updated in place.
@@ -89,7 +89,7 @@ pub type NamedSlice<'a> = (String, Cow<'a, [f32]>);
 /// What became of a step. `norm` is that of the whole gradient before clipping.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[must_use = "a step whose gradient is not finite changes nothing, which somebody must know"]
-pub enum Outcome {
+pub enum StepOutcome {
     /// Parameters and moments were updated.
     Updated {
         /// √Σ g².
@@ -104,11 +104,11 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
+impl StepOutcome {
     /// The norm of the gradient before clipping, whatever it is.
     pub fn norm(self) -> f64 {
         match self {
-            Outcome::Updated { norm, .. } | Outcome::NotFinite { norm } => norm,
+            StepOutcome::Updated { norm, .. } | StepOutcome::NotFinite { norm } => norm,
         }
     }
 }
@@ -116,7 +116,7 @@ impl Outcome {
 /// The optimizer and its state.
 #[derive(Debug)]
 pub struct AdamW {
-    settings: Settings,
+    settings: AdamWSettings,
     steps: u64,
     moments: Vec<Moments>,
 }
@@ -132,7 +132,7 @@ struct Moments {
 impl AdamW {
     /// An optimizer for parameters of these names and lengths, in this order, with moments of zero.
     pub fn new<'a>(
-        settings: Settings,
+        settings: AdamWSettings,
         parameters: impl IntoIterator<Item = (&'a str, usize)>,
     ) -> AdamW {
         let moments = parameters.into_iter().map(|(name, len)| Moments {
@@ -144,7 +144,7 @@ impl AdamW {
     }
 
     /// What it was made with.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &AdamWSettings {
         &self.settings
     }
 
@@ -162,7 +162,7 @@ impl AdamW {
         cpu: &Cpu,
         learning_rate: f64,
         parameters: &mut [Parameter<'_>],
-    ) -> Outcome {
+    ) -> StepOutcome {
         let _span = profile::phase("optimizer step", [parameters.len()]);
         assert_eq!(parameters.len(), self.moments.len(), "number of parameters");
         for (parameter, moments) in parameters.iter().zip(&self.moments) {
@@ -173,7 +173,7 @@ impl AdamW {
         }
         let norm = gradient_norm(cpu, parameters.iter().map(|parameter| parameter.gradient));
         if !norm.is_finite() {
-            return Outcome::NotFinite { norm };
+            return StepOutcome::NotFinite { norm };
         }
         let scale = clip_scale(norm, self.settings.max_norm);
         self.steps += 1;
@@ -182,38 +182,41 @@ impl AdamW {
             let (m, v) = (moments.first.host_mut(), moments.second.host_mut());
             adamw::step(cpu, parameter.values, m, v, parameter.gradient, &step);
         }
-        Outcome::Updated { norm, scale }
+        StepOutcome::Updated { norm, scale }
     }
 
     /// As [`AdamW::step`], on the device of the parameters.
     ///
     /// # Panics
     /// If names, order or lengths are not those the optimizer was made with.
-    pub fn step_factors(
+    pub fn step_tensors(
         &mut self,
         learning_rate: f64,
-        factors: &mut [Factor<'_>],
-    ) -> Result<Outcome, DeviceError> {
+        factors: &mut [TensorParameter<'_>],
+    ) -> Result<StepOutcome, DeviceError> {
         let Some(first) = factors.first() else {
-            return Ok(Outcome::Updated { norm: 0.0, scale: 1.0 });
+            return Ok(StepOutcome::Updated { norm: 0.0, scale: 1.0 });
         };
         match first.values.device().clone() {
             Device::Cpu(device) => {
                 let longest = factors.iter().map(|factor| factor.values.len()).max().unwrap_or(0);
                 let missing = factors.iter().any(|factor| factor.gradient.is_none());
                 let zeros = vec![0.0; if missing { longest } else { 0 }];
-                let parameters = factors.iter_mut().map(|Factor { name, values, gradient }| {
-                    let zeros = &zeros[..if gradient.is_none() { values.len() } else { 0 }];
-                    let gradient = gradient.map_or(zeros, Tensor::data);
-                    Parameter { name, gradient, values: values.data_mut() }
-                });
+                let parameters =
+                    factors.iter_mut().map(|TensorParameter { name, values, gradient }| {
+                        let zeros = &zeros[..if gradient.is_none() { values.len() } else { 0 }];
+                        let gradient = gradient.map_or(zeros, Tensor::data);
+                        Parameter { name, gradient, values: values.data_mut() }
+                    });
                 let mut parameters: Vec<Parameter> = parameters.collect();
                 Ok(self.step(device.cpu(), learning_rate, &mut parameters))
             }
             Device::Cuda(cuda) => {
                 let _span = profile::phase("optimizer step", [factors.len()]);
                 assert_eq!(factors.len(), self.moments.len(), "number of parameters");
-                for (Factor { name, values, .. }, moments) in factors.iter().zip(&self.moments) {
+                for (TensorParameter { name, values, .. }, moments) in
+                    factors.iter().zip(&self.moments)
+                {
                     assert_eq!(*name, moments.name, "parameters are in another order");
                     assert_eq!(values.len(), moments.first.len(), "length of {name}");
                 }
@@ -225,7 +228,7 @@ impl AdamW {
     /// The kernel's numbers for step `self.steps` (1 is the first), computed in f64 as PyTorch does
     /// and rounded once.
     fn numbers(&self, learning_rate: f64, scale: f32) -> adamw::Step {
-        let Settings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
+        let AdamWSettings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
         let t = self.steps as f64;
         adamw::Step {
             scale,

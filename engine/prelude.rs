@@ -7,13 +7,13 @@ pub use crate::{
         adapter::{Adapter, AdapterSettings, Projection},
         config::Config,
     },
-    generate::{FinishReason, Generator, Options, Request, SamplingParams},
+    generate::{FinishReason, Generator, GeneratorOptions, Request, SamplingParams},
     language_model::LanguageModel,
     model::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
     },
-    optimizer::{AdamW, Outcome},
+    optimizer::{AdamW, StepOutcome},
     tensor::{
         Id, Tensor,
         device::{Cpu, Device, Isa},

@@ -3,9 +3,9 @@
 //! A forward pass makes the same tensors again and again. Their buffers come from the device's
 //! free list and go back to it when a tensor is dropped, so that a warm pass allocates nothing.
 
+mod bf16_tensor;
 pub mod check_gradient;
 pub mod device;
-mod narrow;
 pub mod tape;
 
 use std::sync::{
@@ -13,9 +13,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+pub(crate) use bf16_tensor::Bf16Tensor;
 use half::bf16;
 use kernels::cuda::Buffer;
-pub(crate) use narrow::Narrow;
 
 pub use crate::tensor::device::Device;
 use crate::tensor::device::{CudaDevice, DeviceError, HostBuffer};

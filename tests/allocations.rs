@@ -1,7 +1,7 @@
 //! A warm decoding step allocates nothing, on any thread: counted, not promised.
 
 use engine::{
-    generate::{Generator, Options, Request},
+    generate::{Generator, GeneratorOptions, Request},
     model::{Model, Precision},
 };
 use kernels::cpu::{
@@ -48,7 +48,7 @@ fn decode(generator: &mut Generator, model: &Model, batch: usize, first: usize) 
         generator.submit(request).unwrap();
     }
     let mut written = 0;
-    let mut on = |_: engine::generate::Event| written += 1;
+    let mut on = |_: engine::generate::TokenEvent| written += 1;
     // The first step reads the prompts, the last one ends the completions.
     generator.step(&mut on).unwrap();
     let before = allocations(cpu);
@@ -73,8 +73,11 @@ fn a_warm_decoding_step_does_not_allocate() {
             for adapter in [false, true] {
                 let model = open(case, adapter, precision, Cpu::new(threads));
                 for batch in [1, 7] {
-                    let options =
-                        Options { max_batch: batch, prefill_rows: 512, cache_bytes: 8 << 20 };
+                    let options = GeneratorOptions {
+                        max_batch: batch,
+                        prefill_rows: 512,
+                        cache_bytes: 8 << 20,
+                    };
                     let mut generator = Generator::new(&model, &[], options).unwrap();
                     let place = format!("{case}, {threads} threads, adapter {adapter}, {batch}");
                     let expected = (batch * NEW_TOKENS) as u64;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use engine::{
     checkpoint::{adapter::Adapter, config::Config, weights::Checkpoint},
-    generate::{Error, FinishReason, Generator, Options, Request},
+    generate::{FinishReason, GenerateError, Generator, GeneratorOptions, Request},
     model::{
         Batch, Model, Precision,
         kv_cache::{KvCache, PageTable},
@@ -32,12 +32,13 @@ pub(crate) fn open(case: &str, adapter: bool, precision: Precision, cpu: Cpu) ->
 /// Tokens, log-prob bits and how each sample of each request ended.
 type Completion = (Vec<u32>, Vec<u32>, Option<FinishReason>);
 
-const WIDE: Options = Options { max_batch: 16, prefill_rows: 512, cache_bytes: 64 << 20 };
+const WIDE: GeneratorOptions =
+    GeneratorOptions { max_batch: 16, prefill_rows: 512, cache_bytes: 64 << 20 };
 
 fn generate(
     model: &Model,
     stop: &[u32],
-    options: Options,
+    options: GeneratorOptions,
     requests: &[Request],
 ) -> Vec<Vec<Completion>> {
     let mut generator = Generator::new(model, stop, options).unwrap();
@@ -100,7 +101,7 @@ fn completions_are_the_same_in_any_batch_at_any_thread_count() {
             let model = open(case, true, precision, Cpu::with_isa(1, isa));
             let requests = requests(model.config().vocab_size);
             let stop: Vec<u32> = (0..16).collect();
-            let alone = Options { max_batch: 3, prefill_rows: 512, ..WIDE };
+            let alone = GeneratorOptions { max_batch: 3, prefill_rows: 512, ..WIDE };
             let expected: Vec<_> = requests
                 .iter()
                 .flat_map(|r| generate(&model, &stop, alone.clone(), std::slice::from_ref(r)))
@@ -111,7 +112,7 @@ fn completions_are_the_same_in_any_batch_at_any_thread_count() {
                 [(1, 7, 512), (1, 16, 5), (2, 16, 512), (2, 3, 33), (5, 64, 64)]
             {
                 let model = open(case, true, precision, Cpu::with_isa(threads, isa));
-                let options = Options { max_batch, prefill_rows, ..WIDE };
+                let options = GeneratorOptions { max_batch, prefill_rows, ..WIDE };
                 let got = generate(&model, &stop, options.clone(), &requests);
                 assert!(got == expected, "{case} {isa} {threads} threads {options:?}");
             }
@@ -211,7 +212,8 @@ fn a_small_cache_makes_requests_wait_and_changes_nothing() {
     let expected = generate(&model, &[3], WIDE, &requests);
     let page = KvCache::page_bytes(model.config(), model.cache_dtype());
     for pages in [5, 6, 9, 14] {
-        let options = Options { cache_bytes: pages * page, prefill_rows: 40, max_batch: 16 };
+        let options =
+            GeneratorOptions { cache_bytes: pages * page, prefill_rows: 40, max_batch: 16 };
         assert!(generate(&model, &[3], options, &requests) == expected, "{pages} pages");
     }
 }
@@ -222,7 +224,8 @@ fn requests_that_cannot_run_are_refused_with_the_reason() {
     let limit = model.config().max_position_embeddings;
     let page = KvCache::page_bytes(model.config(), model.cache_dtype());
     let mut generator =
-        Generator::new(&model, &[], Options { cache_bytes: 2 * page, ..WIDE.clone() }).unwrap();
+        Generator::new(&model, &[], GeneratorOptions { cache_bytes: 2 * page, ..WIDE.clone() })
+            .unwrap();
     let request = |prompt: Vec<u32>, max_new_tokens| Request {
         prompt,
         samples: vec![0],
@@ -232,10 +235,10 @@ fn requests_that_cannot_run_are_refused_with_the_reason() {
         repetition_penalty: 1.0,
     };
     let mut submit = |prompt, new| generator.submit(request(prompt, new));
-    assert_eq!(submit(vec![], 1), Err(Error::EmptyPrompt));
-    assert!(matches!(submit(vec![1], limit), Err(Error::TooLong { .. })));
+    assert_eq!(submit(vec![], 1), Err(GenerateError::EmptyPrompt));
+    assert!(matches!(submit(vec![1], limit), Err(GenerateError::TooLong { .. })));
     let error = submit(vec![1; 33], 32).unwrap_err();
-    assert!(matches!(error, Error::CacheTooSmall { tokens: 65, .. }), "{error}");
+    assert!(matches!(error, GenerateError::CacheTooSmall { tokens: 65, .. }), "{error}");
     assert!(error.to_string().contains("--cache-memory"), "{error}");
     let error = submit(vec![1, 9999], 1).unwrap_err();
     assert!(error.to_string().contains("9999"), "{error}");

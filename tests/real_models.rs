@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    generate::{Generator, Options, Request, SamplingParams},
+    generate::{Generator, GeneratorOptions, Request, SamplingParams},
     language_model::LanguageModel,
     model::Precision,
     tensor::Device,
@@ -151,7 +151,7 @@ fn logits_are_near(opened: &LanguageModel, case: &Case, precision: Precision) {
 }
 
 fn greedy_answer_is(opened: &LanguageModel, case: &Case, repetition_penalty: f32, output: &Output) {
-    let options = Options { max_batch: 1, prefill_rows: 512, cache_bytes: 1 << 30 };
+    let options = GeneratorOptions { max_batch: 1, prefill_rows: 512, cache_bytes: 1 << 30 };
     let mut generator = Generator::new(&opened.model, opened.stop_tokens(), options).unwrap();
     let request = Request {
         prompt: case.prompt_ids.clone(),

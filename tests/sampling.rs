@@ -7,7 +7,7 @@ use std::{
 
 use engine::{
     checkpoint::config::{Config, GenerationConfig},
-    generate::{Generator, Options, Request},
+    generate::{Generator, GeneratorOptions, Request},
     model::Precision,
 };
 use kernels::cpu::{
@@ -43,7 +43,7 @@ fn greedy_tokens_under_a_repetition_penalty_are_those_of_transformers() {
         let wanted = wanted.as_array().unwrap();
         for threads in [1, 3] {
             let model = open(case, false, Precision::F32, Cpu::new(threads));
-            let options = Options { max_batch: 5, prefill_rows: 64, cache_bytes: 8 << 20 };
+            let options = GeneratorOptions { max_batch: 5, prefill_rows: 64, cache_bytes: 8 << 20 };
             let mut generator = Generator::new(&model, &[], options).unwrap();
             for one in wanted {
                 let request = Request {
@@ -59,7 +59,7 @@ fn greedy_tokens_under_a_repetition_penalty_are_those_of_transformers() {
             }
             let mut written = vec![[const { Vec::new() }; 2]; wanted.len()];
             while !generator.is_idle() {
-                let mut on = |event: engine::generate::Event| {
+                let mut on = |event: engine::generate::TokenEvent| {
                     written[event.request.0 as usize][event.sample].push(event.token);
                 };
                 generator.step(&mut on).unwrap();

@@ -59,7 +59,7 @@ pub struct Judge<'a> {
     /// Longer prompts are not judged, and reported as such.
     pub max_prompt_tokens: usize,
     /// How much runs at once.
-    pub options: generate::Options,
+    pub options: generate::GeneratorOptions,
 }
 
 /// One judgement to be made.
@@ -122,10 +122,10 @@ pub enum JudgeError {
     #[error("row {row} ({id}): {source}")]
     Tokenizer { row: u64, id: String, source: TokenizerError },
     #[error("row {row} ({id}): {source}")]
-    Generate { row: u64, id: String, source: generate::Error },
+    Generate { row: u64, id: String, source: generate::GenerateError },
     /// No row's fault: the device failed, or there is no memory.
     #[error("{0}")]
-    Machine(#[source] generate::Error),
+    Machine(#[source] generate::GenerateError),
     #[error("{0}")]
     Sink(#[source] Sink),
 }
@@ -318,7 +318,7 @@ impl Judge<'_> {
         &self,
         open: &mut HashMap<RequestId, Open>,
         pairs: &[Pair],
-        event: generate::Event,
+        event: generate::TokenEvent,
         on: &mut dyn FnMut(Event) -> Result<(), Sink>,
     ) -> Result<bool, JudgeError> {
         let request = open.get_mut(&event.request).expect("events of open requests only");
@@ -374,11 +374,11 @@ impl Judge<'_> {
 
 /// A failed step: the row whose logits cannot be sampled, or what is no row's fault.
 fn step_failed(
-    source: generate::Error,
+    source: generate::GenerateError,
     open: &HashMap<RequestId, Open>,
     pairs: &[Pair],
 ) -> JudgeError {
-    let generate::Error::Sampling { request, .. } = &source else {
+    let generate::GenerateError::Sampling { request, .. } = &source else {
         return JudgeError::Machine(source);
     };
     let pair = &pairs[open[request].votes[0].task.pair];
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn a_device_that_fails_is_no_rows_fault() {
-        let source = generate::Error::Device(DeviceError::NoDriver);
+        let source = generate::GenerateError::Device(DeviceError::NoDriver);
         let said = source.to_string();
         let error = step_failed(source, &HashMap::new(), &[]);
         assert!(matches!(error, JudgeError::Machine(_)), "{error:?}");

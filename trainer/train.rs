@@ -86,7 +86,7 @@ pub struct Trainer {
     plan: Plan,
     schedule: Schedule,
     optimizer: AdamW,
-    options: generate::Options,
+    options: generate::GeneratorOptions,
     /// Steps taken.
     step: u64,
     /// Steps of the whole run.
@@ -135,7 +135,7 @@ impl StepError {
             StepError::Sample { source, .. } => matches!(
                 **source,
                 SampleError::Rollout(RolloutError::Generate {
-                    source: generate::Error::Sampling { .. },
+                    source: generate::GenerateError::Sampling { .. },
                     ..
                 })
             ),
@@ -449,18 +449,22 @@ pub fn sampling_options(
     model: &Model,
     settings: &Settings,
     cache_bytes: usize,
-) -> generate::Options {
+) -> generate::GeneratorOptions {
     let max_batch = running_sequences(settings);
     let page_bytes = KvCache::page_bytes(model.config(), model.cache_dtype());
     let most = cache_pages(settings).saturating_mul(page_bytes);
     let cache_bytes = cache_bytes.min(most);
-    generate::Options { max_batch, prefill_rows: generate::Options::PREFILL_ROWS, cache_bytes }
+    generate::GeneratorOptions {
+        max_batch,
+        prefill_rows: generate::GeneratorOptions::PREFILL_ROWS,
+        cache_bytes,
+    }
 }
 
-fn optimizer_settings(settings: &Settings) -> optimizer::Settings {
+fn optimizer_settings(settings: &Settings) -> optimizer::AdamWSettings {
     let settings::OptimizerSettings { betas, eps, weight_decay, max_grad_norm, .. } =
         settings.optimizer;
-    optimizer::Settings {
+    optimizer::AdamWSettings {
         beta1: betas[0],
         beta2: betas[1],
         epsilon: eps,

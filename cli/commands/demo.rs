@@ -149,9 +149,9 @@ fn judge(
     machine::place_weights(&mut language_model.model, WeightsArg::Auto)?;
     let template = Template::from_file(&args.out.join("template.jinja"))?
         .with_control_tokens(language_model.control_tokens());
-    let options = engine::generate::Options {
+    let options = engine::generate::GeneratorOptions {
         max_batch: 64,
-        prefill_rows: engine::generate::Options::PREFILL_ROWS,
+        prefill_rows: engine::generate::GeneratorOptions::PREFILL_ROWS,
         cache_bytes: machine::cache_bytes(&device, None)?.min(1 << 30) as usize,
     };
     let sampler =

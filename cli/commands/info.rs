@@ -82,7 +82,7 @@ impl Budget {
     fn of(config: &Config, weights: u64, batch: usize, length: usize) -> Budget {
         let page = KvCache::page_bytes(config, CacheDtype::Bf16);
         let cache = batch * KvCache::pages_for(length) * page;
-        let rows = engine::generate::Options::PREFILL_ROWS + batch;
+        let rows = engine::generate::GeneratorOptions::PREFILL_ROWS + batch;
         // The residual stream and its norm, queries, keys, values, attention's output, gate, up
         // and their product live at once, in f32; logits for one row a sequence.
         let row = 2 * config.hidden_size

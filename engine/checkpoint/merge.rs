@@ -1,17 +1,17 @@
 //! An adapter merged into its base: a checkpoint with W + scale B A in place of W, for programs that know no adapters.
 //!
 //! Each element is `W + scale * Σ_r B A` with the sum and the addition in f64, rounded to f32 and then to the type that W is
-//! stored in. Where the update is exactly zero, W keeps its bits. Everything else is the source's: the headers, hence the
+//! stored in. Where the delta is exactly zero, W keeps its bits. Everything else is the source's: the headers, hence the
 //! shards, names, types and metadata, are copied byte for byte, and so are the files beside the weights. Other forms of the
 //! same weights (pytorch_model.bin and the like) are left out, as they would be those of the base.
 //!
 //! Only a row is held in memory beyond the mapped source. The result is written to `OUT.partial`, config.json last, and takes its
 //! name when all of it is on the disk.
 
+mod delta;
 mod staging;
 #[cfg(test)]
 mod tests;
-mod update;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,8 +30,8 @@ use crate::{
     files::{WriteError, sync_parent, write_synced},
     text::chat::ADDITIONAL_TEMPLATES,
 };
+use delta::Delta;
 use staging::Staging;
-use update::Update;
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -43,7 +43,7 @@ const WEIGHT_ENDINGS: [&str; 10] =
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct MergeProgress {
     /// Bytes of weights written.
     pub done_bytes: u64,
     /// Bytes of weights in all.
@@ -126,13 +126,13 @@ pub fn merge(
     model: &Path,
     adapter: &Path,
     out: &Path,
-    observe: &mut dyn FnMut(Progress),
+    observe: &mut dyn FnMut(MergeProgress),
     stop: &AtomicBool,
 ) -> Result<Merged, MergeError> {
     let (checkpoint, config) = Checkpoint::open_checked::<MergeError>(model)?;
     let adapter = Adapter::load(adapter, &config)?;
     let notes = adapter.notes(&model.to_string_lossy());
-    let mut updates = updates(&adapter, &config);
+    let mut deltas = deltas(&adapter, &config);
     let files = checkpoint.stored_files();
     let companions = companions(model, &files)?;
 
@@ -140,11 +140,11 @@ pub fn merge(
     names.extend(files.iter().filter_map(|file| file.path.file_name()).map(Path::new));
     let staging = Staging::open(out, &names)?;
     let total_bytes = checkpoint.len_bytes();
-    let progress = Progress { done_bytes: 0, total_bytes };
+    let progress = MergeProgress { done_bytes: 0, total_bytes };
     let mut watch = Watch { progress, observe, stop };
     for file in &files {
         let path = staging.path(Path::new(file.path.file_name().expect("a file has a name")))?;
-        write_synced(&path, |writer| write_weights(file, &path, &mut updates, &mut watch, writer))?;
+        write_synced(&path, |writer| write_weights(file, &path, &mut deltas, &mut watch, writer))?;
     }
     for name in &companions {
         watch.check_stop()?;
@@ -153,26 +153,26 @@ pub fn merge(
     staging.finish()?;
     Ok(Merged {
         notes,
-        changed: updates.values().filter(|update| update.changed).count(),
-        matrices: updates.len(),
+        changed: deltas.values().filter(|delta| delta.changed).count(),
+        matrices: deltas.len(),
         weight_files: files.len(),
         weight_bytes: total_bytes,
     })
 }
 
 /// The adapter's factors by the name of the matrix they change.
-fn updates<'a>(adapter: &'a Adapter, config: &Config) -> HashMap<String, Update<'a>> {
-    let mut updates = HashMap::new();
+fn deltas<'a>(adapter: &'a Adapter, config: &Config) -> HashMap<String, Delta<'a>> {
+    let mut deltas = HashMap::new();
     for layer in 0..config.num_hidden_layers {
         for projection in Projection::ALL {
             if let Some(factors) = adapter.factors(layer, projection) {
                 let name = format!("model.layers.{layer}.{}.weight", projection.module());
                 let [_, inputs] = projection.shape(config);
-                updates.insert(name, Update::new(factors, inputs));
+                deltas.insert(name, Delta::new(factors, inputs));
             }
         }
     }
-    updates
+    deltas
 }
 
 /// What is copied beside the weights, by its path in the checkpoint, config.json last: without it, nothing takes the
@@ -235,7 +235,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), MergeError> {
 fn write_weights(
     file: &StoredFile,
     path: &Path,
-    updates: &mut HashMap<String, Update>,
+    deltas: &mut HashMap<String, Delta>,
     watch: &mut Watch,
     writer: &mut BufWriter<File>,
 ) -> Result<(), MergeError> {
@@ -243,15 +243,15 @@ fn write_weights(
     writer.write_all(file.header).map_err(failed)?;
     let mut merged = Vec::new();
     for tensor in &file.tensors {
-        let Some(update) = updates.get_mut(tensor.name) else {
+        let Some(delta) = deltas.get_mut(tensor.name) else {
             for bytes in tensor.bytes.chunks(STEP_BYTES) {
                 writer.write_all(bytes).map_err(failed)?;
                 watch.advance(bytes.len())?;
             }
             continue;
         };
-        for (row, bytes) in tensor.bytes.chunks(update.row_bytes(tensor.dtype)).enumerate() {
-            update.apply(tensor, row, bytes, &mut merged)?;
+        for (row, bytes) in tensor.bytes.chunks(delta.row_bytes(tensor.dtype)).enumerate() {
+            delta.apply(tensor, row, bytes, &mut merged)?;
             writer.write_all(&merged).map_err(failed)?;
             watch.advance(bytes.len())?;
         }
@@ -261,8 +261,8 @@ fn write_weights(
 
 /// Who looks on, and whether to go on.
 struct Watch<'a> {
-    progress: Progress,
-    observe: &'a mut dyn FnMut(Progress),
+    progress: MergeProgress,
+    observe: &'a mut dyn FnMut(MergeProgress),
     stop: &'a AtomicBool,
 }
 

@@ -1,4 +1,4 @@
-//! Recorded decoding steps against the same steps launched kernel by kernel.
+//! Captured decoding steps against the same steps launched kernel by kernel.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,15 @@ use kernels::{
 };
 
 use super::*;
-use crate::generate::{Event, RequestId};
+use crate::generate::{RequestId, TokenEvent};
 
 /// A device of its own, so that what is counted is the test's.
 fn device() -> Option<Device> {
     gpu().map(|_| Device::cuda(0, Cpu::new(1)).unwrap())
 }
 
-const OPTIONS: Options = Options { max_batch: 16, prefill_rows: 1024, cache_bytes: 4 << 20 };
+const OPTIONS: GeneratorOptions =
+    GeneratorOptions { max_batch: 16, prefill_rows: 1024, cache_bytes: 4 << 20 };
 
 /// A prompt of `prompt` tokens, of which so many samples of at most `new` tokens are drawn.
 fn request(prompt: usize, samples: u64, new: usize, sampling: SamplingParams) -> Request {
@@ -34,7 +35,7 @@ const PLAIN: SamplingParams = SamplingParams { temperature: 0.9, top_k: 0, top_p
 /// Tokens and bits of log-probabilities by request and sample.
 type Written = BTreeMap<(RequestId, usize), Vec<(u32, u32)>>;
 
-/// Runs the requests, the i-th submitted before step `3·i`; at most `most` recordings. Shows `seen` the
+/// Runs the requests, the i-th submitted before step `3·i`; at most `most` graphs. Shows `seen` the
 /// generator after every step.
 fn generate(
     model: &Model,
@@ -46,14 +47,14 @@ fn generate(
 }
 
 fn generate_with(
-    options: Options,
+    options: GeneratorOptions,
     model: &Model,
     requests: &[Request],
     most: usize,
     seen: &mut dyn FnMut(&Generator<'_>),
 ) -> Written {
     let mut generator = Generator::new(model, &[], options).unwrap();
-    generator.limit_recordings(most);
+    generator.limit_captures(most);
     let mut written = Written::new();
     let mut waiting = requests.iter();
     for step in 0.. {
@@ -65,7 +66,7 @@ fn generate_with(
         if generator.is_idle() {
             break;
         }
-        let mut on = |event: Event| {
+        let mut on = |event: TokenEvent| {
             let of = written.entry((event.request, event.sample)).or_default();
             of.push((event.token, event.log_prob.to_bits()));
         };
@@ -78,7 +79,7 @@ fn generate_with(
 
 /// Sequences join and leave, cross a page and the shortest bucket's end, and are drawn in every way.
 #[test]
-fn recorded_steps_have_the_bits_of_others() {
+fn captured_steps_have_the_bits_of_others() {
     let Some(device) = device() else { return };
     for (family, head_dim) in [(Family::Qwen3, 16), (Family::Qwen2, 64)] {
         let fixture = Fixture::new(family, head_dim, 8);
@@ -91,19 +92,19 @@ fn recorded_steps_have_the_bits_of_others() {
             request(PAGE, 1, 5, SamplingParams::GREEDY),
         ];
         let plain = generate(&model, &requests, 0, &mut |generator| {
-            assert!(generator.recordings().is_empty());
+            assert!(generator.captures().is_empty());
         });
         let mut buckets = Vec::new();
-        let recorded = generate(&model, &requests, 16, &mut |generator| {
-            buckets = generator.recordings();
+        let captured = generate(&model, &requests, 16, &mut |generator| {
+            buckets = generator.captures();
         });
-        assert_eq!(recorded, plain, "{family:?}");
+        assert_eq!(captured, plain, "{family:?}");
         buckets.sort();
         let want = [[1, 512], [4, 512], [8, 1024], [16, 512], [16, 1024]];
         assert_eq!(buckets, want, "rows and tokens of a sequence");
         // With room for one, each is made again and again.
         let one = generate(&model, &requests, 1, &mut |generator| {
-            assert!(generator.recordings().len() <= 1);
+            assert!(generator.captures().len() <= 1);
         });
         assert_eq!(one, plain, "{family:?}, one at a time");
     }
@@ -111,7 +112,7 @@ fn recorded_steps_have_the_bits_of_others() {
 
 /// Samples of one prompt, others that are not penalized beside them, more distinct tokens with every step.
 #[test]
-fn recorded_steps_penalize_repetition() {
+fn captured_steps_penalize_repetition() {
     let Some(device) = device() else { return };
     let fixture = Fixture::new(Family::Qwen3, 16, 8);
     let model = fixture.model(Precision::Bf16, &device);
@@ -124,8 +125,8 @@ fn recorded_steps_penalize_repetition() {
         with(1.5, request(40, 1, 12, SamplingParams::GREEDY)),
     ];
     let plain = generate(&model, &requests, 0, &mut |_| ());
-    let recorded = generate(&model, &requests, 16, &mut |_| ());
-    assert_eq!(recorded, plain);
+    let captured = generate(&model, &requests, 16, &mut |_| ());
+    assert_eq!(captured, plain);
     let unpenalized = requests.clone().map(|request| with(1.0, request));
     let others = generate(&model, &unpenalized, 16, &mut |_| ());
     let of = |written: &Written, request: u64| -> Vec<_> {
@@ -157,34 +158,34 @@ fn rows_that_pad_take_no_page_of_the_caches() {
     let model = fixture.model(Precision::Bf16, &device);
     let requests = [request(20, 3, 5, PLAIN)];
     let pages = 3 * KvCache::page_bytes(model.config(), model.cache_dtype());
-    let options = Options { cache_bytes: pages, ..OPTIONS };
+    let options = GeneratorOptions { cache_bytes: pages, ..OPTIONS };
     let mut buckets = Vec::new();
     let tight = generate_with(options, &model, &requests, 16, &mut |generator| {
-        buckets = generator.recordings();
+        buckets = generator.captures();
     });
     assert_eq!(buckets, [[4, 512]], "rows and tokens of a sequence");
     assert_eq!(tight, generate(&model, &requests, 0, &mut |_| ()));
 }
 
-/// A generator borrows its model, so no recording sees factors change; its memory goes back.
+/// A generator borrows its model, so no graph sees factors change; its memory goes back.
 #[test]
-fn after_a_step_of_the_optimizer_recordings_have_the_new_weights() {
+fn after_a_step_of_the_optimizer_graphs_have_the_new_weights() {
     let Some(device) = device() else { return };
     let fixture = Fixture::new(Family::Qwen3, 16, 8);
     let mut model = fixture.model(Precision::Bf16, &device);
     let requests = [request(20, 3, 5, PLAIN)];
-    let recorded = |model: &Model| {
+    let captured = |model: &Model| {
         let mut most = 0;
         let written = generate(model, &requests, 16, &mut |generator| {
-            most = most.max(generator.recordings().len());
+            most = most.max(generator.captures().len());
         });
-        assert!(most > 0, "nothing was recorded");
+        assert!(most > 0, "nothing was captured");
         written
     };
-    let before = recorded(&model);
+    let before = captured(&model);
     let in_use = device.allocated_bytes();
-    assert_eq!(recorded(&model), before);
-    assert_eq!(device.allocated_bytes(), in_use, "what recordings held");
+    assert_eq!(captured(&model), before);
+    assert_eq!(device.allocated_bytes(), in_use, "what captures held");
 
     let (_, values) = learned(&model, PASS);
     let mut gradients = Gradients::default();
@@ -192,11 +193,11 @@ fn after_a_step_of_the_optimizer_recordings_have_the_new_weights() {
         let [rows, columns] = factor.shape();
         gradients.add(factor.id(), Tensor::from_slice(&device, rows, columns, values));
     }
-    let mut adamw = model.optimizer(Settings::default());
+    let mut adamw = model.optimizer(AdamWSettings::default());
     let outcome = model.step(&mut adamw, &gradients, 1e-2).unwrap();
-    assert!(matches!(outcome, Outcome::Updated { .. }), "{outcome:?}");
+    assert!(matches!(outcome, StepOutcome::Updated { .. }), "{outcome:?}");
 
-    let after = recorded(&model);
+    let after = captured(&model);
     assert_ne!(after, before);
     assert_eq!(after, generate(&model, &requests, 0, &mut |_| ()));
 }

@@ -8,7 +8,7 @@ use crate::{
         adapter::Projection,
         config::{Config, Family},
     },
-    generate::{Generator, Options, Request},
+    generate::{Generator, GeneratorOptions, Request},
     model::{
         Model, Precision,
         kv_cache::KvCache,
@@ -16,7 +16,7 @@ use crate::{
         training::{PackedBatch, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::Settings,
+    optimizer::AdamWSettings,
     tensor::{Tensor, device::Device, tape::Tape},
 };
 
@@ -66,7 +66,7 @@ fn trained<'a>(model: &'a Model, rank: usize) -> TrainedModel<'a> {
 fn learn(model: &mut Model, batch: &PackedBatch, pass: TrainedPass) {
     let dropout = pass.dropout.then_some(Dropout { probability: 0.1, seed: 0, pass: 0 });
     let options = TrainingPass { dropout, checkpoint: pass.checkpoint, ..PASS };
-    let mut optimizer = model.optimizer(Settings::default());
+    let mut optimizer = model.optimizer(AdamWSettings::default());
     for _ in 0..2 {
         let mut gradients = Gradients::default();
         for _ in 0..2 {
@@ -136,7 +136,7 @@ fn generation_takes_what_is_predicted() {
     let predicted = of_model.bytes()
         + trained.cache_on_cuda(pages)
         + trained.generation_on_cuda(prefill_rows, samples, prompt + completion);
-    let options = Options { max_batch: samples, prefill_rows, cache_bytes };
+    let options = GeneratorOptions { max_batch: samples, prefill_rows, cache_bytes };
     let mut generator = Generator::new(&model, &[202], options).unwrap();
     // The second prompt comes when all but one sequence run, and recorded steps have run before.
     let request = |seed: u32, samples: std::ops::Range<u64>| Request {

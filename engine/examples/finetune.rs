@@ -47,7 +47,7 @@ fn finetune(
             .adapter_from(|config| Adapter::initialize(config, &lora, 0))
             .open_with_adapter()?;
     model.train_adapter();
-    let mut adamw = model.optimizer(optimizer::Settings::default());
+    let mut adamw = model.optimizer(optimizer::AdamWSettings::default());
 
     // Prompts, each with its completions.
     let (prompt, completion) = (tokenizer.encode(prompt)?, tokenizer.encode(completion)?);
@@ -66,7 +66,7 @@ fn finetune(
     let one = Tensor::from_slice(model.device(), 1, 1, &[1.0]);
     tape.backward(&loss, one, &mut gradients);
 
-    if let Outcome::NotFinite { norm } = model.step(&mut adamw, &gradients, LEARNING_RATE)? {
+    if let StepOutcome::NotFinite { norm } = model.step(&mut adamw, &gradients, LEARNING_RATE)? {
         return Err(format!("a gradient of norm {norm}").into());
     }
 

@@ -1,15 +1,15 @@
 //! Steps on a GPU.
 //!
 //! A step without prompts is hundreds of small kernels, each of which costs the host microseconds to launch. So it
-//! is recorded ([`Gpu::record`]) and launched as one: its inputs are rewritten where the recording
-//! reads them, and what it drew lies where it always does. One recording serves any sequences whose number
-//! rounds to the same rows (1, 2, 4, 8, then multiples of 8) and whose longest rounds to the same power of two
-//! (of 512 tokens at least). Rows that pad are a sequence of their own, of zeros in a page of its own, and what they
-//! draw is nobody's. No bit depends on any of it, as none depends on a batch.
+//! is captured as a CUDA graph ([`Gpu::capture`]) and launched as one. Its inputs are rewritten in the buffers that the graph
+//! reads, and its tokens are always in the same buffer. One graph serves any sequences whose number rounds to the same rows
+//! (1, 2, 4, 8, then multiples of 8) and whose longest rounds to the same power of two (of 512 tokens at least). Rows that
+//! pad are a sequence of zeros with a page of its own, and their tokens are dropped. No bit depends on any of it, as none
+//! depends on a batch.
 //!
-//! Recordings end with their [`Generator`]: it borrows the model, whose weights and factors stay as they are
-//! meanwhile, and owns the cache. What a pass makes when first asked (weights on the device, parts of factors, loaded
-//! kernels) is there before anything is recorded: a sequence decodes after a prefill by the same generator.
+//! Graphs end with their [`Generator`]: it borrows the model, whose weights and factors do not change meanwhile, and owns the
+//! cache. What a pass makes when first asked (weights on the device, parts of factors, loaded kernels) is there before
+//! anything is captured: a sequence decodes after a prefill by the same generator.
 
 use std::sync::Arc;
 
@@ -37,31 +37,31 @@ use crate::{
     },
 };
 
-/// Recordings at most; the one launched longest ago makes room. Each holds its lists, and of the driver's memory
-/// what some hundred kernels' arguments need.
+/// Graphs at most; the one launched longest ago makes room. Each holds its lists, and of the driver's memory
+/// what the arguments of some hundred kernels need.
 const MOST: usize = 16;
-/// Rows are rounded up by less than this: what pads has a page.
+/// Rows are rounded up by less than this. One page is enough for those that pad.
 const STEP: usize = 8;
-/// The least that recordings have room for, in tokens of a sequence: a partition of attention.
+/// The shortest sequence that a graph has room for, in tokens: a partition of attention.
 const SHORTEST: usize = 512;
 const _: () = assert!(STEP <= PAGE && SHORTEST.is_multiple_of(PAGE));
 
-/// Recorded steps of one generator.
-pub(super) struct Recordings {
+/// The captured steps of one generator.
+pub(super) struct CapturedSteps {
     most: usize,
-    /// Launched last stands last.
-    steps: Vec<Recorded>,
+    /// In the order of their last launch.
+    steps: Vec<CapturedStep>,
     workspace: Option<Arc<Workspace>>,
-    /// Where rows that pad have keys and values.
+    /// The page of the keys and values of rows that pad.
     padding: PageTable,
-    /// What the next step reads, kept for its memory.
+    /// The inputs of the next step; kept, since their memory is used again.
     batch: Batch,
     requests: Vec<SampleRequest>,
     table: Vec<u32>,
 }
 
-/// A step that was recorded, and the buffers it reads and leaves.
-struct Recorded {
+/// A captured step, and the buffers that it reads and writes.
+struct CapturedStep {
     bucket: Bucket,
     graph: Graph,
     batch: Batch,
@@ -70,11 +70,11 @@ struct Recorded {
     drawn: Buffer<u32>,
 }
 
-/// What one recording serves.
+/// The steps that one graph serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Bucket {
     rows: usize,
-    /// Tokens of a sequence.
+    /// Tokens of the longest sequence.
     longest: usize,
     /// Whether any sequence penalizes repetition.
     penalized: bool,
@@ -85,24 +85,24 @@ impl Bucket {
         let longest = running.iter().map(|sequence| sequence.table.len()).max();
         let longest = longest.expect("a step of no rows").max(SHORTEST).next_power_of_two();
         let penalized = running.iter().any(|sequence| sequence.seen.is_penalized());
-        Bucket { rows: recorded_rows(running.len()), longest, penalized }
+        Bucket { rows: captured_rows(running.len()), longest, penalized }
     }
 }
 
-/// Rows of a recorded step of so many sequences.
-fn recorded_rows(sequences: usize) -> usize {
+/// Rows of a captured step of `sequences` sequences.
+fn captured_rows(sequences: usize) -> usize {
     match sequences {
         ..=STEP => sequences.next_power_of_two(),
         _ => sequences.next_multiple_of(STEP),
     }
 }
 
-impl Recordings {
-    /// None yet; takes the `spare` pages (0 or 1) of the cache for what pads.
-    pub(super) fn new(cache: &mut KvCache, spare: usize) -> Recordings {
+impl CapturedSteps {
+    /// No step yet; takes the `spare` pages (0 or 1) of the cache for rows that pad.
+    pub(super) fn new(cache: &mut KvCache, spare: usize) -> CapturedSteps {
         let mut padding = PageTable::default();
         cache.extend(&mut padding, spare * PAGE);
-        Recordings {
+        CapturedSteps {
             most: MOST,
             steps: Vec::new(),
             workspace: None,
@@ -113,14 +113,14 @@ impl Recordings {
         }
     }
 
-    /// Whether steps are to be recorded.
+    /// Whether steps are to be captured.
     pub(super) fn are_wanted(&self) -> bool {
         self.most > 0
     }
 
     /// Lays out the next step of `running` in the bucket's shape.
     fn fill(&mut self, running: &[Sequence], bucket: Bucket) {
-        let Recordings { padding, batch, requests, table, .. } = self;
+        let CapturedSteps { padding, batch, requests, table, .. } = self;
         let mut push = |token, position, pages: &[u32], request| {
             table.clear();
             table.extend_from_slice(pages);
@@ -143,33 +143,33 @@ impl Recordings {
 }
 
 impl Generator<'_> {
-    /// Keeps at most so many recordings; with none, kernels are launched one by one.
+    /// Keeps at most `most` graphs; with none, kernels are launched one by one.
     #[cfg(all(test, feature = "cuda"))]
-    pub(crate) fn limit_recordings(&mut self, most: usize) {
-        self.recordings.most = most;
+    pub(crate) fn limit_captures(&mut self, most: usize) {
+        self.captures.most = most;
     }
 
-    /// Rows and longest sequence of each recording, that launched last at the end.
+    /// Rows and longest sequence of each graph, in the order of their last launch.
     #[cfg(all(test, feature = "cuda"))]
-    pub(crate) fn recordings(&self) -> Vec<[usize; 2]> {
-        self.recordings.steps.iter().map(|step| [step.bucket.rows, step.bucket.longest]).collect()
+    pub(crate) fn captures(&self) -> Vec<[usize; 2]> {
+        self.captures.steps.iter().map(|step| [step.bucket.rows, step.bucket.longest]).collect()
     }
 
     /// Forward pass and draws of a step in which every running sequence, and nothing else, has a row.
-    pub(super) fn decode_recorded(
+    pub(super) fn decode_captured(
         &mut self,
         cuda: &CudaDevice,
         draws: &mut [Draw],
     ) -> Result<(), DeviceError> {
         let bucket = Bucket::of(&self.running);
-        self.recordings.batch.clear();
-        self.recordings.requests.clear();
-        self.recordings.fill(&self.running, bucket);
-        let known = self.recordings.steps.iter().position(|step| step.bucket == bucket);
+        self.captures.batch.clear();
+        self.captures.requests.clear();
+        self.captures.fill(&self.running, bucket);
+        let known = self.captures.steps.iter().position(|step| step.bucket == bucket);
         let mut step = match known {
             Some(index) => {
-                let mut step = self.recordings.steps.remove(index);
-                let Recordings { batch, requests, .. } = &self.recordings;
+                let mut step = self.captures.steps.remove(index);
+                let CapturedSteps { batch, requests, .. } = &self.captures;
                 let penalized = self.penalized(bucket.rows);
                 cuda.finish(|gpu| {
                     step.batch.rewrite(gpu, batch)?;
@@ -181,35 +181,35 @@ impl Generator<'_> {
                 step
             }
             None => {
-                if self.recordings.steps.len() == self.recordings.most {
-                    self.recordings.steps.remove(0);
+                if self.captures.steps.len() == self.captures.most {
+                    self.captures.steps.remove(0);
                 }
-                cuda.finish(|gpu| self.record(cuda, gpu, bucket))?
+                cuda.finish(|gpu| self.capture(cuda, gpu, bucket))?
             }
         };
         let samples = cuda.finish(|gpu| {
             step.graph.launch()?;
             gpu.samples(&step.drawn)
         })?;
-        self.recordings.steps.push(step);
+        self.captures.steps.push(step);
         for (draw, sample) in draws.iter_mut().zip(samples) {
             draw.result = Some(sample);
         }
         Ok(())
     }
 
-    /// Records the step that was laid out. Nothing of it runs.
-    fn record(
+    /// Captures the step that was laid out. Nothing of it runs.
+    fn capture(
         &mut self,
         cuda: &CudaDevice,
         gpu: &Gpu,
         bucket: Bucket,
-    ) -> Result<Recorded, DeviceError> {
+    ) -> Result<CapturedStep, DeviceError> {
         let Bucket { rows, longest, penalized } = bucket;
-        let _span = profile::phase("record", [rows]);
-        let batch = std::mem::take(&mut self.recordings.batch);
+        let _span = profile::phase("capture", [rows]);
+        let batch = std::mem::take(&mut self.captures.batch);
         self.model.upload_batch(gpu, &batch, &self.cache, longest)?;
-        let requests = gpu.sample_requests(&self.recordings.requests)?;
+        let requests = gpu.sample_requests(&self.captures.requests)?;
         let vocab = self.model.config().vocab_size;
         let penalties = match penalized {
             // A sequence has no more distinct tokens than tokens.
@@ -220,9 +220,9 @@ impl Generator<'_> {
             false => None,
         };
         let mut drawn = gpu.uninitialized(4 * rows)?;
-        let workspace = match &self.recordings.workspace {
+        let workspace = match &self.captures.workspace {
             Some(workspace) => workspace.clone(),
-            None => self.recordings.workspace.insert(gpu.workspace()?).clone(),
+            None => self.captures.workspace.insert(gpu.workspace()?).clone(),
         };
         let graph = gpu.capture("a decoding step", &workspace, || {
             let mut logits = self.model.forward(&batch, &mut self.cache);
@@ -233,10 +233,10 @@ impl Generator<'_> {
             }
             gpu.sample(&mut drawn, logits.f32(), &requests, vocab)
         })?;
-        Ok(Recorded { bucket, graph, batch, requests, penalties, drawn })
+        Ok(CapturedStep { bucket, graph, batch, requests, penalties, drawn })
     }
 
-    /// What the first rows, the running sequences', are penalized for; the others for nothing.
+    /// The penalties of each row: those of the running sequences come first, rows that pad have none.
     fn penalized(&self, rows: usize) -> Vec<Penalized<'_>> {
         let mut all: Vec<_> =
             self.running.iter().map(|sequence| sequence.seen.penalized()).collect();
@@ -244,7 +244,7 @@ impl Generator<'_> {
         all
     }
 
-    /// Draws tokens on the device of the logits; only what was drawn comes to the host.
+    /// Draws tokens on the device of the logits; only the tokens come to the host.
     pub(super) fn draw_on_cuda(
         &self,
         cuda: &CudaDevice,

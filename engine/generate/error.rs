@@ -5,7 +5,7 @@ use crate::{model::kv_cache::NoRoom, tensor::device::DeviceError};
 
 /// Why a request cannot run.
 #[derive(Debug, PartialEq)]
-pub enum Error {
+pub enum GenerateError {
     /// Prompt and completion do not fit the model's positions.
     TooLong {
         /// Tokens of the prompt.
@@ -46,34 +46,34 @@ pub enum Error {
     },
 }
 
-impl std::fmt::Display for Error {
+impl std::fmt::Display for GenerateError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Error::TooLong { prompt, max_new_tokens, limit } => write!(
+            GenerateError::TooLong { prompt, max_new_tokens, limit } => write!(
                 f,
                 "a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's \
                  {limit} positions; shorten the prompt or lower --max-new-tokens"
             ),
-            Error::CacheTooSmall { tokens, needed_bytes, cache_bytes } => write!(
+            GenerateError::CacheTooSmall { tokens, needed_bytes, cache_bytes } => write!(
                 f,
                 "{tokens} tokens need {} MiB of keys and values, the cache has {} MiB; raise \
                  --cache-memory or lower --max-new-tokens",
                 needed_bytes.div_ceil(1 << 20),
                 cache_bytes >> 20
             ),
-            Error::EmptyPrompt => write!(f, "the prompt has no tokens"),
-            Error::UnknownToken { token, vocab_size } => write!(
+            GenerateError::EmptyPrompt => write!(f, "the prompt has no tokens"),
+            GenerateError::UnknownToken { token, vocab_size } => write!(
                 f,
                 "token id {token} is beyond the model's vocabulary of {vocab_size}; tokenizer.json \
                  does not belong to this model"
             ),
-            Error::NoRoom(error) => write!(f, "{error}"),
-            Error::Device(error) => write!(f, "{error}"),
-            Error::Sampling { request, source } => {
+            GenerateError::NoRoom(error) => write!(f, "{error}"),
+            GenerateError::Device(error) => write!(f, "{error}"),
+            GenerateError::Sampling { request, source } => {
                 write!(f, "request {}: {source}", request.0)
             }
         }
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for GenerateError {}

@@ -5,7 +5,7 @@ use super::address::{Origin, join, percent_encode, without_query};
 use super::cache::{Kind, Repository};
 use super::config::{HubConfig, Retry};
 use super::reference::{Reference, is_commit};
-use super::{Event, Progress};
+use super::{HubEvent, HubProgress};
 use crate::error::excerpt_of;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,7 +134,7 @@ impl Client {
         repository: &Repository,
         reference: &Reference,
         attempts: u32,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<Listing, HubError> {
         let kind = match repository.kind {
             Kind::Model => "models",
@@ -180,7 +180,7 @@ impl Client {
         reference: &Reference,
         file: &str,
         attempts: u32,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) -> Result<Metadata, HubError> {
         let url = self.file_url(repository, &reference.revision, file);
         self.repeat(file, attempts, progress, || {
@@ -335,7 +335,7 @@ impl Client {
         &self,
         what: &str,
         attempts: u32,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
         mut attempt: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, HubError> {
         if let Some(token) = &self.config.token
@@ -347,7 +347,7 @@ impl Client {
                 token.source,
                 without_query(&self.config.endpoint)
             );
-            progress(Event::Warning { message: &message });
+            progress(HubEvent::Warning { message: &message });
         }
         let mut made = 1;
         loop {
@@ -370,12 +370,12 @@ impl Client {
         made: u32,
         asked: Duration,
         reason: &HubError,
-        progress: &mut Progress,
+        progress: &mut HubProgress,
     ) {
         let Retry { attempts, first_pause, longest_pause } = self.config.retry;
         let pause = first_pause.saturating_mul(1 << (made - 1).min(16));
         let pause = pause.max(asked).min(longest_pause);
-        progress(Event::Retrying {
+        progress(HubEvent::Retrying {
             what,
             reason: &reason.to_string(),
             attempt: made + 1,

@@ -8,7 +8,7 @@ use super::checksum::Checksum;
 use super::client::{Client, Failure, Metadata};
 use super::error::io_error;
 use super::reference::Reference;
-use super::{Event, HubError, Progress};
+use super::{HubError, HubEvent, HubProgress};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub(super) fn fetch(
     repository: &Repository,
     commit: &str,
     wanted: &[Wanted],
-    progress: &mut Progress,
+    progress: &mut HubProgress,
 ) -> Result<(), HubError> {
     let mut needed: u64 = 0;
     for Wanted { file, metadata, limit } in wanted {
@@ -60,7 +60,7 @@ pub(super) fn fetch(
         let blob = repository.blob(&metadata.etag);
         if !is_whole(&blob, metadata.size) {
             make_parent(&blob)?;
-            let mut waiting = || progress(Event::WaitingForLock { file });
+            let mut waiting = || progress(HubEvent::WaitingForLock { file });
             let lock = repository.lock(&metadata.etag, &mut waiting)?;
             // Another process may have brought it meanwhile.
             if !is_whole(&blob, metadata.size) {
@@ -102,7 +102,7 @@ struct Progressed {
 
 impl Download<'_> {
     /// Until the partial file is whole and right.
-    fn run(&self, progress: &mut Progress) -> Result<(), HubError> {
+    fn run(&self, progress: &mut HubProgress) -> Result<(), HubError> {
         let resumed = match (length(&self.partial), self.metadata.size) {
             (Some(here), Some(size)) if here <= size => here,
             // Without a length there is nothing to continue towards.
@@ -114,17 +114,17 @@ impl Download<'_> {
             Err(HubError::Checksum { .. }) if resumed > 0 => {
                 let message =
                     format!("{}: the partial download was damaged; starting again", self.file);
-                progress(Event::Warning { message: &message });
+                progress(HubEvent::Warning { message: &message });
                 self.run_from(0, progress)
             }
             outcome => outcome,
         }
     }
 
-    fn run_from(&self, resumed: u64, progress: &mut Progress) -> Result<(), HubError> {
+    fn run_from(&self, resumed: u64, progress: &mut HubProgress) -> Result<(), HubError> {
         let size = self.metadata.size;
         let mut state = self.open_partial(resumed)?;
-        progress(Event::Started { file: self.file, total_bytes: size, resumed_bytes: resumed });
+        progress(HubEvent::Started { file: self.file, total_bytes: size, resumed_bytes: resumed });
         let (mut made, mut mark) = (0, resumed);
         while size != Some(state.bytes) || made == 0 && state.bytes == 0 {
             let failure = match self.receive(&mut state, progress) {
@@ -179,12 +179,12 @@ impl Download<'_> {
             });
         }
         output.sync_all().map_err(|error| io_error("write", &self.partial, error))?;
-        progress(Event::Finished { file: self.file });
+        progress(HubEvent::Finished { file: self.file });
         Ok(())
     }
 
     /// One connection's worth: from what is there to the end, or to where it breaks.
-    fn receive(&self, state: &mut Progressed, progress: &mut Progress) -> Result<(), Failure> {
+    fn receive(&self, state: &mut Progressed, progress: &mut HubProgress) -> Result<(), Failure> {
         let answer = self.client.open(self.repository, self.reference, self.file, state.bytes)?;
         let text = |name: &str| answer.headers.get(name)?.to_str().ok();
         let from = match answer.status {
@@ -249,7 +249,7 @@ impl Download<'_> {
                 .map_err(|error| Failure::Lasting(io_error("write", &self.partial, error)))?;
             state.checksum.update(&buffer[..read]);
             state.bytes = bytes;
-            progress(Event::Received { file: self.file, bytes });
+            progress(HubEvent::Received { file: self.file, bytes });
         }
         match self.metadata.size {
             Some(size) if state.bytes < size => {

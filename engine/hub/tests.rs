@@ -78,9 +78,9 @@ fn resolve(hub: &Hub) -> Result<PathBuf, HubError> {
 }
 
 /// The events as text, `Received` left out: how many there are is up to the system.
-fn record(events: &mut Vec<String>) -> impl FnMut(Event<'_>) {
+fn record(events: &mut Vec<String>) -> impl FnMut(HubEvent<'_>) {
     |event| {
-        if !matches!(event, Event::Received { .. }) {
+        if !matches!(event, HubEvent::Received { .. }) {
             events.push(format!("{event:?}"));
         }
     }

@@ -4,7 +4,7 @@ use kernels::cpu::sample::{ParamsError, SamplingParams};
 
 use super::LanguageModel;
 use crate::{
-    generate::{self, FinishReason, Generator, Options, Request},
+    generate::{self, FinishReason, Generator, GeneratorOptions, Request},
     model::kv_cache::KvCache,
     text::tokenizer::{DecodeStream, TokenizerError},
 };
@@ -18,7 +18,7 @@ pub enum CompletionError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    Generate(#[from] generate::Error),
+    Generate(#[from] generate::GenerateError),
 }
 
 /// Text that the model writes, piece by piece, from [`LanguageModel::generate`]. Each piece is what became whole with
@@ -66,9 +66,9 @@ impl LanguageModel {
         let prompt = self.tokenizer.encode(prompt)?;
         let (model, positions) = (&self.model, self.model.config().max_position_embeddings);
         let tokens = prompt.len().saturating_add(max_new_tokens).min(positions);
-        let options = Options {
+        let options = GeneratorOptions {
             max_batch: 1,
-            prefill_rows: Options::PREFILL_ROWS,
+            prefill_rows: GeneratorOptions::PREFILL_ROWS,
             cache_bytes: KvCache::page_bytes(model.config(), model.cache_dtype())
                 .saturating_mul(KvCache::pages_for(tokens)),
         };
@@ -139,7 +139,7 @@ mod tests {
         sampling: SamplingParams,
         max_new_tokens: usize,
     ) -> (Vec<u32>, FinishReason) {
-        let options = Options { max_batch: 4, prefill_rows: 16, cache_bytes: 8 << 20 };
+        let options = GeneratorOptions { max_batch: 4, prefill_rows: 16, cache_bytes: 8 << 20 };
         let stop = language_model.stop_tokens();
         let mut generator = Generator::new(&language_model.model, stop, options).unwrap();
         let prompt = language_model.tokenizer.encode(prompt).unwrap();
@@ -149,7 +149,7 @@ mod tests {
         generator.submit(request).unwrap();
         let (mut tokens, mut finish) = (Vec::new(), None);
         while !generator.is_idle() {
-            let on = &mut |event: generate::Event| {
+            let on = &mut |event: generate::TokenEvent| {
                 tokens.push(event.token);
                 finish = event.finish;
             };

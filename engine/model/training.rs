@@ -19,10 +19,10 @@ use crate::{
         linear::{Dropout, Lora, Pass},
         log_prob::{Targets, log_prob},
     },
-    optimizer::{self, AdamW, Factor, Outcome},
+    optimizer::{self, AdamW, StepOutcome, TensorParameter},
     tensor::{
         Tensor,
-        device::{DeviceError, Resident},
+        device::{DeviceError, Mirrored},
         tape::{Gradients, Tape},
     },
 };
@@ -30,12 +30,12 @@ use crate::{
 /// Groups of a prompt and its completions, packed.
 #[derive(Clone, Debug, Default)]
 pub struct PackedBatch {
-    tokens: Resident<u32>,
-    positions: Resident<u32>,
+    tokens: Mirrored<u32>,
+    positions: Mirrored<u32>,
     layout: Layout,
     /// The row that predicts each completion token, in the order of groups, completions, tokens.
-    target_rows: Resident<u32>,
-    target_tokens: Resident<u32>,
+    target_rows: Mirrored<u32>,
+    target_tokens: Mirrored<u32>,
 }
 
 impl PackedBatch {
@@ -202,7 +202,7 @@ impl Model {
     }
 
     /// AdamW for the adapter's factors, with moments of zero.
-    pub fn optimizer(&self, settings: optimizer::Settings) -> AdamW {
+    pub fn optimizer(&self, settings: optimizer::AdamWSettings) -> AdamW {
         let factors: Vec<(String, usize)> =
             self.parameters().map(|(name, factor)| (name.peft_key(), factor.len())).collect();
         AdamW::new(settings, factors.iter().map(|(name, len)| (name.as_str(), *len)))
@@ -221,14 +221,14 @@ impl Model {
         optimizer: &mut AdamW,
         gradients: &Gradients,
         learning_rate: f64,
-    ) -> Result<Outcome, DeviceError> {
+    ) -> Result<StepOutcome, DeviceError> {
         let mut all = self.parameters_mut();
         let names: Vec<String> = all.iter().map(|(name, _)| name.peft_key()).collect();
         let factors = all.iter_mut().zip(&names).map(|((_, values), name)| {
             let gradient = gradients.get(values);
-            Factor { name, values, gradient }
+            TensorParameter { name, values, gradient }
         });
-        optimizer.step_factors(learning_rate, &mut factors.collect::<Vec<_>>())
+        optimizer.step_tensors(learning_rate, &mut factors.collect::<Vec<_>>())
     }
 
     /// The factors of `adapter` as [`Model::parameters`] has its own, in the same order.

@@ -25,7 +25,7 @@ use crate::{
     model::kv_cache::{CacheDtype, KvCache},
     tensor::{
         Id, Tensor,
-        device::{CudaDevice, Device, OnDevice, Resident},
+        device::{CudaDevice, Device, DeviceCell, Mirrored},
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
@@ -37,9 +37,9 @@ pub(crate) struct Rows<'a> {
     /// Page tables of all spans, one after the other.
     pub(crate) tables: &'a [u32],
     /// Where each row's keys and values go: page·PAGE + place in the page.
-    pub(crate) slots: &'a Resident<u32>,
+    pub(crate) slots: &'a Mirrored<u32>,
     /// The same as a GPU's kernels want it.
-    pub(crate) plan: &'a OnDevice<AttentionPlan>,
+    pub(crate) plan: &'a DeviceCell<AttentionPlan>,
 }
 
 /// Writes the rows' keys and values (`[rows, kv_heads·head_dim]`) into the cache.
@@ -102,15 +102,15 @@ pub(crate) struct Layout {
     spans: Vec<Span>,
     tables: Vec<u32>,
     /// Where each row's keys and values go.
-    slots: Resident<u32>,
+    slots: Mirrored<u32>,
     /// Rows of prompts whose page is not full, and where each completion has its own copy.
-    copied_rows: Resident<u32>,
-    copied_slots: Resident<u32>,
+    copied_rows: Mirrored<u32>,
+    copied_slots: Mirrored<u32>,
     pages: u32,
     rows: usize,
     /// The same as a GPU's kernels want it.
-    plan: OnDevice<AttentionPlan>,
-    backward_plan: OnDevice<BackwardPlan>,
+    plan: DeviceCell<AttentionPlan>,
+    backward_plan: DeviceCell<BackwardPlan>,
 }
 
 impl Layout {
@@ -354,7 +354,7 @@ impl Backward for Attention<'_> {
 mod tests {
     use super::*;
     use crate::tensor::{
-        Narrow,
+        Bf16Tensor,
         check_gradient::{check_gradient, values},
     };
 
@@ -390,7 +390,7 @@ mod tests {
         let rows = layout.rows;
         let run = |dtype| {
             let qkv = [(1, 64), (2, 32), (3, 32)].map(|(seed, n)| {
-                let mut x = Narrow::of(&values(seed, [rows, n])).widened();
+                let mut x = Bf16Tensor::of(&values(seed, [rows, n])).widened();
                 x.set_requires_grad(true);
                 x
             });
@@ -425,7 +425,7 @@ mod tests {
             for dtype in [CacheDtype::F32, CacheDtype::Bf16] {
                 let [q, k, v] = [(4, 16), (5, 8), (6, 8)].map(|(s, n)| values(s, [packed.rows, n]));
                 let rows = (0..prompt).chain(prompt + 5..prompt + 5 + PAGE + 3);
-                let rows = Resident::from(rows.map(|row| row as u32).collect::<Vec<_>>());
+                let rows = Mirrored::from(rows.map(|row| row as u32).collect::<Vec<_>>());
                 let own = [&q, &k, &v].map(|x| gather::forward(x, &rows));
                 let y = packed_attention(&mut Tape::off(), [q, k, v], &packed, dtype, shape);
                 let want = packed_attention(&mut Tape::off(), own, &alone, dtype, shape);

@@ -6,12 +6,12 @@ use crate::{
     checkpoint::weights::Weight,
     tensor::{
         Tensor,
-        device::{Device, Resident},
+        device::{Device, Mirrored},
     },
 };
 
 /// Looks up `tokens` in `table` (`[vocab, n]`): `[tokens.len(), n]`. Panics on ids beyond the table.
-pub fn embedding(device: &Device, table: &Weight, tokens: &Resident<u32>) -> Tensor {
+pub fn embedding(device: &Device, table: &Weight, tokens: &Mirrored<u32>) -> Tensor {
     let n = table.columns();
     let mut y = Tensor::uninitialized(device, tokens.len(), n);
     match device {

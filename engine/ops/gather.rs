@@ -9,12 +9,12 @@ use kernels::cpu::gather::{self, Places};
 
 use crate::tensor::{
     Id, Tensor,
-    device::{Device, Resident},
+    device::{Device, Mirrored},
     tape::{Backward, Gradients, Tape},
 };
 
 /// Copies the named rows of `x` into a new tensor, in the order given. Panics on rows that it has not.
-pub fn gather<'m>(tape: &mut Tape<'m>, x: &Tensor, rows: &'m Resident<u32>) -> Tensor {
+pub fn gather<'m>(tape: &mut Tape<'m>, x: &Tensor, rows: &'m Mirrored<u32>) -> Tensor {
     let mut y = forward(x, rows);
     if tape.records(x.requires_grad()) {
         tape.push(&mut y, Gather { x: x.id(), from: x.shape()[0], rows });
@@ -23,7 +23,7 @@ pub fn gather<'m>(tape: &mut Tape<'m>, x: &Tensor, rows: &'m Resident<u32>) -> T
 }
 
 /// The same without a tape.
-pub(crate) fn forward(x: &Tensor, rows: &Resident<u32>) -> Tensor {
+pub(crate) fn forward(x: &Tensor, rows: &Mirrored<u32>) -> Tensor {
     let [from, n] = x.shape();
     let mut y = Tensor::uninitialized(x.device(), rows.len(), n);
     match x.device() {
@@ -40,7 +40,7 @@ struct Gather<'m> {
     x: Id,
     /// Rows that x has.
     from: usize,
-    rows: &'m Resident<u32>,
+    rows: &'m Mirrored<u32>,
 }
 
 impl Backward for Gather<'_> {
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn gradient_of_gathered_rows() {
-        let rows = Resident::from(vec![2, 0, 2, 3, 2]);
+        let rows = Mirrored::from(vec![2, 0, 2, 3, 2]);
         check_gradient([4, 5], |tape, x| gather(tape, x, &rows));
     }
 

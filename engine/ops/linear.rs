@@ -31,7 +31,7 @@ use crate::{
     checkpoint::weights::Weight,
     tensor::{
         Id, Tensor,
-        device::{Device, DeviceError, Resident},
+        device::{Device, DeviceError, Mirrored},
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
@@ -42,7 +42,7 @@ pub struct Linear {
     /// `[n, k]`, mapped.
     pub weight: Weight,
     /// `[n]`.
-    pub bias: Option<Resident<f32>>,
+    pub bias: Option<Mirrored<f32>>,
     /// The adapter's factors for this projection, if it has any.
     pub lora: Option<Lora>,
 }
@@ -138,7 +138,7 @@ fn apply<'m, const N: usize>(
         Device::Cpu(device) => {
             let mut products = outputs.each_mut().map(|Output { y, linear, adapter }| Product {
                 y: y.data_mut(),
-                w: linear.weight.for_product(device.cpu(), pass.compute, rows),
+                w: linear.weight.for_matmul(device.cpu(), pass.compute, rows),
                 n: linear.weight.rows(),
                 accumulate: grows,
                 low_rank: adapter.as_ref().map(|(lora, hidden)| lora.delta(hidden)),
@@ -225,7 +225,7 @@ impl Backward for Applied<'_> {
                     let [rank, _] = lora.a.shape();
                     LowRank { left: dhidden.data(), right: lora.a.data(), rank }
                 });
-                let w = weight.for_product(cpu, pass.compute, rows);
+                let w = weight.for_matmul(cpu, pass.compute, rows);
                 let (shape, fused) = ([rows, n, k], low_rank.filter(|_| mask.is_none()));
                 let (to, dy) = (dx.data_mut(), dy.data());
                 matmul::backward(cpu, to, dy, w, shape, pass.compute, false, fused);

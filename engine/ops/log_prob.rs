@@ -28,7 +28,7 @@ use crate::{
     checkpoint::weights::Weight,
     tensor::{
         Id, Tensor,
-        device::{CudaDevice, Device, DeviceError, Resident},
+        device::{CudaDevice, Device, DeviceError, Mirrored},
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
@@ -45,7 +45,7 @@ const COLUMNS: usize = 8 * VOCAB_BLOCK;
 #[derive(Clone, Copy)]
 pub struct Targets<'m> {
     /// A token a row.
-    pub tokens: &'m Resident<u32>,
+    pub tokens: &'m Mirrored<u32>,
     /// T.
     pub temperature: f32,
 }
@@ -124,7 +124,7 @@ fn on_cpu(
         let mut chosen = vec![0.0; count];
         let mut parts = vec![GradientSums::default(); count];
         // Once for all blocks, which are parts of one use.
-        let w = head.for_product(cpu, compute, count);
+        let w = head.for_matmul(cpu, compute, count);
         let width = block_columns(count);
         for start in (0..vocab).step_by(width) {
             let block = start..vocab.min(start + width);
@@ -193,7 +193,7 @@ enum Kept<'m> {
         cuda: CudaDevice,
         x: Saved<'m>,
         head: &'m Weight,
-        tokens: &'m Resident<u32>,
+        tokens: &'m Mirrored<u32>,
         distributions: Result<Distributions, DeviceError>,
     },
 }
@@ -255,7 +255,7 @@ mod tests {
         for (rows, k, vocab) in [(1, 1, 2), (3, 17, 33), (2, 8, VOCAB_BLOCK * 2 + 5)] {
             let head = Weight::from_f32(vocab, k, values(3, [vocab, k]).data());
             let tokens = (0..rows).map(|row| ((row * 77 + vocab - 1) % vocab) as u32);
-            let tokens = Resident::from(tokens.collect::<Vec<_>>());
+            let tokens = Mirrored::from(tokens.collect::<Vec<_>>());
             for temperature in [1.0, 0.7] {
                 check_gradient([rows, k], |tape, x| {
                     let targets = Targets { tokens: &tokens, temperature };
@@ -279,7 +279,7 @@ mod tests {
         let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
         let cpu = Cpu::new(1);
         log_prob::forward(&cpu, &mut log_probs, &mut entropies, &logits, &tokens, 0.8).unwrap();
-        let tokens = Resident::from(tokens);
+        let tokens = Mirrored::from(tokens);
         let targets = Targets { tokens: &tokens, temperature: 0.8 };
         let y = super::log_prob(&mut Tape::off(), &x, &head, targets, compute).unwrap();
         for row in 0..rows {
@@ -293,7 +293,7 @@ mod tests {
         let head = Weight::from_f32(2, 1, &[1.0, -1.0]);
         let mut x = values(1, [3, 1]);
         x.data_mut()[1] = f32::NAN;
-        let tokens = Resident::from(vec![0, 1, 0]);
+        let tokens = Mirrored::from(vec![0, 1, 0]);
         let targets = Targets { tokens: &tokens, temperature: 1.0 };
         let error = log_prob(&mut Tape::off(), &x, &head, targets, ComputeDtype::F32).unwrap_err();
         assert_eq!(error.row, 1);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::tensor::{
     Id, Tensor,
-    device::{CudaDevice, Device, DeviceError, OnDevice},
+    device::{CudaDevice, Device, DeviceCell, DeviceError},
     tape::{Backward, Gradients, Saved, Tape},
 };
 
@@ -28,15 +28,15 @@ pub struct Mlp {
     pub up: Linear,
     /// `[k, n]`.
     pub down: Linear,
-    stacked: OnDevice<Buffer<u16>>,
-    wide: OnDevice<[Option<Factor>; 2]>,
+    stacked: DeviceCell<Buffer<u16>>,
+    wide: DeviceCell<[Option<Factor>; 2]>,
 }
 
 impl Mlp {
     /// An MLP of these.
     pub fn new(gate: Linear, up: Linear, down: Linear) -> Mlp {
         assert_eq!(gate.weight.rows(), up.weight.rows(), "gate and up");
-        Mlp { gate, up, down, stacked: OnDevice::default(), wide: OnDevice::default() }
+        Mlp { gate, up, down, stacked: DeviceCell::default(), wide: DeviceCell::default() }
     }
 
     /// Gate's weights and up's as one matrix `[2n, k]`.

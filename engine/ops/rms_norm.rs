@@ -13,7 +13,7 @@ use kernels::cpu::{self, ComputeDtype};
 
 use crate::tensor::{
     Id, Tensor,
-    device::{Device, Resident},
+    device::{Device, Mirrored},
     tape::{Backward, Gradients, Saved, Tape},
 };
 
@@ -22,7 +22,7 @@ use crate::tensor::{
 pub fn rms_norm<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
-    w: &'m Resident<f32>,
+    w: &'m Mirrored<f32>,
     eps: f32,
     compute: ComputeDtype,
 ) -> Tensor {
@@ -35,7 +35,7 @@ pub fn rms_norm<'m>(
 pub(super) fn normalized<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
-    w: &'m Resident<f32>,
+    w: &'m Mirrored<f32>,
     eps: f32,
     compute: ComputeDtype,
 ) -> Tensor {
@@ -50,7 +50,7 @@ pub(super) fn normalized<'m>(
     y
 }
 
-fn forward(x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
+fn forward(x: &Tensor, w: &Mirrored<f32>, eps: f32) -> Tensor {
     let [rows, columns] = x.shape();
     let mut y = Tensor::uninitialized_for_matmul(x.device(), rows, columns);
     match x.device() {
@@ -68,7 +68,7 @@ struct RmsNorm<'m> {
     /// Of x.
     id: Id,
     x: Saved<'m>,
-    w: &'m Resident<f32>,
+    w: &'m Mirrored<f32>,
     eps: f32,
 }
 
@@ -81,7 +81,7 @@ impl Backward for RmsNorm<'_> {
 }
 
 /// The gradient of x.
-pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> Tensor {
+pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Mirrored<f32>, eps: f32) -> Tensor {
     let [rows, columns] = x.shape();
     let mut dx = Tensor::uninitialized(x.device(), rows, columns);
     match x.device() {
@@ -99,7 +99,7 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, w: &Resident<f32>, eps: f32) -> 
 mod tests {
     use super::*;
     use crate::tensor::{
-        Narrow,
+        Bf16Tensor,
         check_gradient::{check_gradient, values},
     };
 
@@ -107,16 +107,16 @@ mod tests {
     fn gradient() {
         let w: Vec<f32> = (0..128).map(|i| 1.0 - 0.3 * (i % 7) as f32).collect();
         for (rows, n) in [(1, 1), (2, 3), (5, 33), (3, 128)] {
-            let w = Resident::from(w[..n].to_vec());
+            let w = Mirrored::from(w[..n].to_vec());
             check_gradient([rows, n], |tape, x| rms_norm(tape, x, &w, 1e-6, ComputeDtype::F32));
         }
-        let w = Resident::from(w[..16].to_vec());
+        let w = Mirrored::from(w[..16].to_vec());
         check_gradient([3, 4 * 16], |tape, x| normalized(tape, x, &w, 1e-6, ComputeDtype::F32));
     }
 
     #[test]
     fn what_is_kept_in_bf16_gives_the_gradient_at_the_rounded_values() {
-        let w = Resident::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
+        let w = Mirrored::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
         let run = |mut x: Tensor, compute| {
             x.set_requires_grad(true);
             let mut tape = Tape::new();
@@ -128,7 +128,7 @@ mod tests {
             (y.data().to_vec(), [dx, again.get().data().to_vec()].concat())
         };
         let x = values(1, [3, 6]);
-        let rounded = Narrow::of(&x).widened();
+        let rounded = Bf16Tensor::of(&x).widened();
         let (y, kept) = run(x.clone(), ComputeDtype::Bf16);
         assert_eq!(y, run(x, ComputeDtype::F32).0, "the forward pass rounds nothing");
         assert_eq!(kept, run(rounded, ComputeDtype::F32).1);

@@ -23,7 +23,7 @@ use crate::{
     checkpoint::config::RopeScaling,
     tensor::{
         Id, Tensor,
-        device::{Device, DeviceError, OnDevice, Resident},
+        device::{Device, DeviceCell, DeviceError, Mirrored},
         tape::{Backward, Gradients, Tape},
     },
 };
@@ -42,14 +42,14 @@ pub struct Rotations {
     table: RopeTable,
     frequencies: Frequencies,
     positions: usize,
-    on_device: OnDevice<cuda::RopeBuffer>,
+    on_device: DeviceCell<cuda::RopeBuffer>,
 }
 
 impl Rotations {
     /// Those of `frequencies` at positions below `positions`.
     pub fn new(frequencies: Frequencies, positions: usize) -> Rotations {
         let table = RopeTable::new(&frequencies.of_pairs, frequencies.scale, positions);
-        Rotations { table, frequencies, positions, on_device: OnDevice::default() }
+        Rotations { table, frequencies, positions, on_device: DeviceCell::default() }
     }
 
     fn on(&self, gpu: &cuda::Gpu) -> Result<&cuda::RopeBuffer, DeviceError> {
@@ -62,7 +62,7 @@ impl Rotations {
 #[derive(Clone, Copy)]
 pub struct HeadNorm<'m> {
     /// `[head_dim]`, for all heads.
-    pub w: &'m Resident<f32>,
+    pub w: &'m Mirrored<f32>,
     /// As in [`rms_norm::rms_norm`].
     pub eps: f32,
 }
@@ -74,7 +74,7 @@ pub fn rope<'m>(
     x: Tensor,
     norm: Option<HeadNorm<'m>>,
     rotations: &'m Rotations,
-    positions: &'m Resident<u32>,
+    positions: &'m Mirrored<u32>,
 ) -> Tensor {
     let [rows, columns] = x.shape();
     assert_eq!(positions.len(), rows, "rope: x is {:?}", x.shape());
@@ -93,7 +93,7 @@ pub fn rope<'m>(
     };
     let held = x.device().is_cuda().then(|| x.clone());
     let (id, requires_grad) = (x.id(), x.requires_grad());
-    let recipe = tape.recipe(&x);
+    let recipe = tape.recompute(&x);
     let turned = move |x: Tensor| match x.device().clone() {
         Device::Cpu(device) => {
             let mut y = x.into_owned();
@@ -138,7 +138,7 @@ struct Rope<'m> {
     /// What the same pass over x normalizes, on a GPU.
     norm: Option<HeadNorm<'m>>,
     rotations: &'m Rotations,
-    positions: &'m Resident<u32>,
+    positions: &'m Mirrored<u32>,
     heads: usize,
 }
 
@@ -248,8 +248,8 @@ mod tests {
             truncate: true,
             attention_factor: 1.138_629_4,
         };
-        let positions = Resident::from(vec![0, 99, 7]);
-        let w = Resident::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
+        let positions = Mirrored::from(vec![0, 99, 7]);
+        let w = Mirrored::from(vec![1.0, -0.5, 0.3, 2.0, 0.7, 1.1]);
         for frequencies in [plain, frequencies(1e4, 6, yarn)] {
             let rotations = Rotations::new(frequencies, 100);
             for norm in [None, Some(HeadNorm { w: &w, eps: 1e-6 })] {

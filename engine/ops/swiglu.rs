@@ -20,7 +20,7 @@ use kernels::cpu::{
 };
 
 use crate::tensor::{
-    Device, Id, Narrow, Tensor,
+    Bf16Tensor, Device, Id, Tensor,
     tape::{Backward, Gradients, Tape},
 };
 
@@ -49,13 +49,13 @@ fn forward(device: &Device, [rows, n]: [usize; 2], inputs: Inputs) -> Tensor {
 /// gate and up.
 enum Kept {
     F32([Tensor; 2]),
-    Bf16([Narrow; 2]),
+    Bf16([Bf16Tensor; 2]),
 }
 
 impl Kept {
     fn new(both: [&Tensor; 2], compute: ComputeDtype) -> Kept {
         match compute {
-            ComputeDtype::Bf16 => Kept::Bf16(both.map(Narrow::of)),
+            ComputeDtype::Bf16 => Kept::Bf16(both.map(Bf16Tensor::of)),
             ComputeDtype::F32 | ComputeDtype::F64 => Kept::F32(both.map(Clone::clone)),
         }
     }
@@ -63,7 +63,7 @@ impl Kept {
     fn inputs(&self) -> Inputs<'_> {
         match self {
             Kept::F32(both) => Inputs::F32(both.each_ref().map(Tensor::data)),
-            Kept::Bf16(both) => Inputs::Bf16(both.each_ref().map(Narrow::values)),
+            Kept::Bf16(both) => Inputs::Bf16(both.each_ref().map(Bf16Tensor::values)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use kernels::cuda::{Buffer, Gpu};
 
-use super::{AdamW, Factor, Outcome, clip_scale};
+use super::{AdamW, StepOutcome, TensorParameter, clip_scale};
 use crate::tensor::{
     Tensor,
     device::{CudaDevice, DeviceError},
@@ -65,13 +65,13 @@ pub(super) fn sums_of_squares(
     })
 }
 
-/// [`AdamW::step_factors`] on a GPU.
+/// [`AdamW::step_tensors`] on a GPU.
 pub(super) fn step(
     adamw: &mut AdamW,
     cuda: &CudaDevice,
     learning_rate: f64,
-    factors: &mut [Factor<'_>],
-) -> Result<Outcome, DeviceError> {
+    factors: &mut [TensorParameter<'_>],
+) -> Result<StepOutcome, DeviceError> {
     let norm = cuda.finish(|gpu| {
         let mut squares = gpu.zeros::<f64>(factors.len().max(1))?;
         for (slot, factor) in factors.iter().enumerate() {
@@ -82,13 +82,14 @@ pub(super) fn step(
         Ok(gpu.download(&squares)?.iter().sum::<f64>().sqrt())
     })?;
     if !norm.is_finite() {
-        return Ok(Outcome::NotFinite { norm });
+        return Ok(StepOutcome::NotFinite { norm });
     }
     let scale = clip_scale(norm, adamw.settings.max_norm);
     adamw.steps += 1;
     let numbers = adamw.numbers(learning_rate, scale);
     cuda.finish(|gpu| {
-        for (Factor { values, gradient, .. }, moments) in factors.iter_mut().zip(&mut adamw.moments)
+        for (TensorParameter { values, gradient, .. }, moments) in
+            factors.iter_mut().zip(&mut adamw.moments)
         {
             let zeros;
             let gradient = match gradient.map(Tensor::f32) {
@@ -103,5 +104,5 @@ pub(super) fn step(
         }
         gpu.synchronize()
     })?;
-    Ok(Outcome::Updated { norm, scale })
+    Ok(StepOutcome::Updated { norm, scale })
 }

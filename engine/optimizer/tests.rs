@@ -32,8 +32,8 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn settings(of: &Value, max_norm: Option<f64>) -> Settings {
-    Settings {
+fn settings(of: &Value, max_norm: Option<f64>) -> AdamWSettings {
+    AdamWSettings {
         beta1: of["betas"][0].as_f64().unwrap(),
         beta2: of["betas"][1].as_f64().unwrap(),
         epsilon: of["eps"].as_f64().unwrap(),
@@ -42,11 +42,11 @@ fn settings(of: &Value, max_norm: Option<f64>) -> Settings {
     }
 }
 
-fn optimizer(settings: Settings, weights: &Slices) -> AdamW {
+fn optimizer(settings: AdamWSettings, weights: &Slices) -> AdamW {
     AdamW::new(settings, weights.iter().map(|(name, values)| (name.as_str(), values.len())))
 }
 
-fn take_step(adamw: &mut AdamW, cpu: &Cpu, lr: f64, w: &mut Slices, dw: &Slices) -> Outcome {
+fn take_step(adamw: &mut AdamW, cpu: &Cpu, lr: f64, w: &mut Slices, dw: &Slices) -> StepOutcome {
     let mut parameters: Vec<Parameter> = w
         .iter_mut()
         .map(|(name, values)| Parameter { name, values, gradient: &dw[name] })
@@ -78,7 +78,7 @@ fn bits(adamw: &AdamW) -> Vec<(String, Vec<u32>)> {
 
 #[test]
 fn a_first_step_by_hand() {
-    let settings = Settings { weight_decay: 0.5, ..Settings::default() };
+    let settings = AdamWSettings { weight_decay: 0.5, ..AdamWSettings::default() };
     let mut adamw = AdamW::new(settings, [("w", 3)]);
     let (mut w, dw) = ([1.0, -2.0, 3.0], [4.0, -0.25, 0.0]);
     let mut parameters = [Parameter { name: "w", values: &mut w, gradient: &dw }];
@@ -87,7 +87,7 @@ fn a_first_step_by_hand() {
     for (w, want) in w.iter().zip([0.95 - 0.1, -1.9 + 0.1, 2.85]) {
         assert!((w - want).abs() < 1e-6, "{w} for {want}");
     }
-    assert_eq!(outcome, Outcome::Updated { norm: 16.0625f64.sqrt(), scale: 1.0 });
+    assert_eq!(outcome, StepOutcome::Updated { norm: 16.0625f64.sqrt(), scale: 1.0 });
     let state = adamw.state().unwrap();
     assert_eq!((state[0].0.as_str(), state[1].0.as_str()), ("first.w", "second.w"));
     assert!((state[0].1[0] - 0.4).abs() < 1e-6 && (state[1].1[0] - 0.016).abs() < 1e-6);
@@ -109,19 +109,19 @@ fn the_norm_is_that_of_all_gradients_and_is_clipped_to_its_limit() {
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let mut adamw = AdamW::new(Settings::default(), [("a", 2), ("b", 1)]);
+        let mut adamw = AdamW::new(AdamWSettings::default(), [("a", 2), ("b", 1)]);
         let cpu = Cpu::new(1);
         let mut w = Slices::from([("a".into(), vec![1.0, 2.0]), ("b".into(), vec![3.0])]);
         let good = Slices::from([("a".into(), vec![0.5, 0.1]), ("b".into(), vec![-1.0])]);
         assert!(matches!(
             take_step(&mut adamw, &cpu, 0.1, &mut w, &good),
-            Outcome::Updated { scale: 1.0, .. }
+            StepOutcome::Updated { scale: 1.0, .. }
         ));
         let (before, state, steps) = (w.clone(), bits(&adamw), adamw.steps());
         let mut dw = good.clone();
         dw.get_mut("b").unwrap()[0] = bad;
         let outcome = take_step(&mut adamw, &cpu, 0.1, &mut w, &dw);
-        assert!(matches!(outcome, Outcome::NotFinite { .. }), "{outcome:?}");
+        assert!(matches!(outcome, StepOutcome::NotFinite { .. }), "{outcome:?}");
         assert!(!outcome.norm().is_finite());
         assert_eq!((w, bits(&adamw), adamw.steps()), (before, state, steps));
     }
@@ -134,7 +134,8 @@ fn a_state_goes_through_a_checkpoint_bit_for_bit() {
         let named = |name: &str, len| (name.to_string(), (0..len).map(value).collect());
         Slices::from([named("a", 40), named("b", 7)])
     };
-    let settings = Settings { weight_decay: 0.1, max_norm: Some(0.3), ..Settings::default() };
+    let settings =
+        AdamWSettings { weight_decay: 0.1, max_norm: Some(0.3), ..AdamWSettings::default() };
     let run = |threads: usize, restart_at: Option<u32>| {
         let cpu = Cpu::new(threads);
         let mut w = weights(0);
@@ -150,7 +151,7 @@ fn a_state_goes_through_a_checkpoint_bit_for_bit() {
                 adamw.restore(steps, saved.len(), slice).unwrap();
             }
             let outcome = take_step(&mut adamw, &cpu, 1e-2, &mut w, &weights(step + 1));
-            assert!(matches!(outcome, Outcome::Updated { .. }));
+            assert!(matches!(outcome, StepOutcome::Updated { .. }));
         }
         (bits(&adamw), w)
     };
@@ -162,7 +163,7 @@ fn a_state_goes_through_a_checkpoint_bit_for_bit() {
 
 #[test]
 fn a_state_of_another_adapter_is_refused_whole() {
-    let mut adamw = AdamW::new(Settings::default(), [("a", 2), ("b", 1)]);
+    let mut adamw = AdamW::new(AdamWSettings::default(), [("a", 2), ("b", 1)]);
     let before = bits(&adamw);
     let two = [1.0f32, 2.0];
     let missing = adamw.restore(3, 4, |name| (name != "second.b").then_some(&two[..1]));
@@ -181,7 +182,7 @@ fn a_state_of_another_adapter_is_refused_whole() {
 #[test]
 #[should_panic(expected = "parameters are in another order")]
 fn the_order_is_checked() {
-    let mut adamw = AdamW::new(Settings::default(), [("a", 1)]);
+    let mut adamw = AdamW::new(AdamWSettings::default(), [("a", 1)]);
     let mut parameters = [Parameter { name: "b", values: &mut [0.0], gradient: &[0.0] }];
     let _ = adamw.step(&Cpu::new(1), 0.1, &mut parameters);
 }
@@ -224,13 +225,13 @@ fn the_shared_dumps_steps_are_pytorchs() {
         assert!((outcome.norm() / norm - 1.0).abs() < 1e-6, "{outcome:?} {norm}");
         assert_agrees(&w, &under(&tensors, "step1."), lr, case);
         let outcome = take_step(&mut adamw, &cpu, lr, &mut w, &under(&tensors, "grad2."));
-        assert!(matches!(outcome, Outcome::Updated { scale: 1.0, .. }));
+        assert!(matches!(outcome, StepOutcome::Updated { scale: 1.0, .. }));
         assert_agrees(&w, &under(&tensors, "step2."), lr, case);
 
         let clipped = settings(&info["adamw"], info["clip_max_norm"].as_f64());
         let (mut w, mut adamw) = (start.clone(), optimizer(clipped, &start));
         let outcome = take_step(&mut adamw, &cpu, lr, &mut w, &gradient);
-        assert!(matches!(outcome, Outcome::Updated { scale: 0.4999..0.5, .. }), "{outcome:?}");
+        assert!(matches!(outcome, StepOutcome::Updated { scale: 0.4999..0.5, .. }), "{outcome:?}");
         assert_agrees(&w, &under(&tensors, "clip1."), lr, case);
     }
 }

@@ -276,9 +276,9 @@ impl std::fmt::Debug for Device {
 }
 
 /// What a GPU makes of something the host holds, once it is asked for; a clone has its own.
-pub(crate) struct OnDevice<T>(OnceLock<T>);
+pub(crate) struct DeviceCell<T>(OnceLock<T>);
 
-impl<T> OnDevice<T> {
+impl<T> DeviceCell<T> {
     /// The value, made by `make` the first time.
     pub(crate) fn get_or_make(
         &self,
@@ -302,19 +302,19 @@ impl<T> OnDevice<T> {
     }
 }
 
-impl<T> Default for OnDevice<T> {
+impl<T> Default for DeviceCell<T> {
     fn default() -> Self {
-        OnDevice(OnceLock::new())
+        DeviceCell(OnceLock::new())
     }
 }
 
-impl<T> Clone for OnDevice<T> {
+impl<T> Clone for DeviceCell<T> {
     fn clone(&self) -> Self {
-        OnDevice::default()
+        DeviceCell::default()
     }
 }
 
-impl<T> std::fmt::Debug for OnDevice<T> {
+impl<T> std::fmt::Debug for DeviceCell<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.get().is_some() { "made" } else { "not made" })
     }
@@ -323,12 +323,12 @@ impl<T> std::fmt::Debug for OnDevice<T> {
 /// Numbers of the host that ops read, with a copy on a GPU once an op there reads them: weights of norms,
 /// biases, positions, tokens, slots.
 #[derive(Clone, Debug, Default)]
-pub struct Resident<T: Element> {
+pub struct Mirrored<T: Element> {
     host: Vec<T>,
-    copy: OnDevice<Buffer<T>>,
+    copy: DeviceCell<Buffer<T>>,
 }
 
-impl<T: Element> Resident<T> {
+impl<T: Element> Mirrored<T> {
     /// The copy on the device.
     pub(crate) fn on(&self, gpu: &Gpu) -> Result<&Buffer<T>, DeviceError> {
         self.copy.get_or_make(|| gpu.upload(&self.host))
@@ -347,13 +347,13 @@ impl<T: Element> Resident<T> {
     }
 }
 
-impl<T: Element> From<Vec<T>> for Resident<T> {
+impl<T: Element> From<Vec<T>> for Mirrored<T> {
     fn from(host: Vec<T>) -> Self {
-        Resident { host, copy: OnDevice::default() }
+        Mirrored { host, copy: DeviceCell::default() }
     }
 }
 
-impl<T: Element> Deref for Resident<T> {
+impl<T: Element> Deref for Mirrored<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {

@@ -64,14 +64,14 @@ use std::{cell::OnceCell, collections::HashMap, rc::Rc};
 use kernels::cpu::{ComputeDtype, add, profile};
 
 use crate::tensor::device::Device;
-use crate::tensor::{Id, Narrow, Tensor};
+use crate::tensor::{Bf16Tensor, Id, Tensor};
 
 /// Ops in the order they ran. `'m`: how long the model and the batch live, whose weights and
 /// positions nodes refer to.
 pub struct Tape<'m> {
     nodes: Vec<(Id, Box<dyn Backward + 'm>)>,
     /// How to compute values again that need not be held.
-    recipes: HashMap<Id, Rc<Recipe<'m>>>,
+    recomputes: HashMap<Id, Rc<Recompute<'m>>>,
     recording: bool,
 }
 
@@ -85,12 +85,12 @@ pub trait Backward {
 impl<'m> Tape<'m> {
     /// A tape that records.
     pub fn new() -> Tape<'m> {
-        Tape { nodes: Vec::new(), recipes: HashMap::new(), recording: true }
+        Tape { nodes: Vec::new(), recomputes: HashMap::new(), recording: true }
     }
 
     /// A tape that records nothing, for passes that are not differentiated.
     pub fn off() -> Tape<'m> {
-        Tape { nodes: Vec::new(), recipes: HashMap::new(), recording: false }
+        Tape { nodes: Vec::new(), recomputes: HashMap::new(), recording: false }
     }
 
     /// Whether an op is recorded. `requires_grad`: whether one of its inputs needs a gradient
@@ -107,24 +107,24 @@ impl<'m> Tape<'m> {
 
     /// Says how `y` can be computed again, bit for bit or nearly, from what its op's node holds.
     pub(crate) fn recomputes(&mut self, y: &Tensor, again: impl Fn() -> Tensor + 'm) {
-        self.recipes.insert(y.id(), Recipe::new(again));
+        self.recomputes.insert(y.id(), Recompute::new(again));
     }
 
     /// Says that nodes which read `y` hold what one holds already.
     pub(crate) fn shares(&mut self, y: &Tensor, kept: &Saved<'m>) {
         if let Saved::Recomputed(recipe) = kept {
-            self.recipes.insert(y.id(), recipe.clone());
+            self.recomputes.insert(y.id(), recipe.clone());
         }
     }
 
     /// How `x` is computed again, if it can be.
-    pub(crate) fn recipe(&self, x: &Tensor) -> Option<Rc<Recipe<'m>>> {
-        self.recipes.get(&x.id()).cloned()
+    pub(crate) fn recompute(&self, x: &Tensor) -> Option<Rc<Recompute<'m>>> {
+        self.recomputes.get(&x.id()).cloned()
     }
 
     /// What a node holds to read `x` in its backward pass.
     pub(crate) fn save(&self, x: &Tensor) -> Saved<'m> {
-        self.recipe(x).map_or_else(|| Saved::Held(x.clone()), Saved::Recomputed)
+        self.recompute(x).map_or_else(|| Saved::Held(x.clone()), Saved::Recomputed)
     }
 
     /// Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): computes f(x) without
@@ -155,9 +155,9 @@ impl<'m> Tape<'m> {
     /// The same where the value itself is gone.
     fn backward_from(self, y: Id, dy: Tensor, gradients: &mut Gradients) {
         gradients.add(y, dy);
-        let Tape { nodes, recipes, .. } = self;
+        let Tape { nodes, recomputes, .. } = self;
         // From here on a recomputed value lives as long as the nodes that read it.
-        drop(recipes);
+        drop(recomputes);
         for (id, op) in nodes.into_iter().rev() {
             // What did not influence y has no gradient.
             if let Some(dy) = gradients.0.remove(&id) {
@@ -173,11 +173,11 @@ pub(crate) enum Saved<'m> {
     /// As it was.
     Held(Tensor),
     /// To be computed again when the first of its nodes asks for it.
-    Recomputed(Rc<Recipe<'m>>),
+    Recomputed(Rc<Recompute<'m>>),
 }
 
 /// How a value is computed again, and the value once it was.
-pub(crate) struct Recipe<'m> {
+pub(crate) struct Recompute<'m> {
     again: Box<dyn Fn() -> Tensor + 'm>,
     value: OnceCell<Tensor>,
 }
@@ -185,14 +185,14 @@ pub(crate) struct Recipe<'m> {
 impl<'m> Saved<'m> {
     /// A value that `again` computes, for one node.
     pub(crate) fn recomputed(again: impl Fn() -> Tensor + 'm) -> Saved<'m> {
-        Saved::Recomputed(Recipe::new(again))
+        Saved::Recomputed(Recompute::new(again))
     }
 
     /// `x`, on a CPU in bf16 where products round to it; on a GPU as it is.
     pub(crate) fn rounded(x: &Tensor, compute: ComputeDtype) -> Saved<'m> {
         match (x.device(), compute) {
             (Device::Cpu(_), ComputeDtype::Bf16) => {
-                let narrow = Narrow::of(x);
+                let narrow = Bf16Tensor::of(x);
                 Saved::recomputed(move || narrow.widened())
             }
             _ => Saved::Held(x.clone()),
@@ -208,9 +208,9 @@ impl<'m> Saved<'m> {
     }
 }
 
-impl<'m> Recipe<'m> {
-    fn new(again: impl Fn() -> Tensor + 'm) -> Rc<Recipe<'m>> {
-        Rc::new(Recipe { again: Box::new(again), value: OnceCell::new() })
+impl<'m> Recompute<'m> {
+    fn new(again: impl Fn() -> Tensor + 'm) -> Rc<Recompute<'m>> {
+        Rc::new(Recompute { again: Box::new(again), value: OnceCell::new() })
     }
 
     /// The value for one that changes it: not kept for other readers.

@@ -2,7 +2,7 @@
 //! every importance ratio is exactly 1.
 
 use engine::{
-    generate::{Generator, Options, Request, SamplingParams},
+    generate::{Generator, GeneratorOptions, Request, SamplingParams},
     model::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
@@ -23,7 +23,7 @@ type Sampled = Vec<(Vec<u32>, Vec<f32>)>;
 
 /// Samples groups from prompts around the page size, some of which begin alike.
 fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
-    let options = Options { max_batch: 7, prefill_rows: 48, cache_bytes: 4 << 20 };
+    let options = GeneratorOptions { max_batch: 7, prefill_rows: 48, cache_bytes: 4 << 20 };
     let vocab = model.config().vocab_size;
     let mut generator = Generator::new(model, stop, options).unwrap();
     let mut groups = Vec::new();

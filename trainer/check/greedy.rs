@@ -1,7 +1,7 @@
 //! Greedy continuations against PyTorch's, and their log-probabilities against those of training.
 
 use engine::{
-    generate::{Event, Generator, Options, Request, SamplingParams},
+    generate::{Generator, GeneratorOptions, Request, SamplingParams, TokenEvent},
     model::{Model, Precision, training::TrainingPass},
     tensor::Device,
 };
@@ -51,7 +51,7 @@ pub(super) fn continuations(
     model: &Model,
     expected: &[Vec<u32>],
 ) -> Result<Vec<Written>, CheckError> {
-    let options = Options { max_batch: 64, prefill_rows: 16, cache_bytes: 64 << 20 };
+    let options = GeneratorOptions { max_batch: 64, prefill_rows: 16, cache_bytes: 64 << 20 };
     let mut generator = Generator::new(model, &[], options).map_err(|error| case.failed(error))?;
     let mut written = vec![Written::default(); expected.len()];
     for (ids, expected) in case.inputs.iter().zip(expected) {
@@ -65,7 +65,7 @@ pub(super) fn continuations(
         };
         generator.submit(request).map_err(|e| case.failed(e))?;
     }
-    let mut on = |event: Event| {
+    let mut on = |event: TokenEvent| {
         let (tokens, log_probs) = &mut written[event.request.0 as usize];
         tokens.push(event.token);
         log_probs.push(event.log_prob);

@@ -11,7 +11,7 @@ use engine::{
         Model, Precision,
         training::{PackedBatch, TrainingPass},
     },
-    optimizer::{self, AdamW, Factor},
+    optimizer::{self, AdamW, TensorParameter},
     tensor::{
         Device, Tensor,
         tape::{Gradients, Tape},
@@ -445,18 +445,18 @@ fn norm(case: &Case, model: &Model, gradients: &Gradients) -> Result<f64, CheckE
         .map(|(_, factor)| Tensor::zeros(model.device(), factor.shape()[0], factor.shape()[1]))
         .collect();
     let lengths = names.iter().zip(&values).map(|(name, values)| (name.as_str(), values.len()));
-    let mut adamw = AdamW::new(optimizer::Settings::default(), lengths);
-    let mut factors: Vec<Factor> = values
+    let mut adamw = AdamW::new(optimizer::AdamWSettings::default(), lengths);
+    let mut factors: Vec<TensorParameter> = values
         .iter_mut()
         .zip(&names)
         .zip(model.parameters())
-        .map(|((values, name), (_, factor))| Factor {
+        .map(|((values, name), (_, factor))| TensorParameter {
             name,
             values,
             gradient: gradients.get(factor),
         })
         .collect();
-    Ok(adamw.step_factors(0.0, &mut factors).map_err(|e| case.failed(e))?.norm())
+    Ok(adamw.step_tensors(0.0, &mut factors).map_err(|e| case.failed(e))?.norm())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use engine::{
     model::{Model, Precision},
-    optimizer::{AdamW, Factor, Outcome, Settings},
+    optimizer::{AdamW, AdamWSettings, StepOutcome, TensorParameter},
     tensor::{Device, Tensor},
 };
 
@@ -50,7 +50,7 @@ fn adamw(
         .map(|betas| betas.iter().filter_map(serde_json::Value::as_f64).collect())
         .filter(|betas: &Vec<f64>| betas.len() == 2)
         .ok_or_else(|| case.json_error("adamw.betas are not two numbers"))?;
-    let settings = Settings {
+    let settings = AdamWSettings {
         beta1: betas[0],
         beta2: betas[1],
         epsilon: case.number(&["adamw", "eps"])?,
@@ -65,7 +65,7 @@ fn adamw(
         two.compare(case, tensors, after, errors)?;
     }
     let max_norm = Some(case.number(&["clip_max_norm"])?);
-    let mut clipped = Optimized::new(case, device, model, Settings { max_norm, ..settings })?;
+    let mut clipped = Optimized::new(case, device, model, AdamWSettings { max_norm, ..settings })?;
     clipped.step(case, rate, &first)?;
     clipped.compare(case, tensors, "clip1.", errors)
 }
@@ -112,7 +112,7 @@ fn rate(case: &Case, update: usize) -> Result<f64, CheckError> {
     }
 }
 
-fn trl_settings(case: &Case) -> Result<Settings, CheckError> {
+fn trl_settings(case: &Case) -> Result<AdamWSettings, CheckError> {
     let group = &case.json["param_groups"][0];
     let number = |key: &str| {
         let value = group[key].as_f64();
@@ -122,7 +122,7 @@ fn trl_settings(case: &Case) -> Result<Settings, CheckError> {
         let value = group["betas"][index].as_f64();
         value.ok_or_else(|| case.json_error("param_groups[0].betas are not two numbers"))
     };
-    Ok(Settings {
+    Ok(AdamWSettings {
         beta1: beta(0)?,
         beta2: beta(1)?,
         epsilon: number("eps")?,
@@ -156,7 +156,7 @@ impl Optimized {
         case: &Case,
         device: &Device,
         model: &Model,
-        settings: Settings,
+        settings: AdamWSettings,
     ) -> Result<Optimized, CheckError> {
         let (mut names, mut all) = (Vec::new(), Vec::new());
         for (name, factor) in model.parameters() {
@@ -190,12 +190,16 @@ impl Optimized {
                 all.push(Tensor::from_slice(device, 1, gradient.len(), gradient));
             }
             let named = self.names.iter().zip(values).zip(&all);
-            let mut factors: Vec<Factor> = named
-                .map(|((name, values), gradient)| Factor { name, values, gradient: Some(gradient) })
+            let mut factors: Vec<TensorParameter> = named
+                .map(|((name, values), gradient)| TensorParameter {
+                    name,
+                    values,
+                    gradient: Some(gradient),
+                })
                 .collect();
-            match optimizer.step_factors(rate, &mut factors).map_err(|e| case.failed(e))? {
-                Outcome::Updated { .. } => {}
-                Outcome::NotFinite { norm } => {
+            match optimizer.step_tensors(rate, &mut factors).map_err(|e| case.failed(e))? {
+                StepOutcome::Updated { .. } => {}
+                StepOutcome::NotFinite { norm } => {
                     return Err(case.error(format!("a gradient of norm {norm}")));
                 }
             }

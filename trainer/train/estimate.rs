@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use engine::{
-    generate::{self, Generator, Options, Request, SamplingParams},
+    generate::{self, Generator, GeneratorOptions, Request, SamplingParams},
     language_model::LanguageModel,
     model::kv_cache::KvCache,
 };
@@ -27,7 +27,7 @@ impl Pace {
     pub fn measure(
         language_model: &LanguageModel,
         prompt: &[u32],
-    ) -> Result<Pace, generate::Error> {
+    ) -> Result<Pace, generate::GenerateError> {
         let model = &language_model.model;
         let config = model.config();
         // As many rows as keep the device busy.
@@ -39,7 +39,7 @@ impl Pace {
         let mut pace = Pace { row: f64::INFINITY, step: f64::INFINITY };
         // The first time much is read from the disk.
         for _ in 0..2 {
-            let options = Options { max_batch: 1, prefill_rows: rows, cache_bytes };
+            let options = GeneratorOptions { max_batch: 1, prefill_rows: rows, cache_bytes };
             let mut generator = Generator::new(model, &[], options)?;
             generator.submit(Request {
                 prompt: prompt[..rows.min(prompt.len())].to_vec(),

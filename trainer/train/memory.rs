@@ -13,7 +13,7 @@ mod cuda;
 
 use engine::{
     checkpoint::{config::Config, weights::Dtype},
-    generate::Options,
+    generate::GeneratorOptions,
     model::{
         Precision,
         kv_cache::{KvCache, PAGE},
@@ -133,7 +133,7 @@ impl RunMemory {
             adapter: 2 * 4 * parameters,
             moments: 2 * 4 * parameters,
             cache: cache_bytes(model, settings, shape),
-            generation: model.generation(Options::PREFILL_ROWS, sequences, length)?,
+            generation: model.generation(GeneratorOptions::PREFILL_ROWS, sequences, length)?,
             kept: pass(false)?,
             recomputed: pass(true)?,
             rows: batch.rows(),

@@ -39,10 +39,10 @@ pub struct Completion {
 #[allow(missing_docs)] // one variant a part
 pub enum RolloutError {
     #[error("prompt {prompt} of the step: {source}")]
-    Generate { prompt: usize, source: generate::Error },
+    Generate { prompt: usize, source: generate::GenerateError },
     /// No prompt's fault: the device failed, or there is no memory.
     #[error("{0}")]
-    Machine(#[source] generate::Error),
+    Machine(#[source] generate::GenerateError),
     #[error("a completion cannot be decoded: {0}")]
     Tokenizer(#[from] TokenizerError),
 }
@@ -90,7 +90,7 @@ pub fn rollouts(
             drawn.finish = event.finish;
         });
         step.map_err(|source| match source {
-            generate::Error::Sampling { request, .. } => failed(request.0 as usize)(source),
+            generate::GenerateError::Sampling { request, .. } => failed(request.0 as usize)(source),
             _ => RolloutError::Machine(source),
         })?;
         progress(generator.stats());

@@ -41,7 +41,7 @@ pub struct Sampler<'a> {
     /// What slots refer to.
     pub pairs: &'a [Pair],
     /// How much runs at once.
-    pub options: generate::Options,
+    pub options: generate::GeneratorOptions,
 }
 
 /// What was sampled, and what it earned.

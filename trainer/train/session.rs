@@ -122,7 +122,7 @@ pub enum SessionError {
     #[error(transparent)]
     Decide(#[from] DecideError),
     #[error(transparent)]
-    Generate(#[from] generate::Error),
+    Generate(#[from] generate::GenerateError),
     #[error(transparent)]
     Files(#[from] FileError),
     #[error(
@@ -339,7 +339,7 @@ fn fitting_pairs(
     pairs: Vec<Pair>,
     host: &mut dyn Host,
 ) -> Result<Option<Fit>, SessionError> {
-    let options = generate::Options { max_batch: 1, prefill_rows: 1, cache_bytes: 0 };
+    let options = generate::GeneratorOptions { max_batch: 1, prefill_rows: 1, cache_bytes: 0 };
     let sampler = Sampler { language_model, template, settings, pairs: &pairs, options };
     let (limit, count) = (settings.data.max_prompt_tokens, pairs.len());
     let found = {

@@ -10,7 +10,7 @@ use engine::{
         training::{PackedBatch, RowError, TrainingPass},
     },
     ops::linear::Dropout,
-    optimizer::{AdamW, Outcome, first_not_finite},
+    optimizer::{AdamW, StepOutcome, first_not_finite},
     tensor::{
         Tensor,
         device::DeviceError,
@@ -444,8 +444,8 @@ fn apply(
     rate: f64,
 ) -> Result<f64, UpdateError> {
     match model.step(optimizer, gradients, rate)? {
-        Outcome::Updated { norm, .. } => Ok(norm),
-        Outcome::NotFinite { norm } => Err(UpdateError::Gradient { norm }),
+        StepOutcome::Updated { norm, .. } => Ok(norm),
+        StepOutcome::NotFinite { norm } => Err(UpdateError::Gradient { norm }),
     }
 }
 

@@ -12,7 +12,7 @@ use engine::{
         config::Config,
         weights::{Checkpoint, Dtype},
     },
-    generate::{self, Event, Generator, Options, Request, SamplingParams},
+    generate::{self, Generator, GeneratorOptions, Request, SamplingParams, TokenEvent},
     model::{
         Model, Precision,
         kv_cache::KvCache,
@@ -296,7 +296,7 @@ fn prefill(model: &Model, prompt: usize, run: &Run) -> Result<Option<Vec<f64>>, 
 /// Tokens that a sequence is given to decode, so that none ends before the last one of the batch has decoded
 /// `tokens`: the first begins as many steps before the last as prompts take.
 fn decoded(batch: usize, depth: usize, tokens: usize) -> usize {
-    tokens + (batch * depth).div_ceil(Options::PREFILL_ROWS) + 1
+    tokens + (batch * depth).div_ceil(GeneratorOptions::PREFILL_ROWS) + 1
 }
 
 fn decode(
@@ -313,7 +313,7 @@ fn decode(
         }
         let mut begun = std::collections::HashSet::new();
         while begun.len() < batch {
-            generator.step(&mut |event: Event| {
+            generator.step(&mut |event: TokenEvent| {
                 begun.insert(event.request);
             })?;
         }
@@ -334,11 +334,19 @@ fn decode(
 }
 
 /// A generator for `batch` sequences up to `length`, that nothing stops before.
-fn generator(model: &Model, batch: usize, length: usize) -> Result<Generator<'_>, generate::Error> {
+fn generator(
+    model: &Model,
+    batch: usize,
+    length: usize,
+) -> Result<Generator<'_>, generate::GenerateError> {
     // A sequence's pages, and as many that keep its prompt.
     let pages = 2 * batch * KvCache::pages_for(length);
     let cache_bytes = pages * KvCache::page_bytes(model.config(), model.cache_dtype());
-    let options = Options { max_batch: batch, prefill_rows: Options::PREFILL_ROWS, cache_bytes };
+    let options = GeneratorOptions {
+        max_batch: batch,
+        prefill_rows: GeneratorOptions::PREFILL_ROWS,
+        cache_bytes,
+    };
     Generator::new(model, &[], options)
 }
 
@@ -368,7 +376,7 @@ fn train(
         _ => (1, 1, case.tokens(), 0.0),
     };
     model.train_adapter();
-    let mut optimizer = model.optimizer(optimizer::Settings::default());
+    let mut optimizer = model.optimizer(optimizer::AdamWSettings::default());
 
     let prompt = tokens(model.config(), 0, prompt);
     let completions: Vec<Vec<u32>> =

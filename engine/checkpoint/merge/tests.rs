@@ -86,7 +86,7 @@ fn every_weight_is_the_rounded_sum_and_all_else_is_copied() {
         for (name, bytes) in old_files.iter().filter(|(name, _)| !name.ends_with(".safetensors")) {
             assert!(new_files[name] == *bytes, "{case}: {name}");
         }
-        let updates = updates(&adapter, &config);
+        let deltas = deltas(&adapter, &config);
         let adapted = |name: &str| {
             let factors = (0..config.num_hidden_layers).flat_map(|layer| {
                 Projection::ALL.map(|projection| {
@@ -110,7 +110,7 @@ fn every_weight_is_the_rounded_sum_and_all_else_is_copied() {
                     continue;
                 };
                 changed += 1;
-                assert!(updates.contains_key(name));
+                assert!(deltas.contains_key(name));
                 let view = old.tensor(name).unwrap().unwrap();
                 let (w, columns) = (view.to_f32().unwrap(), view.shape[1]);
                 let y = new.tensor(name).unwrap().unwrap().to_f32().unwrap();
@@ -134,7 +134,7 @@ fn every_weight_is_the_rounded_sum_and_all_else_is_copied() {
         let expected = (changed, changed, weight_files, total);
         let Merged { changed: others, matrices, weight_files, weight_bytes, .. } = summary;
         assert_eq!((others, matrices, weight_files, weight_bytes), expected, "{case}");
-        assert_eq!(changed, updates.len());
+        assert_eq!(changed, deltas.len());
     }
 }
 
@@ -322,7 +322,7 @@ fn a_merge_that_is_stopped_leaves_nothing() {
         let out = scratch.path().join(format!("stopped-{last}"));
         let stop = AtomicBool::new(false);
         let (mut step, mut before) = (0, 0);
-        let mut observe = |progress: Progress| {
+        let mut observe = |progress: MergeProgress| {
             step += 1;
             assert!(progress.done_bytes >= before && progress.done_bytes <= progress.total_bytes);
             before = progress.done_bytes;

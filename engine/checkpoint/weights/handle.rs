@@ -17,7 +17,7 @@ use kernels::{
     cuda::{Buffer, Gpu, padded_vocab},
 };
 
-use crate::tensor::device::{DeviceError, OnDevice};
+use crate::tensor::device::{DeviceCell, DeviceError};
 
 use super::{Checkpoint, Dtype, MappedFile, Matrix, TensorView, WeightsError};
 
@@ -32,7 +32,7 @@ pub struct Weight {
     packing: Packing,
     packed: Arc<Packed>,
     /// In bf16 on a GPU.
-    uploaded: Arc<OnDevice<Buffer<u16>>>,
+    uploaded: Arc<DeviceCell<Buffer<u16>>>,
 }
 
 /// Whether products read weights where their file is mapped, or a packed copy. The results have the
@@ -160,7 +160,7 @@ impl Weight {
 
     /// The elements for a product with `rows` rows of inputs rounded so: packed where that pays (see
     /// [`Packing`]) and the CPU takes panels, else where they lie.
-    pub(crate) fn for_product(&self, cpu: &Cpu, compute: ComputeDtype, rows: usize) -> Matrix<'_> {
+    pub(crate) fn for_matmul(&self, cpu: &Cpu, compute: ComputeDtype, rows: usize) -> Matrix<'_> {
         let Matrix::Bf16(w) = self.matrix() else { return self.matrix() };
         if compute != ComputeDtype::Bf16 || !Panels::suit(cpu) {
             return Matrix::Bf16(w);

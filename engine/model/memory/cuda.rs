@@ -7,7 +7,7 @@ use kernels::{
 
 use super::{TrainedModel, TrainedPass, run_training};
 use crate::{
-    generate::{Generator, Options, Request},
+    generate::{Generator, GeneratorOptions, Request},
     model::{
         kv_cache::{CacheDtype, KvCache},
         training::PackedBatch,
@@ -117,7 +117,7 @@ impl TrainedModel<'_> {
         let model = self.counted(&device);
         let pages = (sequences + 1) * KvCache::pages_for(length + 1);
         let cache_bytes = pages * KvCache::page_bytes(self.config, model.cache_dtype());
-        let options = Options { max_batch: sequences, prefill_rows, cache_bytes };
+        let options = GeneratorOptions { max_batch: sequences, prefill_rows, cache_bytes };
         let before = counter.live();
         let mut generator = Generator::new(&model, &[], options).expect("a device without limits");
         let cache = counter.live() - before;

@@ -17,7 +17,7 @@ use kernels::{
 use super::Pass;
 use crate::tensor::{
     Tensor,
-    device::{Device, DeviceError, OnDevice},
+    device::{Device, DeviceCell, DeviceError},
     tape::Gradients,
 };
 
@@ -32,7 +32,7 @@ pub struct Lora {
     /// Tells this projection's dropout masks from the others'.
     pub stream: u32,
     /// The factors as a GPU multiplies them; forgotten when they may change.
-    split: OnDevice<Split>,
+    split: DeviceCell<Split>,
 }
 
 /// Dropout of one pass.
@@ -83,7 +83,7 @@ impl Pass {
 impl Lora {
     /// Factors `a [r, k]` and `b_transposed [r, n]` with the scale s and the number of their dropout masks.
     pub fn new(a: Tensor, b_transposed: Tensor, scale: f32, stream: u32) -> Lora {
-        Lora { a, b_transposed, scale, stream, split: OnDevice::default() }
+        Lora { a, b_transposed, scale, stream, split: DeviceCell::default() }
     }
 
     /// Whether a gradient is wanted.

@@ -9,7 +9,7 @@
 
 use engine::{
     checkpoint::{config::Config, weights::Dtype},
-    generate::Options,
+    generate::GeneratorOptions,
     model::{
         Precision,
         kv_cache::KvCache,
@@ -103,7 +103,7 @@ impl CudaMemory {
             model: model.on_cuda(),
             cache: model.cache_on_cuda(pages),
             least_cache: model.cache_on_cuda(KvCache::pages_for(length)),
-            generation: model.generation_on_cuda(Options::PREFILL_ROWS, sequences, length),
+            generation: model.generation_on_cuda(GeneratorOptions::PREFILL_ROWS, sequences, length),
             kept: pass(false),
             recomputed: pass(true),
             rows: batch.rows(),

@@ -6,7 +6,7 @@ use super::{LoraFactors, MergeError};
 use crate::checkpoint::weights::{Dtype, StoredTensor};
 
 /// The change of one matrix W [out, in].
-pub(super) struct Update<'a> {
+pub(super) struct Delta<'a> {
     factors: &'a LoraFactors,
     /// Columns of W.
     inputs: usize,
@@ -16,9 +16,9 @@ pub(super) struct Update<'a> {
     pub(super) changed: bool,
 }
 
-impl<'a> Update<'a> {
-    pub(super) fn new(factors: &'a LoraFactors, inputs: usize) -> Update<'a> {
-        Update { factors, inputs, sums: vec![0.0; inputs], changed: false }
+impl<'a> Delta<'a> {
+    pub(super) fn new(factors: &'a LoraFactors, inputs: usize) -> Delta<'a> {
+        Delta { factors, inputs, sums: vec![0.0; inputs], changed: false }
     }
 
     /// Bytes of a row of W.
@@ -99,13 +99,13 @@ fn add<const N: usize, T: Stored<N>>(
 ) -> Option<(usize, f32)> {
     let mut overflow = None;
     for (column, (&bytes, &sum)) in w.as_chunks::<N>().0.iter().zip(sums).enumerate() {
-        let update = scale * sum;
-        if update == 0.0 {
+        let delta = scale * sum;
+        if delta == 0.0 {
             y.extend_from_slice(&bytes); // -0 + 0 would be 0
             continue;
         }
         let w = T::read(bytes);
-        let value = (f64::from(w) + update) as f32;
+        let value = (f64::from(w) + delta) as f32;
         let rounded = T::write(value);
         if w.is_finite() && !T::read(rounded).is_finite() {
             overflow = overflow.or(Some((column, value)));
@@ -122,11 +122,11 @@ mod tests {
     /// W [2, 3] + 2 B A with B [2, 1] and A [1, 3].
     fn updated(dtype: Dtype, w: &[u8], b: [f32; 2]) -> Result<Vec<u8>, MergeError> {
         let factors = LoraFactors { a: vec![1.0, -2.0, 0.0], b: b.to_vec(), rank: 1, scale: 2.0 };
-        let mut update = Update::new(&factors, 3);
+        let mut delta = Delta::new(&factors, 3);
         let tensor = StoredTensor { name: "w", dtype, bytes: w };
         let (mut all, mut y) = (Vec::new(), Vec::new());
-        for (row, bytes) in w.chunks(update.row_bytes(dtype)).enumerate() {
-            update.apply(&tensor, row, bytes, &mut y)?;
+        for (row, bytes) in w.chunks(delta.row_bytes(dtype)).enumerate() {
+            delta.apply(&tensor, row, bytes, &mut y)?;
             all.extend_from_slice(&y);
         }
         Ok(all)

@@ -6,20 +6,20 @@ use kernels::cpu::round;
 use super::Tensor;
 
 /// A tensor's values rounded to bf16, two in the room of an f32.
-pub(crate) struct Narrow {
+pub(crate) struct Bf16Tensor {
     storage: Tensor,
     shape: [usize; 2],
 }
 
-impl Narrow {
+impl Bf16Tensor {
     /// Rounds all of `x`, to nearest even.
-    pub(crate) fn of(x: &Tensor) -> Narrow {
+    pub(crate) fn of(x: &Tensor) -> Bf16Tensor {
         let ([rows, columns], cpu) = (x.shape(), x.device().host());
         let len = rows * columns;
         let mut storage = Tensor::uninitialized(x.device(), 1, len.div_ceil(2));
         let to = bytemuck::cast_slice_mut::<f32, bf16>(storage.data_mut());
         round::to_bf16(cpu, &mut to[..len], x.data());
-        Narrow { storage, shape: [rows, columns] }
+        Bf16Tensor { storage, shape: [rows, columns] }
     }
 
     /// All values, row after row.
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn an_odd_number_of_values_is_rounded_and_widened() {
         let x = values(1, [3, 5]);
-        let narrow = Narrow::of(&x);
+        let narrow = Bf16Tensor::of(&x);
         let want: Vec<bf16> = x.data().iter().map(|x| bf16::from_f32(*x)).collect();
         assert_eq!(narrow.values(), want);
         let wide = narrow.widened();
