@@ -1,4 +1,4 @@
-//! What can be wrong with a small text file, whoever reads it: every JSON file and template beside a checkpoint is read here.
+//! Reading small text files, with errors: every JSON file and template beside a checkpoint is read here.
 //!
 //! These files come from strangers. A read is bounded before the first byte is allocated, only regular files are opened
 //! (a FIFO would block for ever), and text quoted in a message is escaped and cut.
@@ -112,13 +112,13 @@ pub(crate) fn parse_json(path: &Path, text: &str) -> Result<serde_json::Value, F
     serde_json::from_str(text).map_err(|source| FileError::Json { path: path.to_owned(), source })
 }
 
-/// Whether a disk, or somebody's share of it, is full.
+/// Whether a disk, or a user's quota of it, is full.
 pub fn is_disk_full(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
-/// Whether a file cannot be written to as it stands: for its rights, or its file system's.
+/// Whether permissions, or a read-only file system, forbid to write to a file.
 pub fn is_not_writable(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)

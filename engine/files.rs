@@ -27,7 +27,7 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// What `source` means for whoever wanted to `action` (a verb) `path`.
+    /// The error for `source`, which ended the attempt to `action` (a verb) `path`.
     pub(crate) fn new(action: &'static str, path: &Path, source: io::Error) -> WriteError {
         let path = path.to_owned();
         match source {

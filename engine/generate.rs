@@ -77,8 +77,8 @@ use crate::{
 pub struct Request {
     /// The prompt's token ids. Not empty.
     pub prompt: Vec<u32>,
-    /// One number a sample. With the seed it decides what is drawn: give every sample of a run
-    /// its own, or two samples of one prompt come out the same.
+    /// One number per sample. The seed and the number decide which tokens are drawn: give every sample of a run
+    /// its own, or two samples of one prompt are the same.
     pub samples: Vec<u64>,
     /// Seed of the run.
     pub seed: u64,
@@ -107,42 +107,42 @@ pub enum FinishReason {
 /// One token of one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenEvent {
-    /// Whose.
+    /// The request that this token belongs to.
     pub request: RequestId,
     /// Index into the request's `samples`.
     pub sample: usize,
     /// The token. A stop token is reported too.
     pub token: u32,
-    /// Its log-probability in nats at the sampling temperature, under the whole softmax. At
-    /// temperature 0 (greedy) that of temperature 1. Where repetition is penalized, that of the
-    /// penalized logits, which is not the model's own: nothing can be learned from it.
+    /// Its log-probability in nats at the sampling temperature (greedy: at temperature 1), under the whole softmax.
+    /// Where repetition is penalized, the logits are the penalized ones: the value is not the model's own and must not be
+    /// trained on.
     pub log_prob: f32,
     /// Set with the sample's last token.
     pub finish: Option<FinishReason>,
 }
 
-/// How much runs at once. None of it changes what is generated.
+/// How much runs at once. No token depends on it.
 #[derive(Clone, Debug)]
 pub struct GeneratorOptions {
-    /// Sequences at most.
+    /// Sequences that run at once, at most.
     pub max_batch: usize,
-    /// Prompt rows a step at most.
+    /// Prompt rows per step, at most.
     pub prefill_rows: usize,
     /// Memory for keys and values, in bytes.
     pub cache_bytes: usize,
 }
 
 impl GeneratorOptions {
-    /// Prompt rows a step where nobody asks for another number: enough that products are bound by arithmetic.
+    /// The default number of prompt rows per step: enough that matmuls are bound by arithmetic.
     pub const PREFILL_ROWS: usize = 512;
 }
 
-/// What ran so far.
+/// Counts of what ran so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Forward passes.
     pub steps: u64,
-    /// Prompt tokens that were computed.
+    /// Prompt tokens that were computed in forward passes.
     pub prompt_tokens: u64,
     /// Prompt tokens whose keys and values were found in the cache.
     pub shared_tokens: u64,
@@ -154,7 +154,7 @@ pub struct Stats {
 struct Job {
     id: RequestId,
     request: Request,
-    /// The prompt's distinct tokens, where they are penalized.
+    /// The distinct tokens of the prompt, if they are penalized.
     distinct: Arc<[u32]>,
     /// Which of the request's samples: `first_sample..first_sample + samples`.
     first_sample: usize,
@@ -166,7 +166,7 @@ struct Prefill {
     table: PageTable,
 }
 
-/// Where a row of logits goes.
+/// Which sequences draw from a row of logits.
 enum Destination {
     /// `running[index]`.
     Running(usize),
@@ -187,7 +187,7 @@ pub struct Generator<'m> {
     options: GeneratorOptions,
     cache: KvCache,
     cache_bytes: usize,
-    /// Pages that sequences may have.
+    /// Pages that sequences may take.
     pages: usize,
     page_bytes: usize,
     stop_tokens: Vec<u32>,
@@ -199,27 +199,29 @@ pub struct Generator<'m> {
     next_id: u64,
     stats: Stats,
     step: Step,
-    /// One for each thread.
+    /// One per thread.
     scratch: Vec<Mutex<Scratch>>,
-    /// Decoding steps of a GPU.
+    /// Captured decoding steps of a GPU.
     captures: CapturedSteps,
 }
 
-/// What a step works with, kept so that a warm step allocates nothing.
+/// Buffers of a step, kept so that a warm step allocates nothing.
 #[derive(Default)]
 struct Step {
     batch: Batch,
     destinations: Vec<Destination>,
     prefilled: Vec<Prefill>,
     draws: Vec<Draw>,
-    /// By row of logits, the first sequence that draws from it. All others of a row are its samples, and have its
-    /// prompt's tokens.
+    /// The first sequence that draws from each row of logits. The others of a row are samples of the same prompt.
     first_of_row: Vec<usize>,
 }
 
 impl<'m> Generator<'m> {
-    /// A generator over `model` that ends completions at `stop_tokens`. Of the memory for keys and values no more is taken
-    /// than so many sequences of the model's length can use, and as many that keep prompts. Errors: [`GenerateError::NoRoom`].
+    /// A generator over `model` that ends completions at `stop_tokens`. It takes at most as much memory for keys and values as
+    /// twice `max_batch` sequences of the model's length can use: half of them keep prompts.
+    ///
+    /// # Errors
+    /// [`GenerateError::NoRoom`].
     pub fn new(
         model: &'m Model,
         stop_tokens: &[u32],
@@ -287,7 +289,7 @@ impl<'m> Generator<'m> {
 
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        // As many samples as can ever run together make one job.
+        // A job holds at most the samples that fit in the batch and the cache at once.
         let each = needed_pages - prompt / PAGE;
         let shared = needed_pages - each;
         let fitting = ((self.pages - shared) / each).clamp(1, self.options.max_batch);
@@ -306,19 +308,19 @@ impl<'m> Generator<'m> {
         self.queue.is_empty() && self.prefill.is_none() && self.running.is_empty()
     }
 
-    /// Sequences that are queued, in jobs not yet started. Callers keep this small but not 0, so
-    /// that memory holds few prompts and the batch stays full.
+    /// Queued sequences, in jobs not yet started. Keep this small but not 0: then memory holds few prompts and the batch stays
+    /// full.
     pub fn queued(&self) -> usize {
         self.queue.iter().map(|job| job.samples).sum()
     }
 
-    /// What ran so far.
+    /// Counts of what ran so far.
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
     /// One forward pass. Calls `on` for each token, in an order that depends on the schedule.
-    /// After an error the generator is of no further use.
+    /// After an error the generator cannot be used any more.
     pub fn step(&mut self, on: &mut dyn FnMut(TokenEvent)) -> Result<(), GenerateError> {
         let mut step = std::mem::take(&mut self.step);
         step.batch.clear();
@@ -408,7 +410,7 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Takes the next job if all its samples can run to their end beside what runs already.
+    /// Takes the next job if all its samples can run to their end beside the running sequences.
     fn admit(&mut self, joining: usize) -> Option<Prefill> {
         let job = self.queue.front()?;
         if self.running.len() + joining + job.samples > self.options.max_batch {

@@ -1,4 +1,4 @@
-//! Paths and Hugging Face ids to local files: what `--model`, `--adapter` and `--data` accept.
+//! Paths and Hugging Face ids to local files.
 //!
 //! A path that exists is taken as it is. `owner/name[@revision]` goes through the standard cache, in
 //! huggingface_hub's layout, so it is shared with Python in both directions:
@@ -46,7 +46,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// What happens during a download, for whoever draws it.
+/// Events of a download, for a progress display.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum HubEvent<'a> {

@@ -33,7 +33,7 @@ pub struct LanguageModel {
     pub tokenizer: Tokenizer,
     /// Messages to text.
     pub chat: ChatTemplate,
-    /// What generation_config.json recommends.
+    /// The settings that generation_config.json recommends.
     pub generation: GenerationConfig,
 }
 
@@ -55,7 +55,7 @@ pub enum OpenError {
     Unsuited(#[from] Unsuited),
 }
 
-/// How to open a checkpoint directory, from [`LanguageModel::builder`]. What is not set has its default.
+/// Options for opening a checkpoint directory, from [`LanguageModel::builder`]. Each has a default.
 #[must_use = "nothing is opened yet"]
 pub struct Builder<'a> {
     directory: PathBuf,
@@ -73,13 +73,13 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// The precision to compute in; `None`, the default, for what suits the weights ([`Precision::for_weights`]).
+    /// The precision to compute in; `None`, the default, chooses by the weights ([`Precision::for_weights`]).
     pub fn precision(mut self, precision: impl Into<Option<Precision>>) -> Self {
         self.precision = precision.into();
         self
     }
 
-    /// The directory of a LoRA adapter in PEFT's form; `None`, the default, for the checkpoint alone.
+    /// The directory of a LoRA adapter in PEFT's form; `None`, the default, means the checkpoint alone.
     pub fn adapter(mut self, directory: impl Into<Option<&'a Path>>) -> Self {
         self.adapter = directory.into().map(|directory| {
             Box::new(move |config: &Config| Adapter::load(directory, config)) as MakeAdapter
@@ -99,7 +99,7 @@ impl<'a> Builder<'a> {
     /// Opens all of it.
     ///
     /// # Errors
-    /// A file that is missing, damaged, of another model, or asks for what the engine does not compute.
+    /// A file is missing, damaged, of another model, or asks for something that the engine does not compute.
     pub fn open(self) -> Result<LanguageModel, OpenError> {
         let directory = self.directory.clone();
         Ok(LanguageModel::around(|| Ok((self.open_model()?, ())), &directory)?.0)
@@ -143,7 +143,7 @@ impl LanguageModel {
     /// [`LanguageModel::builder`] has more to choose.
     ///
     /// # Errors
-    /// A file that is missing, damaged, or asks for what the engine does not compute.
+    /// A file is missing, damaged, or asks for something that the engine does not compute.
     pub fn open(directory: impl AsRef<Path>) -> Result<LanguageModel, OpenError> {
         LanguageModel::builder(directory).open()
     }

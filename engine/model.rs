@@ -54,19 +54,17 @@ use crate::{
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// In which precision matmuls take their inputs, and keys and values are cached.
+/// The precision of matmul inputs and of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// As the hardware wants it: inputs that meet bf16 weights are rounded to bf16, and so are
-    /// cached keys and values. Sums are f32.
+    /// Inputs that meet bf16 weights are rounded to bf16, and so are cached keys and values. Sums are f32.
     Bf16,
-    /// The reference: everything in f32 whatever the weights' type, sums in f64. Slow; it is what
-    /// `j1 check` compares, where PyTorch's own f32 leaves little room for errors of ours.
+    /// The reference: everything in f32 whatever the weights' type, sums in f64. Slow. Comparisons with PyTorch's f32 use it.
     F32,
 }
 
 impl Precision {
-    /// What suits weights that are stored so: on a GPU always bf16.
+    /// The precision for weights of this dtype: on a GPU always bf16.
     pub fn for_weights(stored: Dtype, device_is_cuda: bool) -> Precision {
         match stored {
             Dtype::F32 if !device_is_cuda => Precision::F32,
@@ -74,7 +72,7 @@ impl Precision {
         }
     }
 
-    /// Its name in flags and files.
+    /// Its name: `bf16` or `f32`.
     pub fn name(self) -> &'static str {
         match self {
             Precision::Bf16 => "bf16",
@@ -82,7 +80,7 @@ impl Precision {
         }
     }
 
-    /// What a cache of keys and values holds.
+    /// The element type of cached keys and values.
     pub fn cache_dtype(self) -> CacheDtype {
         match self {
             Precision::Bf16 => CacheDtype::Bf16,
@@ -186,8 +184,8 @@ impl Batch {
         *self.logits_rows.change() = (0..self.tokens.len() as u32).collect();
     }
 
-    /// Makes it, which lies on a GPU, the batch `from` in place: of as many rows, each a sequence's, which asks for
-    /// its logits, with page tables as long.
+    /// On a GPU, replaces the contents by those of `from` in place. Both have the same number of rows, one per sequence, with
+    /// logits, and page tables of the same length.
     pub(crate) fn rewrite(&mut self, gpu: &Gpu, from: &Batch) -> Result<(), DeviceError> {
         self.tokens.rewrite(gpu, &from.tokens)?;
         self.positions.rewrite(gpu, &from.positions)?;
@@ -315,7 +313,7 @@ impl Model {
         })
     }
 
-    /// Says whether products read weights in place or a packed copy; mapped if nobody does. No result
+    /// Chooses whether matmuls read weights in place (the default) or a packed copy. No result
     /// depends on it.
     pub fn set_packing(&mut self, packing: Packing) {
         for layer in &mut self.layers {
@@ -326,7 +324,7 @@ impl Model {
         self.head.weight.set_packing(packing);
     }
 
-    /// Replaces the embedding and the weights of products by copies in bf16, which is what a GPU has of them.
+    /// Replaces the embedding and the weights of matmuls by copies in bf16, as a GPU has them.
     /// On a CPU, inputs are rounded for such weights only (see [`Precision::Bf16`]).
     pub fn round_weights(&mut self) {
         for layer in &mut self.layers {
@@ -350,7 +348,7 @@ impl Model {
             && Panels::suit(self.device.host())
     }
 
-    /// Bytes of the weights that products read.
+    /// Bytes of the weights that matmuls read.
     pub fn weights_bytes(&self) -> u64 {
         let layers = self.layers.iter().flat_map(|layer| {
             Projection::ALL.into_iter().map(|projection| layer.projection(projection))
@@ -378,7 +376,7 @@ impl Model {
         self.embedding.dtype()
     }
 
-    /// What a cache for this model holds.
+    /// The element type of a cache for this model.
     pub fn cache_dtype(&self) -> CacheDtype {
         self.precision.cache_dtype()
     }
@@ -394,8 +392,8 @@ impl Model {
         self.logits(&self.final_norm(&mut Tape::off(), &x))
     }
 
-    /// Takes to the device what a pass over the batch reads of it, where the batch can then be [rewritten](Batch::rewrite)
-    /// for sequences of up to `longest` tokens. The pass asks for all logits.
+    /// Copies the batch's numbers to the device, where the batch can then be [rewritten](Batch::rewrite) for sequences of up to
+    /// `longest` tokens. The pass asks for all logits.
     pub(crate) fn upload_batch(
         &self,
         gpu: &Gpu,

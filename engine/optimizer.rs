@@ -1,7 +1,7 @@
 //! AdamW over named slices (Loshchilov and Hutter 2019), with the norm of the whole gradient clipped.
 //!
 //! Parameters, gradients and moments are plain f32 slices, in an order that is fixed when the
-//! optimizer is made. What differs from PyTorch: the norm is summed in f64, in an order that no number
+//! optimizer is made. Two things differ from PyTorch: the norm is summed in f64, in an order that no number
 //! of threads changes; and a gradient that is not finite changes nothing and is reported, where
 //! PyTorch would write NaN into every parameter.
 //!
@@ -38,7 +38,7 @@ use crate::tensor::{
 };
 use cuda::Moment;
 
-/// What stays the same over a run. The rate is given to each step, by its schedule.
+/// Settings that stay the same over a run. The learning rate is given to each step, by its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWSettings {
     /// Decay of the mean of gradients.
@@ -86,20 +86,20 @@ pub struct TensorParameter<'a> {
 /// A moment of the state and its name.
 pub type NamedSlice<'a> = (String, Cow<'a, [f32]>);
 
-/// What became of a step. `norm` is that of the whole gradient before clipping.
+/// The result of a step. `norm` is the norm of the whole gradient before clipping.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[must_use = "a step whose gradient is not finite changes nothing, which somebody must know"]
+#[must_use = "a step whose gradient is not finite changes nothing: report it"]
 pub enum StepOutcome {
     /// Parameters and moments were updated.
     Updated {
         /// √Σ g².
         norm: f64,
-        /// What the gradient was multiplied with: 1 where it was not clipped.
+        /// The factor that the gradient was multiplied with: 1 if it was not clipped.
         scale: f32,
     },
     /// The norm is infinite or NaN: parameters, moments and the count of steps are as before.
     NotFinite {
-        /// As it was found.
+        /// The norm as it was computed.
         norm: f64,
     },
 }
@@ -143,12 +143,12 @@ impl AdamW {
         AdamW { settings, steps: 0, moments: moments.collect() }
     }
 
-    /// What it was made with.
+    /// The settings that it was made with.
     pub fn settings(&self) -> &AdamWSettings {
         &self.settings
     }
 
-    /// Steps taken so far; the state's part of bias correction.
+    /// Steps taken so far; bias correction depends on them.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -242,7 +242,7 @@ impl AdamW {
         }
     }
 
-    /// The state for a checkpoint: beside [`AdamW::steps`], two slices a parameter, named
+    /// The state for a checkpoint: beside [`AdamW::steps`], two slices per parameter, named
     /// `first.NAME` and `second.NAME`; from a GPU a copy.
     pub fn state(&self) -> Result<Vec<NamedSlice<'_>>, DeviceError> {
         let mut all = Vec::with_capacity(2 * self.moments.len());
@@ -311,14 +311,14 @@ pub enum StateError {
     /// More or fewer moments than this adapter has.
     #[error("the optimizer state has {found} tensors, this adapter needs {expected}")]
     Count {
-        /// Two a parameter.
+        /// Two per parameter.
         expected: usize,
-        /// In the checkpoint.
+        /// Tensors in the checkpoint.
         found: usize,
     },
 }
 
-/// The norm of all gradients as one vector, √Σ g², in f64. The order of the sum is that of the
+/// The norm of all gradients as one vector, √Σ g², in f64. The sum has the order of the
 /// slices. Infinite or NaN if and only if an element is.
 pub fn gradient_norm<'a>(cpu: &Cpu, gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
     gradients.into_iter().map(|g| norm::sum_of_squares(cpu, g)).sum::<f64>().sqrt()

@@ -1,6 +1,6 @@
 //! What most programs need, for `use engine::prelude::*`.
 //!
-//! Errors stay in their modules, where their names say whose they are.
+//! Errors stay in their modules.
 
 pub use crate::{
     checkpoint::{

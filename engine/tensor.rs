@@ -52,12 +52,12 @@ enum Storage {
     Host(HostBuffer),
     Cuda(Arc<Buffer<f32>>),
     CudaBf16(Arc<Buffer<u16>>),
-    /// Of a device that has failed, or of a tensor that is being dropped.
+    /// The device has failed, or the tensor is being dropped.
     Lost,
 }
 
 impl Tensor {
-    /// A tensor whose values are whatever the buffer held: for outputs that are written whole.
+    /// A tensor with the values that its buffer happens to hold: for outputs that are written whole.
     pub(crate) fn uninitialized(device: &Device, rows: usize, columns: usize) -> Tensor {
         let len = rows.checked_mul(columns).expect("tensor size fits usize");
         match device {
@@ -116,7 +116,7 @@ impl Tensor {
         Tensor { rows, columns, storage, device, id: Id::new(), requires_grad: false }
     }
 
-    /// What an op on a GPU made; `None` where the device has failed.
+    /// The result of an op on a GPU; `None` if the device has failed.
     pub(crate) fn cuda(
         device: &CudaDevice,
         shape: [usize; 2],
@@ -245,7 +245,7 @@ impl Tensor {
         }
     }
 
-    /// Has the host write to the values; not on a device that counts, whose memory stays untouched.
+    /// Lets `write` change the values on the host. A counting device skips it and leaves its memory untouched.
     pub(crate) fn on_host(&mut self, write: impl FnOnce(&mut [f32])) {
         if !self.device.counts() {
             write(self.data_mut());
@@ -257,7 +257,7 @@ impl Tensor {
         &self.data()[row * self.columns..][..self.columns]
     }
 
-    /// The same values as a new value to the tape, to be written to: in place if nobody shares them, else a copy.
+    /// The same values as a new value to the tape, to be written to: in place if nothing else shares them, else a copy.
     ///
     /// # Panics
     /// If they are rounded to bf16, which happens on a GPU only.
@@ -289,7 +289,7 @@ impl Tensor {
         self
     }
 
-    /// Its identity, by which an op's backward pass names its inputs. Clones have the same.
+    /// Its identity: an op's backward pass names its inputs by it. Clones have the same.
     pub fn id(&self) -> Id {
         self.id
     }
@@ -299,7 +299,7 @@ impl Tensor {
         self.requires_grad
     }
 
-    /// Makes it a leaf whose gradient is wanted, or one whose is not.
+    /// Makes it a leaf with or without a gradient.
     pub fn set_requires_grad(&mut self, requires_grad: bool) {
         self.requires_grad = requires_grad;
     }

@@ -107,15 +107,15 @@ pub struct LoraFactors {
 /// A checked adapter for one model configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
-    /// r of the matrices for which rank_pattern has no other.
+    /// r of the matrices that rank_pattern does not name.
     pub rank: usize,
-    /// lora_alpha of those for which alpha_pattern has no other.
+    /// lora_alpha of the matrices that alpha_pattern does not name.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(r).
     pub rank_stabilized: bool,
     /// Dropout on A's input in training; generation ignores it.
     pub dropout: f64,
-    /// The model for which it says that it was made; a path or id, for messages.
+    /// The model that it was made for, as it says; a path or id, for messages.
     pub base_model: Option<String>,
     rank_pattern: Patterns<usize>,
     alpha_pattern: Patterns<f64>,
@@ -161,7 +161,7 @@ pub enum AdapterError {
     /// A new adapter that cannot be.
     #[error("a LoRA adapter cannot have {name} = {got}: expected {expected}")]
     Setting { name: &'static str, got: String, expected: &'static str },
-    /// It cannot be saved.
+    /// The adapter cannot be saved.
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -228,7 +228,7 @@ impl Adapter {
         self.layers[layer][projection as usize] = Some(factors);
     }
 
-    /// What multiplies B (A x).
+    /// The factor of B (A x).
     fn scale(&self, rank: usize, alpha: f64) -> f32 {
         let rank = rank as f64;
         (alpha / if self.rank_stabilized { rank.sqrt() } else { rank }) as f32

@@ -40,12 +40,12 @@ pub enum Family {
     Qwen3,
     /// Bias on q, k and v; no norm on q and k.
     Qwen2,
-    /// Neither.
+    /// Neither biases nor norms.
     Llama,
 }
 
 impl Family {
-    /// All of them, in the order in which messages list them.
+    /// All families, in the order in which messages list them.
     pub const ALL: [Family; 3] = [Family::Qwen3, Family::Qwen2, Family::Llama];
 
     /// The `model_type` of config.json.
@@ -82,7 +82,7 @@ pub enum FloatType {
 /// A checked config.json. Widths and counts are at least 1 and bounded, and all products of them fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Which of the architectures.
+    /// The architecture.
     pub family: Family,
     /// Width of the residual stream, H.
     pub hidden_size: usize,
@@ -102,11 +102,11 @@ pub struct Config {
     pub rms_norm_eps: f64,
     /// Base of RoPE's frequencies: pair i turns by position / theta^(2i / head_dim), unless that is scaled.
     pub rope_theta: f64,
-    /// How it is scaled.
+    /// The scaling of these frequencies.
     pub rope_scaling: RopeScaling,
     /// Whether the LM head is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Positions for which the model was made: with YaRN, those to which it extends them.
+    /// Positions for which the model was made: with YaRN, the extended number.
     pub max_position_embeddings: usize,
     /// `dtype` or `torch_dtype`, if it says one.
     pub dtype: Option<FloatType>,

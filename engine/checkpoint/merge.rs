@@ -1,8 +1,8 @@
 //! An adapter merged into its base: a checkpoint with W + scale B A in place of W, for programs that know no adapters.
 //!
 //! Each element is `W + scale * Σ_r B A` with the sum and the addition in f64, rounded to f32 and then to the type that W is
-//! stored in. Where the delta is exactly zero, W keeps its bits. Everything else is the source's: the headers, hence the
-//! shards, names, types and metadata, are copied byte for byte, and so are the files beside the weights. Other forms of the
+//! stored in. Where the delta is exactly zero, W keeps its bits. Everything else is copied byte for byte: the headers, and so
+//! shards, names, types and metadata, and the files beside the weights. Other forms of the
 //! same weights (pytorch_model.bin and the like) are left out, as they would be those of the base.
 //!
 //! Only a row is held in memory beyond the mapped source. The result is written to `OUT.partial`, config.json last, and takes its
@@ -41,7 +41,7 @@ const STEP_BYTES: usize = 4 << 20;
 const WEIGHT_ENDINGS: [&str; 10] =
     ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "npz"];
 
-/// How far it is.
+/// The progress of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeProgress {
     /// Bytes of weights written.
@@ -50,12 +50,12 @@ pub struct MergeProgress {
     pub total_bytes: u64,
 }
 
-/// What was written.
+/// A summary of what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
-    /// What is odd about the adapter: see [`Adapter::notes`].
+    /// Notes on the adapter: see [`Adapter::notes`].
     pub notes: Vec<String>,
-    /// Matrices whose bytes are others than the base's.
+    /// Matrices whose bytes differ from the base's.
     pub changed: usize,
     /// Matrices that the adapter has factors for.
     pub matrices: usize,
@@ -259,7 +259,7 @@ fn write_weights(
     Ok(())
 }
 
-/// Who looks on, and whether to go on.
+/// The observer of a merge, and the flag that stops it.
 struct Watch<'a> {
     progress: MergeProgress,
     observe: &'a mut dyn FnMut(MergeProgress),

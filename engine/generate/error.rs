@@ -21,7 +21,7 @@ pub enum GenerateError {
         tokens: usize,
         /// Bytes they need.
         needed_bytes: usize,
-        /// Bytes there are.
+        /// Bytes that the cache has.
         cache_bytes: usize,
     },
     /// A prompt without tokens.
@@ -39,7 +39,7 @@ pub enum GenerateError {
     Device(DeviceError),
     /// The model's logits cannot be sampled.
     Sampling {
-        /// Whose.
+        /// The request whose sample it is.
         request: RequestId,
         /// What is wrong with them.
         source: LogitsError,

@@ -24,9 +24,9 @@ pub(super) struct Sequence {
     pub(super) table: PageTable,
     pub(super) last_token: u32,
     pub(super) generated: usize,
-    /// Pages it may still take.
+    /// Pages that it may still take.
     pub(super) reserved_pages: usize,
-    /// Leaves at the end of the step.
+    /// Whether it leaves at the end of the step.
     pub(super) ended: bool,
 }
 
@@ -38,16 +38,16 @@ impl Sequence {
     }
 }
 
-/// The distinct tokens of a sequence. Kept only where a penalty asks for them.
+/// The distinct tokens of a sequence. Kept only if repetition is penalized.
 pub(super) struct Seen {
     penalty: f32,
-    /// Those of the prompt, sorted; one list for all its samples.
+    /// The tokens of the prompt, sorted; one list for all its samples.
     prompt: Arc<[u32]>,
     /// The others, sorted.
     written: Vec<u32>,
 }
 
-/// The distinct tokens of a prompt, sorted; none where nothing asks for them.
+/// The distinct tokens of a prompt, sorted; empty if repetition is not penalized.
 pub(super) fn distinct(prompt: &[u32], penalty: f32) -> Arc<[u32]> {
     if penalty == 1.0 {
         return Arc::new([]);
@@ -59,7 +59,7 @@ pub(super) fn distinct(prompt: &[u32], penalty: f32) -> Arc<[u32]> {
 }
 
 impl Seen {
-    /// Of a sequence that has its prompt and will write `most` tokens at most.
+    /// For a sequence that has its prompt and will write `most` tokens at most.
     pub(super) fn new(penalty: f32, prompt: Arc<[u32]>, most: usize) -> Seen {
         let room = if penalty == 1.0 { 0 } else { most };
         Seen { penalty, prompt, written: Vec::with_capacity(room) }
@@ -69,7 +69,7 @@ impl Seen {
         self.penalty != 1.0
     }
 
-    /// Takes in a token that was written.
+    /// Adds a token that was written.
     pub(super) fn push(&mut self, token: u32) {
         if self.is_penalized()
             && self.prompt.binary_search(&token).is_err()

@@ -1,4 +1,4 @@
-//! Addresses: whose they are, where a redirect leads, and how they are shown.
+//! Addresses: their origin, where a redirect leads, and how they are shown.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ impl Origin {
         Some(Origin(scheme, host.to_ascii_lowercase(), port))
     }
 
-    /// Whether what is sent there can be read on the way: http, to another machine.
+    /// Whether others on the network can read what is sent there: http, to another machine.
     pub(super) fn is_overheard(&self) -> bool {
         let Origin(scheme, host, _) = self;
         let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
@@ -32,7 +32,7 @@ impl Origin {
     }
 }
 
-/// A redirect's address: absolute, or relative to the request's.
+/// The address of a redirect: absolute, or relative to the address of the request.
 pub(super) fn join(base: &Uri, location: &str) -> String {
     let scheme = base.scheme_str().unwrap_or("https");
     let authority = base.authority().map_or("", |authority| authority.as_str());
@@ -84,7 +84,7 @@ mod tests {
     fn an_origin_is_scheme_host_and_port() {
         let origin = |url: &str| url.parse::<Uri>().ok().as_ref().and_then(Origin::of);
         assert_eq!(origin("https://Hub.co/a"), origin("https://hub.co:443/b?c"));
-        // What differs in one part gets no token.
+        // An address that differs in one part gets no token.
         for other in [
             "http://hub.co",
             "https://hub.co:8443",

@@ -1,4 +1,4 @@
-//! The cache on disk, in huggingface_hub's layout, so that Python finds our files and we find Python's.
+//! The cache on disk, in huggingface_hub's layout, so that it is shared with Python.
 //!
 //! ```text
 //! {cache}/models--owner--name/refs/{revision}             the commit a branch or tag stood at
@@ -65,7 +65,7 @@ impl Repository {
         self.root().join("refs").join(revision)
     }
 
-    /// The commit that the cache knows a revision by. What is no commit id is no commit.
+    /// The commit of a revision, as the cache has noted it. Text that is no commit id is ignored.
     pub(super) fn commit(&self, reference: &Reference) -> Option<String> {
         if is_commit(&reference.revision) {
             return Some(reference.revision.clone());
@@ -205,7 +205,7 @@ pub(super) fn free_bytes(path: &Path) -> Option<u64> {
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// A name beside the path, of this process and thread only.
+/// A name beside the path that only this thread of this process uses.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = OsString::from(path.file_name().unwrap_or_default());
     let thread = std::thread::current().id();

@@ -1,4 +1,4 @@
-//! The checksum an ETag stands for.
+//! The checksum that an ETag stands for.
 //!
 //! Files in LFS or Xet storage: the SHA-256 of the bytes (64 hex digits). Files in git itself: the blob id,
 //! `sha1("blob {length}\0" + bytes)` (40 hex digits). Any other ETag says nothing about the bytes.
@@ -17,7 +17,7 @@ pub(super) enum Checksum {
 }
 
 impl Checksum {
-    /// For an ETag, and the length of the whole file, which git hashes first.
+    /// For an ETag and the length of the whole file, which git hashes first.
     pub(super) fn of_etag(etag: &str, length: Option<u64>) -> Checksum {
         if !etag.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Checksum::Unknown;
@@ -39,7 +39,7 @@ impl Checksum {
         }
     }
 
-    /// Takes in what is already on disk.
+    /// Adds the bytes that are on disk already.
     pub(super) fn update_from(&mut self, path: &Path) -> io::Result<()> {
         if matches!(self, Checksum::Unknown) {
             return Ok(());
@@ -54,7 +54,7 @@ impl Checksum {
         }
     }
 
-    /// Lower-case hex, or `None` if there is nothing to compare.
+    /// The checksum in lower-case hex, or `None` if the ETag names none.
     pub(super) fn finish(self) -> Option<String> {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         match self {

@@ -1,4 +1,4 @@
-//! HTTP to the hub: requests, redirects, repetition, and what each answer means.
+//! HTTP to the hub: requests, redirects, repetition, and the meaning of each answer.
 
 use super::HubError;
 use super::address::{Origin, join, percent_encode, without_query};
@@ -23,24 +23,24 @@ pub(super) struct Client {
     agent: ureq::Agent,
     config: HubConfig,
     origin: Origin,
-    /// Whether it was said that the token can be read on its way.
+    /// Whether the warning was given that others can read the token.
     warned: AtomicBool,
 }
 
-/// What the hub says of a file before it is downloaded.
+/// Metadata of a file, from the hub.
 #[derive(Clone, Debug)]
 pub(super) struct Metadata {
-    /// The commit the revision stands at, if the server says.
+    /// The commit of the revision, if the server says.
     pub(super) commit: Option<String>,
-    /// Names the blob; checked to be a file name.
+    /// The name of the blob; checked to be a file name.
     pub(super) etag: String,
     pub(super) size: Option<u64>,
 }
 
-/// What the hub says of a revision.
+/// A revision, as the hub lists it.
 pub(super) struct Listing {
     pub(super) commit: String,
-    /// As the server wrote them: to be compared, or checked before use.
+    /// File names as the server wrote them: compare them, or check them before use.
     pub(super) files: Vec<String>,
 }
 
@@ -49,16 +49,16 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: ureq::Body,
-    /// For messages.
+    /// The address, for messages.
     pub(super) url: String,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It may pass: worth another attempt, after the pause the server asks for (Retry-After).
+    /// It may pass: try again, after the pause that the server asks for (Retry-After).
     Passing(HubError, Duration),
-    /// It will not.
+    /// It will not pass.
     Lasting(HubError),
 }
 
@@ -111,7 +111,7 @@ impl Client {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("j1/", env!("CARGO_PKG_VERSION")))
-            // Sizes and ranges are those of the file, not of its compression.
+            // Sizes and ranges count the file's bytes, not those of a compressed form.
             .accept_encoding("identity")
             .proxy(proxy)
             .tls_config(tls_config(config)?)
@@ -261,7 +261,7 @@ impl Client {
         format!("{}/{prefix}{}", self.config.endpoint, repository.id)
     }
 
-    /// One request with its redirects, up to the first answer that is none or that `enough` takes.
+    /// One request with its redirects, up to the first answer that is no redirect or that `enough` accepts.
     fn send(
         &self,
         method: Method,
@@ -330,7 +330,7 @@ impl Client {
         }))
     }
 
-    /// Repeats what may pass, with growing pauses.
+    /// Repeats a request while its failure may pass, with growing pauses.
     fn repeat<T>(
         &self,
         what: &str,
@@ -363,7 +363,7 @@ impl Client {
         }
     }
 
-    /// Waits before attempt `made + 1`, and says so.
+    /// Reports the wait before attempt `made + 1`, and waits.
     pub(super) fn pause(
         &self,
         what: &str,
@@ -385,7 +385,7 @@ impl Client {
         std::thread::sleep(pause);
     }
 
-    /// What a library error means.
+    /// The meaning of an error of the library.
     pub(super) fn failure(&self, url: &str, error: ureq::Error) -> Failure {
         use std::io::ErrorKind as Kind;
         let url = url.to_string();
@@ -417,7 +417,7 @@ impl Client {
         }
     }
 
-    /// What a status other than the expected means. The hub explains itself in X-Error-Code.
+    /// The meaning of an unexpected status. The hub explains itself in X-Error-Code.
     fn refusal(
         &self,
         repository: &Repository,
@@ -508,7 +508,7 @@ impl Client {
         Failure::Lasting(error)
     }
 
-    /// Whatever a server or a library says, the token is not in it.
+    /// The text of a server or a library, without the token.
     fn redact(&self, text: &str) -> String {
         match &self.config.token {
             Some(token) => text.replace(&token.secret, "***"),

@@ -15,7 +15,7 @@ const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     pub(super) secret: String,
-    /// Where it came from, for messages.
+    /// The place it was read from, for messages.
     pub(super) source: String,
 }
 
@@ -71,7 +71,7 @@ pub struct HubConfig {
     pub token: Option<Token>,
     /// The proxy for the endpoint's scheme, and the variable it came from.
     pub proxy: Option<(String, String)>,
-    /// NO_PROXY, as it stands.
+    /// The value of NO_PROXY.
     pub no_proxy: String,
     /// SSL_CERT_FILE or the like: PEM certificates used in place of the built-in roots.
     pub certificates: Option<(String, PathBuf)>,
@@ -79,7 +79,7 @@ pub struct HubConfig {
     pub metadata_timeout: Duration,
     /// HF_HUB_DOWNLOAD_TIMEOUT: the longest silence within a download.
     pub download_timeout: Duration,
-    /// Repetition of what failed in passing.
+    /// Repetition of failures that may pass.
     pub retry: Retry,
 }
 
@@ -174,7 +174,7 @@ pub(super) fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
     }
 }
 
-/// The words huggingface_hub takes for yes.
+/// The words that huggingface_hub takes for yes.
 fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
 }

@@ -1,5 +1,5 @@
-//! Which files of a data set are rows: one file, a pattern of shards, or all of a folder if they are one part of it. A
-//! local folder has the same rule (`trainer/data/source.rs`), which asks here.
+//! The files of a data set that hold rows: one file, a pattern of shards, or all of a folder if they are one part of it. Local
+//! folders have the same rule.
 
 use super::HubError;
 use super::reference::{Reference, check_file_name};
@@ -11,13 +11,13 @@ const DATA_ENDINGS: [&str; 7] =
 /// Files beside the shards of a data set that hold no rows.
 const NO_ROWS: [&str; 5] =
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "prepare.json"];
-/// Names of parts of a data set that must not be taken for one.
+/// Parts of a data set that must not be mixed.
 const SPLITS: [&str; 9] =
     ["train", "held_out", "heldout", "test", "validation", "valid", "val", "dev", "eval"];
-/// Candidates named in a message.
+/// The most candidates that a message names.
 const CANDIDATES: usize = 12;
 
-/// How `*`, `?` and `[...]` fit a path: never over a `/`, and no hidden name unless it is spelled.
+/// How `*`, `?` and `[...]` match a path: never a `/`, and no hidden name unless it is spelled out.
 pub const PATTERN: MatchOptions = MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
@@ -33,7 +33,7 @@ pub fn is_data(name: &str) -> bool {
         && DATA_ENDINGS.iter().any(|ending| lower.ends_with(ending))
 }
 
-/// The part of a data set that a file is by its name, such as `train` of `train-00000-of-00002.parquet`.
+/// The part of a data set that a file name says, such as `train` in `train-00000-of-00002.parquet`.
 pub fn split(name: &str) -> Option<&'static str> {
     let stem = name.split('.').next().unwrap_or(name).to_ascii_lowercase();
     let is = |split: &str| {
@@ -48,7 +48,7 @@ pub fn is_pattern(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// The files that a pattern, a folder or an id alone means, and what to open for them in a snapshot.
+/// The files of a pattern, a folder or an id alone, and the path to open for them in a snapshot.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
     /// The files' paths in the repository, sorted.

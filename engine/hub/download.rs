@@ -1,7 +1,7 @@
 //! From a list of missing files to blobs in the cache.
 //!
-//! A file arrives in `blobs/{etag}.incomplete`. What an earlier run left there is continued with a Range
-//! request; so is a connection that breaks. Only when length and checksum hold does it get its name.
+//! A file arrives in `blobs/{etag}.incomplete`. A Range request continues what an earlier run left there, and a connection that
+//! broke. The file gets its name when length and checksum hold.
 
 use super::cache::{Repository, free_bytes, make_parent};
 use super::checksum::Checksum;
@@ -14,17 +14,17 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// After this much new data the count of broken connections starts again: a bad line still delivers
-/// large files, and a server that sends a byte a connection does not keep us for ever.
+/// After this many new bytes the count of broken connections starts again: a bad line still delivers
+/// large files, and a server that sends one byte per connection does not keep us for ever.
 const PROGRESS_BYTES: u64 = 16 << 20;
-/// The most that is accepted of a file whose length nobody says.
+/// The most bytes that are accepted of a file if no length is announced.
 const UNSIZED_LIMIT: u64 = 64 << 20;
 
-/// A file to be had, and what the hub says of it.
+/// A file to download, and what the hub says of it.
 pub(super) struct Wanted {
     pub(super) file: String,
     pub(super) metadata: Metadata,
-    /// The most that is accepted.
+    /// The most bytes that are accepted.
     pub(super) limit: u64,
 }
 
@@ -83,7 +83,7 @@ pub(super) fn fetch(
     Ok(())
 }
 
-/// One file on its way.
+/// The download of one file.
 struct Download<'a> {
     client: &'a Client,
     repository: &'a Repository,
@@ -93,7 +93,7 @@ struct Download<'a> {
     partial: PathBuf,
 }
 
-/// What is on disk, and its checksum so far.
+/// The bytes on disk, and their checksum so far.
 struct Progressed {
     output: File,
     bytes: u64,
@@ -101,7 +101,7 @@ struct Progressed {
 }
 
 impl Download<'_> {
-    /// Until the partial file is whole and right.
+    /// Downloads until the partial file is whole and right.
     fn run(&self, progress: &mut HubProgress) -> Result<(), HubError> {
         let resumed = match (length(&self.partial), self.metadata.size) {
             (Some(here), Some(size)) if here <= size => here,
@@ -183,7 +183,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// One connection's worth: from what is there to the end, or to where it breaks.
+    /// One connection: from the bytes that are there to the end, or until it breaks.
     fn receive(&self, state: &mut Progressed, progress: &mut HubProgress) -> Result<(), Failure> {
         let answer = self.client.open(self.repository, self.reference, self.file, state.bytes)?;
         let text = |name: &str| answer.headers.get(name)?.to_str().ok();

@@ -1,4 +1,4 @@
-//! What can go wrong between an id and a directory, and what to do about it.
+//! Errors between an id and a directory. Each says what to do.
 
 use crate::error::is_disk_full;
 use std::io;
@@ -161,7 +161,7 @@ pub enum HubError {
         repository: String,
         /// None or several.
         problem: &'static str,
-        /// The names, led by ", of ", or empty.
+        /// The names with ", of " before them, or empty.
         candidates: String,
     },
     /// Too many requests.
@@ -227,9 +227,9 @@ pub enum HubError {
     LengthMismatch {
         /// The file's path in the repository.
         file: String,
-        /// Announced.
+        /// The length that was announced.
         expected: u64,
-        /// Sent.
+        /// The length that was sent.
         got: u64,
         /// The server.
         endpoint: String,
@@ -243,7 +243,7 @@ pub enum HubError {
         file: String,
         /// The ETag.
         expected: String,
-        /// Computed.
+        /// The checksum that was computed.
         got: String,
     },
     /// Refused before downloading.
@@ -280,7 +280,7 @@ pub enum HubError {
     UnsafeFileName {
         /// The id.
         repository: String,
-        /// As it stands in the index or listing.
+        /// The name in the index or listing.
         file: String,
         /// Which rule it breaks.
         reason: &'static str,
@@ -304,11 +304,11 @@ pub enum HubError {
     /// A file operation failed.
     #[error("{path}: cannot {action}: {source}", path = path.display())]
     Io {
-        /// What was tried.
+        /// The verb: what was tried.
         action: &'static str,
-        /// On which path.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! What a `--model`, `--adapter` or `--data` string means: a path, or a repository's id.
+//! The meaning of a string that names a model, an adapter or data: a path, or the id of a repository.
 //!
 //! ```text
 //! owner/name [@revision] [:file]      revision: branch, tag or commit; file: data sets only, a folder or pattern, too

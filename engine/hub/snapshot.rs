@@ -1,4 +1,4 @@
-//! Which files make a model or an adapter.
+//! The files that make a model or an adapter.
 
 use super::HubError;
 use super::cache::Repository;
@@ -11,22 +11,22 @@ use std::path::Path;
 const INDEX: &str = "model.safetensors.index.json";
 /// Configurations and tokenizers: the largest tokenizer.json in use has about 35 MB.
 const TEXT_LIMIT: u64 = 256 << 20;
-/// An index has a line a tensor; the largest models stay under 20 MB.
+/// An index has one line per tensor; those of the largest models stay under 20 MB.
 const INDEX_LIMIT: u64 = 64 << 20;
 /// Shards of one checkpoint; the largest models have under 200.
 const SHARD_LIMIT: usize = 10_000;
 
 /// The files of a directory that the engine opens.
 pub(super) struct Contents {
-    /// Without these it is none.
+    /// Files without which it is none.
     required: &'static [&'static str],
-    /// Nearly always there and needed then: offline, absence counts only if it was noted.
+    /// Files that are nearly always there, and needed then: offline, one is taken as absent only if that was noted.
     expected: &'static [&'static str],
-    /// Taken if there.
+    /// Files that are taken if they are there.
     optional: &'static [&'static str],
     /// The one file of weights.
     weights: &'static str,
-    /// Whether an index with shards may stand for it.
+    /// Whether an index with shards may replace it.
     sharded: bool,
 }
 
@@ -52,7 +52,7 @@ pub(super) const ADAPTER: Contents = Contents {
 };
 
 impl Contents {
-    /// The file whose absence is reported when there is nothing at all.
+    /// The file that is reported as missing when there is nothing at all.
     pub(super) fn first(&self) -> &'static str {
         self.required[0]
     }

@@ -5,7 +5,7 @@
 //! pages together, and prompts that begin alike (the two orders of one pair, the system prompt
 //! of a whole evaluation) find each other's pages by content.
 //!
-//! What makes the sharing exact: a token's keys and values depend only on the tokens up to it, and
+//! Sharing is exact. A token's keys and values depend only on the tokens up to it, and
 //! the kernels give them the same bits in any batch. A page found by content therefore holds
 //! exactly what computing it again would write.
 //!
@@ -28,9 +28,9 @@ use crate::tensor::device::{CudaDevice, Device, DeviceError};
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheDtype {
-    /// Two bytes a value: what bf16 and f16 models use.
+    /// Two bytes per value, for bf16 and f16 models.
     Bf16,
-    /// Four bytes a value: for `--dtype f32`.
+    /// Four bytes per value, for [`Precision::F32`](super::Precision::F32).
     F32,
 }
 
@@ -146,9 +146,9 @@ struct Page {
 /// The system has no room for keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoRoom {
-    /// What was asked for, in bytes.
+    /// Bytes that were asked for.
     pub asked_bytes: u64,
-    /// What there is, where the system says.
+    /// Memory that there is, if the system says.
     pub room: Option<Room>,
 }
 
@@ -168,7 +168,7 @@ impl std::error::Error for NoRoom {}
 /// Keys and values of all layers, in a fixed number of pages.
 pub struct KvCache {
     layers: Vec<Layer>,
-    /// Keys a page holds in one layer, and values.
+    /// Keys of one page in one layer; as many values.
     page_len: usize,
     pages: Vec<Page>,
     free: Vec<u32>,
@@ -195,8 +195,8 @@ impl KvCache {
         tokens.div_ceil(PAGE)
     }
 
-    /// A cache of `pages` pages, empty. The CPU's memory is taken as pages are first written, a GPU's now (and where that
-    /// fails, the device has failed).
+    /// An empty cache of `pages` pages. A CPU's memory is taken as pages are first written, a GPU's at once; if a GPU has too
+    /// little, the device has failed.
     pub fn new(
         device: &Device,
         config: &Config,

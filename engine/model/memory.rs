@@ -3,15 +3,15 @@
 //! The pass is run as [`super::training`] and generation run it, on a device that only counts
 //! ([`Cpu::counting`]; PyTorch's *meta* device): ops take and drop the buffers they always do, kernels take
 //! their scratch memory and compute nothing. Nothing is fitted to measurements, and nothing is said
-//! twice. Three kinds of memory are told apart:
+//! twice. There are three kinds of memory:
 //!
-//! | | what | where it counts |
+//! | | what | kind for the system |
 //! |---|---|---|
 //! | buffers | tensors: activations, gradients, blocks of logits, LoRA's factors | anonymous |
 //! | scratch | transposed or packed weights, rounded or packed inputs, attention's scores, by the largest call | anonymous |
 //! | weights | pages of the checkpoint's files that were read | mapped; the system may take them back |
 //!
-//! The optimizer's moments are two f32 a parameter ([`TrainedModel::adapter_parameters`]).
+//! The optimizer's moments are two f32 per parameter ([`TrainedModel::adapter_parameters`]).
 
 mod cuda;
 
@@ -62,10 +62,10 @@ pub struct TrainedModel<'a> {
     pub isa: Isa,
 }
 
-/// What a training pass does.
+/// Options of a training pass that memory depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedPass {
-    /// As in [`super::training::TrainingPass`].
+    /// Gradient checkpointing, as in [`super::training::TrainingPass`].
     pub checkpoint: bool,
     /// Whether there is dropout on the adapter's inputs.
     pub dropout: bool,
@@ -78,9 +78,9 @@ pub struct TrainedPass {
 pub struct PassMemory {
     /// Room of all buffers of the device: what [`crate::tensor::Device::allocated_bytes`] becomes.
     pub allocated: u64,
-    /// Of it what is written to, and so resident.
+    /// The part of it that is written to, and so resident.
     pub buffers: u64,
-    /// Of it the largest block of logits.
+    /// The part of it that the largest block of logits takes.
     pub logits: u64,
     /// The kernels' scratch memory.
     pub scratch: ScratchBytes,
@@ -89,7 +89,7 @@ pub struct PassMemory {
 /// Why memory cannot be counted here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Uncountable {
-    /// Counted buffers take addresses, though no memory.
+    /// Counted buffers need addresses, though no memory.
     #[error(
         "memory cannot be predicted where address space is bounded (ulimit -v, vm.overcommit_memory = 2)"
     )]
@@ -97,7 +97,7 @@ pub enum Uncountable {
     /// Which the system would not give addresses, either.
     #[error("one tensor of {} GiB is larger than this machine's memory", bytes >> 30)]
     LargerThanMachine {
-        /// Of the tensor.
+        /// Bytes of the tensor.
         bytes: u64,
     },
 }
@@ -116,7 +116,7 @@ impl TrainedModel<'_> {
     /// Two are run: the second one's activations live beside the first one's gradients.
     ///
     /// # Errors
-    /// Where the machine does not let it be counted.
+    /// If the machine does not let memory be counted.
     pub fn training(
         &self,
         batch: &PackedBatch,
@@ -131,7 +131,7 @@ impl TrainedModel<'_> {
     }
 
     /// The peak of generation: steps of `prefill_rows` rows of prompts beside `sequences` running ones,
-    /// and of these alone, over sequences up to `length`. Keys and values are not in it.
+    /// and of these alone, over sequences up to `length` tokens. Keys and values are not counted.
     ///
     /// # Errors
     /// As [`TrainedModel::training`].

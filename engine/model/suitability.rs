@@ -1,4 +1,4 @@
-//! Which models a GPU's kernels take.
+//! The models that a GPU's kernels can run.
 
 use super::Precision;
 use crate::checkpoint::config::Config;
@@ -7,13 +7,13 @@ use crate::checkpoint::config::Config;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("--device cuda has no kernels for this model: {what}; use --device cpu")]
 pub struct Unsuited {
-    /// What the kernels do not take.
+    /// The property that the kernels do not support.
     pub what: String,
 }
 
 /// Checks a model's shape and precision against what kernels assert.
 pub fn check(config: &Config, precision: Precision) -> Result<(), Unsuited> {
-    /// What norms take, and what fits a block of attention.
+    /// The widths that norms take and that fit a block of attention.
     const LONGEST_ROW: usize = 4096;
     const MOST_HEADS: usize = 16;
     const WIDTHS: [usize; 4] = [16, 32, 64, 128];

@@ -3,7 +3,7 @@
 //!
 //! A batch holds groups: a prompt and the completions sampled from it, as rows `[prompt][completion
 //! 1]..[completion G]`. Each completion attends to the prompt and itself, and its positions continue
-//! the prompt's, so that the prompt is computed once a group. The results are those of G separate
+//! the prompt's, so that the prompt is computed once per group. The results are those of G separate
 //! sequences, with the same bits, and the bits that generation computed.
 
 pub use kernels::cpu::log_prob::RowError;
@@ -83,17 +83,17 @@ impl PackedBatch {
     }
 }
 
-/// How a training pass runs.
+/// Options of a training pass.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingPass {
-    /// The logits are divided by it.
+    /// The divisor of the logits.
     pub temperature: f32,
     /// Whether the adapter takes part; without it, the reference policy's log-probabilities.
     pub adapter: bool,
     /// Dropout on the adapter's inputs.
     pub dropout: Option<Dropout>,
-    /// Whether layers are computed again in the backward pass instead of kept: about a third more
-    /// work, and one layer's memory instead of all layers'.
+    /// Gradient checkpointing: layers are computed again in the backward pass. About a third more work, and the memory of one
+    /// layer instead of all.
     pub checkpoint: bool,
 }
 
@@ -168,7 +168,7 @@ impl Model {
         })
     }
 
-    /// Makes the adapter's factors leaves of the tape, whose gradients are computed.
+    /// Makes the adapter's factors leaves with gradients.
     pub fn train_adapter(&mut self) {
         for (_, factor) in self.parameters_mut() {
             factor.set_requires_grad(true);
@@ -184,7 +184,7 @@ impl Model {
         })
     }
 
-    /// The same, to be updated. What a GPU made of them is forgotten.
+    /// The same, to be updated. Copies that a GPU made of them are dropped.
     pub fn parameters_mut(&mut self) -> Vec<(ParameterName, &mut Tensor)> {
         let mut all = Vec::new();
         for (layer, parts) in self.layers.iter_mut().enumerate() {
@@ -212,7 +212,7 @@ impl Model {
     /// not finite changes nothing.
     ///
     /// # Errors
-    /// A GPU that has failed.
+    /// A GPU has failed.
     ///
     /// # Panics
     /// If the optimizer was made for another model's factors.
@@ -248,7 +248,7 @@ impl Model {
         factors.collect()
     }
 
-    /// Puts `factors`, which are in the order of [`Model::parameters`], in the place of the model's, and those in theirs.
+    /// Exchanges the model's factors with `factors`, which are in the order of [`Model::parameters`].
     ///
     /// # Panics
     /// If there are more or fewer.
@@ -291,7 +291,7 @@ mod tests {
     };
     use kernels::cpu::Cpu;
 
-    /// What a layer keeps in bf16 is rounded as its products' inputs are: 2⁻⁹ of each value.
+    /// A layer saves tensors in bf16, rounded as the inputs of its matmuls are: by 2⁻⁹ of each value.
     #[test]
     fn gradients_of_what_is_kept_in_bf16_are_near_those_in_f32() {
         let directory = case("qwen3-tied-bf16").join("model");

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Where the rows of a step stand.
+/// The sequences and positions of the rows of a step.
 pub(crate) struct Rows<'a> {
     /// Runs of consecutive positions of one sequence.
     pub(crate) spans: &'a [Span],
@@ -38,7 +38,7 @@ pub(crate) struct Rows<'a> {
     pub(crate) tables: &'a [u32],
     /// Where each row's keys and values go: page·PAGE + place in the page.
     pub(crate) slots: &'a Mirrored<u32>,
-    /// The same as a GPU's kernels want it.
+    /// The same in the form that a GPU's kernels take.
     pub(crate) plan: &'a DeviceCell<AttentionPlan>,
 }
 
@@ -108,7 +108,7 @@ pub(crate) struct Layout {
     copied_slots: Mirrored<u32>,
     pages: u32,
     rows: usize,
-    /// The same as a GPU's kernels want it.
+    /// The same in the form that a GPU's kernels take.
     plan: DeviceCell<AttentionPlan>,
     backward_plan: DeviceCell<BackwardPlan>,
 }
@@ -295,7 +295,7 @@ fn on_cuda(
 
 struct Attention<'m> {
     qkv: [Saved<'m>; 3],
-    /// Of those whose gradient is wanted.
+    /// The inputs whose gradient is wanted.
     ids: [Option<Id>; 3],
     y: Saved<'m>,
     /// `[rows, heads]`.

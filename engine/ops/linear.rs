@@ -85,7 +85,7 @@ pub fn linear_all<'m, const N: usize>(
 }
 
 /// The residual connection: `residual [rows, n]` plus the projection of `x [rows, k]`, in place
-/// where nobody shares it.
+/// if nothing else shares it.
 pub fn linear_add<'m>(
     tape: &mut Tape<'m>,
     residual: Tensor,

@@ -4,11 +4,11 @@
 //! z     = x·Wᵀ                             x [rows, k], W [vocab, k], z [rows, vocab]
 //! l     = log softmax(z / T)[token]        H = −Σ_v p_v·log p_v       p = softmax(z / T)
 //! dl/dx = (onehot(token) − p)·W / T
-//! dx    = dl · dl/dx                       a number a row
+//! dx    = dl · dl/dx                       one number per row
 //! ```
 //!
 //! The logits of a 151,936-token vocabulary are where trainers run out of memory: here only a block
-//! of rows and of the vocabulary exists at a time. As l is one number a row, dl/dx is known up to
+//! of rows and of the vocabulary exists at a time. As l is one number per row, dl/dx is known up to
 //! that factor in the forward pass, and is summed there, block by block under a running maximum (as
 //! FlashAttention sums values; Dao et al. 2022, arXiv 2205.14135): the backward pass needs no logits.
 //! `W` is frozen, so there is no `dW`; H is reported, not optimized, so there is no `dH`. The result
@@ -41,17 +41,17 @@ const LOGITS: usize = 4 << 20;
 /// a batch of few rows would have all of it, 311 MB for Qwen3-0.6B.
 const COLUMNS: usize = 8 * VOCAB_BLOCK;
 
-/// What is asked of the rows.
+/// The token of each row, and the temperature.
 #[derive(Clone, Copy)]
 pub struct Targets<'m> {
-    /// A token a row.
+    /// One token per row.
     pub tokens: &'m Mirrored<u32>,
     /// T.
     pub temperature: f32,
 }
 
-/// Log-probability of each row's token, and entropy, whose gradient must be 0: `[rows, 2]`. A row without a distribution (a
-/// logit is NaN or infinite) is an error.
+/// Log-probability of each row's token, in nats, and entropy: `[rows, 2]`. The gradient of the entropy must be 0. A row with a
+/// logit that is NaN or infinite is an error.
 pub fn log_prob<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,

@@ -79,7 +79,7 @@ impl Mlp {
     }
 }
 
-/// `residual` plus the MLP of `h`, both `[rows, k]`, in place where nobody shares it.
+/// `residual` plus the MLP of `h`, both `[rows, k]`, in place if nothing else shares it.
 pub fn mlp<'m>(
     tape: &mut Tape<'m>,
     residual: Tensor,

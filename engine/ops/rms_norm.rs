@@ -17,8 +17,8 @@ use crate::tensor::{
     tape::{Backward, Gradients, Saved, Tape},
 };
 
-/// Normalizes each row of `x` (`[rows, n]`) for products that round as `compute` says: where they do to
-/// bf16, x is kept so for the backward pass on a CPU. On a GPU the result is rounded to bf16.
+/// Normalizes each row of `x` (`[rows, n]`) for matmuls of this compute dtype: if that is bf16, a CPU saves x in bf16 for the
+/// backward pass. On a GPU the result is rounded to bf16.
 pub fn rms_norm<'m>(
     tape: &mut Tape<'m>,
     x: &Tensor,
@@ -65,7 +65,7 @@ fn forward(x: &Tensor, w: &Mirrored<f32>, eps: f32) -> Tensor {
 }
 
 struct RmsNorm<'m> {
-    /// Of x.
+    /// The id of x.
     id: Id,
     x: Saved<'m>,
     w: &'m Mirrored<f32>,

@@ -67,8 +67,8 @@ pub struct HeadNorm<'m> {
     pub eps: f32,
 }
 
-/// Rotates every head of `x` (`[rows, heads·head_dim]`), normalized if there is a norm, in place where
-/// nobody shares it; row `r` stands at `positions[r]`.
+/// Rotates every head of `x` (`[rows, heads·head_dim]`), normalized if there is a norm, in place if
+/// nothing else shares it; row `r` stands at `positions[r]`.
 pub fn rope<'m>(
     tape: &mut Tape<'m>,
     x: Tensor,

@@ -6,9 +6,9 @@
 //! dup   = dy·gate·σ
 //! ```
 //!
-//! This is the CPU's; on a GPU it is part of products (see [`super::mlp`]).
+//! This op runs on a CPU; on a GPU it is part of matmuls (see [`super::mlp`]).
 //!
-//! gate and up are half of what a layer keeps for its backward pass. Where matmuls round their
+//! gate and up are half of what a layer saves for its backward pass. Where matmuls round their
 //! inputs to bf16 ([`ComputeDtype::Bf16`]) they are kept rounded so, as PyTorch's bf16 keeps them: the
 //! gradients are those at the rounded values.
 

@@ -11,7 +11,7 @@ use crate::tensor::{
     device::{CudaDevice, DeviceError},
 };
 
-/// The running mean of one parameter, where the last step left it.
+/// The running mean of one parameter, on the device of the last step.
 #[derive(Debug)]
 pub(super) enum Moment {
     Host(Vec<f32>),

@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 pub enum Shape {
     /// The peak rate.
     Constant,
-    /// Down to 0 in a line.
+    /// A straight line down to 0.
     Linear,
-    /// Down to 0 in half a cosine.
+    /// Half a cosine down to 0.
     #[default]
     Cosine,
 }
@@ -32,7 +32,7 @@ pub enum Shape {
 pub struct Schedule {
     /// The rate at the end of the warm-up.
     pub peak: f64,
-    /// What follows the warm-up.
+    /// The shape after the warm-up.
     pub shape: Shape,
     /// Steps of the warm-up; may be 0.
     pub warmup_steps: u64,

@@ -1,11 +1,11 @@
-//! Values held in bf16: half the room, for what is read as bf16 anyway.
+//! Values held in bf16: half the memory, for tensors that are read as bf16 anyway.
 
 use half::bf16;
 use kernels::cpu::round;
 
 use super::Tensor;
 
-/// A tensor's values rounded to bf16, two in the room of an f32.
+/// A tensor's values rounded to bf16, two in the memory of one f32.
 pub(crate) struct Bf16Tensor {
     storage: Tensor,
     shape: [usize; 2],

@@ -2,9 +2,9 @@
 //!
 //! An op matches on it in its own file. The CPU's path defines what is correct.
 //!
-//! **A GPU fails late.** Work is queued, and what went wrong with it (or that memory ran out) is known
-//! afterwards. So an op has no error to return: a [`CudaDevice`] keeps its first failure, runs nothing after
-//! it, and whatever brings numbers to the host returns it ([`CudaDevice::status`]).
+//! **A GPU fails late.** Work is queued, and its errors (too little memory, for example) are known only
+//! afterwards. So ops return no errors: a [`CudaDevice`] keeps its first failure and runs nothing after it. Functions that
+//! bring numbers to the host return that failure ([`CudaDevice::status`]).
 
 mod free_list;
 
@@ -41,16 +41,16 @@ pub struct CpuDevice(Arc<HostMemory>);
 struct HostMemory {
     cpu: Cpu,
     free: Mutex<FreeList<HostBuffer>>,
-    /// Values that all buffers have room for, in use or not.
+    /// Room of all buffers, in use or not, in values.
     allocated: AtomicUsize,
-    /// Of them, those that were written to.
+    /// The part of them that was written to.
     written: AtomicUsize,
 }
 
 /// A tensor's memory. It has one owner while it is written to.
 pub(crate) type HostBuffer = Arc<HostValues>;
 
-/// Room for values, of which the first `written` were somebody's.
+/// Room for values. The first `written` have been used.
 pub(crate) struct HostValues {
     memory: Memory,
     written: usize,
@@ -58,7 +58,7 @@ pub(crate) struct HostValues {
 
 enum Memory {
     Heap(Vec<f32>),
-    /// Of a device that counts: addresses, whose pages nobody touches. The heap would clear what it has had before.
+    /// For a counting device: addresses whose pages are never touched. The heap would clear memory that it has used before.
     Counted(MmapMut),
 }
 
@@ -93,7 +93,7 @@ impl DerefMut for HostValues {
     }
 }
 
-/// A GPU as a device, and the CPU that does what is left to the host.
+/// A GPU as a device, and the CPU that does the host's part.
 #[derive(Clone)]
 pub struct CudaDevice(Arc<CudaState>);
 
@@ -121,17 +121,20 @@ impl Device {
         Device::Cpu(CpuDevice(Arc::new(HostMemory { cpu, free, allocated, written })))
     }
 
-    /// Whether nothing is computed on it: memory is counted (see [`Cpu::counting`]).
+    /// Whether it computes nothing and counts memory (see [`Cpu::counting`]).
     pub(crate) fn counts(&self) -> bool {
         self.host().counts()
     }
 
-    /// A GPU by its number; `host` does what stays on the CPU.
+    /// A GPU by its number; `host` does the work that stays on the CPU.
+    ///
+    /// # Errors
+    /// If there is no such GPU, or this build has no kernels for it.
     pub fn cuda(ordinal: usize, host: Cpu) -> Result<Device, DeviceError> {
         Ok(Device::Cuda(CudaDevice::new(Gpu::open(ordinal)?, host)))
     }
 
-    /// The context of kernels on the host: of the CPU itself, or of what a GPU leaves to it.
+    /// The context of kernels on the host, for a GPU too.
     pub fn host(&self) -> &Cpu {
         match self {
             Device::Cpu(device) => &device.0.cpu,
@@ -154,7 +157,7 @@ impl Device {
         }
     }
 
-    /// Bytes of all buffers: those of tensors, and those that wait to be used again.
+    /// Bytes of all buffers: of tensors, and of buffers that wait to be used again.
     pub fn allocated_bytes(&self) -> usize {
         match self {
             Device::Cpu(device) => device.0.allocated.load(Ordering::Relaxed) * size_of::<f32>(),
@@ -162,7 +165,7 @@ impl Device {
         }
     }
 
-    /// Of the bytes of a CPU's buffers those that were written to, and so are resident.
+    /// Bytes of buffers that were written to, and so are resident; on a GPU all of them.
     pub(crate) fn written_bytes(&self) -> usize {
         match self {
             Device::Cpu(device) => device.0.written.load(Ordering::Relaxed) * size_of::<f32>(),
@@ -170,7 +173,7 @@ impl Device {
         }
     }
 
-    /// What a failure of the device was, if it has failed. The CPU does not.
+    /// The failure of the device, if it has failed. A CPU does not fail.
     pub fn status(&self) -> Result<(), DeviceError> {
         match self {
             Device::Cpu(_) => Ok(()),
@@ -193,7 +196,7 @@ impl CpuDevice {
         }
     }
 
-    /// A buffer of at least `len` values, whatever they are. Its owner is the only one.
+    /// A buffer of at least `len` values, which are undefined. It has no other owner.
     pub(crate) fn take(&self, len: usize) -> HostBuffer {
         let room = FreeList::<HostBuffer>::rounded(len);
         let fitting = self.0.free.lock().expect("no panic under the lock").take(room);
@@ -241,7 +244,10 @@ impl CudaDevice {
         self.finish(work).ok()
     }
 
-    /// Work that brings results to the host: they, or what the device failed of, now or before.
+    /// Runs work that brings results to the host.
+    ///
+    /// # Errors
+    /// The failure of the device, now or before.
     pub(crate) fn finish<T>(
         &self,
         work: impl FnOnce(&Gpu) -> Result<T, DeviceError>,
@@ -250,7 +256,7 @@ impl CudaDevice {
         work(&self.0.gpu).map_err(|error| self.0.failure.get_or_init(|| error).clone())
     }
 
-    /// What it failed of, if it has failed.
+    /// Its failure, if it has failed.
     pub fn status(&self) -> Result<(), DeviceError> {
         self.0.failure.get().map_or(Ok(()), |error| Err(error.clone()))
     }
@@ -275,7 +281,7 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// What a GPU makes of something the host holds, once it is asked for; a clone has its own.
+/// A value on a GPU that is made from something on the host when it is first asked for; a clone makes its own.
 pub(crate) struct DeviceCell<T>(OnceLock<T>);
 
 impl<T> DeviceCell<T> {
@@ -320,8 +326,8 @@ impl<T> std::fmt::Debug for DeviceCell<T> {
     }
 }
 
-/// Numbers of the host that ops read, with a copy on a GPU once an op there reads them: weights of norms,
-/// biases, positions, tokens, slots.
+/// Numbers of the host with a copy on a GPU, made when an op there first reads them: weights of norms, biases, positions,
+/// tokens, slots.
 #[derive(Clone, Debug, Default)]
 pub struct Mirrored<T: Element> {
     host: Vec<T>,
@@ -334,13 +340,13 @@ impl<T: Element> Mirrored<T> {
         self.copy.get_or_make(|| gpu.upload(&self.host))
     }
 
-    /// Replaces the numbers by as many others, in place on the device too: a recording reads them there.
+    /// Replaces the numbers by as many others, in place on the device too: a captured graph reads them there.
     pub(crate) fn rewrite(&mut self, gpu: &Gpu, numbers: &[T]) -> Result<(), DeviceError> {
         self.host.copy_from_slice(numbers);
         self.copy.get_mut().map_or(Ok(()), |copy| gpu.write(copy, 0, &self.host))
     }
 
-    /// The numbers, to be changed; the device gets them again.
+    /// The numbers, to be changed; the copy on the device is made again.
     pub(crate) fn change(&mut self) -> &mut Vec<T> {
         self.copy.clear();
         &mut self.host

@@ -5,10 +5,10 @@
 //! node holds what its backward pass reads, and nodes are dropped as they are used. Gradients that
 //! meet are added in the order of the tape, so a backward pass gives the same bits every time.
 //!
-//! What an elementwise op or a norm computed is not held but computed again from its input, which
-//! that op's node holds anyway (`Saved`): of a layer of Qwen3-0.6B half the memory, for a
-//! hundredth of the time. Where products round what they read to bf16, so is what is held, but for
-//! queries and keys and what is of a low rank: the gradients are those at the rounded values.
+//! The result of an elementwise op or a norm is not saved. It is computed again from the op's input, which that op's node
+//! holds anyway (`Saved`). For a layer of Qwen3-0.6B this is half the memory, for a hundredth of the time. Where matmuls
+//! round their inputs to bf16, saved tensors are rounded too, except queries, keys and LoRA's hidden state: the gradients are
+//! those at the rounded values.
 //!
 //! # An op of your own
 //!
@@ -70,7 +70,7 @@ use crate::tensor::{Bf16Tensor, Id, Tensor};
 /// positions nodes refer to.
 pub struct Tape<'m> {
     nodes: Vec<(Id, Box<dyn Backward + 'm>)>,
-    /// How to compute values again that need not be held.
+    /// How to compute values again that are not saved.
     recomputes: HashMap<Id, Rc<Recompute<'m>>>,
     recording: bool,
 }
@@ -105,24 +105,24 @@ impl<'m> Tape<'m> {
         self.nodes.push((y.id(), Box::new(op)));
     }
 
-    /// Says how `y` can be computed again, bit for bit or nearly, from what its op's node holds.
+    /// Says how to compute `y` again, bit for bit or nearly, from what its op's node holds.
     pub(crate) fn recomputes(&mut self, y: &Tensor, again: impl Fn() -> Tensor + 'm) {
         self.recomputes.insert(y.id(), Recompute::new(again));
     }
 
-    /// Says that nodes which read `y` hold what one holds already.
+    /// Lets later nodes that save `y` share the copy that an earlier node keeps.
     pub(crate) fn shares(&mut self, y: &Tensor, kept: &Saved<'m>) {
         if let Saved::Recomputed(recipe) = kept {
             self.recomputes.insert(y.id(), recipe.clone());
         }
     }
 
-    /// How `x` is computed again, if it can be.
+    /// How to compute `x` again, if that is known.
     pub(crate) fn recompute(&self, x: &Tensor) -> Option<Rc<Recompute<'m>>> {
         self.recomputes.get(&x.id()).cloned()
     }
 
-    /// What a node holds to read `x` in its backward pass.
+    /// `x` as a node saves it for its backward pass.
     pub(crate) fn save(&self, x: &Tensor) -> Saved<'m> {
         self.recompute(x).map_or_else(|| Saved::Held(x.clone()), Saved::Recomputed)
     }
@@ -152,7 +152,7 @@ impl<'m> Tape<'m> {
         self.backward_from(y.id(), dy, gradients);
     }
 
-    /// The same where the value itself is gone.
+    /// The same if only the id of the value is left.
     fn backward_from(self, y: Id, dy: Tensor, gradients: &mut Gradients) {
         gradients.add(y, dy);
         let Tape { nodes, recomputes, .. } = self;
@@ -167,12 +167,12 @@ impl<'m> Tape<'m> {
     }
 }
 
-/// A value that a node reads in its backward pass.
+/// A saved tensor: a node reads it in its backward pass.
 #[derive(Clone)]
 pub(crate) enum Saved<'m> {
-    /// As it was.
+    /// The tensor itself.
     Held(Tensor),
-    /// To be computed again when the first of its nodes asks for it.
+    /// Computed again when the first of its nodes asks for it.
     Recomputed(Rc<Recompute<'m>>),
 }
 
@@ -183,12 +183,12 @@ pub(crate) struct Recompute<'m> {
 }
 
 impl<'m> Saved<'m> {
-    /// A value that `again` computes, for one node.
+    /// A tensor that `again` computes, for one node.
     pub(crate) fn recomputed(again: impl Fn() -> Tensor + 'm) -> Saved<'m> {
         Saved::Recomputed(Recompute::new(again))
     }
 
-    /// `x`, on a CPU in bf16 where products round to it; on a GPU as it is.
+    /// `x`: on a CPU in bf16 if that is the compute dtype, on a GPU as it is.
     pub(crate) fn rounded(x: &Tensor, compute: ComputeDtype) -> Saved<'m> {
         match (x.device(), compute) {
             (Device::Cpu(_), ComputeDtype::Bf16) => {
@@ -199,7 +199,7 @@ impl<'m> Saved<'m> {
         }
     }
 
-    /// The value; its identity is another one where it was computed again.
+    /// The tensor. Its id is another one if it was computed again.
     pub(crate) fn get(&self) -> &Tensor {
         match self {
             Saved::Held(x) => x,
@@ -213,7 +213,7 @@ impl<'m> Recompute<'m> {
         Rc::new(Recompute { again: Box::new(again), value: OnceCell::new() })
     }
 
-    /// The value for one that changes it: not kept for other readers.
+    /// The value for a reader that changes it: not kept for others.
     pub(crate) fn again(&self) -> Tensor {
         (self.again)()
     }

@@ -35,9 +35,9 @@ mod date;
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks: system, user, assistant or tool, or what else the template knows.
+    /// The speaker: system, user, assistant or tool, or another that the template knows.
     pub role: String,
-    /// What is said.
+    /// The text of the turn.
     pub content: String,
 }
 
@@ -48,7 +48,7 @@ impl Message {
     }
 }
 
-/// What a template is told besides the messages.
+/// Variables that a template gets besides the messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RenderOptions {
     /// Whether the prompt ends with the opening of the assistant's turn.
@@ -72,10 +72,10 @@ pub struct ChatTemplate {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the fields say what they hold
 pub enum ChatError {
-    /// A file itself.
+    /// A file that cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Nowhere a template.
+    /// No file holds a template.
     #[error(
         "{}: no chat template, neither chat_template.jinja nor \"chat_template\" in tokenizer_config.json or chat_template.json; this \
          may be a base model: take the chat_template.jinja of its instruction-tuned variant",
@@ -179,7 +179,7 @@ impl ChatTemplate {
         [holds(std::slice::from_ref(&user), &user), holds(&[system.clone(), user], &system)]
     }
 
-    /// Where the template comes from.
+    /// The file that the template comes from.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,7 +1,7 @@
 //! Templates that strangers wrote, rendered in bounded time and memory: chat templates of checkpoints and judge templates.
 //!
-//! The language is minijinja's with Python's ways (`python`). What a template may do is bounded by fuel, which the crate counts:
-//! an instruction, or 64 bytes of data, is a unit. The crate does not count everything, so three things come on top:
+//! The language is minijinja's with Python's semantics (`python`). Fuel, which the crate counts, bounds the work of a template:
+//! an instruction, or 64 bytes of data, is one unit. The crate does not count everything, so three things come on top:
 //!
 //! - `guard` puts checks between the compiled instructions. No value nests deeper than 64, so that nothing that walks, compares or
 //!   drops values overflows a stack; lists are made at once, not lazily; and what reads values as a whole (a comparison, a filter,
@@ -31,7 +31,7 @@ mod python;
 /// any fuel is counted: at this length seconds, not hours.
 pub const SOURCE_LIMIT_BYTES: u64 = 64 << 10;
 
-/// Work that any template may do. Qwen3's takes about 200 a message.
+/// Work that any template may do. Qwen3's takes about 200 per message.
 const FUEL: u64 = 500_000;
 const FUEL_PER_MESSAGE: u64 = 5_000;
 /// Every template reads a text some ten times; this is 32 times.
@@ -59,7 +59,7 @@ pub enum TemplateError {
     /// Not Jinja, or constants that would take all memory.
     #[error("line {line}: {message}")]
     Syntax { line: usize, message: String },
-    /// A strict template uses what is not there.
+    /// A strict template uses a variable that does not exist.
     #[error("line {line}: '{expression}' is undefined")]
     Undefined { line: usize, expression: String },
     /// The template called `raise_exception`.
@@ -212,7 +212,7 @@ fn as_jinja_reads_it(source: &str) -> String {
     GENERATION.replace_all(&source, "{%${1} ${2}with ${3}%}").into_owned()
 }
 
-/// The crate's message without its location, which is said apart.
+/// The crate's message without its location, which has a field of its own.
 fn describe(error: &Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {}", error.kind(), excerpt(detail)),

@@ -25,28 +25,28 @@ const LIMIT_BYTES: u64 = 64 << 20;
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
-    /// Of its vocabulary, without added tokens; `None` if it has none.
+    /// The largest id of its vocabulary, without added tokens; `None` if it has none.
     largest_id: Option<u32>,
 }
 
-/// More bytes than a token has on average, in any language.
+/// More bytes than a token has on average in any language.
 const BYTES_PER_TOKEN: usize = 8;
 
-/// What [`Tokenizer::encode_up_to`] gives.
+/// The result of [`Tokenizer::encode_up_to`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Encoded {
     /// The ids of the whole text.
     Whole(Vec<u32>),
     /// The text has more ids than were wanted.
     TooLong {
-        /// So many are in its beginning.
+        /// The number of ids of its beginning.
         at_least: usize,
     },
 }
 
 impl Encoded {
     /// How many ids there are, at the least.
-    #[allow(clippy::len_without_is_empty)] // nobody asks
+    #[allow(clippy::len_without_is_empty)] // no caller asks
     pub fn len(&self) -> usize {
         match self {
             Encoded::Whole(ids) => ids.len(),
@@ -208,14 +208,14 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// While so many tokens or fewer are held back, each new one is an occasion to decode them; beyond, only a promising one is, so that
-/// thousands of broken tokens take linear time.
+/// While at most this many tokens are held back, they are decoded with each new one. Beyond, they are decoded only if the new
+/// token may complete them, so that thousands of broken tokens take linear time.
 const EAGER_TOKENS: usize = 32;
 
 /// Text that grows as tokens arrive. Only whole characters come out; everything that came out, joined, is what [`Tokenizer::decode`]
 /// gives for all ids at once.
 ///
-/// A token is decoded together with those of the last piece, because decoders treat the first token of a text differently.
+/// A token is decoded together with the tokens of the last piece, because decoders treat the first token of a text differently.
 /// Text is held back while it ends in U+FFFD (a character that may not be whole yet, or a genuine U+FFFD until the next token)
 /// and after a byte token such as `<0xE4>` (one bad byte spoils its whole run).
 #[derive(Clone, Debug)]
@@ -224,7 +224,7 @@ pub struct DecodeStream<'a> {
     skip_special_tokens: bool,
     /// The tokens so far that decoding does not pass over.
     ids: Vec<u32>,
-    /// Everything that came out.
+    /// All text that came out so far.
     text: String,
     /// First id of the last piece that came out, and the first id after it.
     piece: (usize, usize),
@@ -273,7 +273,7 @@ impl DecodeStream<'_> {
         Ok(whole.split_off(self.text.len()))
     }
 
-    /// Whether decoding what is held may bring out text, now that `id` is its last token.
+    /// Whether decoding the held tokens may give text, now that `id` is the last one.
     fn is_due(&self, id: u32) -> Result<bool, TokenizerError> {
         let held = self.ids.len() - self.piece.1;
         if held <= EAGER_TOKENS || held.is_power_of_two() {

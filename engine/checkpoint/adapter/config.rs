@@ -40,11 +40,11 @@ const KNOWN_KEYS: [&str; 26] = [
     "use_rslora",
 ];
 
-/// What to do about an option that is not computed.
+/// Advice for an option that is not computed.
 const MERGE_FIRST: &str = "plain LoRA, with this option off; otherwise merge the adapter into its base in Python, \
     `model.merge_and_unload().save_pretrained(..)` of PEFT, and give the result as the model";
 
-/// Keys of PEFT's that change what an adapter computes, or which tensors it has, unless they are off.
+/// Keys of PEFT that change the computation of an adapter, or its tensors, unless they are off.
 const CHANGING_KEYS: [&str; 15] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -98,7 +98,7 @@ pub(super) fn parse_config(
     Ok((adapter, modules))
 }
 
-/// What PEFT would leave aside with a warning: keys that a later version may have brought, and that are not off.
+/// Keys that PEFT would skip with a warning: those of a later version that are not off.
 fn unknown_keys(reader: &JsonObject) -> Vec<String> {
     let unknown = reader.object.iter().filter(|(key, value)| {
         let known =

@@ -2,7 +2,8 @@
 //! and A is drawn by PyTorch's `kaiming_uniform_(a=sqrt(5))`, which for A [r, in] is uniform in ±1/sqrt(in).
 //!
 //! Element i (row-major) of the A of a projection is draw i of the sequence `7 layer + projection` of
-//! [`Stream::ADAPTER`]: the same whatever else the adapter changes, and the first rows of a larger r are those of a smaller one.
+//! [`Stream::ADAPTER`]. So it does not depend on the other projections of the adapter, and a larger r begins with the rows of a
+//! smaller one.
 
 use kernels::cpu::philox::{RngKey, Stream};
 
@@ -10,7 +11,7 @@ use super::modules::{MAX_ALPHA, Patterns};
 use super::{Adapter, AdapterError, LoraFactors, MAX_RANK, Projection};
 use crate::checkpoint::config::Config;
 
-/// What a new adapter is like.
+/// Settings of a new adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterSettings {
     /// r

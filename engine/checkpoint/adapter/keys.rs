@@ -1,4 +1,4 @@
-//! The tensors of adapter_model.safetensors: PEFT's names for them, and what they may hold.
+//! The tensors of adapter_model.safetensors: PEFT's names, and the values that are accepted.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Which modules adapter_config.json names, and what rank and alpha each gets, as PEFT decides it.
+//! The modules that adapter_config.json names, with the rank and alpha of each, as PEFT decides it.
 //!
 //! | key | what it is matched with |
 //! |---|---|
@@ -25,10 +25,10 @@ const MOST_PATTERNS: usize = 10_000;
 /// The largest lora_alpha.
 pub(super) const MAX_ALPHA: f64 = 1e6;
 
-/// What the file says of one matrix.
+/// The settings of one matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Module {
-    /// Whether it is to have factors.
+    /// Whether it has factors.
     pub(super) named: bool,
     pub(super) rank: usize,
     pub(super) alpha: f64,
@@ -172,7 +172,7 @@ impl Matcher {
 /// layers_to_transform.
 struct Layers {
     layers: Vec<u64>,
-    /// What a layer's number follows.
+    /// The name before a layer's number.
     patterns: Vec<Regex>,
 }
 

@@ -1,4 +1,4 @@
-//! What is odd about an adapter and yet no error: it changes nothing, was made for another model, or has keys that are not known.
+//! Notes on an adapter that are no errors: it changes nothing, was made for another model, or has unknown keys.
 
 use super::{Adapter, LoraFactors};
 use crate::error::excerpt;
@@ -18,17 +18,17 @@ impl LoraFactors {
 }
 
 impl Adapter {
-    /// What is worth a word where the adapter is put on `model`, a path or id; nothing of a sound one.
+    /// Notes for using the adapter on `model`, a path or id; none for a sound one.
     pub fn notes(&self, model: &str) -> Vec<String> {
         self.effect_note().into_iter().chain(self.notes_for_training(model)).collect()
     }
 
-    /// The same where it is trained further: an adapter that changes nothing yet is a good start.
+    /// Notes for training it further: that it changes nothing yet is no note then.
     pub fn notes_for_training(&self, model: &str) -> Vec<String> {
         self.base_note(model).into_iter().chain(self.unknown_note()).collect()
     }
 
-    /// Whether the model is the base model with it as without it.
+    /// Whether the model with it computes the same as the base model.
     pub fn changes_nothing(&self) -> bool {
         self.layers.iter().flatten().flatten().all(LoraFactors::is_zero)
     }

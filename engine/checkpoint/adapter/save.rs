@@ -19,7 +19,7 @@ use crate::checkpoint::weights::Dtype;
 use crate::error::read_text;
 use crate::files::{StagedFile, WriteError, sync_parent};
 
-/// The version whose keys these are. PEFT shows it only where it meets a key that it does not know.
+/// The version of PEFT that has these keys. PEFT shows it only where it meets a key that it does not know.
 const PEFT_VERSION: &str = "0.21.2";
 
 impl Adapter {

@@ -1,10 +1,10 @@
-//! What is wrong with a configuration, or another JSON object of a checkpoint.
+//! Errors of a configuration, or of another JSON object of a checkpoint.
 
 use std::path::PathBuf;
 
 use crate::error::FileError;
 
-/// What to do with any of them.
+/// The advice at the end of each message.
 pub(crate) const QUANTIZATION_REMEDY: &str = "bf16, f16 and f32 are read: fetch the checkpoint that it was made from; or let Python's transformers \
     undo it where it can, `AutoModelForCausalLM.from_pretrained(dir).dequantize().save_pretrained(out)`";
 
@@ -12,7 +12,7 @@ pub(crate) const QUANTIZATION_REMEDY: &str = "bf16, f16 and f32 are read: fetch 
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the fields say what they hold
 pub enum ConfigError {
-    /// The file itself.
+    /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
     /// JSON, but not an object.
@@ -24,7 +24,7 @@ pub enum ConfigError {
     /// A value of the wrong JSON type.
     #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
     WrongType { path: PathBuf, key: String, expected: &'static str, got: String },
-    /// A number outside of what any sound model has.
+    /// A number that no sound model has.
     #[error("{}: {key:?} should be {expected}, got {got}", path.display())]
     OutOfRange { path: PathBuf, key: String, expected: String, got: String },
     /// Two values that cannot both be true.

@@ -1,4 +1,4 @@
-//! generation_config.json: how its authors mean a checkpoint to write.
+//! generation_config.json: the sampling that the authors of a checkpoint recommend.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use crate::error::{FileError, excerpt, parse_json, read_text};
 
 /// Stop strings at most: every token is looked at for each of them.
 const MAX_STOP_STRINGS: usize = 64;
-/// Bytes of one at most.
+/// Bytes of one stop string at most.
 pub const MAX_STOP_BYTES: usize = 1024;
 
-/// What generation_config.json says, with config.json behind it.
+/// The values of generation_config.json, and of config.json where it has none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationConfig {
     /// Ids that end a generation; empty if neither file names one. All lie in the vocabulary.
@@ -32,7 +32,7 @@ pub struct GenerationConfig {
     pub repetition_penalty: Option<f64>,
     /// Texts that end a generation. None is empty.
     pub stop_strings: Vec<String>,
-    /// What else it asks for that changes what is written and is not computed: `no_repeat_ngram_size 3`.
+    /// Other settings that change the text and are not computed, such as `no_repeat_ngram_size 3`.
     pub not_computed: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ const NOT_COMPUTED: [(&str, f64); 22] = [
     ("remove_invalid_values", 0.0),
     ("watermarking_config", 0.0),
 ];
-/// The same of ids, of which none changes nothing.
+/// The same for lists of ids, which change nothing if they are empty.
 const FORCED: [&str; 2] = ["forced_bos_token_id", "forced_eos_token_id"];
 
 impl GenerationConfig {

@@ -10,21 +10,21 @@ use crate::error::excerpt;
 /// How RoPE's frequencies differ from theta^(-2i / head_dim), and its cosines and sines from those of the angle.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// They do not.
+    /// They are not scaled.
     None,
     /// All frequencies are divided by `factor`.
     Linear {
         /// At least 1.
         factor: f64,
     },
-    /// Llama 3.1's: wavelengths beyond `original / low_freq_factor` are stretched by `factor`, those within `original /
+    /// Llama 3.1's scaling: wavelengths beyond `original / low_freq_factor` are stretched by `factor`, those within `original /
     /// high_freq_factor` are not, those between in proportion.
     Llama3 {
         /// At least 1.
         factor: f64,
         /// Below `high_freq_factor`.
         low_freq_factor: f64,
-        /// See there.
+        /// As the formula says.
         high_freq_factor: f64,
         /// Positions of the first training.
         original: usize,
@@ -38,7 +38,7 @@ pub enum RopeScaling {
         original: usize,
         /// At least `beta_slow`.
         beta_fast: f64,
-        /// See there.
+        /// As the formula says.
         beta_slow: f64,
         /// Whether the bounds between which pairs are mixed are whole pairs.
         truncate: bool,
@@ -47,7 +47,7 @@ pub enum RopeScaling {
     },
 }
 
-/// What is computed, for messages.
+/// The types of scaling that are computed, for messages.
 const COMPUTED: &str = "default, linear, llama3 and yarn are computed";
 const FACTORS: std::ops::RangeInclusive<f64> = 1.0..=1e6;
 /// Keys that every type may have.
@@ -298,7 +298,7 @@ fn kind<'a>(section: &JsonObject<'a>) -> Result<&'a str, ConfigError> {
     }
 }
 
-/// What to do about a type that is not computed.
+/// Advice for a type that is not computed.
 fn remedy(kind: &str) -> &'static str {
     match kind {
         "dynamic" => {

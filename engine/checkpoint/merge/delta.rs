@@ -5,14 +5,14 @@ use half::{bf16, f16};
 use super::{LoraFactors, MergeError};
 use crate::checkpoint::weights::{Dtype, StoredTensor};
 
-/// The change of one matrix W [out, in].
+/// The delta of one matrix W `[out, in]`.
 pub(super) struct Delta<'a> {
     factors: &'a LoraFactors,
     /// Columns of W.
     inputs: usize,
     /// A row of B A.
     sums: Vec<f64>,
-    /// Whether any byte became another.
+    /// Whether any byte of W changed.
     pub(super) changed: bool,
 }
 
@@ -26,7 +26,7 @@ impl<'a> Delta<'a> {
         self.inputs * dtype.bitsize() / 8
     }
 
-    /// Row `row` of the tensor, whose bytes are `w`, with the change added, to `y`.
+    /// Row `row` of the tensor, whose bytes are `w`, with the delta added, to `y`.
     pub(super) fn apply(
         &mut self,
         tensor: &StoredTensor,

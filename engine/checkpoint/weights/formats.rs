@@ -1,4 +1,4 @@
-//! Files of weights that are not read, by name, and directories whose safetensors files cannot be opened as they lie.
+//! Weight files of other forms, by name, and directories whose safetensors files cannot be opened.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -43,13 +43,13 @@ const FORMS: [Form; 6] = [
     ),
 ];
 
-/// What a file of weights of this name holds and what to do with it, if it is not read.
+/// For a weight file that is not read, by its name: its form, and what to do.
 pub(crate) fn of_file(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
     FORMS.iter().find(|(fits, _)| fits(&name)).map(|(_, advice)| *advice)
 }
 
-/// What the directory holds in place of model.safetensors or its index, and what to do.
+/// For a directory without model.safetensors or its index: what it holds, and what to do.
 pub(super) fn of_directory(directory: &Path) -> Result<String, std::io::Error> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(directory)? {

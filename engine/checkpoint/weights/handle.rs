@@ -1,4 +1,4 @@
-//! A tensor that keeps its file mapped: what a model holds.
+//! Weights as a model holds them: tensors that keep their file mapped.
 
 use std::{
     ops::Range,
@@ -35,32 +35,32 @@ pub struct Weight {
     uploaded: Arc<DeviceCell<Buffer<u16>>>,
 }
 
-/// Whether products read weights where their file is mapped, or a packed copy. The results have the
-/// same bits: it is a matter of time and memory only.
+/// Whether matmuls read weights where their file is mapped, or a packed copy. The results have the
+/// same bits; only time and memory differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
-    /// Read in place; panels are packed on the way, again for each product.
+    /// Read in place; panels are packed again for each matmul.
     #[default]
     Mapped,
     /// Packed when few rows meet a weight for the second time: then tokens are being generated, and
     /// reading the copy is faster. Or when many rows have met it some times: then this is long work.
     /// Where the system has no memory for it, as [`Packing::Mapped`].
     WhenReused,
-    /// Packed at the first product.
+    /// Packed at the first matmul.
     AtOnce,
 }
 
 /// The packed copy of a weight and of its clones.
 #[derive(Default)]
 struct Packed {
-    /// Products so far, with few rows and with many.
+    /// Matmuls so far, with few rows and with many.
     few: AtomicU32,
     many: AtomicU32,
-    /// `None` inside: there was no memory.
+    /// `None` inside means that there was no memory.
     panels: OnceLock<Option<Panels>>,
 }
 
-/// Products of many rows that use a weight where it lies: the prompt of a single judgement, in parts.
+/// Matmuls of many rows that use a weight where it is mapped: the prompt of a single judgment, in parts.
 const MANY_USES: u32 = 6;
 
 #[derive(Clone)]
@@ -153,13 +153,13 @@ impl Weight {
         self.dtype
     }
 
-    /// Says when products pack it.
+    /// Chooses when matmuls pack it.
     pub(crate) fn set_packing(&mut self, packing: Packing) {
         self.packing = packing;
     }
 
-    /// The elements for a product with `rows` rows of inputs rounded so: packed where that pays (see
-    /// [`Packing`]) and the CPU takes panels, else where they lie.
+    /// The elements for a matmul with `rows` rows of inputs in this compute dtype: packed if that pays (see
+    /// [`Packing`]) and the CPU takes panels, else where they are mapped.
     pub(crate) fn for_matmul(&self, cpu: &Cpu, compute: ComputeDtype, rows: usize) -> Matrix<'_> {
         let Matrix::Bf16(w) = self.matrix() else { return self.matrix() };
         if compute != ComputeDtype::Bf16 || !Panels::suit(cpu) {
@@ -193,8 +193,8 @@ impl Weight {
         packed.as_ref().map_or(Matrix::Bf16(w), |panels| Matrix::Panels(panels.whole()))
     }
 
-    /// The elements on a GPU, rounded to bf16 where they are not, with rows of zeros behind them as kernels
-    /// want a vocabulary padded. The first call takes them there.
+    /// The elements on a GPU in bf16, with rows of zeros behind them, since kernels take a padded vocabulary. The first call
+    /// copies them there.
     pub(crate) fn on(&self, gpu: &Gpu) -> Result<&Buffer<u16>, DeviceError> {
         self.uploaded.get_or_make(|| {
             let padded = padded_vocab(self.rows);

@@ -1,4 +1,4 @@
-//! Why tensors that config.json calls for are missing, from those that are there.
+//! Why tensors that config.json asks for are missing, as the tensors that are there tell.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ const EMBEDDING: &str = crate::model::EMBEDDING;
 const WRAPPERS: [&str; 5] =
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module"];
 
-/// What was found in their place and what to do, for the end of a message.
+/// The end of a message: what was found in their place, and what to do.
 pub(super) fn explain<'a>(
     found: impl Iterator<Item = &'a str> + Clone,
     config: &Config,

@@ -1,4 +1,4 @@
-//! A checkpoint's files taken apart, for writing them again with other numbers in them.
+//! The parts of a checkpoint's files, for writing the files again with other numbers.
 
 use std::path::Path;
 

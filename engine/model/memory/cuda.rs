@@ -150,7 +150,7 @@ impl TrainedModel<'_> {
         counter.most() - counter.live() - cache
     }
 
-    /// Bytes of keys and values on a GPU in so many pages and the one for rows that pad recorded steps.
+    /// Bytes of keys and values on a GPU in `pages` pages and the one for rows that pad captured steps.
     pub fn cache_on_cuda(&self, pages: usize) -> u64 {
         let (device, counter) = Counter::new();
         let _cache = KvCache::new(&device, self.config, CacheDtype::Bf16, pages + 1);

@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 pub(crate) struct FreeList<B>(BTreeMap<usize, Vec<B>>);
 
 impl<B> FreeList<B> {
-    /// The length of a new buffer for `len` values: eight lengths an octave, so that at most an eighth of
+    /// The length of a new buffer for `len` values: eight lengths per octave, so that at most an eighth of
     /// a buffer is not used.
     pub(crate) fn rounded(len: usize) -> usize {
         let step = (len.next_power_of_two() / 8).max(16);
         len.next_multiple_of(step).max(step)
     }
 
-    /// A buffer for `len` values ([rounded](FreeList::rounded)), of at most a quarter more: a value may
-    /// live long, and what it does not need is nobody's.
+    /// A buffer for `len` values ([rounded](FreeList::rounded)) and at most a quarter more: a value may live long, and the rest
+    /// of its buffer is lost to others.
     pub(crate) fn take(&mut self, len: usize) -> Option<B> {
         self.0.range_mut(len..=len * 5 / 4).find_map(|(_, buffers)| buffers.pop())
     }
 
-    /// A buffer of `len` values that nobody uses any more.
+    /// Takes back a buffer of `len` values.
     pub(crate) fn give_back(&mut self, len: usize, buffer: B) {
         self.0.entry(len).or_default().push(buffer);
     }

@@ -11,13 +11,19 @@
 //!   the arguments, call what `python` has, and look at the result. Operators, attributes and items become Python's.
 //! - A namespace, whose parts may change later, can be in no other value, or it could come to contain itself.
 
+//!
+//! The stable API cannot do this. It has no hook for operators, comparisons, `in`, `~` and literals, which are instructions that
+//! build lazy views and compare shared parts before any function of ours is called, and Python's operators are put in at the
+//! same place. Fuel, the limit of recursion and a bound on the output do not see that work: `[x, x]` thirty times and one `==`
+//! is a billion comparisons for a hundred units of fuel.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::machinery::{self, Instruction, Instructions};
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
-use super::python::{self, Generator, Method, View};
+use super::python::{self, Generator, Method, View, is_among};
 
 /// Deepest nesting of values.
 pub(super) const MAX_DEPTH: usize = 64;
@@ -29,51 +35,16 @@ const WRITTEN_BYTES_PER_FUEL: usize = 64;
 const READ_BYTES_PER_FUEL: usize = 1024;
 
 /// Filters whose work does not depend on what is inside of the items, or is counted where it is done.
-const SHALLOW_FILTERS: [&str; 12] = [
-    "length", "count", "first", "last", "default", "d", "list", "items", "tojson", "string",
-    "attr", "reverse",
-];
+const SHALLOW_FILTERS: &str =
+    "length count first last default d list items tojson string attr reverse";
 /// Filters that compare text or hand it on, and write none.
-const READING_FILTERS: [&str; 14] = [
-    "select",
-    "reject",
-    "selectattr",
-    "rejectattr",
-    "sort",
-    "unique",
-    "min",
-    "max",
-    "groupby",
-    "dictsort",
-    "batch",
-    "slice",
-    "zip",
-    "sum",
-];
+const READING_FILTERS: &str =
+    "select reject selectattr rejectattr sort unique min max groupby dictsort batch slice zip sum";
 /// Tests that look only at the kind of a value.
-const SHALLOW_TESTS: [&str; 19] = [
-    "defined",
-    "undefined",
-    "none",
-    "string",
-    "mapping",
-    "sequence",
-    "iterable",
-    "number",
-    "integer",
-    "int",
-    "float",
-    "boolean",
-    "true",
-    "false",
-    "odd",
-    "even",
-    "divisibleby",
-    "filter",
-    "test",
-];
+const SHALLOW_TESTS: &str = "defined undefined none string mapping sequence iterable number integer int float boolean \
+    true false odd even divisibleby filter test";
 /// Methods of dicts that do not look into the values.
-const SHALLOW_METHODS: [&str; 4] = ["get", "items", "keys", "values"];
+const SHALLOW_METHODS: &str = "get items keys values";
 
 type Arguments = Rest<ValueOrKwargs>;
 
@@ -395,11 +366,11 @@ pub(super) fn apply_filter(
     let reads = match name {
         // map(attribute="content") only hands on; map("join") writes.
         "map" => rest.first().is_none_or(|first| first.as_str().is_none()),
-        _ => READING_FILTERS.contains(&name),
+        _ => is_among(READING_FILTERS, name),
     };
     let bytes_per_fuel = if reads { READ_BYTES_PER_FUEL } else { WRITTEN_BYTES_PER_FUEL };
     // The crate has charged for the text of the value itself.
-    if value.as_str().is_none() && !SHALLOW_FILTERS.contains(&name) {
+    if value.as_str().is_none() && !is_among(SHALLOW_FILTERS, name) {
         pay(state, value, bytes_per_fuel)?;
     }
     for argument in rest {
@@ -430,7 +401,7 @@ pub(super) fn perform_test(
     name: &str,
     arguments: &[Value],
 ) -> Result<bool, Error> {
-    if !SHALLOW_TESTS.contains(&name) {
+    if !is_among(SHALLOW_TESTS, name) {
         for argument in arguments {
             pay(state, argument, WRITTEN_BYTES_PER_FUEL)?;
         }
@@ -455,7 +426,7 @@ pub(super) fn call_method(
         pay(state, argument, WRITTEN_BYTES_PER_FUEL)?;
     }
     // The crate has charged for the text of the value itself.
-    if value.as_str().is_none() && !is_mutable(value) && !SHALLOW_METHODS.contains(&name) {
+    if value.as_str().is_none() && !is_mutable(value) && !is_among(SHALLOW_METHODS, name) {
         pay(state, value, WRITTEN_BYTES_PER_FUEL)?;
     }
     let result = python::call_method(state, value, name, rest)?;

@@ -110,6 +110,11 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     });
 }
 
+/// Whether `name` is one of the words of `names`.
+pub(super) fn is_among(names: &str, name: &str) -> bool {
+    names.split(' ').any(|known| known == name)
+}
+
 /// In a strict template, nothing is done with an undefined value.
 fn strict(state: &State, values: &[Value]) -> Result<(), Error> {
     let undefined = values.iter().any(Value::is_undefined);

@@ -1,4 +1,4 @@
-//! Control tokens in text from strangers: what a tokenizer takes for one token wherever it stands, such as `<|im_end|>`.
+//! Control tokens in text from strangers: text that a tokenizer reads as one token anywhere, such as `<|im_end|>`.
 //!
 //! A reply that holds one of them could end its turn and write the next one itself. [`ControlTokens::split`] puts a character into
 //! each, so that it is read and does not act. A tokenizer may look for its tokens in the normalized text: after NFKC the fullwidth
@@ -32,7 +32,7 @@ pub struct ControlTokens {
 struct Patterns(HashMap<char, Vec<String>>);
 
 impl Default for ControlTokens {
-    /// None.
+    /// No control tokens.
     fn default() -> ControlTokens {
         ControlTokens { plain: Patterns::default(), normalized: None, split: SPLITS[0] }
     }
@@ -61,7 +61,7 @@ impl ControlTokens {
         tokens
     }
 
-    /// The same and these texts, such as turn markers that a chat template writes.
+    /// These control tokens and `texts`, such as turn markers that a chat template writes.
     #[must_use]
     pub fn with<T: AsRef<str>>(mut self, texts: impl IntoIterator<Item = T>) -> ControlTokens {
         texts.into_iter().for_each(|text| self.plain.add(text.as_ref()));

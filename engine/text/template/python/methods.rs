@@ -7,62 +7,22 @@ use super::objects::{Kind, View, tuple};
 use super::operators::{self, Number};
 use super::texts::{self, no_keywords};
 use super::{
-    bind, format, int_or, is_space, iterate, pay_for, plain_dict, text, truth, type_error,
+    bind, format, int_or, is_among, is_space, iterate, pay_for, plain_dict, text, truth, type_error,
 };
 
-const OF_STR: [&str; 42] = [
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "endswith",
-    "expandtabs",
-    "find",
-    "format",
-    "format_map",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-];
-const OF_DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
+const OF_STR: &str = "capitalize casefold center count endswith expandtabs find format format_map index isalnum \
+    isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle \
+    isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex \
+    rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill";
+const OF_DICT: &str = "copy fromkeys get items keys values";
 
 /// Whether values of a kind have a method that templates may call.
 pub(super) fn is_method(kind: Kind, name: &str) -> bool {
     match kind {
-        Kind::Str => OF_STR.contains(&name) || ["upper", "zfill"].contains(&name),
+        Kind::Str => is_among(OF_STR, name),
         Kind::List => ["copy", "count", "index"].contains(&name),
         Kind::Tuple | Kind::Range => ["count", "index"].contains(&name),
-        Kind::Dict => OF_DICT.contains(&name),
+        Kind::Dict => is_among(OF_DICT, name),
         Kind::Int | Kind::Bool => name == "bit_length",
         Kind::Float => name == "is_integer",
         _ => false,
