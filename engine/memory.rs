@@ -62,14 +62,14 @@ pub fn room() -> Option<Room> {
 }
 
 /// Whether address space is bounded as memory is, by `ulimit -v` or by `vm.overcommit_memory = 2`.
-pub fn address_space_is_bounded() -> bool {
+pub(crate) fn address_space_is_bounded() -> bool {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     address_space(&read("/proc/self/limits"), || Some(0)).is_some()
         || read("/proc/sys/vm/overcommit_memory").trim() == "2"
 }
 
 /// Memory and swap of the machine, in bytes; `None` where the system does not say.
-pub fn machine_bytes() -> Option<u64> {
+pub(crate) fn machine_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     Some(kib(&text, "MemTotal:")? + kib(&text, "SwapTotal:").unwrap_or(0))
 }

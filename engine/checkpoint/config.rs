@@ -58,12 +58,12 @@ impl Family {
     }
 
     /// Whether q, k and v have a bias.
-    pub fn has_qkv_bias(self) -> bool {
+    pub(crate) fn has_qkv_bias(self) -> bool {
         self == Family::Qwen2
     }
 
     /// Whether each head of q and k passes an RMSNorm before RoPE.
-    pub fn has_qk_norm(self) -> bool {
+    pub(crate) fn has_qk_norm(self) -> bool {
         self == Family::Qwen3
     }
 }

@@ -273,7 +273,7 @@ impl Checkpoint {
     }
 
     /// The file in which a tensor stands, for messages.
-    pub fn file_of(&self, name: &str) -> Option<&Path> {
+    pub(crate) fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|tensor| self.files[tensor.file].path.as_path())
     }
 

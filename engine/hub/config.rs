@@ -90,7 +90,7 @@ impl HubConfig {
     }
 
     /// From any source of variables. A variable that is set to nothing counts as not set.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> HubConfig {
+    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> HubConfig {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).map(|value| value.to_string_lossy().trim().to_string());
         let first =

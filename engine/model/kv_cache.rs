@@ -236,7 +236,7 @@ impl KvCache {
     }
 
     /// Pages that no sequence holds. [`KvCache::extend`] can take so many.
-    pub fn available_pages(&self) -> usize {
+    pub(crate) fn available_pages(&self) -> usize {
         self.free.len() + self.idle_count
     }
 
@@ -276,7 +276,7 @@ impl KvCache {
 
     /// How many leading tokens of `tokens` [`KvCache::attach_prefix`] would find, and how many of
     /// the pages it would take are available now (taking them makes them unavailable).
-    pub fn find_prefix(&self, tokens: &[u32]) -> (usize, usize) {
+    pub(crate) fn find_prefix(&self, tokens: &[u32]) -> (usize, usize) {
         let (mut node, mut found, mut idle) = (0, 0, 0);
         for page_tokens in tokens.as_chunks::<PAGE>().0 {
             let Some(&(next, page)) = self.prefixes.get(&(node, *page_tokens)) else { break };
@@ -289,7 +289,7 @@ impl KvCache {
 
     /// Starts a sequence with the pages that already hold its first tokens. The table's `len` says
     /// how many tokens these are: a multiple of [`PAGE`], and possibly all of `tokens`.
-    pub fn attach_prefix(&mut self, tokens: &[u32]) -> PageTable {
+    pub(crate) fn attach_prefix(&mut self, tokens: &[u32]) -> PageTable {
         let mut table = PageTable::default();
         let mut node = 0;
         for page_tokens in tokens.as_chunks::<PAGE>().0 {
@@ -315,7 +315,7 @@ impl KvCache {
     /// Lets other sequences find the full pages of `table`, whose tokens are `tokens`. They may
     /// be found as soon as they are scheduled: each layer writes all keys of a step before any
     /// query of the step reads.
-    pub fn publish_prefix(&mut self, table: &PageTable, tokens: &[u32]) {
+    pub(crate) fn publish_prefix(&mut self, table: &PageTable, tokens: &[u32]) {
         assert!(tokens.len() >= table.len, "{} tokens for {}", tokens.len(), table.len);
         let full_pages = tokens[..table.len].as_chunks::<PAGE>().0;
         let mut node = 0;
@@ -336,7 +336,7 @@ impl KvCache {
 
     /// Another sequence with the same tokens so far. Full pages are shared, a last page that is
     /// partly filled is copied.
-    pub fn fork(&mut self, table: &PageTable) -> PageTable {
+    pub(crate) fn fork(&mut self, table: &PageTable) -> PageTable {
         let full = table.len / PAGE;
         let mut pages = Vec::with_capacity(table.pages.len());
         for &page in &table.pages[..full] {
