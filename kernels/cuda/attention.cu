@@ -2,7 +2,7 @@
 // For the query of head h at position p, kv head g = h / (heads / kv_heads):
 //   out = sum over j <= p of softmax_j(q k_j / sqrt(d)) v_j,   log_sum = ln sum_j e^(q k_j / sqrt(d))
 //
-// One order for every row, in a prefill, in training and in decoding: keys go by blocks of 64 absolute positions,
+// One order for every row, in a prefill, in training and in decoding: keys are taken in blocks of 64 absolute positions,
 // blocks form partitions of 512. Within a partition the maximum runs along and sums are rescaled to it (Dao et al.
 // 2022); partitions start anew and are joined in ascending order. So a partition can be a block of threads of its own
 // (decoding: attention_part, then attention_join) or one of several a block takes in turn (attention_rows), with the
@@ -371,7 +371,7 @@ KERNEL(32, 4) attention_part_64(float* parts, float* ends, CALL) { part<64>(part
 KERNEL(32, 4) attention_part_128(float* parts, float* ends, CALL) { part<128>(parts, ends, GIVEN_CALL); }
 
 // Joins the partitions of a run of rows: {first row, rows, its first item, items}, which lie one after the other.
-// A block a (run, kv_head), a thread a column of D, vector by vector.
+// One block per (run, kv_head), one thread per column of D, vector by vector.
 KERNEL(128) attention_join(u16* out, float* exact, float* log_sums, const float* parts, const float* ends, const u32* runs, u32 kv_heads, u32 group, u32 d, float scale) {
     const u32* run = runs + 4 * (u64)BLOCK_X;
     const u32 first_row = run[0], vectors = run[1] * group, first = run[2], count = run[3];

@@ -17,14 +17,14 @@
 // bounds of the prompt's keys, two of others, 1 if sums begin with 0 plus 2 if they end}.
 // Launch: (items, kv_heads), four warps of 16 keys (d of 128) or two of 32, whose keys and values stay in registers;
 // four warps of 32 vectors.
-// Bound: tensor cores or, of 16 keys a warp, shared memory; bytes of ds.
+// Bound: tensor cores or, with 16 keys per warp, shared memory; bytes of ds.
 #include "attention.cuh"
 
 constexpr int KEYS = 64, VECTORS = 32, DS_TILE = KEYS * VECTORS;
 
 constexpr float LOG2_E = 1.44269504f;
 
-// delta = dy y, in f64 as the reference, and dy to bf16. A warp a (row, head).
+// delta = dy y, in f64 as the reference, and dy to bf16. One warp per (row, head).
 template <int D> DEV void deltas(float2* numbers, u16* rounded, const float* dy, const float* y, const float* log_sums, u32 vectors) {
     const u32 vector = BLOCK_X * 4 + WARP;
     if (vector >= vectors) return;

@@ -8,7 +8,7 @@
 // Every element of y is one chain of m16n8k16 steps over k in ascending order, pairs one after the other, x as the
 // mma's left side and w as its right, in every kernel here: a row has the same bits in any batch, tile and kernel.
 // Missing k are zeros, which change no sum. LoRA's x A^T (narrow) alone has few columns and so few blocks of threads: its
-// k are cut into parts of 256, a chain each, which are added in order, by blocks of their own or by one for all.
+// k are cut into parts of 256, one chain each, which are added in order, by blocks of their own or by one for all.
 //
 // Layout: row-major, k and n multiples of 8. Tiles of x and w go through a ring of four stages of 32 k in shared
 // memory (cp.async), 16-byte chunks swizzled so that neither writing nor ldmatrix conflicts. A warp's tile is 64x64:
@@ -22,7 +22,7 @@
 constexpr int STEP = 32;   // k of a stage
 constexpr int STAGES = 4;
 
-// Where chunk c (of 8 elements) of row r lies in a tile of WIDTH chunks a row, in bytes.
+// Where chunk c (of 8 elements) of row r lies in a tile of WIDTH chunks per row, in bytes.
 template <int WIDTH> DEV int place(int r, int c) {
     // Eight consecutive rows of one chunk, as ldmatrix reads them, lie in different banks.
     const int s = WIDTH == 4 ? (r >> 1) & 3 : r & 7;
@@ -386,7 +386,7 @@ KERNEL(256) matmul_lora_hidden(u16* y, const float* x, float scale, u32 m, u32 r
     to[0] = to[2 * rank] = high;
     to[rank] = low;
 }
-// x to bf16, four a thread.
+// x to bf16, four elements per thread.
 KERNEL(256) matmul_round(u16* y, const float* x, u32 vectors) {
     const int i = BLOCK_X * 256 + THREAD;
     if (i < vectors) *(uint2*)(y + 4 * (u64)i) = pack_bf16(*(const float4*)(x + 4 * (u64)i));

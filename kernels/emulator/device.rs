@@ -71,9 +71,9 @@ impl Kernel {
         self.program.parameter_bytes
     }
 
-    /// Registers before and 32-bit slots after slots were shared: (declared, used).
-    pub fn registers(&self) -> (usize, usize) {
-        (self.program.virtual_registers, self.program.words + 2 * self.program.longs)
+    /// 32-bit slots that the kernel's registers take.
+    pub(crate) fn registers(&self) -> usize {
+        self.program.words + 2 * self.program.longs
     }
 }
 
@@ -307,11 +307,6 @@ impl Device {
 }
 
 impl Module {
-    /// Names of the kernels.
-    pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
-        self.programs.iter().map(|program| program.name.as_str())
-    }
-
     /// A kernel by its name.
     pub fn kernel(&self, name: &str) -> Option<Kernel> {
         let program = self.programs.iter().find(|program| program.name == name)?;

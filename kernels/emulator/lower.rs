@@ -96,7 +96,6 @@ pub(crate) fn lower(kernel: &Kernel, module: &Module) -> Result<Program, LoadErr
         local_bytes: layout.local_bytes,
         max_threads: kernel.max_threads,
         required_threads: kernel.required_threads,
-        virtual_registers: kernel.registers.len(),
     })
 }
 

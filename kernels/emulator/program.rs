@@ -308,6 +308,4 @@ pub(crate) struct Program {
     pub(crate) local_bytes: usize,
     pub(crate) max_threads: Option<u32>,
     pub(crate) required_threads: Option<[u32; 3]>,
-    /// Registers declared in the PTX, before slots were shared.
-    pub(crate) virtual_registers: usize,
 }

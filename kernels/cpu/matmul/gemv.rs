@@ -128,8 +128,18 @@ struct Size {
     accumulate: bool,
 }
 
+/// A block of y, `rows` × `columns`, and where its operands begin.
+struct Task<W> {
+    y: *mut f32,
+    x: *const f32,
+    w: *const W,
+    rows: usize,
+    columns: usize,
+    size: Size,
+}
+
 /// [`block`], compiled for each instruction set.
-type Block<W> = unsafe fn(Isa, *mut f32, *const f32, *const W, usize, usize, Size);
+type Block<W> = unsafe fn(Isa, Task<W>);
 
 /// Splits y into blocks and computes them on the threads. The split has no influence on any bit.
 fn distribute<W: Sync>(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[W], size: Size, block: Block<W>) {
@@ -159,15 +169,15 @@ fn distribute<W: Sync>(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[W], size: Size,
         // SAFETY: `Cpu::with_isa` asserts the instruction set; rows and columns of the block lie
         // inside y, x and w by the assert above; blocks of different tasks do not overlap.
         unsafe {
-            block(
-                cpu.isa(),
-                y.as_mut_ptr().add(first_row * n + first_column),
-                x.as_ptr().add(first_row * x_stride),
-                w.as_ptr().add(first_column * k),
-                rows.min(m - first_row),
-                columns.min(n - first_column),
+            let task = Task {
+                y: y.as_mut_ptr().add(first_row * n + first_column),
+                x: x.as_ptr().add(first_row * x_stride),
+                w: w.as_ptr().add(first_column * k),
+                rows: rows.min(m - first_row),
+                columns: columns.min(n - first_column),
                 size,
-            );
+            };
+            block(cpu.isa(), task);
         }
     };
     if n * k <= STREAM && m * n * k <= STREAM {
@@ -177,22 +187,17 @@ fn distribute<W: Sync>(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &[W], size: Size,
     }
 }
 
-/// Computes `rows` × `columns` outputs from `y`, `x`, `w` on; `size` gives the strides.
+/// Computes a task's block of y.
 ///
 /// # Safety
 /// The CPU has the instruction set of `D`. The rows of x and w, of k elements, and the columns of
 /// y, in rows of n, exist, and nothing else uses that block of y.
 #[inline(always)]
-unsafe fn block<D: Dot>(
-    y: *mut f32,
-    x: *const D::X,
-    w: *const D::W,
-    rows: usize,
-    columns: usize,
-    size: Size,
-) where
+unsafe fn block<D: Dot<X = f32>>(task: Task<D::W>)
+where
     f32: Output<Scalar<D>>,
 {
+    let Task { y, x, w, rows, columns, size } = task;
     let Size { n, k, x_stride, chunk: longest, accumulate, .. } = size;
     // Few rows: one pass over w, four rows of it at a time. Many: each chunk as a block of its own.
     let few = rows <= FEW_ROWS;
@@ -234,57 +239,29 @@ unsafe fn block<D: Dot>(
 }
 
 for_each_isa! {
-    fn block_widened_on<W: Element>(
-        y: *mut f32,
-        x: *const f32,
-        w: *const W,
-        rows: usize,
-        columns: usize,
-        size: Size,
-    ) = block_widened
+    fn block_widened_on<W: Element>(task: Task<W>) = block_widened
 }
 
-/// [`block`] of f32 inputs and weights of type W.
+/// [`block`] of weights of type W.
 ///
 /// # Safety
 /// As for [`block`].
 #[inline(always)]
-unsafe fn block_widened<V: Vector, W: Element>(
-    y: *mut f32,
-    x: *const f32,
-    w: *const W,
-    rows: usize,
-    columns: usize,
-    size: Size,
-) {
+unsafe fn block_widened<V: Vector, W: Element>(task: Task<W>) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { block::<Widened<V, W>>(y, x, w, rows, columns, size) }
+    unsafe { block::<Widened<V, W>>(task) }
 }
 
 for_each_isa! {
-    fn block_exact_on<W: Element>(
-        y: *mut f32,
-        x: *const f32,
-        w: *const W,
-        rows: usize,
-        columns: usize,
-        size: Size,
-    ) = block_exact
+    fn block_exact_on<W: Element>(task: Task<W>) = block_exact
 }
 
-/// [`block`] of f32 inputs and weights of type W, with sums in f64.
+/// [`block`] of weights of type W, with sums in f64.
 ///
 /// # Safety
 /// As for [`block`].
 #[inline(always)]
-unsafe fn block_exact<V: Vector, W: Element>(
-    y: *mut f32,
-    x: *const f32,
-    w: *const W,
-    rows: usize,
-    columns: usize,
-    size: Size,
-) {
+unsafe fn block_exact<V: Vector, W: Element>(task: Task<W>) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { block::<WidenedDoubles<V::Doubles, W>>(y, x, w, rows, columns, size) }
+    unsafe { block::<WidenedDoubles<V::Doubles, W>>(task) }
 }

@@ -1,4 +1,4 @@
-//! One AdamW step after another.
+//! AdamW, two steps.
 
 use super::{Comparisons, uploaded, values};
 use crate::cpu::adamw::Step;

@@ -260,7 +260,7 @@ pub(crate) fn lora_products_are_as_good_as_f32(on: &mut Comparisons<'_>) -> Resu
             [Operands { x: &zero[0], w: &zero[1], first_row: 0, k: 8 }, db.forward(&hidden)];
         gpu.matmul(&mut y, &products, [m, n], false)?;
 
-        // l, its update and the gradient of B, with x = dy's stand-in for the last.
+        // l, its delta and the gradient of B, with x = dy's stand-in for the last.
         let hidden_exact: Vec<f64> = (0..m * rank)
             .map(|i| {
                 let (row, r) = (i / rank, i % rank);

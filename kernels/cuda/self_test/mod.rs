@@ -92,7 +92,7 @@ pub(crate) struct Comparisons<'a> {
     gpu: &'a Gpu,
     check: &'static str,
     each: &'a mut dyn FnMut(Comparison),
-    /// What was compared last: its further results are compared without another launch.
+    /// Kernels of the last comparison: further results of theirs are compared without another launch.
     kernels: Vec<&'static str>,
 }
 
@@ -134,7 +134,7 @@ impl<'a> Comparisons<'a> {
         self.record(got.len(), error, 0.0, case);
     }
 
-    /// The same of bf16.
+    /// Every bf16 value must have the same bits.
     fn same_rounded(&mut self, got: &[u16], want: &[u16], case: &str) {
         self.same_bits(&widened(got), &widened(want), case);
     }
@@ -146,7 +146,7 @@ impl<'a> Comparisons<'a> {
         self.record(got.len(), wrong as f64, 0.0, case);
     }
 
-    /// Errors with bounds of their own: that which is farthest out counts.
+    /// Errors with a bound each: the error that exceeds its bound by most counts.
     fn within(&mut self, errors: impl Iterator<Item = (f64, f64)>, case: &str) {
         let mut values = 0;
         let excess = |(error, bound): (f64, f64)| match error - bound {

@@ -1,4 +1,4 @@
-//! The sum of squares behind a gradient's norm.
+//! The sum of squares, for the gradient's norm.
 
 use super::{Comparisons, values};
 use crate::cpu::{self, Cpu};

@@ -1,10 +1,10 @@
-//! Every CUDA kernel against its CPU reference, on awkward shapes: the checks of `self_test`, a test each.
+//! Every CUDA kernel against its CPU reference, on awkward shapes: the checks of `self_test`, one test each.
 //!
 //! They run on the emulator with all of its checks on, or on the driver that `CUDA_DRIVER_LIB` names:
 //! `CUDA_DRIVER_LIB=libcuda.so.1` is a real GPU's. Where that cannot be opened they say so and pass.
 //!
-//! That these tests and the checks would notice: `seed_faults.py` puts one bug at a time into a copy of a kernel and
-//! asks what reports it; `faults.csv` has the bugs and the answers.
+//! `seed_faults.py` checks that these tests notice bugs: it puts one bug at a time into a copy of a kernel and asks
+//! what reports it. `faults.csv` has the bugs and the answers.
 
 mod device;
 mod sass;

@@ -20,7 +20,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: u32, fun
             0 => most.min(limits::THREADS_PER_BLOCK) as i32,
             1 => program.static_shared as i32,
             3 => program.local_bytes as i32,
-            4 => function.kernel.registers().1.min(255) as i32,
+            4 => function.kernel.registers().min(255) as i32,
             5 | 6 => 80,
             8 => function.opted_in.max(left) as i32,
             _ => 0,
