@@ -1,18 +1,9 @@
 //! Inputs, and the comparison of sampled outputs with a naive computation.
 
 use half::bf16;
+pub(crate) use kernels::cpu::values::values;
 
-/// `len` values in [-1, 1), the same for the same seed.
-pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(len).collect()
-}
-
-/// The same, rounded to bf16.
+/// [`values`] rounded to bf16.
 pub(crate) fn halves(seed: u64, len: usize) -> Vec<bf16> {
     values(seed, len).into_iter().map(bf16::from_f32).collect()
 }

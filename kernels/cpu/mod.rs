@@ -22,12 +22,12 @@ pub mod rope;
 pub mod round;
 pub mod sample;
 pub mod swiglu;
+pub mod values;
 
 #[cfg(test)]
 pub(crate) mod reference;
 mod runtime;
 mod simd;
-pub(crate) mod values;
 
 pub use matmul::{ComputeDtype, Matrix};
 pub use runtime::{allocations, arena, heap, profile};

@@ -1,9 +1,9 @@
-//! What comparisons of kernels share, in tests and in the GPU's self-test: values, and how far results are off.
+//! What tests, benches and the GPU's self-test of kernels share: inputs, and the error of results.
 
 use super::philox::{RngKey, Stream};
 
 /// `len` values in [-1, 1), the same for the same seed.
-pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
+pub fn values(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
         .map(|_| {
