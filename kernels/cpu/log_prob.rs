@@ -72,7 +72,7 @@ impl std::error::Error for LogitsError {}
 pub struct RowError {
     /// Index of the first such row.
     pub row: usize,
-    /// What is wrong with it.
+    /// Why it has no distribution.
     pub error: LogitsError,
 }
 

@@ -21,7 +21,7 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
-/// What a stream of draws is for; streams of one seed and sequence are independent.
+/// The purpose of random numbers. Streams of one seed and sequence are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream(pub u32);
 
@@ -43,7 +43,7 @@ pub struct RngKey {
     pub seed: u64,
     /// Which sequence under the seed: a completion's number, for example.
     pub sequence: u64,
-    /// What the draws are for.
+    /// The purpose of the random numbers.
     pub stream: Stream,
 }
 

@@ -17,7 +17,7 @@ use std::fmt;
 /// Penalties that may be asked for; 1 changes nothing, below 1 repetition is favored.
 pub const PENALTIES: (f32, f32) = (0.01, 100.0);
 
-/// What a row of logits is penalized for.
+/// The tokens that a row of logits is penalized for, and the penalty.
 #[derive(Clone, Copy, Debug)]
 pub struct Penalized<'a> {
     /// Ids of the tokens. Each stands in one of the lists, and once.
@@ -38,7 +38,7 @@ impl Penalized<'_> {
 /// A penalty out of its range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PenaltyError {
-    /// What was asked for.
+    /// The penalty that was asked for.
     pub got: f32,
 }
 

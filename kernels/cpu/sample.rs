@@ -79,17 +79,17 @@ impl SamplingParams {
 pub enum ParamsError {
     /// Not 0 and not in [`TEMPERATURES`].
     Temperature {
-        /// What was asked for.
+        /// The value that was asked for.
         got: f32,
     },
     /// Not above 0 and at most 1.
     TopP {
-        /// What was asked for.
+        /// The value that was asked for.
         got: f32,
     },
     /// Not 0 to 1.
     MinP {
-        /// What was asked for.
+        /// The value that was asked for.
         got: f32,
     },
 }

@@ -10,19 +10,19 @@ use std::marker::PhantomData;
 use super::driver::{self, Staging};
 use super::{Error, Gpu, lock};
 
-/// What a buffer of so many bytes takes. Sizes are multiples of 512 bytes, and above 4 KiB of an eighth of their
-/// power of two, so that sizes which differ little share memory and at most an eighth is wasted.
+/// Bytes that the pool takes for a buffer of `bytes` bytes. Sizes are multiples of 512 bytes and, above 4 KiB, of an
+/// eighth of their power of two, so that similar sizes share memory and at most an eighth is wasted.
 fn buffer_bytes(bytes: usize) -> usize {
     let step = (bytes.max(1).next_power_of_two() / 16).max(512);
     bytes.max(1).next_multiple_of(step)
 }
 
-/// Bytes that the pool takes for a large buffer that lasts, of so many bytes.
+/// Bytes that the pool takes for a large, long-lived buffer of `bytes` bytes.
 fn lasting_bytes(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(512)
 }
 
-/// What a buffer may hold: plain numbers, in the device's layout. bf16 is `u16`.
+/// An element type of buffers: plain numbers, in the device's layout. bf16 is `u16`.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
 impl Element for f32 {}
 impl Element for f64 {}
@@ -95,20 +95,20 @@ impl Pool {
 }
 
 impl Gpu {
-    /// A buffer whose elements are whatever the memory held: for results that are written whole.
+    /// A buffer of `len` elements with any values, for results that are written whole.
     pub fn uninitialized<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
         self.sized(len, buffer_bytes)
     }
 
-    /// A buffer that [`buffer_bytes`] or [`lasting_bytes`] gives so many bytes.
+    /// A buffer of `len` elements, for which `size` says how many bytes the pool takes.
     fn sized<T: Element>(&self, len: usize, size: fn(usize) -> usize) -> Result<Buffer<T>, Error> {
         let size = size(len.checked_mul(size_of::<T>()).expect("a size fits usize"));
         let (address, size, workspace) = self.take(size)?;
         Ok(Buffer { address, len, size, workspace, gpu: self.clone(), element: PhantomData })
     }
 
-    /// A buffer of zeros that is large and lasts: it has no more memory than it needs, which others of about its size
-    /// would share.
+    /// A large, long-lived buffer of zeros. It takes no more memory than it needs, and does not share its size with
+    /// similar ones.
     pub fn lasting_zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
         let mut buffer = self.sized(len, lasting_bytes)?;
         self.fill_zero(&mut buffer)?;
@@ -256,7 +256,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Trims where more waits than the driver has left: nothing can be given back within a capture.
+    /// Trims the pool if more of it is free than the driver has left, since nothing can be given back within a capture.
     pub(super) fn make_room(&self) -> Result<(), Error> {
         let (free, _) = self.memory()?;
         if free < 2 * lock(&self.0.pool).waiting { self.trim() } else { Ok(()) }

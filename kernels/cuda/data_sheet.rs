@@ -1,4 +1,4 @@
-//! What a GPU can do at most, by NVIDIA's data sheets: products without sparsity. Nothing here was measured.
+//! Peaks of GPUs by NVIDIA's data sheets, for products without sparsity. Nothing here was measured.
 
 /// Peaks of one GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -168,8 +168,8 @@ impl Gpu {
         x.len() / 4
     }
 
-    /// Symbols of the kernels that were launched since the last call, sorted. Forgets their functions, which are
-    /// asked of their modules again: so a launch does nothing for it.
+    /// Symbols of the kernels that were launched since the last call, sorted. It empties the table of loaded functions, so
+    /// that a launch has nothing to record: the next one loads its function again.
     pub(crate) fn take_launched(&self) -> Vec<&'static str> {
         let Some(opened) = &self.0.opened else { return Vec::new() };
         let mut symbols: Vec<_> = lock(&opened.functions).drain().map(|(name, _)| name).collect();
@@ -179,9 +179,9 @@ impl Gpu {
 }
 
 impl Opened {
-    /// The kernel, loaded, and allowed so much shared memory.
+    /// The loaded kernel, which may use `shared_bytes` of shared memory.
     fn function(&self, entry: &'static Entry, shared_bytes: usize) -> Result<Function, Error> {
-        /// What any kernel may have without asking.
+        /// Shared memory that any kernel may use without opting in.
         const FREE: usize = 48 << 10;
         let mut functions = lock(&self.functions);
         if let Some(function) = functions.get(entry.symbol) {

@@ -7,16 +7,16 @@ use crate::cpu::log_prob::{LogitsError, RowError, VOCAB_BLOCK, inverse_of};
 
 /// Number of logits that exist at a time: 32 MB, which stay in an A100's second-level cache between the kernels.
 const LOGITS: usize = 8 << 20;
-/// Blocks of the vocabulary in a part, at most: those one pass of the kernel takes.
+/// Most blocks of the vocabulary in a part: as many as one pass of the kernel takes.
 const BLOCKS: usize = 16;
 
-/// Tokens of the vocabulary whose logits exist at a time for so many rows, but for the last part.
+/// Columns of logits that exist at a time for `rows` rows. The last part may have fewer.
 pub fn logits_columns(rows: usize) -> usize {
     (LOGITS / rows.max(1) / VOCAB_BLOCK).clamp(1, BLOCKS) * VOCAB_BLOCK
 }
 
-/// The LM head: weights `[padded_vocab(vocab), k]`, bf16; what lies behind vocab is finite, zeros best. k is a
-/// multiple of 8.
+/// The LM head: weights `[padded_vocab(vocab), k]` in bf16. Rows beyond vocab must be finite, best zeros. k is a multiple
+/// of 8.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// The weights.
@@ -27,7 +27,7 @@ pub struct Head<'a> {
     pub k: usize,
 }
 
-/// Columns that logits of so many tokens have: a multiple of 8.
+/// Columns of the logits of `vocab` tokens: the next multiple of 8.
 pub fn padded_vocab(vocab: usize) -> usize {
     vocab.next_multiple_of(8)
 }

@@ -37,8 +37,8 @@ fn penalty_words(rows: &[Penalized<'_>], vocab: usize) -> Vec<u32> {
 }
 
 impl Gpu {
-    /// Puts on the device what each row of logits of `vocab` tokens is penalized for, with room for so many tokens
-    /// of all rows together.
+    /// Puts the penalties of rows of `vocab` logits on the device, with room for `room` penalized tokens of all rows
+    /// together.
     ///
     /// # Panics
     /// If a token is not below `vocab`, or there is no room.
@@ -55,7 +55,7 @@ impl Gpu {
         Ok(penalties)
     }
 
-    /// Others for as many rows: what a captured step reads.
+    /// Replaces the penalties in place by others for as many rows, as a captured step needs.
     pub fn rewrite_penalties(
         &self,
         to: &mut Penalties,

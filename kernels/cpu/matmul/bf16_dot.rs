@@ -192,7 +192,7 @@ fn words(lines: &mut [Line]) -> &mut [u32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }
 
-/// What a task computes: some rows of y, some panels of one job.
+/// The block of y that a task computes: some rows, and the columns of some panels of one job.
 struct Block<'a> {
     job: &'a Job<'a>,
     /// Rounded rows, from the block's first on.
@@ -414,7 +414,7 @@ struct Tile {
     x_stride: usize,
     w: *const u32,
     pairs: usize,
-    /// What is to be read next, for the caches to fetch, and how many bytes of it each pair.
+    /// Memory that is read next and that the caches shall fetch, and its bytes per pair.
     next: *const u32,
     next_step: usize,
     /// Sums of the chunks before, `[rows, 32]`.

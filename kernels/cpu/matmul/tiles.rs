@@ -26,7 +26,7 @@ use crate::cpu::vector::{Avx2, Avx512};
 use crate::cpu::vector::{Element, Portable, Vector, for_each_isa};
 use crate::cpu::{ComputeDtype, Cpu, Isa, Matrix};
 
-/// Up to so many columns of y packing x does not pay.
+/// Up to this many columns of y, packing x does not pay.
 const FEW_COLUMNS: usize = 32;
 
 /// Vectors of columns in a panel.
@@ -52,7 +52,7 @@ pub(super) fn takes_tiles(isa: Isa, [m, n]: [usize; 2], compute: ComputeDtype) -
     compute != ComputeDtype::F64 && m > few_rows(isa) && n > FEW_COLUMNS
 }
 
-/// Up to so many rows of x the dot form is as fast: it packs nothing. With AVX-512 it always is, as
+/// Up to this many rows of x, the dot form is as fast: it packs nothing. With AVX-512 it always is, as
 /// its 24 accumulators make little of their reduction (208 GFLOP/s of 234, here 203; the same Zen 4).
 fn few_rows(isa: Isa) -> usize {
     match isa {
@@ -321,7 +321,7 @@ fn distribute<W: Element>(
     }
 }
 
-/// What a task computes.
+/// The block of y that a task computes.
 struct Block<'a, W> {
     /// All of y, packed x and its tiles.
     y: *mut f32,

@@ -81,7 +81,7 @@ impl Cpu {
         Cpu { pool: Pool::counting(threads), ..Cpu::with_isa(1, isa) }
     }
 
-    /// Whether nothing is computed (see [`Cpu::counting`]).
+    /// Whether the context only counts memory (see [`Cpu::counting`]).
     pub fn counts(&self) -> bool {
         self.pool.counts()
     }

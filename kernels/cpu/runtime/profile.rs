@@ -64,7 +64,7 @@ struct Buffer {
     named_in: u32,
 }
 
-/// What a span stands for.
+/// The kind of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A kernel, on the thread that called it.
@@ -109,7 +109,7 @@ impl Work {
     }
 
     /// A matrix product of f32 with operands of any type: 2·m·n·k operations; `y [m,n]` is f32, and
-    /// read too where it is added to, `x` and `w` have so many bytes.
+    /// read too where it is added to; `x` and `w` are the bytes of the operands.
     pub fn product([m, n, k]: [usize; 3], [x, w]: [usize; 2], accumulate: bool) -> Work {
         let outputs = (m as u64).saturating_mul(n as u64);
         let y = outputs.saturating_mul(if accumulate { 8 } else { 4 });
@@ -171,8 +171,8 @@ struct Open {
     outer: (&'static str, Kind),
 }
 
-/// A kernel that was called with operands of this shape and has this to do; `work` is asked only
-/// where something records. Work inside another kernel is counted there alone.
+/// Opens the span of a kernel with operands of this shape. `work` says what it has to do, and is called only where a
+/// profile is recorded. A kernel inside another one has no work of its own: the outer one counts it.
 #[inline]
 pub fn span<const N: usize>(
     name: &'static str,
@@ -186,7 +186,7 @@ pub fn span<const N: usize>(
     }
 }
 
-/// A part of a run that is made of kernels, over so many rows, tokens or the like.
+/// Opens the span of a phase, which is made of kernels. `shape` has its rows, tokens or the like.
 #[inline]
 pub fn phase<const N: usize>(name: &'static str, shape: [usize; N]) -> SpanGuard {
     const { assert!(N <= DIMENSIONS) };
@@ -196,7 +196,7 @@ pub fn phase<const N: usize>(name: &'static str, shape: [usize; N]) -> SpanGuard
     }
 }
 
-/// What the threads of a pool work on.
+/// The op that the threads of a pool work on.
 #[derive(Clone, Copy)]
 pub(super) struct Op {
     recording: u32,

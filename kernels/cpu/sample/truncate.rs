@@ -216,7 +216,7 @@ impl Measure {
 }
 
 const BINS: usize = 1024;
-/// At most so many candidates are sorted rather than binned again.
+/// Up to this many candidates are sorted rather than binned again.
 const SORTED: usize = 256;
 
 /// The last candidate, by rank, of the shortest prefix of the ranking that measures `target` (at

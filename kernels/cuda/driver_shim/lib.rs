@@ -24,8 +24,7 @@ const NO_DEVICE: u32 = 100;
 const NOT_SUPPORTED: u32 = 801;
 const UNKNOWN: u32 = 999;
 
-/// What the resolver says stands for the driver from now on. Fails if a driver, or another resolver, is
-/// already in use.
+/// Makes `resolver` stand for the driver. Fails if a driver, or another resolver, is already in use.
 pub fn set_resolver(resolver: Resolver) -> Result<(), AlreadyInUse> {
     if LIBRARY.get().is_some() {
         return Err(AlreadyInUse);
