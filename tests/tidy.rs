@@ -219,7 +219,7 @@ fn no_file_of_kernels_is_dead() {
         let above = ["mod.rs", "lib.rs", "main.rs"].map(|file| folder.join(file));
         let beside = folder.with_extension("rs");
         let declares = |text: &str| {
-            let mut lines = text.lines().map(|line| code(line));
+            let mut lines = text.lines().map(code);
             lines.any(|line| line.trim_end().ends_with(&format!("mod {name};")))
         };
         let is_module = all.iter().any(|(file, text)| {
