@@ -2,7 +2,7 @@
 //!
 //! They run on the emulator with its checks on, or on the driver that `CUDA_DRIVER_LIB` names.
 //!
-//! Tolerances are not tuned. Both devices round inputs of products to bf16, at the same places but for gate and
+//! Tolerances are not tuned. Both devices round inputs of matmuls to bf16, at the same places but for gate and
 //! up, and sum in other orders, so each may be as far from the exact result as the other: what the CPU in bf16
 //! differs from the CPU in f32 bounds what the GPU may, twice.
 

@@ -46,54 +46,24 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Events of a download, for a progress display.
+/// Events of a download, for a progress display. `file` is a path in the repository; lengths are in bytes.
 #[derive(Debug)]
 #[non_exhaustive]
+#[allow(missing_docs)] // the fields say what they hold
 pub enum HubEvent<'a> {
-    /// A file begins.
-    Started {
-        /// Its path in the repository.
-        file: &'a str,
-        /// Its length, if the server says.
-        total_bytes: Option<u64>,
-        /// What an earlier run left and this one continues.
-        resumed_bytes: u64,
-    },
-    /// More of it is on disk.
-    Received {
-        /// Its path in the repository.
-        file: &'a str,
-        /// Bytes on disk; falls back to zero if the server cannot continue.
-        bytes: u64,
-    },
+    /// A file begins. `total_bytes` is its length, if the server says; an earlier run left `resumed_bytes` of it.
+    Started { file: &'a str, total_bytes: Option<u64>, resumed_bytes: u64 },
+    /// More of it is on disk: `bytes` now, which falls back to zero if the server cannot continue.
+    Received { file: &'a str, bytes: u64 },
     /// It is whole and its checksum holds.
-    Finished {
-        /// Its path in the repository.
-        file: &'a str,
-    },
-    /// Something failed that may pass.
-    Retrying {
-        /// The file or the repository.
-        what: &'a str,
-        /// What failed.
-        reason: &'a str,
-        /// The attempt that follows, from 2.
-        attempt: u32,
-        /// Attempts in all.
-        attempts: u32,
-        /// The wait before it.
-        pause: Duration,
-    },
+    Finished { file: &'a str },
+    /// Something failed that may pass. After `pause` follows the attempt `attempt`, counted from 1, of `attempts`; `what` is the
+    /// file or the repository.
+    Retrying { what: &'a str, reason: &'a str, attempt: u32, attempts: u32, pause: Duration },
     /// Another process downloads the same file; this one waits for it.
-    WaitingForLock {
-        /// Its path in the repository.
-        file: &'a str,
-    },
-    /// Something the user should know although it goes on.
-    Warning {
-        /// A sentence.
-        message: &'a str,
-    },
+    WaitingForLock { file: &'a str },
+    /// A sentence that the user should read although the download goes on.
+    Warning { message: &'a str },
 }
 
 /// Receives the events, in the order they happen.

@@ -303,7 +303,7 @@ impl KvCache {
     }
 
     /// Makes room for `tokens` more tokens, which the next step will write. Panics if there are
-    /// too few [available pages](KvCache::available_pages): the scheduler reserves before.
+    /// too few available pages: the scheduler reserves them first.
     pub fn extend(&mut self, table: &mut PageTable, tokens: usize) {
         table.len += tokens;
         while table.pages.len() < KvCache::pages_for(table.len) {

@@ -37,7 +37,7 @@ use crate::{
 const ROWS: usize = 1024;
 const LOGITS: usize = 4 << 20;
 
-/// Logits of a row in a block, at most. A product with dl/dx may have a block of W transposed: without this bound
+/// Logits of a row in a block, at most. The matmul for dl/dx may transpose a block of W: without this bound
 /// a batch of few rows would have all of it, 311 MB for Qwen3-0.6B.
 const COLUMNS: usize = 8 * VOCAB_BLOCK;
 

@@ -4,8 +4,8 @@
 //! y = r + swiglu(h·Wgateᵀ, h·Wupᵀ)·Wdownᵀ           h, r [rows, k], with LoRA as in linear.rs
 //! ```
 //!
-//! On the CPU it is those ops one after the other. On a GPU gate and up are one product whose epilogue is
-//! SwiGLU, and the gradient of down's input is one whose epilogue is SwiGLU's backward pass: gate and up in f32
+//! On the CPU it is those ops one after the other. On a GPU gate and up are one matmul with SwiGLU as its epilogue,
+//! and the gradient of down's input is one with SwiGLU's backward pass as its epilogue: gate and up in f32
 //! are all that is saved, beside h.
 
 use kernels::cuda::{Buffer, Factor, Gpu, Operands};
@@ -50,7 +50,7 @@ impl Mlp {
         })
     }
 
-    /// Bᵀ of gate and of up, each beside zeros: a product for the stacked product.
+    /// Bᵀ of gate and of up, each beside zeros, for the stacked matmul.
     fn wide(&self, gpu: &Gpu) -> Result<&[Option<Factor>; 2], DeviceError> {
         let n = self.gate.weight.rows();
         let one = |linear: &Linear, before: usize, after: usize| {

@@ -72,15 +72,8 @@ pub(super) fn step(
     learning_rate: f64,
     factors: &mut [TensorParameter<'_>],
 ) -> Result<StepOutcome, DeviceError> {
-    let norm = cuda.finish(|gpu| {
-        let mut squares = gpu.zeros::<f64>(factors.len().max(1))?;
-        for (slot, factor) in factors.iter().enumerate() {
-            if let Some(gradient) = factor.gradient {
-                gpu.sum_of_squares(&mut squares, slot, gradient.f32())?;
-            }
-        }
-        Ok(gpu.download(&squares)?.iter().sum::<f64>().sqrt())
-    })?;
+    let gradients: Vec<&Tensor> = factors.iter().filter_map(|factor| factor.gradient).collect();
+    let norm = sums_of_squares(cuda, &gradients)?.iter().sum::<f64>().sqrt();
     if !norm.is_finite() {
         return Ok(StepOutcome::NotFinite { norm });
     }

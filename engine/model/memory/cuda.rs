@@ -15,7 +15,7 @@ use crate::{
     tensor::{Device, Tensor, device::CudaDevice},
 };
 
-/// Multiprocessors of an A100. Other numbers change little: in how many parts narrow products are summed.
+/// Multiprocessors of an A100. Other numbers change little: they decide in how many parts narrow matmuls are summed.
 const MULTIPROCESSORS: usize = 108;
 
 /// What a model takes of a GPU's memory, in bytes.
@@ -23,7 +23,7 @@ const MULTIPROCESSORS: usize = 108;
 pub struct CudaModel {
     /// Weights in bf16, the vocabulary padded; norms and rotary tables in f32.
     pub weights: u64,
-    /// A and B in f32, and in the bf16 parts that products take.
+    /// A and B in f32, and in the bf16 parts that matmuls take.
     pub adapter: u64,
     /// The optimizer's two moments in f32.
     pub moments: u64,

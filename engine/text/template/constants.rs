@@ -1,21 +1,21 @@
 //! Constant lists that a template repeats or joins: `[0] * 100000000`.
 //!
-//! minijinja computes what is constant while it compiles, where nothing counts: it compares, searches and joins such lists, for
-//! hours or into all memory. Strings it folds only while they are short. So the length of every constant list is computed first.
+//! minijinja folds constants while it compiles, and fuel does not count then: it compares, searches and joins such lists for hours
+//! or until memory is full. It folds strings only if they are short. So the length of every constant list is computed first.
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
 
 /// Longer than any list that a sound template writes down, and short enough for what folding does with it.
 const LEN_LIMIT: usize = 1000;
 
-/// What is known of an expression before it is evaluated.
+/// The shape of an expression, as far as it is known before it is evaluated.
 #[derive(Clone, Copy, PartialEq)]
 enum Shape {
     /// Depends on variables.
     Open,
     /// A constant that is no list.
     Scalar,
-    /// A constant list, or what may be one, of at most so many items.
+    /// A constant that is, or may be, a list of at most this many items.
     List(usize),
 }
 

@@ -1,16 +1,16 @@
 //! Checks between the instructions of a compiled template, for what the fuel of minijinja 3.1 does not count.
 //!
-//! The crate counts instructions, the bytes of strings, and the items of one list. It does not count what lies deeper: two lists of
-//! two lists of two lists are compared, printed, hashed and sorted in time exponential in the depth, and by recursion. It also joins,
-//! repeats and slices lists lazily, view upon view. So the instructions are copied, and some get company:
+//! The crate counts instructions, the bytes of strings, and the items of one list, but not items of items: two lists of two lists
+//! of two lists are compared, printed, hashed and sorted in time exponential in the depth, and by recursion. It also joins,
+//! repeats and slices lists lazily, view upon view. So the instructions are copied, with checks between them:
 //!
-//! - What makes a value (a literal, an operator, a call) is followed by a look at the whole value: it pays for every part, it fails
-//!   below [`MAX_DEPTH`], and a lazy view becomes a list.
-//! - What reads values as a whole (comparisons, `in`, `~`, hashing a key) is preceded by a look that pays for what will be read.
+//! - After an instruction that makes a value (a literal, an operator, a call), the whole value is visited: every part is paid for,
+//!   nesting below [`MAX_DEPTH`] is an error, and a lazy view becomes a list.
+//! - Before an instruction that reads whole values (comparisons, `in`, `~`, hashing a key), the parts that it will read are paid
+//!   for.
 //! - Filters, tests and methods become filters and tests of our own with names that no template can write, which look at
 //!   the arguments, call what `python` has, and look at the result. Operators, attributes and items become Python's.
 //! - A namespace, whose parts may change later, can be in no other value, or it could come to contain itself.
-
 //!
 //! The stable API cannot do this. It has no hook for operators, comparisons, `in`, `~` and literals, which are instructions that
 //! build lazy views and compare shared parts before any function of ours is called, and Python's operators are put in at the
@@ -27,14 +27,14 @@ use super::python::{self, Generator, Method, View, is_among};
 
 /// Deepest nesting of values.
 pub(super) const MAX_DEPTH: usize = 64;
-/// A look at a part takes some 20 ns, what is done with it afterwards a few times that; a unit of fuel stands for a microsecond.
+/// A visit of a part takes some 20 ns, its use afterwards a few times that; a unit of fuel stands for a microsecond.
 const PARTS_PER_FUEL: usize = 8;
-/// For text that is written, or read character by character: minijinja's own price.
+/// The price of text that is written, or read character by character: minijinja's own.
 const WRITTEN_BYTES_PER_FUEL: usize = 64;
-/// For text that is only compared with other text, byte by byte.
+/// The price of text that is only compared with other text, byte by byte.
 const READ_BYTES_PER_FUEL: usize = 1024;
 
-/// Filters whose work does not depend on what is inside of the items, or is counted where it is done.
+/// Filters that do not look inside the items, or that count their work themselves.
 const SHALLOW_FILTERS: &str =
     "length count first last default d list items tojson string attr reverse";
 /// Filters that compare text or hand it on, and write none.
@@ -162,7 +162,7 @@ fn spaceless(name: &str) -> String {
     name.chars().filter(|character| !character.is_ascii_whitespace()).collect()
 }
 
-/// The instructions with the checks, and jumps that lead where they led.
+/// The instructions with the checks, and with jumps to the same instructions as before.
 fn guarded<'a>(
     plain: &Instructions<'a>,
     twins: &'a BTreeMap<(char, String), String>,
@@ -208,7 +208,7 @@ fn guarded<'a>(
     copy.result
 }
 
-/// Python's operator in place of the crate's, and how many operands it has.
+/// Python's operator in place of the crate's, and the number of its operands.
 fn operator(instruction: &Instruction) -> Option<(&'static str, u16)> {
     Some(match instruction {
         Instruction::Add => ("=op-add", 2),
@@ -233,7 +233,7 @@ fn operator(instruction: &Instruction) -> Option<(&'static str, u16)> {
     })
 }
 
-/// Where an instruction may lead to.
+/// The target of a jump.
 fn target<'a>(instruction: &'a mut Instruction<'_>) -> Option<&'a mut u32> {
     match instruction {
         Instruction::Jump(target)
@@ -249,7 +249,7 @@ fn target<'a>(instruction: &'a mut Instruction<'_>) -> Option<&'a mut u32> {
 /// A copy of instructions that grows.
 struct Copy<'a, 'source> {
     plain: &'a Instructions<'source>,
-    /// The plain instruction that is being copied: its place in the source is that of its company.
+    /// The plain instruction that is being copied: its checks get its place in the source.
     at: u32,
     result: Instructions<'source>,
     len: u32,
@@ -433,7 +433,7 @@ pub(super) fn call_method(
     settled(state, result)
 }
 
-/// A new value, looked at; a lazy one becomes a list.
+/// A new value, paid for; a lazy one becomes a list.
 fn settled(state: &State, value: Value) -> Result<Value, Error> {
     let value = if is_lazy(&value) { collect(state, &value)?.into() } else { value };
     pay(state, &value, usize::MAX)?;
@@ -528,7 +528,7 @@ impl Look<'_, '_, '_> {
     }
 }
 
-/// Whether what is in `value` may change after it was looked at. The crate keeps these types to itself; a test holds their names.
+/// Whether the contents of `value` may change after the visit. These types are private to the crate; a test checks their names.
 fn is_mutable(value: &Value) -> bool {
     value.as_object().is_some_and(|object| {
         let name = object.type_name();

@@ -1,8 +1,8 @@
 //! What Jinja templates take from Python and Jinja2, where minijinja differs: kinds of values, operators, tests, filters, methods,
-//! str() and repr(), json.dumps, and transformers' raise_exception. As Jinja2 3.1 in transformers' sandbox has them, errors included:
-//! tests/fixtures/chat/expressions.py compares some thousand expressions.
+//! str() and repr(), json.dumps, and transformers' raise_exception. Results and errors are those of Jinja2 3.1 in transformers'
+//! sandbox: tests/fixtures/chat/expressions.py compares some thousand expressions.
 //!
-//! What can make much out of little pays for it in fuel before it allocates.
+//! A function that can make a large value out of a small one pays for it in fuel before it allocates.
 
 mod filters;
 mod format;
@@ -26,7 +26,7 @@ use write::Writer;
 /// minijinja's price: one unit of fuel for 64 bytes.
 const BYTES_PER_FUEL: usize = 64;
 
-/// Names of filters of our own, which no template can write.
+/// Names of filters for operators, which no template can write.
 pub(super) const NEGATE: &str = "=op-neg";
 pub(super) const ITEM: &str = "=op-item";
 pub(super) const SLICE: &str = "=op-slice";
@@ -38,7 +38,7 @@ pub(super) const ITERATE: &str = "=op-iterate";
 #[error("{0}")]
 pub(super) struct Raised(pub(super) String);
 
-/// Replaces what differs from Python in `environment`.
+/// Replaces the functions, filters and tests that differ from Python.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(write_output);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
@@ -137,7 +137,7 @@ fn type_error(message: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// What Python calls a TypeError or a ValueError: fails for what is undefined.
+/// Fails if the value is undefined.
 fn is_undefined(value: &Value) -> Result<(), Error> {
     if value.is_undefined() { Err(Error::from(ErrorKind::UndefinedError)) } else { Ok(()) }
 }
@@ -229,7 +229,7 @@ fn ascii_of(text: &str) -> String {
     ascii
 }
 
-/// The items of what Python can iterate over, paid for.
+/// The items of a value that Python can iterate over, paid for.
 fn iterate(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
     let kind = Kind::of(value);
     if !kind.is_iterable() {

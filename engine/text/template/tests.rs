@@ -1,4 +1,4 @@
-//! Templates that mean harm: each would take all memory or time, or end the process, where nothing counted.
+//! Hostile templates: without limits each would take all memory or time, or end the process.
 
 use std::time::{Duration, Instant};
 

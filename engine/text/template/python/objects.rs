@@ -9,7 +9,7 @@ use minijinja::{Error, State, Value};
 
 use super::methods;
 
-/// What a value is in Python.
+/// The type of a value in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::text::template) enum Kind {
     Undefined,
@@ -136,7 +136,7 @@ impl Object for Range {
     }
 }
 
-/// What keys(), values() and items() give.
+/// The result of keys(), values() and items().
 #[derive(Debug)]
 pub(in crate::text::template) struct View {
     pub(super) name: &'static str,
@@ -153,7 +153,7 @@ impl Object for View {
     }
 }
 
-/// What filters such as `map` give: read once, always true, without a length. All items are there from the start.
+/// The result of filters such as `map`: read once, always true, without a length. All items are there from the start.
 #[derive(Debug)]
 pub(in crate::text::template) struct Generator {
     pub(in crate::text::template) items: Vec<Value>,

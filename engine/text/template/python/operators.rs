@@ -79,7 +79,7 @@ fn too_large() -> Error {
     type_error("a whole number of more than 127 bits".to_owned())
 }
 
-/// A whole number or an error, and what is done with floats.
+/// An operation on whole numbers, which may fail, or on floats.
 fn arithmetic(
     operator: &str,
     a: &Value,
@@ -245,7 +245,7 @@ pub(in crate::text::template) fn equal(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// What `<` and its like know of two values; none of NaN.
+/// The order of two values; none for NaN.
 pub(super) fn compare(operator: &str, a: &Value, b: &Value) -> Result<Option<Ordering>, Error> {
     match (Number::of(a), Number::of(b)) {
         (Some(Number::Int(a)), Some(Number::Int(b))) => return Ok(Some(a.cmp(&b))),

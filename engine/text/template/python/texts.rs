@@ -1,4 +1,4 @@
-//! Jinja2's filters of texts, and what str knows of characters.
+//! Jinja2's filters of texts, and the classes of characters that str has.
 
 use std::sync::LazyLock;
 

@@ -125,7 +125,7 @@ impl<'a, 'template, 'env> Writer<'a, 'template, 'env> {
                 self.text.push('}');
                 self.depth -= 1;
             }
-            // Whole numbers print alike; the rest (macros, the loop) is nothing that a sound template prints.
+            // Whole numbers print alike; sound templates print no other kinds (macros, the loop).
             _ => write!(self.text, "{value}").map_err(|_| Error::from(ErrorKind::WriteFailure))?,
         }
         self.pay(0)
