@@ -71,7 +71,7 @@ pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, FileErr
     })
 }
 
-/// What is there; a link counts as what it leads to.
+/// The metadata of a path; links are followed.
 pub fn look_up(path: &Path) -> Result<Metadata, FileError> {
     std::fs::metadata(path).map_err(|source| {
         let path = path.to_owned();
@@ -92,7 +92,7 @@ pub fn is_there(path: &Path) -> Result<bool, FileError> {
     }
 }
 
-/// What a file that begins so is in place of the one that bears its name, and what to do; `None` if it may be that one.
+/// Whether a file that begins with `start` only stands in for the one of its name: what it is and what to do, else `None`.
 pub fn stand_in(start: &[u8]) -> Option<&'static str> {
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let begins = |with: &str| {

@@ -80,7 +80,7 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// What is going to be created at `temporary`, on the same file system as `path`.
+    /// For a file or directory that the caller creates at `temporary`, on the file system of `path`.
     pub fn new(temporary: PathBuf, path: PathBuf) -> Staged {
         Staged { temporary, path, placed: false }
     }
@@ -195,17 +195,19 @@ pub(crate) fn parent(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
+/// The names in a directory, sorted.
+#[cfg(test)]
+pub(crate) fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(directory: &Path) -> Vec<String> {
-        let entries = fs::read_dir(directory).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn a_file_is_written_whole_or_not_at_all() {

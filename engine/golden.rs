@@ -49,7 +49,7 @@ pub(crate) fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
     model.forward(&batch, &mut cache).data().to_vec()
 }
 
-/// What a safetensors file of a reference holds: inputs, and logits after each of them.
+/// The contents of a reference's safetensors file: inputs, and logits after each of them.
 pub(crate) fn reference(file: &Path, ids: &str, logits: &str) -> (Vec<u32>, Vec<f32>) {
     let bytes = std::fs::read(file).unwrap();
     let dump = SafeTensors::deserialize(&bytes).unwrap();

@@ -275,7 +275,7 @@ impl Hub {
         let repository = self.repository(Kind::Dataset, reference)?;
         let cached = repository.commit(reference);
         let cached = cached.map(|commit| (repository.snapshot_files(&commit, 100_000), commit));
-        // What is here need not be all there is: shards say how many they are.
+        // Local files may be incomplete: the names of shards tell how many there are.
         let whole = |files: Vec<String>| {
             let chosen = data::choose(reference, files)?;
             let missing = data::missing_shard(&chosen.files);
@@ -387,7 +387,7 @@ impl Hub {
     }
 }
 
-/// What the cache has in place of an answer, with a warning; the error if it has nothing, or if the error is
+/// The cached answer, with a warning; the error if there is none, or if the error is
 /// not about the way to the server.
 fn fall_back<T>(
     reference: &Reference,

@@ -175,8 +175,8 @@ fn deltas<'a>(adapter: &'a Adapter, config: &Config) -> HashMap<String, Delta<'a
     deltas
 }
 
-/// What is copied beside the weights, by its path in the checkpoint, config.json last: without it, nothing takes the
-/// directory for a checkpoint.
+/// The files that are copied beside the weights, by their paths in the checkpoint. config.json is last: a directory without it
+/// is no checkpoint.
 fn companions(model: &Path, files: &[StoredFile]) -> Result<Vec<PathBuf>, MergeError> {
     let read = |source| MergeError::Read { path: model.to_owned(), source };
     // Checkpoint::open prefers model.safetensors; an index beside it is of other files.

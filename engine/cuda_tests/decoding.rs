@@ -18,7 +18,7 @@ fn device() -> Option<Device> {
 const OPTIONS: GeneratorOptions =
     GeneratorOptions { max_batch: 16, prefill_rows: 1024, cache_bytes: 4 << 20 };
 
-/// A prompt of `prompt` tokens, of which so many samples of at most `new` tokens are drawn.
+/// A prompt of `prompt` tokens, with `samples` samples of at most `new` tokens.
 fn request(prompt: usize, samples: u64, new: usize, sampling: SamplingParams) -> Request {
     Request {
         prompt: (0..prompt as u32).map(|i| (i * 7 + prompt as u32) % 203).collect(),
@@ -202,7 +202,7 @@ fn after_a_step_of_the_optimizer_graphs_have_the_new_weights() {
     assert_eq!(after, generate(&model, &requests, 0, &mut |_| ()));
 }
 
-/// What the host queues in the last of some decoding steps of four sequences, one of which pads.
+/// The work that the host queues in the last of some decoding steps of four sequences, one of which pads.
 fn queued_of_a_step(model: &Model, most: usize) -> Queued {
     let Device::Cuda(cuda) = model.device() else { panic!("a model on a CPU") };
     let (mut at, mut last) = (Queued::default(), Queued::default());

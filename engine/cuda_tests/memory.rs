@@ -115,7 +115,7 @@ fn steps_take_what_is_predicted() {
         learn(&mut model, &batch, pass);
         let what = format!("{family:?} {pass:?}");
         assert_eq!(of_model.bytes() + of_pass.peak, in_use(&model)[1], "{what}");
-        // What is there before the first pass: not yet tables, moments and the factors' parts.
+        // Before the first pass there are no tables, moments and parts of factors.
         assert!(before < of_model.bytes(), "{what}: {before}");
         assert!(of_pass.peak > of_model.bytes(), "{what}: activations are to be the most of it");
     }

@@ -235,7 +235,7 @@ impl KvCache {
         self.pages.len()
     }
 
-    /// Pages that no sequence holds. [`KvCache::extend`] can take so many.
+    /// Pages that no sequence holds: the number that [`KvCache::extend`] can take.
     pub(crate) fn available_pages(&self) -> usize {
         self.free.len() + self.idle_count
     }

@@ -229,7 +229,7 @@ fn run_generation(model: &Model, prompt: usize, sequences: usize, length: usize)
     let pages = KvCache::pages_for(length.max(prompt));
     let mut cache = KvCache::new(model.device(), model.config(), model.cache_dtype(), pages)
         .expect("address space");
-    // All in the same pages: nobody reads them.
+    // All sequences have the same pages: their contents are never read.
     let table: Vec<u32> = (0..pages as u32).collect();
     let mut batch = Batch::default();
     for _ in 0..sequences {

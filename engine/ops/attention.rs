@@ -183,7 +183,7 @@ pub(crate) fn packed_attention<'m>(
     let device = q.device().clone();
     let mut y = Tensor::uninitialized_for_matmul(&device, n, columns);
     let mut log_sums = recorded.then(|| Tensor::uninitialized(&device, n, shape.heads));
-    // What the backward pass reads of q, k, v and y.
+    // q, k, v and y, saved for the backward pass.
     let mut saved = None;
     match &device {
         Device::Cpu(device) => {

@@ -195,7 +195,7 @@ struct Applied<'m> {
     pass: Pass,
 }
 
-/// What LoRA's backward pass reads.
+/// Saved for LoRA's backward pass.
 struct Adapter<'m> {
     lora: &'m Lora,
     /// h.

@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// Rows of logits that exist at a time, at most, and logits.
+/// The most rows of logits that exist at a time, and the most logits.
 const ROWS: usize = 1024;
 const LOGITS: usize = 4 << 20;
 
@@ -184,7 +184,7 @@ struct LogProb<'m> {
     kept: Kept<'m>,
 }
 
-/// What the backward pass reads.
+/// Saved for the backward pass.
 enum Kept<'m> {
     /// dl/dx `[rows, k]`.
     Gradient(Tensor),

@@ -151,12 +151,12 @@ fn fused<'m>(
     y
 }
 
-/// What the MLP on a GPU leaves for its backward pass.
+/// The node of an MLP on a GPU.
 struct Fused<'m> {
     mlp: &'m Mlp,
     cuda: CudaDevice,
     pass: Pass,
-    /// Of the residual and of h, where their gradients are wanted.
+    /// The residual and h, if their gradients are wanted.
     ids: [Option<Id>; 2],
     h: Saved<'m>,
     /// LoRA's hidden states of gate, up and down.

@@ -135,7 +135,7 @@ struct Rope<'m> {
     x: Id,
     /// x, on a GPU.
     held: Option<Tensor>,
-    /// What the same pass over x normalizes, on a GPU.
+    /// On a GPU: the norm that is part of the same pass over x.
     norm: Option<HeadNorm<'m>>,
     rotations: &'m Rotations,
     positions: &'m Mirrored<u32>,

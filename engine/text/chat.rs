@@ -166,7 +166,7 @@ impl ChatTemplate {
     }
 
     /// Whether a prompt holds what the user says, and what the system prompt says. A template may leave either out without a
-    /// word: one for content in parts (`{% for part in message.content %}`) finds none in a text. What it refuses it says itself.
+    /// word: one for content in parts (`{% for part in message.content %}`) finds none in a text. It reports its own refusals.
     pub fn reads(&self, options: RenderOptions) -> [bool; 2] {
         let [system, user] = ["system", "user"].map(|role| Message {
             role: role.to_owned(),

@@ -71,7 +71,7 @@ impl Adapter {
 }
 
 impl AdapterSettings {
-    /// What is refused could not be read back, or would not train.
+    /// Settings are refused that could not be read back, or would not train.
     fn check(&self) -> Result<(), AdapterError> {
         let AdapterSettings { rank, alpha, dropout, ref targets, .. } = *self;
         let wrong = |name, got: &dyn std::fmt::Debug, expected| {

@@ -77,8 +77,7 @@ impl Adapter {
     }
 }
 
-/// What is left of a path or id when it is asked which model it is: the words of its last part in lower case, without those
-/// for versions of storage.
+/// The words of a path or id that name a model: those of its last part in lower case, without words for forms of storage.
 fn family(name: &str) -> Vec<String> {
     let name = name.trim_end_matches(['/', '\\']);
     let name = name.split_once('@').map_or(name, |(name, _)| name);

@@ -1,4 +1,4 @@
-//! Adapters of ours in Python's PEFT: tests/fixtures/adapter holds adapters that [`Adapter::save`] wrote, and the logits that PEFT
+//! This engine's adapters in Python's PEFT: tests/fixtures/adapter holds adapters that [`Adapter::save`] wrote, and the logits that PEFT
 //! computed with them on the golden models (make.py there). PEFT's adapters in this engine are `j1 check`'s matter.
 
 use std::fs;

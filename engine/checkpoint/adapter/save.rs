@@ -179,14 +179,7 @@ mod tests {
     use super::super::tests::{config, load, plain, two};
     use super::super::{AdapterSettings, LoraFactors};
     use super::*;
-
-    fn names(directory: &Path) -> Vec<String> {
-        let entries = fs::read_dir(directory).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
+    use crate::files::names;
 
     fn adapter(rank: usize) -> Adapter {
         let targets = Projection::ALL.to_vec();

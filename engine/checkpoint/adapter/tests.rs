@@ -200,7 +200,7 @@ fn layers_are_chosen_as_peft_chooses_them() {
     );
 }
 
-/// Factors of both layers with a rank a matrix.
+/// Factors of both layers with one rank per matrix.
 fn of_ranks(ranks: [(Projection, usize); 2], both: usize) -> Factors {
     let mut all = Vec::new();
     for layer in 0..2 {

@@ -157,7 +157,7 @@ mod tests {
                 && error.to_string().contains("76000"),
             "{error}"
         );
-        // What was not finite before is the source's.
+        // Elements that were not finite before are the source's.
         let w: Vec<u8> = [f32::INFINITY; 6].map(|w| f16::from_f32(w).to_le_bytes()).concat();
         assert_eq!(updated(Dtype::F16, &w, [1.0, 1.0]).unwrap(), w);
     }

@@ -1,7 +1,7 @@
 //! A directory that gets its name when it is complete.
 //!
-//! It is prepared as `NAME.partial` beside its place and locked while a process works on it. What a killed process left there is
-//! known by its files' names and written again; the system has freed the lock.
+//! It is prepared as `NAME.partial` beside its place and locked while a process works on it. The leftovers of a killed process are
+//! known by their names and written again; the system has freed the lock.
 
 use std::fs::{self, File, TryLockError};
 use std::io;

@@ -235,7 +235,7 @@ fn chat_templates_with_names_are_copied() {
     }
     fs::write(model.join(folder).join("notes.txt"), "not copied").unwrap();
     let out = scratch.path().join("out");
-    // What a merge that was killed left is no obstacle; what is not of a merge is.
+    // Leftovers of a killed merge are no obstacle; other files are.
     let partial = scratch.path().join("out.partial").join(folder);
     fs::create_dir_all(&partial).unwrap();
     fs::write(partial.join("tool_use.jinja"), "half").unwrap();
@@ -300,13 +300,10 @@ fn a_place_that_is_taken_is_refused_before_anything_is_written() {
     assert!(matches!(refused(&path("out")), MergeError::InUse { .. }));
     drop(held);
 
-    // What a killed merge left is written again.
+    // Leftovers of a killed merge are written again.
     fs::write(path("out.partial/model.safetensors"), "half").unwrap();
     plain_merge(&model, &adapter, &path("out")).unwrap();
-    let mut names: Vec<_> =
-        fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["full", "link", "out"]);
+    assert_eq!(crate::files::names(scratch.path()), ["full", "link", "out"]);
     assert!(files(&path("full")).len() == 1 && files(&path("out")).len() == 3);
 }
 

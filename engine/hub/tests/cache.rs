@@ -1,4 +1,4 @@
-//! What is downloaded, what is kept, and what needs no network.
+//! Downloads, the cache, and runs without a network.
 
 use super::*;
 use std::fs;
@@ -120,7 +120,7 @@ fn an_unreachable_server_leaves_the_cache_and_a_warning() {
         assert_eq!(events.len(), 1, "{events:?}");
         assert!(events[0].contains("using the cached files"), "{events:?}");
     }
-    // With something to fall back to, nobody waits for repetitions.
+    // A request is not repeated if the cache can answer.
     assert_eq!(failing.requests().len(), 1);
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
-    /// Close after so many bytes of the body.
+    /// Close after this many bytes of the body.
     pub(super) cut: Option<usize>,
     /// Stay silent so long, then close without an answer.
     pub(super) silence: Option<Duration>,
@@ -204,7 +204,7 @@ impl FakeHub {
         checksum.finish().unwrap()
     }
 
-    /// What the hub answers.
+    /// The answer of the hub.
     pub(super) fn answer(&self, request: &Request) -> Reply {
         let path = request.path.split('?').next().unwrap();
         if let Some(digest) = path.strip_prefix("/blob/") {

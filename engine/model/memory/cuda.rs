@@ -18,7 +18,7 @@ use crate::{
 /// Multiprocessors of an A100. Other numbers change little: they decide in how many parts narrow matmuls are summed.
 const MULTIPROCESSORS: usize = 108;
 
-/// What a model takes of a GPU's memory, in bytes.
+/// A GPU's memory for a model, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CudaModel {
     /// Weights in bf16, the vocabulary padded; norms and rotary tables in f32.
@@ -36,7 +36,7 @@ impl CudaModel {
     }
 }
 
-/// What a training pass takes beside the model, in bytes.
+/// The memory of a training pass beside the model, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CudaPass {
     /// Everything at the peak: the two below are in it where they live at that moment.
@@ -68,9 +68,9 @@ impl Counter {
 }
 
 impl TrainedModel<'_> {
-    /// What the model takes on a GPU.
+    /// The memory of the model on a GPU.
     pub fn on_cuda(&self) -> CudaModel {
-        // What a pass makes when it first needs it is there after one.
+        // After one pass everything is there that a pass makes on first use.
         let mut batch = PackedBatch::default();
         batch.push(&[0], &[&[0]]);
         let pass = TrainedPass { checkpoint: false, dropout: false, reference: false };

@@ -112,7 +112,7 @@ fn parameters_and_scratch_by_hand() {
     assert!(with.buffers < without.buffers, "{with:?} {without:?}");
 }
 
-/// What the counts are is held to a GPU's pool in cuda_tests/memory.rs.
+/// cuda_tests/memory.rs compares the counts with a GPU's pool.
 #[test]
 fn a_gpu_keeps_activations_or_computes_them_again() {
     let config = Config::qwen3(1024, 3072);

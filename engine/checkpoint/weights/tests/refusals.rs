@@ -1,5 +1,5 @@
-//! Checkpoints as they reach users: pointers, broken links, half of the files, wrapped names, quantized weights. What is
-//! there is named, and what to do about it.
+//! Checkpoints as they reach users: pointers, broken links, half of the files, wrapped names, quantized weights. Each
+//! error names what is there and says what to do.
 
 use super::*;
 
