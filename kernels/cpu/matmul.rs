@@ -537,7 +537,7 @@ mod tests {
         for cpu in contexts() {
             for compute in DTYPES {
                 let weights = widths.map(|n| Weights::new(n as u64, n * k));
-                let low = widths.map(|n| (values(21, m * rank), values(22, rank * n)));
+                let deltas = widths.map(|n| (values(21, m * rank), values(22, rank * n)));
                 let mut together = widths.map(|n| values(23, m * n));
                 let mut products: Vec<Product<'_>> = together
                     .iter_mut()
@@ -547,7 +547,7 @@ mod tests {
                         w: weights[i].matrices()[0],
                         n: widths[i],
                         accumulate: true,
-                        low_rank: Some(LowRank { left: &low[i].0, right: &low[i].1, rank }),
+                        low_rank: Some(LowRank { left: &deltas[i].0, right: &deltas[i].1, rank }),
                     })
                     .collect();
                 forward_all(&cpu, &mut products, &x, [m, k], compute);
@@ -555,7 +555,7 @@ mod tests {
                     let n = widths[i];
                     // One row of factors more: the delta as part of a single product.
                     let w = widened(weights[i].matrices()[0]);
-                    let (left, right) = &low[i];
+                    let (left, right) = &deltas[i];
                     let rounds = compute == ComputeDtype::Bf16;
                     let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
                     let old = values(23, m * n);

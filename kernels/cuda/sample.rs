@@ -29,7 +29,7 @@ impl Gpu {
         self.write(to, 0, &words)
     }
 
-    /// Reference: [`crate::cpu::sample::draw`] at the number Philox gives, bit for bit: draws a token from each row of
+    /// Reference: [`crate::cpu::sample::draw`] at the random number of its key, bit for bit: draws a token from each row of
     /// `logits` `[rows, padded_vocab(vocab)]`. Results (token, bits of log-probability and entropy, status) go to `out`
     /// `[rows, 4]`; the token of row i is `out[4·i]`, where the next step can read it. See [`Gpu::samples`].
     pub fn sample(
