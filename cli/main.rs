@@ -2,6 +2,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)] // they panic where output.rs does not
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)] // docs of flags are the text of --help
 
+mod advice;
 mod args;
 mod commands;
 mod interrupt;
@@ -93,8 +94,11 @@ fn misused(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn failed(error: &dyn std::error::Error) -> ExitCode {
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
     output::note(&format!("j1: {error}"));
+    if let Some(advice) = advice::advice(error) {
+        output::note(&format!("help: {advice}"));
+    }
     ExitCode::FAILURE
 }
 

@@ -44,14 +44,15 @@ fn gpu() -> Option<Device> {
         }
         match Device::cuda(0, Cpu::new(1)) {
             Ok(device) => Some(device),
-            Err(DeviceError::NoDriver) => {
-                eprintln!("skipped: the driver that CUDA_DRIVER_LIB names cannot be opened");
-                None
-            }
+            Err(DeviceError::NoDriver) => None,
             Err(error) => panic!("{error}"),
         }
     };
-    GPU.get_or_init(open).clone()
+    let gpu = GPU.get_or_init(open).clone();
+    if gpu.is_none() {
+        crate::shared::skipped("the driver that CUDA_DRIVER_LIB names cannot be opened");
+    }
+    gpu
 }
 
 fn cpu() -> Device {

@@ -41,17 +41,17 @@ pub struct LanguageModel {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a file
 pub enum OpenError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Weights(#[from] WeightsError),
-    #[error(transparent)]
+    #[error("{0}")]
     Adapter(#[from] AdapterError),
-    #[error(transparent)]
+    #[error("{0}")]
     Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
+    #[error("{0}")]
     Chat(#[from] ChatError),
-    #[error(transparent)]
+    #[error("{0}")]
     Unsuited(#[from] Unsuited),
 }
 

@@ -41,6 +41,10 @@ pub mod cpu;
 pub mod cuda;
 pub mod signals;
 
+#[cfg(test)]
+#[path = "../tests/shared.rs"]
+mod shared;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `mutex` whether or not a panic has poisoned it: what it guards is valid after every statement.

@@ -194,7 +194,7 @@ mod unix {
         say(b"j1: out of memory: the system has no room for ");
         say(decimal(bytes, &mut digits));
         say(b" more bytes. Where ulimit -v or a job's limit is what ends it, raise that; else a smaller model or batch, ");
-        say(b"fewer --threads or less --cache-memory may fit\n");
+        say(b"fewer threads or less memory for keys and values may fit\n");
         exit(1)
     }
 

@@ -149,7 +149,7 @@ fn pairs_come_from_standard_input_shards_and_columns_of_any_name() {
     }
     let wrong = j1(&["data", "inspect", &shards.display().to_string(), "--columns", "prompt=x"]);
     let stderr = String::from_utf8_lossy(&wrong.stderr);
-    assert!(stderr.contains("no column x, which --columns names for prompt"), "{stderr}");
+    assert!(stderr.contains("no column x, which is asked for as prompt"), "{stderr}");
 
     let unlabeled = "{\"prompt\":\"p\",\"a\":\"12\",\"b\":\"2\"}\n";
     let seen = json(j1_reading(&["data", "inspect", "-", "--json"], unlabeled.as_bytes()));

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     cli::{bytes, eval_args, fails, j1, model, pairs, stdout},
+    shared::skipped,
     training::{Run, assert_same, finish, metrics, resume, succeeded},
 };
 
@@ -26,7 +27,7 @@ impl Disk {
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_string(),
             Err(error) => error.to_string(),
         };
-        eprintln!("skipped: cannot mount a small disk: {why}");
+        skipped(format!("a small disk cannot be mounted: {why}"));
         None
     }
 

@@ -239,7 +239,7 @@ fn requests_that_cannot_run_are_refused_with_the_reason() {
     assert!(matches!(submit(vec![1], limit), Err(GenerateError::TooLong { .. })));
     let error = submit(vec![1; 33], 32).unwrap_err();
     assert!(matches!(error, GenerateError::CacheTooSmall { tokens: 65, .. }), "{error}");
-    assert!(error.to_string().contains("--cache-memory"), "{error}");
+    assert!(error.to_string().contains("raise the memory for them"), "{error}");
     let error = submit(vec![1, 9999], 1).unwrap_err();
     assert!(error.to_string().contains("9999"), "{error}");
     assert!(submit(vec![1; 32], 32).is_ok());

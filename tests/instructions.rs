@@ -7,6 +7,8 @@
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
+use crate::shared::skipped;
+
 use half::bf16;
 use kernels::cpu::{
     ComputeDtype, Cpu, Isa, Matrix, adamw,
@@ -214,11 +216,11 @@ fn recorded(path: &Path) -> Vec<(String, String, f64)> {
 #[test]
 fn kernels_take_no_more_instructions_than_recorded() {
     if !Isa::Avx2.is_available() {
-        println!("skipped: this CPU has no AVX2");
+        skipped("this CPU has no AVX2");
         return;
     }
     let Some(counts) = count() else {
-        println!("skipped: there is no valgrind to count with");
+        skipped("there is no valgrind to count with");
         return;
     };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/instructions.csv");

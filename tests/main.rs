@@ -18,6 +18,7 @@ mod merge;
 mod profile;
 mod real_models;
 mod sampling;
+mod shared;
 #[cfg(target_os = "linux")]
 mod terminal;
 mod tidy;

@@ -14,7 +14,7 @@ use engine::{
 use serde::Deserialize;
 use trainer::data::fingerprint;
 
-use crate::generation::logits_of_all_rows;
+use crate::{generation::logits_of_all_rows, shared::skipped};
 
 #[test]
 fn smollm2_is_what_transformers_makes_of_it() {
@@ -70,7 +70,10 @@ struct Logits {
 fn is_what_transformers_makes_of_it(variable: &str, fixture: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/real_models");
     let Some(directory) = std::env::var_os(variable).map(PathBuf::from) else {
-        eprintln!("skipped: set {variable} to a directory made by {}/convert.py", folder.display());
+        skipped(format!(
+            "{variable} is not set to a directory made by {}/convert.py",
+            folder.display()
+        ));
         return;
     };
     let expected = std::fs::read_to_string(folder.join(fixture)).unwrap();

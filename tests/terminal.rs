@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::cli::{eval_args, j1, model, pairs};
+use crate::{
+    cli::{eval_args, j1, model, pairs},
+    shared::skipped,
+};
 
 /// Sets a title, rings, colors by a C1 byte, and turns the text around.
 const HOSTILE: &str = "\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}\u{2066}";
@@ -35,7 +38,7 @@ fn on_terminal(args: &[&str]) -> Option<String> {
             Some(text.replace("\r\n", "\n"))
         }
         Err(error) => {
-            eprintln!("not checked: script: {error}");
+            skipped(format!("script cannot be started: {error}"));
             None
         }
     }

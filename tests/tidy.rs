@@ -92,6 +92,69 @@ fn nothing_is_left_for_later() {
     }
 }
 
+/// The string literals of Rust code, with the lines that they begin on. Comments hold none.
+fn strings(code: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut rest = code.char_indices().peekable();
+    let line = |at: usize| code[..at].matches('\n').count() + 1;
+    while let Some((at, c)) = rest.next() {
+        match c {
+            '/' if code[at..].starts_with("//") => {
+                while rest.next_if(|(_, c)| *c != '\n').is_some() {}
+            }
+            '\'' if code[at..].starts_with("'\"'") => {
+                rest.nth(1);
+            }
+            '"' => {
+                let hashes = code[..at].bytes().rev().take_while(|c| *c == b'#').count();
+                let is_raw = code[..at - hashes].ends_with('r');
+                let end = format!("\"{}", "#".repeat(if is_raw { hashes } else { 0 }));
+                let mut text = String::new();
+                while let Some((at, c)) = rest.next() {
+                    match c {
+                        '\\' if !is_raw => text.extend(rest.next().map(|(_, c)| c)),
+                        '"' if code[at..].starts_with(&end) => break,
+                        c => text.push(c),
+                    }
+                }
+                found.push((line(at), text));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Flags are the program's: what a library says holds for whoever calls it. cli/advice.rs adds the flag.
+#[test]
+fn libraries_name_no_flags() {
+    assert_eq!(
+        strings("f('\"'); // \"a\"\n\"b\\\"c\" r#\"d\"e\"#"),
+        [(2, "b\"c".into()), (2, "d\"e".into())]
+    );
+    let is_flag = |text: &str| {
+        let mut places = text
+            .match_indices("--")
+            .filter(|(at, _)| !text[..*at].ends_with(char::is_alphanumeric));
+        places.any(|(at, _)| {
+            !text[..at].ends_with('-')
+                && text[at + 2..].starts_with(|c: char| c.is_ascii_lowercase())
+        })
+    };
+    let libraries = ["engine", "trainer", "kernels"];
+    for (path, text) in rust_files() {
+        let is_library = libraries.iter().any(|library| path.starts_with(library));
+        let is_test =
+            path.components().any(|part| part.as_os_str().to_string_lossy().contains("tests"));
+        if is_library && !is_test {
+            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            for (line, string) in strings(code) {
+                assert!(!is_flag(&string), "{}:{line} names a flag: {string}", path.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_file_opens_with_what_it_is() {
     for (path, text) in rust_files() {

@@ -22,7 +22,7 @@ use crate::{
     check::{Finding, check},
     data,
     judge::prompt::Template,
-    shared::shared,
+    shared::{shared, skipped},
     train::{
         StepReport, Trainer, checkpoint,
         directory::RunDirectory,
@@ -43,14 +43,15 @@ fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
         }
         match Device::cuda(0, Cpu::new(1)) {
             Ok(device) => Some(device),
-            Err(DeviceError::NoDriver) => {
-                eprintln!("skipped: the driver that CUDA_DRIVER_LIB names cannot be opened");
-                None
-            }
+            Err(DeviceError::NoDriver) => None,
             Err(error) => panic!("{error}"),
         }
     };
-    Some((GPU.get_or_init(open).clone()?, turn))
+    let gpu = GPU.get_or_init(open).clone();
+    if gpu.is_none() {
+        skipped("the driver that CUDA_DRIVER_LIB names cannot be opened");
+    }
+    Some((gpu?, turn))
 }
 
 fn below_root(path: &str) -> PathBuf {

@@ -70,7 +70,7 @@ const MAX_PAIRS: u64 = 4 << 30;
 /// The most names of columns that a message lists.
 const MAX_NAMES: usize = 40;
 
-/// Data sets that `--data` knows by name; they are fetched as files like any other.
+/// Data sets that are known by name; they are fetched as files like any other.
 pub const KNOWN: [Known; 3] = [
     Known {
         name: "rewardbench",
@@ -243,8 +243,8 @@ pub enum DataError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A column that `--columns` names is not there.
-    #[error("{}: there is no column {column}, which --columns names for {field}; found: {found}", path.display())]
+    /// A column that was asked for by its name is not there.
+    #[error("{}: there is no column {column}, which is asked for as {field}; found: {found}", path.display())]
     NoSuchColumn {
         /// The data file.
         path: PathBuf,
@@ -259,8 +259,7 @@ pub enum DataError {
     #[error(
         "{}{place}: there is no column {missing}; found: {found}. Needed are chosen and rejected (or a, b \
          and label; to judge without labels: a and b), and prompt unless these are lists of messages; \
-         --columns says which columns these are, if they have other names (j1 train has no such flag: j1 data \
-         prepare --columns .. writes what it reads)", path.display()
+         if they have other names, say which they are", path.display()
     )]
     MissingColumn {
         /// The data file.

@@ -109,9 +109,8 @@ pub enum JudgeError {
     #[error("row {row} ({id}): {source}")]
     Chat { row: u64, id: String, source: Box<ChatError> },
     #[error(
-        "row {row} ({id}): {source}; without the system prompt it accepts it: use a --template file that begins with an empty system \
-         part, the line ---system--- followed by the line ---user--- (`j1 judge --print-template` writes the bundled one to start \
-         from)"
+        "row {row} ({id}): {source}; without the system prompt it accepts it: use a template file that begins with an empty system \
+         part, the line ---system--- followed by the line ---user---"
     )]
     NoSystem { row: u64, id: String, source: Box<ChatError> },
     #[error(

@@ -197,6 +197,9 @@ fn report(
         true => print(&format!("{:#}\n", scores.to_json(name, "tokenizer")))?,
         false => print(&scores.render(name, timing))?,
     }
+    if !args.json && scores.protocol.order == OrderPlan::ChosenFirst {
+        note("help: --order both judges every pair in both orders");
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use trainer::train::{
     StepError, Trainer,
-    directory::{RunDirectory, typed},
+    directory::RunDirectory,
     estimate::Ahead,
     run::{self, Ended, RunError},
     session::{self, Host, RunPairs, Session, SessionError, Spec},
@@ -26,6 +26,7 @@ use trainer::train::{
 
 use crate::{
     Failure,
+    advice::typed,
     args::{PresetArg, SettingsArgs, Train, WeightsArg},
     commands::memory,
     interrupt, machine,
@@ -37,9 +38,13 @@ use plan::show_prompt;
 use resume::Resumed;
 use view::View;
 
+/// What `--print-config` says of flags that settings have, too.
+const FLAGS_FIRST: &str =
+    "# --model, --adapter, --weights, --data and --held-out come before what is set here.\n\n";
+
 pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
     if args.print_config {
-        print(&settings(args)?.to_toml())?;
+        print(&format!("{FLAGS_FIRST}{}", settings(args)?.to_toml()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let outcome = train(args)?;

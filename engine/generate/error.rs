@@ -52,12 +52,12 @@ impl std::fmt::Display for GenerateError {
             GenerateError::TooLong { prompt, max_new_tokens, limit } => write!(
                 f,
                 "a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's \
-                 {limit} positions; shorten the prompt or lower --max-new-tokens"
+                 {limit} positions; shorten the prompt or allow fewer new tokens"
             ),
             GenerateError::CacheTooSmall { tokens, needed_bytes, cache_bytes } => write!(
                 f,
                 "{tokens} tokens need {} MiB of keys and values, the cache has {} MiB; raise \
-                 --cache-memory or lower --max-new-tokens",
+                 the memory for them or allow fewer new tokens",
                 needed_bytes.div_ceil(1 << 20),
                 cache_bytes >> 20
             ),
@@ -76,4 +76,13 @@ impl std::fmt::Display for GenerateError {
     }
 }
 
-impl std::error::Error for GenerateError {}
+impl std::error::Error for GenerateError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            GenerateError::NoRoom(error) => Some(error),
+            GenerateError::Device(error) => Some(error),
+            GenerateError::Sampling { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -113,9 +113,11 @@ impl Contents {
             if !has(file) {
                 let hint = match (*file, has("adapter_config.json"), has("config.json")) {
                     ("config.json", true, _) => {
-                        "this is an adapter: give it as --adapter, and its base as --model"
+                        "this is an adapter: give it as the adapter, and its base as the model"
                     }
-                    ("adapter_config.json", _, true) => "this is a whole model: give it as --model",
+                    ("adapter_config.json", _, true) => {
+                        "this is a whole model: give it as the model"
+                    }
                     ("tokenizer.json", ..) => {
                         "this repository has no fast tokenizer: save one with transformers (AutoTokenizer, use_fast) and give the local directory"
                     }

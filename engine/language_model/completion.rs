@@ -13,11 +13,11 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a part
 pub enum CompletionError {
-    #[error(transparent)]
+    #[error("{0}")]
     Sampling(#[from] ParamsError),
-    #[error(transparent)]
+    #[error("{0}")]
     Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
+    #[error("{0}")]
     Generate(#[from] generate::GenerateError),
 }
 

@@ -159,7 +159,10 @@ impl std::fmt::Display for NoRoom {
         if let Some(room) = self.room {
             write!(f, ": {room}")?;
         }
-        write!(f, "; lower --cache-memory, or the number of sequences that run at once")
+        write!(
+            f,
+            "; lower the memory for keys and values, or the number of sequences that run at once"
+        )
     }
 }
 

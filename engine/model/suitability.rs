@@ -5,7 +5,7 @@ use crate::checkpoint::config::Config;
 
 /// A model that runs on the CPU only.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--device cuda has no kernels for this model: {what}; use --device cpu")]
+#[error("the GPU has no kernels for this model: {what}; use the CPU")]
 pub struct Unsuited {
     /// The property that the kernels do not support.
     pub what: String,
@@ -56,7 +56,7 @@ mod tests {
         assert!(check(&config, Precision::F32).unwrap_err().to_string().contains("bf16"));
         let refused = |config: Config, word: &str| {
             let error = check(&config, Precision::Bf16).unwrap_err().to_string();
-            assert!(error.contains(word) && error.contains("--device cpu"), "{error}");
+            assert!(error.contains(word) && error.contains("use the CPU"), "{error}");
         };
         refused(Config { head_dim: 80, ..config.clone() }, "head_dim is 80");
         refused(Config { hidden_size: 1020, ..config.clone() }, "hidden_size is 1020");

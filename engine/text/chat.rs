@@ -107,7 +107,7 @@ pub enum ChatError {
     /// The template asks for the date, and none was given.
     #[error(
         "{}: line {line} of the chat template asks for today's date (strftime_now); give one that stays the same, such as \
-         --template-date 2025-01-31 (in training rollout.template_date)",
+         2025-01-31 (in training rollout.template_date)",
         path.display()
     )]
     NoDate { path: PathBuf, line: usize },

@@ -4,12 +4,12 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Feature `cuda` is off.
-    #[error("this build has no CUDA kernels; build with --features cuda, or use --device cpu")]
+    #[error("this build has no CUDA kernels; build with the feature cuda, or use the CPU")]
     Disabled,
     /// libcuda.so.1 cannot be opened, or finds no device.
     #[error(
         "there is no CUDA driver: libcuda.so.1 cannot be opened, or finds no GPU; install NVIDIA's \
-         driver (525 or later), or use --device cpu"
+         driver (525 or later), or use the CPU"
     )]
     NoDriver,
     /// There is no device of that number.
@@ -34,9 +34,9 @@ pub enum Error {
     },
     /// The device's memory is full.
     #[error(
-        "the GPU has no room for {} MiB more: {} of {} MiB are free; lower --cache-memory or --batch; in training set \
+        "the GPU has no room for {} MiB more: {} of {} MiB are free; lower the memory for keys and values or the batch; in training set \
          train.gradient_checkpointing to on, or lower train.micro_batch_tokens, rollout.prompts_per_step, \
-         rollout.group_size or rollout.max_completion_tokens (`j1 info --train --device-memory` says what they need)",
+         rollout.group_size or rollout.max_completion_tokens",
         wanted.div_ceil(1 << 20), free >> 20, total >> 20
     )]
     OutOfMemory {

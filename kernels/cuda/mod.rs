@@ -269,6 +269,6 @@ mod tests {
     fn opening_a_device_says_how_to_get_one() {
         let error = Gpu::open(0).unwrap_err();
         assert_eq!(error, Error::Disabled);
-        assert!(error.to_string().contains("--features cuda"), "{error}");
+        assert!(error.to_string().contains("feature cuda"), "{error}");
     }
 }

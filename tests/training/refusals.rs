@@ -125,7 +125,9 @@ fn settings_are_printed_whole_and_read_back() {
         ("trl-0.15.2", Preset::Trl0152),
     ] {
         let text = print(&["--preset", name, "--print-config"]);
-        assert_eq!(text, Settings::preset(preset).to_toml());
+        let settings =
+            text.strip_prefix("# --model, --adapter, --weights, --data and --held-out come before");
+        assert!(settings.unwrap().ends_with(&Settings::preset(preset).to_toml()), "{text}");
         fs::write(&path, &text).unwrap();
         assert_eq!(print(&["--config", &file, "--print-config"]), text, "{name}");
     }

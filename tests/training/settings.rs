@@ -6,7 +6,7 @@ use engine::prelude::{Device, Isa, LanguageModel};
 use serde_json::Value;
 
 use super::{Run, assert_same, files, finish, metrics, resume, succeeded};
-use crate::cli;
+use crate::{cli, shared::skipped};
 
 #[track_caller]
 fn fails(args: &[String], says: &[&str]) {
@@ -398,6 +398,7 @@ fn other_instructions_need_a_flag() {
     let run = short();
     let out = run.complete("out", 1);
     if Isa::detect() == Isa::Portable {
+        skipped("this CPU has one instruction set only");
         return;
     }
     let portable = |more: &[&str]| {

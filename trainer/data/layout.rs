@@ -1,6 +1,6 @@
 //! Which column of a file holds what.
 //!
-//! Names are looked for as they stand here, then in any case; `--columns prompt=question,chosen=good` names others:
+//! Names are looked for as they stand here, then in any case; `prompt=question,chosen=good` names others:
 //!
 //! | what | columns |
 //! |---|---|

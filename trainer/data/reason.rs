@@ -19,7 +19,7 @@ pub enum Reason {
     EqualReplies,
     /// The label prefers neither reply.
     NoPreference,
-    /// More characters than `--max-chars`.
+    /// More characters than are allowed.
     TooLong,
     /// Its prompt stands in an excluded benchmark.
     Overlap,
@@ -59,7 +59,7 @@ impl Reason {
             Reason::EmptyReply => "a reply is empty",
             Reason::EqualReplies => "both replies are the same",
             Reason::NoPreference => "the label prefers neither reply",
-            Reason::TooLong => "longer than --max-chars",
+            Reason::TooLong => "more characters than are allowed",
             Reason::Overlap => "the prompt stands in an excluded benchmark",
             Reason::Duplicate => "the same as an earlier row",
             Reason::Contradiction => "another row prefers the other reply",

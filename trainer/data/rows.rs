@@ -275,8 +275,8 @@ fn joined(name: &str, prompt: Turns, shared: Vec<Turn>) -> Result<Vec<Turn>, Ref
         Err(Refusal::new(
             Reason::PromptsDiffer,
             format!(
-                "{name} {what} the turns that both replies begin with; give one of them \
-                 (--columns prompt= leaves {name} unread)"
+                "{name} {what} the turns that both replies begin with; give one of them, or \
+                 leave {name} unread"
             ),
         ))
     };

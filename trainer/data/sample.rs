@@ -1,4 +1,4 @@
-//! A part of a data set that stands for the whole: what `j1 eval --limit` judges.
+//! A part of a data set that stands for the whole, for an evaluation with a limit.
 //!
 //! Every pair draws a number from the seed and its content (not from its place in the file, nor from its id,
 //! which may be its place). A subset's pairs stand in the order of their numbers; the pair of rank r, counted

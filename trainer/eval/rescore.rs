@@ -33,7 +33,7 @@ const NEEDED: [&str; 4] = ["prompt", "chosen", "rejected", "judgement"];
 #[derive(Debug, thiserror::Error)]
 pub enum RescoreError {
     /// The file cannot be read as lines or cells.
-    #[error(transparent)]
+    #[error("{0}")]
     Data(#[from] DataError),
     /// Parquet is not a format of judgements.
     #[error("{}: judgements are read from .jsonl and .csv, not from Parquet", path.display())]

@@ -207,7 +207,7 @@ const J1: &str = "plain accuracy, chosen reply in slot A";
 const SCALAR: &str = "scalar head, 26M pairs, no order";
 const GENERATIVE: &str = "generative, as its authors report it";
 
-/// The published numbers. Only the first two were measured as `--order chosen-first` measures: one sample, the plain
+/// The published numbers. Only the first two were measured with the chosen reply first: one sample, the plain
 /// accuracy over all rows.
 pub const PUBLISHED: [Published; 8] = [
     Published { model: "j1-nano (0.6B)", score: 62.35, protocol: J1 },

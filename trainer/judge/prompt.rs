@@ -2,7 +2,7 @@
 //!
 //! The bundled template (`prompt/system.jinja`, `prompt/user.jinja`) has the sections, tags, markers
 //! and box of the published j1 prompt in our own wording, so published adapters see the form they
-//! were trained on. Chosen with `--template FILE`, a user's own template replaces it.
+//! were trained on. A user's own template file replaces it.
 //!
 //! # Template files
 //!

@@ -171,7 +171,7 @@ impl Verdict {
     }
 }
 
-/// Which rule turns a judgement into a verdict: `--match strict|soft`.
+/// Which rule turns a judgement into a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MatchRule {

@@ -80,19 +80,17 @@ impl State {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a part
 pub enum CheckpointError {
-    #[error(transparent)]
+    #[error("{0}")]
     Files(#[from] ResultsError),
-    #[error(transparent)]
+    #[error("{0}")]
     Adapter(#[from] AdapterError),
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
     #[error("{}: {message}", path.display())]
     Damaged { path: PathBuf, message: String },
     #[error("{name} holds a number that is not finite, so no checkpoint was written")]
     NotFinite { name: String },
-    #[error(
-        "the run has taken {step} steps, and its settings ask for {steps}; ask for more with --set train.steps=N"
-    )]
+    #[error("the run has taken {step} steps, and its settings ask for {steps}; raise train.steps")]
     Beyond { step: u64, steps: u64 },
 }
 

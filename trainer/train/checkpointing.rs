@@ -52,9 +52,9 @@ pub enum Reason {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a cause
 pub enum DecideError {
-    #[error(transparent)]
+    #[error("{0}")]
     Predict(#[from] PredictError),
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
 }
 

@@ -47,85 +47,86 @@ const RESUMPTIONS: usize = 100;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a part
 pub enum DirectoryError {
-    #[error(transparent)]
+    #[error("{0}")]
     Files(#[from] ResultsError),
-    #[error(transparent)]
+    #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
+    #[error("{0}")]
     Settings(#[from] SettingsError),
-    #[error("{} already holds a run; add --resume to continue it, or choose another --out", directory.display())]
+    #[error("{} already holds a run", directory.display())]
     Exists { directory: PathBuf },
-    #[error("{} holds no run to resume (there is no config.toml); leave --resume out to start one", directory.display())]
+    #[error("{} holds no run to resume (there is no config.toml)", directory.display())]
     NothingToResume { directory: PathBuf },
     #[error(
-        "{} {problem}, and it says what the run was started with; put it back, or start another run with `j1 train \
-         --config {} --out OTHER`", run.display(), typed(config)
+        "{} {problem}, and it says what the run was started with; put it back, or start another run with the settings \
+         in {}", run.display(), config.display()
     )]
     NoRun { run: PathBuf, problem: String, config: PathBuf },
     #[error(
         "{error}\nThe run was started with a whole config.toml, which run.json holds too: repair the file, or remove \
-         it to have --resume write it again as it was"
+         it: a run that is resumed writes it again as it was"
     )]
     Config { error: Box<SettingsError> },
     #[error(
         "{}: {} of the {} keys that the run was started with are missing ({}), so it was cut or edited; put them \
-         back, or remove the file to have --resume write it again as it was", config.display(), missing.len(), all,
+         back, or remove the file: a run that is resumed writes it again as it was", config.display(), missing.len(), all,
         missing.join(", ")
     )]
     Cut { config: PathBuf, missing: Vec<String>, all: usize },
     #[error(
-        "{}: {}. A run keeps what its steps depend on: put the old values back, or remove the file to have --resume \
-         write it again as it was; or start another run with `j1 train --config {} --out OTHER`",
-        config.display(), changes.join("; "), typed(config)
+        "{}: {}. A run keeps what its steps depend on: put the old values back, or remove the file: a run \
+         that is resumed writes it again as it was. Or start another run with this file in another directory",
+        config.display(), changes.join("; ")
     )]
     Edited { config: PathBuf, changes: Vec<String> },
     #[error(
         "a run that is resumed keeps what its steps depend on: {}. What may change are paths, train.steps, train.epochs, \
-         and what is saved and evaluated; start another run with `j1 train --config {} --set ... --out OTHER`",
-        changes.join("; "), typed(config)
+         and what is saved and evaluated; start another run with {} in another directory",
+        changes.join("; "), config.display()
     )]
     Refused { config: PathBuf, changes: Vec<String> },
     #[error(
         "{} was made with instructions = {stored}, and this run has instructions = {given}: the last bits of what is \
-         computed differ. {}--allow-other-instructions goes on all the same, and run.json will say so",
-        run.display(), isa_hint(stored, given)
+         computed differ. {}", run.display(), isa_hint(stored, given)
     )]
     Instructions { run: PathBuf, stored: String, given: String },
-    #[error("{error}. {advice}")]
-    Damaged { error: Box<CheckpointError>, advice: String },
+    #[error("{error}. {}", way_on(*before))]
+    Damaged { error: Box<CheckpointError>, directory: PathBuf, before: Option<u64> },
     #[error("{} has no checkpoint step-{step}; there are: {}", directory.display(), list(there))]
     NoCheckpoint { directory: PathBuf, step: u64, there: Vec<u64> },
     #[error(
-        "{} ends at step {last}, and the run has taken {step}: it was emptied, cut or removed. Put it back; or go on \
-         without what is lost, with `j1 train --out {} --resume --from step-{step}`", path.display(), typed(directory)
+        "{} ends at step {last}, and the run has taken {step}: it was emptied, cut or removed. Put it back, or go on \
+         from step-{step} without what is lost", path.display()
     )]
     Metrics { path: PathBuf, directory: PathBuf, last: u64, step: u64 },
     #[error(
-        "{} holds no checkpoint, and the run has taken {last} steps, as its metrics.jsonl says: put the checkpoints back; or \
-         take all steps again in another directory, with `j1 train --config {} --out OTHER`", path.display(), typed(config)
+        "{} holds no checkpoint, and the run has taken {last} steps, as its metrics.jsonl says: put the checkpoints back, or \
+         take all steps again in another directory", path.display()
     )]
     NoCheckpoints { path: PathBuf, config: PathBuf, last: u64 },
-    #[error("{} is damaged: {message}. Put it back as it was, or move it away and add --from step-{step}", path.display())]
+    #[error("{} is damaged: {message}. Put it back as it was, or move it away and go on from step-{step}", path.display())]
     BadMetrics { path: PathBuf, message: String, step: u64 },
 }
 
 fn isa_hint(stored: &str, given: &str) -> String {
     match (stored, given) {
-        ("cuda", _) => "Use --device cuda; ".to_owned(),
-        (_, "cuda") => "Use --device cpu; ".to_owned(),
+        ("cuda", _) => "The GPU computes the same bits".to_owned(),
+        (_, "cuda") => "The CPU computes the same bits".to_owned(),
         _ => format!(
-            "Where the CPU has it, the environment variable J1_ISA={stored} computes the same bits; "
+            "Where the CPU has it, the environment variable J1_ISA={stored} computes the same bits"
         ),
     }
 }
 
-/// A path as it is typed in a shell.
-pub fn typed(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
-    match text.chars().all(is_plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', "'\\''")),
+/// How a run goes on whose newest checkpoint is damaged, where `before` is the newest whole one.
+fn way_on(before: Option<u64>) -> String {
+    match before {
+        Some(before) => format!(
+            "Checkpoint step-{before} before it is whole: a run that goes on from there takes the steps after it again"
+        ),
+        None => "No whole checkpoint is left before it (train.keep_last says how many are kept): start again in another \
+                 directory"
+            .to_owned(),
     }
 }
 
@@ -341,19 +342,8 @@ impl RunDirectory {
         if !matches!(error, CheckpointError::Damaged { .. } | CheckpointError::Adapter(_)) {
             return error.into();
         }
-        let out = typed(&self.path);
-        let advice = match self.newest_whole(step) {
-            Some(before) => format!(
-                "Checkpoint step-{before} before it is whole: `j1 train --out {out} --resume --from step-{before}` goes on \
-                 from there, and takes the steps after it again"
-            ),
-            None => format!(
-                "No whole checkpoint is left before it (train.keep_last says how many are kept): start again in another \
-                 directory, with `j1 train --config {} --out OTHER`",
-                typed(&self.path.join(CONFIG))
-            ),
-        };
-        DirectoryError::Damaged { error: Box::new(error), advice }
+        let before = self.newest_whole(step);
+        DirectoryError::Damaged { error: Box::new(error), directory: self.path.clone(), before }
     }
 
     /// The newest checkpoint of a step before `step` that is whole.

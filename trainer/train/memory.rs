@@ -1,4 +1,4 @@
-//! How much memory a training run takes at its peak, from its settings: what `j1 info --train` prints and
+//! How much memory a training run takes at its peak, from its settings: what `j1 info` prints and
 //! what decides `train.gradient_checkpointing = "auto"`.
 //!
 //! ```text
@@ -76,10 +76,10 @@ pub fn weights_bytes(config: &Config, stored: Dtype) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PredictError {
     /// The settings are beyond any machine.
-    #[error(transparent)]
+    #[error("{0}")]
     TooLarge(#[from] TooLarge),
     /// It cannot be counted here.
-    #[error(transparent)]
+    #[error("{0}")]
     Uncountable(#[from] Uncountable),
 }
 

@@ -87,18 +87,18 @@ pub enum Ended {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a part
 pub enum RunError {
-    #[error(transparent)]
+    #[error("{0}")]
     Files(#[from] ResultsError),
-    #[error(transparent)]
+    #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
+    #[error("{0}")]
     Adapter(#[from] AdapterError),
-    #[error(transparent)]
+    #[error("{0}")]
     Step(#[from] StepError),
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
     #[error("held-out evaluation: {0}")]
-    Evaluation(Box<JudgeError>),
+    Evaluation(#[source] Box<JudgeError>),
 }
 
 /// Runs all steps that are left. `adapter` is the form in which the trained one is written; `from` the

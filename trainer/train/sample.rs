@@ -59,9 +59,9 @@ pub struct Sampled {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a part
 pub enum SampleError {
-    #[error(transparent)]
+    #[error("{0}")]
     Prompt(#[from] JudgeError),
-    #[error(transparent)]
+    #[error("{0}")]
     Rollout(#[from] RolloutError),
 }
 

@@ -109,21 +109,21 @@ pub struct Session {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // one variant a cause
 pub enum SessionError {
-    #[error(transparent)]
+    #[error("{0}")]
     Data(#[from] DataError),
-    #[error(transparent)]
+    #[error("{0}")]
     Prepare(#[from] PrepareError),
-    #[error(transparent)]
+    #[error("{0}")]
     Prompt(#[from] PromptError),
-    #[error(transparent)]
+    #[error("{0}")]
     Open(#[from] OpenError),
-    #[error(transparent)]
+    #[error("{0}")]
     Judge(#[from] JudgeError),
-    #[error(transparent)]
+    #[error("{0}")]
     Decide(#[from] DecideError),
-    #[error(transparent)]
+    #[error("{0}")]
     Generate(#[from] generate::GenerateError),
-    #[error(transparent)]
+    #[error("{0}")]
     Files(#[from] FileError),
     #[error(
         "the adapter to start from has lora_alpha = 0, with which no training changes what the model says: put the \
@@ -132,11 +132,8 @@ pub enum SessionError {
     NoEffect,
     #[error(
         "the adapter to start from has r = {}, alpha = {}, rslora = {}, target_modules = {modules:?}, and the settings \
-         say r = {}, alpha = {}, rslora = {}, target_modules = {:?}; add --set lora.r={} --set lora.alpha={} --set \
-         lora.rslora={}{}",
-        adapter.rank, adapter.alpha, adapter.rank_stabilized, lora.r, lora.alpha, lora.rslora, lora.target_modules,
-        adapter.rank, adapter.alpha, adapter.rank_stabilized,
-        if *same_modules { String::new() } else { format!(" --set 'lora.target_modules={modules:?}'") }
+         say r = {}, alpha = {}, rslora = {}, target_modules = {:?}; set them as the adapter has them",
+        adapter.rank, adapter.alpha, adapter.rank_stabilized, lora.r, lora.alpha, lora.rslora, lora.target_modules
     )]
     OtherAdapter {
         adapter: Box<Adapter>,
@@ -146,7 +143,7 @@ pub enum SessionError {
     },
     #[error(
         "data.max_prompt_tokens = {prompt} and rollout.max_completion_tokens = {completion} exceed the model's \
-         {positions} positions; lower one of them with --set"
+         {positions} positions; lower one of them"
     )]
     Positions { prompt: usize, completion: usize, positions: usize },
     #[error(
@@ -154,8 +151,8 @@ pub enum SessionError {
          data.max_prompt_tokens"
     )]
     NothingFits { limit: usize, pairs: usize, longest: usize },
-    #[error(transparent)]
-    Host(HostError),
+    #[error("{0}")]
+    Host(#[source] HostError),
 }
 
 impl RunPairs {

@@ -36,7 +36,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// Where things are; flags of the command line come first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSettings {
-    /// Checkpoint: a directory or a Hugging Face id. Empty: given by `--model`.
+    /// Checkpoint: a directory or a Hugging Face id. Empty: given apart.
     pub path: String,
     /// Adapter to start from. Empty: a new one.
     pub adapter: String,
@@ -79,7 +79,7 @@ impl LoraSettings {
 /// What is trained on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSettings {
-    /// Training pairs. Empty: given by `--data`.
+    /// Training pairs. Empty: given apart.
     pub train: String,
     /// Pairs for evaluation. Empty: no evaluation.
     pub held_out: String,

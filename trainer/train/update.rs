@@ -88,7 +88,7 @@ pub enum UpdateError {
     #[error("the policy's {0}")]
     LogProb(#[from] RowError),
     /// The device failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
     /// The gradient is not finite.
     #[error("the gradient's norm is {norm}, so the adapter was left as it was")]

@@ -39,6 +39,10 @@ impl Budget {
             }
         };
         let advice = run.advice(settings, usable(free));
+        let advice = advice.map(|advice| match advice {
+            CudaMemory::LESS_CACHE => "lower --cache-memory",
+            other => other,
+        });
         Ok(Budget { memory, run, advice })
     }
 

@@ -252,7 +252,7 @@ fn an_adapter_has_its_own_files() {
     assert_eq!(fs::read(directory.join("adapter_model.safetensors")).unwrap(), [3; 5000]);
     assert!(!directory.join("README.md").exists());
     let error = resolve(&hub).unwrap_err().to_string();
-    assert!(error.contains("give it as --adapter"), "{error}");
+    assert!(error.contains("give it as the adapter"), "{error}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn not_found_over_tls(connections: usize) -> (SocketAddr, std::thread::JoinHandl
 #[test]
 fn certificates_decide() {
     if let Err(error) = crate::hub::tls::provider() {
-        eprintln!("skipped: {error}");
+        crate::shared::skipped(error);
         return;
     }
     let scratch = Scratch::new();

@@ -99,7 +99,7 @@ fn the_date_is_the_one_that_is_given() {
     assert_eq!(unguarded.render(&[], dated).unwrap(), "\n31 January 2025");
     let error = unguarded.render(&[], GENERATE).unwrap_err();
     assert!(matches!(error, ChatError::NoDate { line: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("--template-date 2025-01-31"), "{error}");
+    assert!(error.to_string().contains("such as 2025-01-31"), "{error}");
     let guarded =
         parse("{{ strftime_now('%Y') if strftime_now is defined else 'never' }}").unwrap();
     assert_eq!(guarded.render(&[], GENERATE).unwrap(), "never");

@@ -1,6 +1,6 @@
 //! Every CUDA kernel against its CPU reference or a naive computation, on awkward shapes.
 //!
-//! `j1 check --self` runs it on the GPU at hand, and the tests on the emulator. A check is a function
+//! `j1 check` runs it on the GPU at hand, and the tests on the emulator. A check is a function
 //! that hands its results to [`Comparisons`]; what went wrong on the device is its error.
 
 pub(crate) mod adamw;

@@ -114,7 +114,7 @@ fn instructions(sass: &str) -> BTreeMap<String, [usize; 6]> {
 #[test]
 fn every_kernel_assembles_without_spills_within_its_registers() {
     let (Some(ptxas), Some(nvdisasm)) = (tool("ptxas"), tool("nvdisasm")) else {
-        eprintln!("skipped: no ptxas and nvdisasm beside nvcc");
+        crate::shared::skipped("no ptxas and nvdisasm are beside nvcc");
         return;
     };
     let table = table();

@@ -10,10 +10,10 @@ use crate::eval::results::ResultsError;
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// The input or an excluded file cannot be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Data(#[from] DataError),
     /// The output cannot be written.
-    #[error(transparent)]
+    #[error("{0}")]
     Files(#[from] ResultsError),
     /// The run was asked to stop.
     #[error("stopped; nothing was written")]
@@ -37,13 +37,13 @@ pub enum PrepareError {
         place: String,
     },
     /// An output would take the place of an input.
-    #[error("{} is read and would be replaced; choose another --out", path.display())]
+    #[error("{} is read and would be replaced; choose another directory", path.display())]
     WouldReplaceInput {
         /// The input.
         path: PathBuf,
     },
     /// Another process prepares data into the same directory.
-    #[error("another j1 data prepare writes to {}; wait for it, or choose another --out", path.display())]
+    #[error("another j1 data prepare writes to {}; wait for it, or choose another directory", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum PrepareError {
     },
     /// A file that was not made by this command is in the way.
     #[error(
-        "{} is there already, and no prepare.json beside it says that j1 made it; choose another --out",
+        "{} is there already, and no prepare.json beside it says that j1 made it; choose another directory",
         path.display()
     )]
     Foreign {

@@ -67,7 +67,7 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// As `j1 data inspect --json` prints it.
+    /// As JSON.
     pub fn to_json(&self) -> Value {
         let columns: BTreeMap<&String, Value> = (self.columns.iter())
             .map(|(name, (rows, read))| (name, json!({ "rows": rows, "read": read })))

@@ -67,7 +67,7 @@ fn all_of_the_prompt_is_used_or_the_row_is_refused() {
         one(json!({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]}))
     };
     assert_eq!(said(&text(" hi\n").unwrap().prompt), [hi, yo, go]);
-    assert!(text("In French. hi").unwrap_err().contains("--columns prompt="));
+    assert!(text("In French. hi").unwrap_err().contains("leave prompt unread"));
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn columns_have_the_names_that_are_given() {
     let error = read("prompt=question,chosen=good,rejected=bad").unwrap_err();
     assert!(
         error.contains(
-            "there is no column question, which --columns names for prompt; found: bad, good"
+            "there is no column question, which is asked for as prompt; found: bad, good"
         ),
         "{error}"
     );

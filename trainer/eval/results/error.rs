@@ -22,7 +22,7 @@ pub enum ResultsError {
     /// No space or no inodes left on the device, or the quota is used up.
     #[error(
         "the disk is full: cannot {action} {} ({source}). What was written before is safe; free some space (df \
-         and df -i say what is short) and run the same command again (j1 train: with --resume), it continues",
+         and df -i say what is short) and run the same command again (a training run is resumed), it continues",
         path.display()
     )]
     DiskFull {
@@ -34,7 +34,7 @@ pub enum ResultsError {
         source: io::Error,
     },
     /// The file system is read-only, or the permissions are not this user's.
-    #[error("cannot {action} {}: {source}; choose an --out that you can write to", path.display())]
+    #[error("cannot {action} {}: {source}; choose a directory that you can write to", path.display())]
     NotWritable {
         /// `write`, `create` ...
         action: &'static str,
@@ -44,20 +44,20 @@ pub enum ResultsError {
         source: io::Error,
     },
     /// A file stands where the directory should be.
-    #[error("{} is not a directory; choose another --out", path.display())]
+    #[error("{} is not a directory; choose another", path.display())]
     NotADirectory {
         /// What should be a directory.
         path: PathBuf,
     },
     /// Another process works in the directory.
-    #[error("{} is in use by another run; wait for it, or choose another --out", path.display())]
+    #[error("{} is in use by another run; wait for it, or choose another directory", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
     },
     /// The directory is not empty and not ours.
     #[error(
-        "{} is not empty and holds no run of this kind (found {found}); choose another --out",
+        "{} is not empty and holds no run of this kind (found {found}); choose another directory",
         path.display()
     )]
     Foreign {
@@ -69,7 +69,7 @@ pub enum ResultsError {
     /// The directory belongs to a run with other settings.
     #[error(
         "{} was made with {name} = {stored}, and this run has {name} = {given}; {}use the same settings to \
-         continue it, or another --out", path.display(), isa_hint(name)
+         continue it, or another directory", path.display(), isa_hint(name)
     )]
     Setting {
         /// The run.json.
@@ -82,7 +82,7 @@ pub enum ResultsError {
         given: String,
     },
     /// run.json is damaged.
-    #[error("{} is damaged: {message}; choose another --out", path.display())]
+    #[error("{} is damaged: {message}; choose another directory", path.display())]
     NotJson {
         /// The file.
         path: PathBuf,
@@ -121,7 +121,7 @@ pub enum ResultsError {
     /// A judgement that the run does not ask for.
     #[error(
         "{}: row {row}, {order}, vote {vote} is no judgement of this run: the file was changed. Delete the line, or choose \
-         another --out",
+         another directory",
         path.display()
     )]
     NotAsked {
@@ -144,7 +144,7 @@ pub enum ResultsError {
     },
     /// A judgement of a row that the data does not have.
     #[error(
-        "{}: row {row} with id {id:?} is not in the data; the file was changed, choose another --out",
+        "{}: row {row} with id {id:?} is not in the data; the file was changed, choose another directory",
         path.display()
     )]
     UnknownRow {
@@ -158,7 +158,7 @@ pub enum ResultsError {
     /// The model computed something that is not a number.
     #[error(
         "row {row}: the judgement's log-probability is {value}; the checkpoint or adapter holds values that \
-         are not finite, or its dtype overflows (try --dtype f32)"
+         are not finite, or its dtype overflows (f32 has more range)"
     )]
     NotFinite {
         /// The row.

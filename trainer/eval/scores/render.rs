@@ -170,7 +170,7 @@ fn published(out: &mut String, scores: &Scores) {
             let share = percent(share);
             format!("compare with \"Accuracy, chosen in slot A\" above, {}", share.trim_start())
         }
-        _ => "compare with the accuracy of --order chosen-first --votes 1".to_owned(),
+        _ => "compare with the accuracy of one vote with the chosen reply first".to_owned(),
     };
     wrapped(
         out,
@@ -182,11 +182,11 @@ fn published(out: &mut String, scores: &Scores) {
     );
 }
 
-/// What `--order chosen-first` hides.
+/// What judging with the chosen reply first hides.
 fn inflation(out: &mut String, share_of_a: Option<Share>) {
     let preferred = match share_of_a {
         Some(Share { share, .. }) => format!(
-            "This judge preferred slot A in {} % of its verdicts; --order both tells how much of that is the slot.",
+            "This judge preferred slot A in {} % of its verdicts; judging in both orders tells how much of that is the slot.",
             percent(share).trim_start()
         ),
         None => "This judge gave no verdict for either slot.".to_owned(),
@@ -196,7 +196,7 @@ fn inflation(out: &mut String, share_of_a: Option<Share>) {
         out,
         "",
         &format!(
-            "With --order chosen-first the chosen reply always stands in slot A, so a preference for slot A counts as \
+            "The chosen reply always stood in slot A, so a preference for slot A counts as \
              being right: a judge that always says A scores 100. {preferred}"
         ),
     );

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Pair;
 use crate::eval::bootstrap::hash;
 
-/// Which candidate stood in slot A. For replies without a label (`j1 judge --a --b`), the first one given
+/// Which candidate stood in slot A. For replies without a label, the first one given
 /// takes the place of the chosen one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -63,7 +63,7 @@ impl FromStr for Order {
     }
 }
 
-/// In which orders pairs are judged: `--order both|random|chosen-first`.
+/// In which orders pairs are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OrderPlan {

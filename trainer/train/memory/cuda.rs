@@ -125,6 +125,9 @@ impl CudaMemory {
         self.training(recompute).max(self.model.bytes() + self.generation + self.cache)
     }
 
+    /// What [`CudaMemory::advice`] says where keys and values take too much: their memory is no setting.
+    pub const LESS_CACHE: &str = "lower the memory for keys and values";
+
     /// Which settings to lower so that the run takes less than `most`, where it does not even with activations
     /// recomputed.
     pub fn advice(&self, settings: &Settings, most: u64) -> Option<&'static str> {
@@ -140,7 +143,7 @@ impl CudaMemory {
         } else if self.recomputed.peak > room {
             "lower rollout.max_completion_tokens or data.max_prompt_tokens"
         } else if self.generation + self.least_cache <= room {
-            "lower --cache-memory"
+            CudaMemory::LESS_CACHE
         } else {
             "lower rollout.prompts_per_step, rollout.group_size or rollout.max_completion_tokens"
         })

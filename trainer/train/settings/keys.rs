@@ -120,9 +120,9 @@ fn keys() -> Vec<Key> {
     keys! {
         "preset" => preset: "What keys that are left out are taken from."; ANY, |_| true;
 
-        "model.path" => model.path: "Checkpoint: a directory or a Hugging Face id. --model comes first."; ANY, |_| true;
-        "model.adapter" => model.adapter: "PEFT adapter to start from; empty: a new one. --adapter comes first."; ANY, |_| true;
-        "model.weights" => model.weights: "Where weights are read: in the checkpoint's files, or in a packed copy; auto: in the copy once\ntokens are generated, if memory and CPU allow. It changes no bit; config.toml of a run has what came\nof it. --weights comes first."; ANY, |_| true;
+        "model.path" => model.path: "Checkpoint: a directory or a Hugging Face id."; ANY, |_| true;
+        "model.adapter" => model.adapter: "PEFT adapter to start from; empty: a new one."; ANY, |_| true;
+        "model.weights" => model.weights: "Where weights are read: in the checkpoint's files, or in a packed copy; auto: in the copy once\ntokens are generated, if memory and CPU allow. It changes no bit; config.toml of a run has what came\nof it."; ANY, |_| true;
 
         "lora.r" => lora.r: "Rank of the adapter."; "a whole number from 1 to 1024", |n| (1..=1024).contains(n);
         "lora.alpha" => lora.alpha: "The adapter's update is scaled by alpha / r."; "a number above 0, up to 1000000", |x| *x > 0.0 && is_amount(*x);
@@ -130,7 +130,7 @@ fn keys() -> Vec<Key> {
         "lora.target_modules" => lora.target_modules: "The projections that are adapted."; "a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", |list| are_modules(list);
         "lora.rslora" => lora.rslora: "Scale by alpha / sqrt(r) instead."; ANY, |_| true;
 
-        "data.train" => data.train: "Training pairs, as j1 data prepare writes them. --data comes first."; ANY, |_| true;
+        "data.train" => data.train: "Training pairs, as j1 data prepare writes them."; ANY, |_| true;
         "data.held_out" => data.held_out: "Pairs for evaluation; empty: no evaluation."; ANY, |_| true;
         "data.max_prompt_tokens" => data.max_prompt_tokens: "The longest prompt, in tokens, chat template included."; TOKENS, |n| (1..=1 << 20).contains(n);
         "data.over_long" => data.over_long: "Longer prompts: left out before the run and counted, or cut at their beginning."; ANY, |_| true;
@@ -178,7 +178,7 @@ fn keys() -> Vec<Key> {
         "optimizer.warmup_steps" => optimizer.warmup_steps: "Steps in which the rate rises from 0."; FROM_0, |n| is_from_0(*n);
 
         "train.steps" => train.steps: "Optimizer steps; 0: as many as epochs asks for."; FROM_0, |n| is_from_0(*n);
-        "train.epochs" => train.epochs: "Passes over the data, where steps is 0. A file or a --set that gives epochs and not steps sets\nsteps to 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
+        "train.epochs" => train.epochs: "Passes over the data, where steps is 0. A file or an assignment that gives epochs and not steps sets\nsteps to 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
         "train.seed" => train.seed: "Decides the data's order, the completions and the adapter's first values."; SEED, |_| true;
         "train.micro_batch_tokens" => train.micro_batch_tokens: "Tokens of a packed batch at most; 0: the longest prompt and completion, at least 4096. It changes\nmemory, and the last bits of gradients; config.toml of a run has the number."; FROM_0, |n| is_from_0(*n as u64);
         "train.gradient_checkpointing" => train.gradient_checkpointing: "Recompute activations in the backward pass; auto: unless training without it would fit half of the\nmemory that is free at the start. It changes no bit."; ANY, |_| true;
