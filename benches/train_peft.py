@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The work of benches/train.rs in PyTorch and PEFT: forward and backward of a group, a sequence a completion.
+"""The work of benches/train.rs in PyTorch and PEFT: forward and backward of a group, one sequence per completion.
 
     python benches/train_peft.py --model DIR [--prompt 1024 --group 8 --completion 128 --batch 1]
 

@@ -84,8 +84,10 @@ fn results(error: &ResultsError) -> Option<String> {
     match error {
         ResultsError::DiskFull { .. } => Some("j1 train continues with --resume".to_owned()),
         ResultsError::NotFinite { .. } => Some("try --dtype f32".to_owned()),
-        ResultsError::NotWritable { .. }
-        | ResultsError::NotADirectory { .. }
+        ResultsError::NotWritable { .. } => {
+            Some("choose an --out that you can write to".to_owned())
+        }
+        ResultsError::NotADirectory { .. }
         | ResultsError::Locked { .. }
         | ResultsError::Foreign { .. }
         | ResultsError::Setting { .. }

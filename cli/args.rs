@@ -39,11 +39,11 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 
-    /// Record what every thread does when, as a Chrome trace that ui.perfetto.dev opens: a slice a
-    /// kernel, with its GFLOP/s and GB/s. Results stay the same. FILE grows by some megabytes a
-    /// second: take a short run (see cli/README.md, "Profile"). It is FILE.partial until the command ends;
-    /// one that was killed (SIGKILL, no memory) leaves that, as far as it was written. It opens all
-    /// the same, and the next run replaces it
+    /// Record what every thread does when, as a Chrome trace that ui.perfetto.dev opens: one slice
+    /// per kernel, with its GFLOP/s and GB/s. Results stay the same. FILE grows by some megabytes per
+    /// second: take a short run (see cli/README.md, "Profile"). Until the command ends, the trace is
+    /// FILE.partial. A command that is killed leaves that file with all that was written; it opens as
+    /// well, and the next run replaces it
     #[arg(long, value_name = "FILE", global = true, help_heading = "Diagnostics")]
     pub(crate) profile: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Train a judge with GRPO on preference pairs, from a base model to a LoRA adapter
     Train(Box<Train>),
-    /// Sample judgements and what they earn: the first half of a training step, alone
+    /// Sample judgements and compute their rewards: the first half of a training step, alone
     Rollout(Box<Rollout>),
     /// Check, split and inspect preference data
     Data(Data),
@@ -66,14 +66,14 @@ pub(crate) enum Command {
     Merge(Merge),
     /// Compare this engine with dumps made by PyTorch, and a GPU's kernels with the CPU's
     Check(Check),
-    /// Show the CPU features in use, a model's size, and the memory a run needs
+    /// Show the CPU features in use, the size of a model, and the memory that a run needs
     Info(Info),
-    /// Measure prefill, decoding and training, beside what the machine can do at most
+    /// Measure prefill, decoding and training, beside the peak of the machine
     Bench(Box<Bench>),
 }
 
 impl Command {
-    /// As it is typed.
+    /// The command as it is typed.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Command::Demo(_) => "demo",
@@ -143,14 +143,14 @@ pub(crate) enum DtypeArg {
     F32,
 }
 
-/// Which reply stands in slot A.
+/// The reply in slot A.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OrderArg {
     /// Both orders are judged
     Both,
     /// Drawn for each pair from the seed (RewardBench's protocol for generative judges)
     Random,
-    /// The chosen reply always stands first (the published j1 protocol; favors a judge that prefers A)
+    /// The chosen reply always comes first (the published j1 protocol; favors a judge that prefers A)
     ChosenFirst,
 }
 
@@ -194,7 +194,7 @@ Examples:
 Stop it at any time (Ctrl-C) and run the same command again: it goes on where it was, and the files
 end as if it had never stopped.
 
-DIR gets outputs.jsonl (a line a judgement), results.csv, scores.json (RewardBench's format and
+DIR gets outputs.jsonl (one line per judgement), results.csv, scores.json (RewardBench's format and
 ours), run.json (the settings) and timing.json.")]
 pub(crate) struct Eval {
     /// Checkpoint: a directory, or a Hugging Face id
@@ -225,30 +225,30 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "data", "out", "limit"],
           help_heading = "Input")]
     pub(crate) rescore: Option<PathBuf>,
-    /// Rows at most: a sample in which every subset has its share, drawn by --seed and the rows'
+    /// At most N rows: a sample in which every subset has its share, drawn by --seed and the rows'
     /// content; a larger N adds rows to those of a smaller one
     #[arg(long, value_name = "N", help_heading = "Input",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
-    /// Prompt tokens at most; longer rows are counted as unparsed and reported, never cut
+    /// At most N prompt tokens; longer rows are counted as unparsed and reported, never cut
     /// [default: what the model's positions leave]
     #[arg(long, value_name = "N", help_heading = "Input")]
     pub(crate) max_prompt_tokens: Option<usize>,
 
-    /// Where the results go; an interrupted run in it is continued
+    /// Directory of the results; an interrupted run in it is continued
     #[arg(long, value_name = "DIR", required_unless_present = "rescore", help_heading = "Output")]
     pub(crate) out: Option<PathBuf>,
-    /// The scores as JSON on stdout instead of the table
+    /// Print the scores as JSON instead of the table
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
-    /// Which reply stands in slot A [default: both]
+    /// The reply in slot A [default: both]
     #[arg(long, value_enum, help_heading = "Protocol")]
     pub(crate) order: Option<OrderArg>,
     /// How scores are read; what the other rule reads is shown beside it
     #[arg(long = "match", value_enum, default_value_t = MatchArg::Strict, help_heading = "Protocol")]
     pub(crate) match_rule: MatchArg,
-    /// Judgements a pair and order, scores summed as in SPCT [default: 1]
+    /// Judgements per pair and order, their scores summed as in SPCT [default: 1]
     #[arg(long, value_name = "K", help_heading = "Protocol",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) votes: Option<u32>,
@@ -266,7 +266,7 @@ pub(crate) struct Data {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum DataCommand {
-    /// Check pairs and write those that can teach as JSONL, split into training and held-out
+    /// Check pairs and write the usable ones as JSONL, split into training and held-out
     Prepare(Prepare),
     /// Show what is in a file of pairs: columns, lengths, duplicates, sources
     Inspect(Inspect),
@@ -279,7 +279,7 @@ Examples:
   j1 data prepare skywork --out data/skywork --exclude rewardbench
   j1 data prepare pairs.csv --out data/mine --held-out 0.1 --max-chars 20000
 
-DIR gets train.jsonl, held_out.jsonl (a line a pair: id, source, prompt, chosen, rejected) and
+DIR gets train.jsonl, held_out.jsonl (one line per pair: id, source, prompt, chosen, rejected) and
 prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on
 depends on its prompt and the seed alone. The files appear whole or not at all; prepare.json says so
 while they are replaced, and train refuses files that it does not describe.")]
@@ -292,25 +292,25 @@ pub(crate) struct Prepare {
     /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..")]
     pub(crate) columns: Option<Columns>,
-    /// Where the files go
+    /// Directory of the files
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Share of the prompts that is held out, from 0 to below 1
+    /// Share of the prompts to hold out, from 0 to below 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = parse_share)]
     pub(crate) held_out: f64,
-    /// Which share that is
+    /// Seed of that split
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Drop pairs with more characters in prompt and replies together
     #[arg(long, value_name = "N")]
     pub(crate) max_chars: Option<usize>,
-    /// Drop pairs whose prompt stands in this benchmark; may be given several times
+    /// Drop pairs whose prompt is in this benchmark; may be given several times
     #[arg(long, value_name = "FILE|NAME")]
     pub(crate) exclude: Vec<String>,
-    /// Count pairs that overlap with --exclude, but keep them
+    /// Keep pairs that overlap with --exclude, and count them
     #[arg(long, requires = "exclude")]
     pub(crate) keep_overlap: bool,
-    /// The contents of prepare.json on stdout instead of the table
+    /// Print prepare.json instead of the table
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -329,7 +329,7 @@ pub(crate) struct Inspect {
     /// Pairs to show
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) rows: usize,
-    /// As JSON, with the pairs in full
+    /// Print JSON, with the pairs in full
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -349,7 +349,7 @@ pub(crate) struct Merge {
     /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) adapter: String,
-    /// Where the merged checkpoint goes; must not exist, or be empty
+    /// Directory of the merged checkpoint; it must be empty or not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 }
@@ -379,7 +379,7 @@ pub(crate) struct Check {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// The table as JSON
+    /// Print the table as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -399,11 +399,11 @@ pub(crate) struct Info {
     /// Checkpoint: a directory, or a Hugging Face id
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: Option<String>,
-    /// Sequences at once, for the memory estimate
+    /// Number of sequences that run at once, for the memory estimate
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: u32,
-    /// Tokens of prompt and completion, for the memory estimate
+    /// Tokens of a prompt and its completion, for the memory estimate
     #[arg(long, value_name = "N", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) length: u32,
@@ -448,11 +448,11 @@ pub(crate) struct Info {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
           help_heading = "Training")]
     pub(crate) cache_memory: Option<u64>,
-    /// The same for a GPU with this much memory, such as 80GB; there need be none
+    /// The same for a GPU with this much memory, such as 80GB; the machine needs none
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "train",
           conflicts_with_all = ["dtype", "threads"], help_heading = "Training")]
     pub(crate) device_memory: Option<u64>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -14,7 +14,7 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 /// Whether a run looks at [`ASKED`].
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
-/// As on Linux, and as systems without signals are told of Ctrl-C.
+/// Signal numbers as on Linux; Ctrl-C has one on systems without signals, too.
 const INTERRUPT: u8 = 2;
 
 /// The last signal.
@@ -38,7 +38,7 @@ pub(crate) fn listen() {
     }
 }
 
-/// What a signal does.
+/// Reaction to a signal.
 fn stop(signal: u8) {
     SIGNAL.store(signal, Ordering::Relaxed);
     if ASKED.swap(true, Ordering::Relaxed) || !WATCHED.load(Ordering::Relaxed) {

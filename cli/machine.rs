@@ -1,4 +1,4 @@
-//! What the machine has, and what a run says about where it was begun.
+//! Devices and memory of the machine, and the record of where a run was begun.
 
 use std::time::SystemTime;
 
@@ -88,8 +88,8 @@ pub(crate) fn available_memory() -> Option<u64> {
     room().map(|room| room.bytes)
 }
 
-/// Lets `model` read its weights as `--weights` says; on a GPU, takes them there. What came of it: mapped, or packed
-/// sooner or later; a GPU reads the map once.
+/// Applies `--weights`; on a GPU, uploads them. Returns the mode in effect: mapped or packed. A GPU reads the
+/// map once.
 pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<Weights, Failure> {
     if model.device().is_cuda() {
         model.upload()?;
@@ -97,7 +97,7 @@ pub(crate) fn place_weights(model: &mut Model, weights: WeightsArg) -> Result<We
     }
     let packing = match weights {
         WeightsArg::Mapped => Packing::Mapped,
-        // For a while the copy stands beside what was read of the files.
+        // For a while the copy and the mapped pages are both in memory.
         WeightsArg::Auto
             if available_memory().is_none_or(|free| free / 2 > model.weights_bytes()) =>
         {
@@ -160,7 +160,7 @@ pub(crate) fn half_of_gpu(free: u64) -> u64 {
     (free / 2).max(64 << 20)
 }
 
-/// What a machine has whose system does not say.
+/// Memory that is assumed where the system does not tell.
 const UNKNOWN: u64 = 8 << 30;
 
 /// A quarter of the memory that is free.

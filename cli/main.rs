@@ -21,7 +21,7 @@ use kernels::cpu::heap::Heap;
 use args::{Cli, Command};
 use commands::{bench, check, data, demo, eval, info, judge, merge, rollout, train};
 
-/// A tokenizer lies in large pages.
+/// The heap of the program; a tokenizer is in large pages.
 #[global_allocator]
 static HEAP: Heap = Heap;
 

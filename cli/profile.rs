@@ -36,7 +36,7 @@ pub(crate) enum ProfileError {
     Busy { path: PathBuf },
     /// The file cannot be made.
     Create { path: PathBuf, source: io::Error },
-    /// It was begun, and could not be written to its end.
+    /// The profile was begun, and could not be written to its end.
     Write { path: PathBuf, source: io::Error },
 }
 

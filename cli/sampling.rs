@@ -7,7 +7,7 @@ use engine::{
 
 use crate::{Failure, args::GenerationArgs};
 
-/// What decides how judgements are drawn, and what of it is to be said.
+/// Sampling parameters of judgements, with notes for the user.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Sampling {
     pub(crate) params: SamplingParams,
@@ -99,7 +99,7 @@ impl Sampling {
         Sampling { from_file, params, repetition_penalty, stop_strings, notes }
     }
 
-    /// Whether every value lies in its range.
+    /// Checks that every value is in its range.
     pub(crate) fn validate(&self) -> Result<(), Failure> {
         let penalty = || Ok(repetition_penalty::validate(self.repetition_penalty)?);
         let valid = self.params.validate().map_err(Failure::from).and_then(|()| penalty());
@@ -114,7 +114,7 @@ impl Sampling {
     }
 }
 
-/// What training's samples go without, if anything. Temperature and truncation are settings of a run.
+/// A note about the sampling parameters that training ignores, if there are any. Temperature and truncation are settings of a run.
 pub(crate) fn left_out_of_training(file: &GenerationConfig) -> Option<String> {
     let penalty = file.repetition_penalty.filter(|&penalty| penalty != 1.0);
     let left_out: Vec<String> = penalty

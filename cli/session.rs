@@ -1,4 +1,4 @@
-//! What `judge` and `eval` have in common: from flags to an opened judge.
+//! From flags to an opened judge, for `judge` and `eval`.
 
 use std::{
     collections::HashMap,
@@ -153,7 +153,7 @@ pub(crate) fn open_language_model(
     builder.adapter_from(load).open()
 }
 
-/// What chat templates are told.
+/// Options of chat templates.
 pub(crate) fn render_options(generation: &GenerationArgs) -> RenderOptions {
     RenderOptions {
         add_generation_prompt: true,
@@ -162,7 +162,7 @@ pub(crate) fn render_options(generation: &GenerationArgs) -> RenderOptions {
     }
 }
 
-/// Says what of a judge's prompt a chat template leaves out without a word.
+/// Notes the parts of a judge's prompt that a chat template leaves out silently.
 pub(crate) fn note_unread(chat: &ChatTemplate, template: &Template, options: RenderOptions) {
     let path = chat.path().display();
     let [user, system] = chat.reads(options);

@@ -57,7 +57,7 @@ pub(crate) fn bytes(directory: &Path) -> Vec<(String, Vec<u8>)> {
         .to_vec()
 }
 
-/// Of run.json, what decides a run: when and where it was begun is another thing each time.
+/// The part of run.json that decides a run. When and where it was begun differs each time.
 pub(crate) fn without_about(name: &str, bytes: Vec<u8>) -> Vec<u8> {
     if name != "run.json" {
         return bytes;

@@ -58,7 +58,7 @@ fn expected(scratch: &Path, model: &str, data: &str) -> Vec<(String, Vec<u8>)> {
     bytes(&whole)
 }
 
-/// What a failed write of `file` must say.
+/// Words in the error of a failed write of `file`.
 fn full(out: &Path, file: &str) -> [String; 4] {
     let file = out.join(file).display().to_string();
     ["the disk is full".into(), file, "free some space".into(), "run the same command again".into()]

@@ -16,7 +16,7 @@ use kernels::cpu::{
     matmul, rms_norm, swiglu,
 };
 
-/// What is allowed over the recorded count.
+/// Growth that is allowed over the recorded count.
 const GROWTH: f64 = 1.1;
 
 const ISAS: [Isa; 2] = [Isa::Portable, Isa::Avx2];

@@ -20,7 +20,7 @@ fn limited(limits: &str, args: &[&str]) -> Output {
     shell.args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What was said on stderr, of a command that ended by itself and not by a panic.
+/// The stderr of a command that ended by itself and not by a panic.
 #[track_caller]
 fn ended(output: &Output, what: &str) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

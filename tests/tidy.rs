@@ -45,7 +45,7 @@ fn rust_files() -> Vec<(PathBuf, String)> {
     rust.map(|path| (path.clone(), fs::read_to_string(root().join(&path)).unwrap())).collect()
 }
 
-/// Code without comments and without what stands in quotes, so that a test's own words do not count.
+/// Code without comments and string literals, so that a test's own words do not count.
 fn code(line: &str) -> String {
     let line = line.split("//").next().unwrap();
     line.split('"').step_by(2).collect()
@@ -313,7 +313,7 @@ fn public_types_of_kernels_have_names_of_their_own() {
     }
 }
 
-/// What counts as source: a page that lists files lists all of these.
+/// Whether a file is source: a page that lists files lists all of these.
 fn is_source(path: &Path) -> bool {
     let sources = ["rs", "cu", "cuh", "py", "sh"];
     path.extension().is_some_and(|e| sources.iter().any(|source| e == *source))

@@ -142,7 +142,7 @@ pub(crate) fn finish(args: &[String]) -> Output {
     spawn(args).wait_with_output().unwrap()
 }
 
-/// What the program said of a run that went well.
+/// The stderr of a run that succeeded.
 #[track_caller]
 pub(crate) fn succeeded(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -53,13 +53,13 @@ pub struct Finding {
     pub case: String,
     /// `base` or `lora`.
     pub variant: &'static str,
-    /// What was compared.
+    /// The quantity that was compared.
     pub quantity: String,
     /// Values compared.
     pub count: usize,
     /// Largest absolute difference; for tokens and bits the number of them that differ.
     pub error: f64,
-    /// What it may be.
+    /// Its bound.
     pub bound: f64,
 }
 
@@ -159,7 +159,7 @@ impl<'a> Case<'a> {
         CheckError { path: self.directory.to_path_buf(), what: what.into() }
     }
 
-    /// What is wrong with case.json.
+    /// An error of case.json.
     fn json_error(&self, what: impl Into<String>) -> CheckError {
         CheckError { path: self.directory.join("case.json"), what: what.into() }
     }
@@ -185,17 +185,17 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What something else failed of, as this case's error.
+    /// Another error, as an error of this case.
     fn failed(&self, error: impl fmt::Display) -> CheckError {
         self.error(error.to_string())
     }
 
-    /// The findings of all variants, a line a quantity.
+    /// The findings of all variants, one line per quantity.
     fn findings(&self, all: ByVariant) -> Vec<Finding> {
         all.into_iter().flat_map(|(variant, errors)| errors.findings(&self.name, variant)).collect()
     }
 
-    /// Where a variant's reference values are.
+    /// Path of a variant's reference values.
     fn reference(&self, variant: &str) -> PathBuf {
         self.directory.join(format!("{variant}.safetensors"))
     }
@@ -343,7 +343,7 @@ impl<'a> Case<'a> {
         ids: &[u32],
         temperature: f32,
     ) -> Result<(Vec<f32>, Vec<f32>), CheckError> {
-        // The last row has no next token; any stands in, its log-probability is dropped.
+        // The last row has no next token. Any token serves; its log-probability is dropped.
         let next: Vec<u32> = ids[1..].iter().chain(&ids[..1]).copied().collect();
         let (mut log_probs, mut entropies) = (vec![0.0; ids.len()], vec![0.0; ids.len()]);
         let cpu = Cpu::new(1);

@@ -21,12 +21,12 @@ use serde_json::Map;
 use crate::{
     check::{Finding, check},
     data,
-    judge::prompt::Template,
+    judge::{RunStatus, prompt::Template},
     shared::{shared, skipped},
     train::{
         StepReport, Trainer, checkpoint,
         directory::RunDirectory,
-        run::{self, Ended, Event},
+        run::{self, RunEvent},
         settings::Settings,
     },
 };
@@ -210,20 +210,20 @@ fn the_demos_judge_trains_as_on_the_cpu_and_goes_on_bit_for_bit() {
     let directory = RunDirectory::start(&out, &settings, &Map::new(), Map::new()).unwrap();
     let mut steps = 0;
     let ended = run::run(&mut whole, &mut adapter, &directory, None, &[], &never, &mut |event| {
-        if let Event::Step(report) = event {
+        if let RunEvent::Step(report) = event {
             steps += 1;
             assert_eq!(log_prob_difference(report), 0.0, "step {steps}");
             assert!(report.metrics.loss.is_finite());
         }
     });
-    assert_eq!((ended.unwrap(), steps), (Ended::Complete, STEPS));
+    assert_eq!((ended.unwrap(), steps), (RunStatus::Complete, STEPS));
     drop(whole);
 
     // The last step again, from the checkpoint before it.
     let before = checkpoint::directory(&out.join("checkpoints"), STEPS - 1);
     let (mut resumed, mut adapter) = trainer(&gpu, Precision::Bf16, &settings, Some(&before));
     let sampled = resumed.sample(&never, &mut |_| ()).unwrap().unwrap();
-    let report = resumed.learn(&sampled, &mut |_| ()).unwrap();
+    let report = resumed.train_on(&sampled, &mut |_| ()).unwrap();
     let again = scratch.path().join("again");
     checkpoint::save(&resumed, &mut adapter, &again, None).unwrap();
     for file in ["adapter_model.safetensors", "optimizer.safetensors", "state.json"] {
@@ -236,7 +236,7 @@ fn the_demos_judge_trains_as_on_the_cpu_and_goes_on_bit_for_bit() {
     let learned = |precision| {
         let host = Device::cpu_threads(1);
         let (mut policy, _) = trainer(&host, precision, &settings, Some(&before));
-        policy.learn(&sampled, &mut |_| ()).unwrap().metrics
+        policy.train_on(&sampled, &mut |_| ()).unwrap().metrics
     };
     let (exact, other, got) = (learned(Precision::F32), learned(Precision::Bf16), report.metrics);
     assert!(report.moved && exact.grad_norm > 0.0, "nothing to learn");

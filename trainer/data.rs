@@ -110,7 +110,7 @@ pub fn known(name: &str) -> Option<Known> {
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What was said.
+    /// The text of the turn.
     pub content: String,
 }
 
@@ -153,7 +153,7 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// What a pair's id ends with, after that of its row.
+    /// The suffix of a pair's id, after the id of its row.
     pub(crate) fn suffix(self) -> String {
         format!("/c{}r{}", self.chosen, self.rejected)
     }
@@ -180,7 +180,7 @@ pub enum DataError {
     Io {
         /// The data file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// No reader fits.
@@ -188,10 +188,10 @@ pub enum DataError {
     UnknownFormat {
         /// The data file.
         path: PathBuf,
-        /// What it looks like.
+        /// The format that its bytes look like.
         found: String,
     },
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("{}: the file has no rows; look at how it was made, or give another", path.display())]
     Empty {
         /// The data file.
@@ -224,7 +224,7 @@ pub enum DataError {
         path: PathBuf,
         /// Line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// More data than a sensible file has.
@@ -232,15 +232,15 @@ pub enum DataError {
     TooLarge {
         /// The data file.
         path: PathBuf,
-        /// What is too large.
+        /// The part that is too large, and the limit.
         message: String,
     },
-    /// What a pipe delivers cannot be kept.
+    /// The bytes of a pipe cannot be kept in a temporary file.
     #[error(
         "cannot copy standard input or a pipe to a temporary file: {source} (TMPDIR says where these lie)"
     )]
     Copy {
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A column that was asked for by its name is not there.
@@ -248,7 +248,7 @@ pub enum DataError {
     NoSuchColumn {
         /// The data file.
         path: PathBuf,
-        /// What it would hold.
+        /// The field that the column would hold.
         field: &'static str,
         /// Its name.
         column: String,
@@ -278,7 +278,7 @@ pub enum DataError {
         path: PathBuf,
         /// `line 7` or `row 7`.
         place: String,
-        /// What is wrong with it.
+        /// The problem, in words.
         problem: String,
     },
     /// A Parquet file that is damaged or dangerous.
@@ -286,7 +286,7 @@ pub enum DataError {
     Parquet {
         /// The data file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// An Arrow file that is damaged or of an unusual kind.
@@ -294,7 +294,7 @@ pub enum DataError {
     Arrow {
         /// The data file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// A Parquet feature without a reader here.
@@ -325,7 +325,7 @@ pub enum Replies {
     Prepared,
 }
 
-/// What is wanted of a source.
+/// The fields and rows to read from a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// What the replies must be.
@@ -369,7 +369,7 @@ pub fn read_with(
     Ok(rows::pairs(rows))
 }
 
-/// Where a row stands in a source.
+/// The place of a row in a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct At {
     part: usize,
@@ -562,7 +562,7 @@ pub fn fingerprint(pairs: &[Pair]) -> String {
     fingerprint.finish()
 }
 
-/// All of a pair but its id and its place.
+/// A pair without its id and its row number.
 fn add_content(fingerprint: &mut Fingerprint, pair: &Pair) {
     fingerprint.text(if pair.subset.is_some() { "subset" } else { "no subset" });
     fingerprint.text(pair.subset.as_deref().unwrap_or(""));

@@ -39,11 +39,11 @@ pub const MAX_VOTES: u32 = 1 << 16;
 pub struct Judge<'a> {
     /// The model with its tokenizer and chat template.
     pub language_model: &'a LanguageModel,
-    /// What the judge is asked.
+    /// Template of the judge's prompt.
     pub template: &'a Template,
     /// Whether it may think first; `None` leaves it to the chat template.
     pub thinking: Option<bool>,
-    /// What the chat template is told of the day; `None`: nothing.
+    /// Today's date for the chat template; `None`: no date.
     pub date: Option<Date>,
     /// Temperature and truncation.
     pub sampling: SamplingParams,
@@ -67,19 +67,19 @@ pub struct Judge<'a> {
 pub struct Task {
     /// Index of the pair in the slice given to [`Judge::run`].
     pub pair: usize,
-    /// Which reply stands in slot A.
+    /// The reply in slot A.
     pub order: Order,
     /// Number of the judgement among those of this pair and order.
     pub vote: u32,
 }
 
-/// What happens during a run.
-pub enum Event<'e> {
+/// An event of a run.
+pub enum JudgeEvent<'e> {
     /// More text of one judgement.
     Text {
-        /// Which.
+        /// The judgement that the text belongs to.
         task: Task,
-        /// What became whole with the last token.
+        /// Text completed by the latest token. Incomplete UTF-8 is held back.
         text: &'e str,
     },
     /// A forward pass ended.
@@ -88,17 +88,17 @@ pub enum Event<'e> {
     Done(Task, Record),
 }
 
-/// How a run ended.
+/// The end of a run: complete or interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum RunStatus {
     /// All judgements were made.
     Complete,
     /// The caller's flag was raised; judgements under way are lost.
     Interrupted,
 }
 
-/// What whoever receives the events may fail with.
-pub type Sink = Box<dyn std::error::Error + Send + Sync>;
+/// Error of the callback that receives the events.
+pub type CallbackError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +126,7 @@ pub enum JudgeError {
     #[error("{0}")]
     Machine(#[source] generate::GenerateError),
     #[error("{0}")]
-    Sink(#[source] Sink),
+    Callback(#[source] CallbackError),
 }
 
 /// A request under way: all votes of one pair and order that are still to be made.
@@ -147,13 +147,13 @@ struct Vote<'a> {
 /// Pairs to prompts, without a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompter<'a> {
-    /// What the judge is asked.
+    /// Template of the judge's prompt.
     pub template: &'a Template,
     /// How that becomes a conversation with the model.
     pub chat: &'a ChatTemplate,
     /// Text to ids.
     pub tokenizer: &'a Tokenizer,
-    /// What the chat template is told.
+    /// Options of the chat template.
     pub options: RenderOptions,
     /// The model's: a prompt of many more tokens is not encoded to its end.
     pub positions: usize,
@@ -197,7 +197,7 @@ impl Prompter<'_> {
 }
 
 impl Judge<'_> {
-    /// What makes its prompts.
+    /// The part of the judge that makes prompts.
     pub fn prompter(&self) -> Prompter<'_> {
         Prompter {
             template: self.template,
@@ -225,8 +225,8 @@ impl Judge<'_> {
         pairs: &[Pair],
         tasks: &[Task],
         stop: &AtomicBool,
-        on: &mut dyn FnMut(Event) -> Result<(), Sink>,
-    ) -> Result<End, JudgeError> {
+        on: &mut dyn FnMut(JudgeEvent) -> Result<(), CallbackError>,
+    ) -> Result<RunStatus, JudgeError> {
         let LanguageModel { model, .. } = self.language_model;
         let stop_tokens = self.language_model.stop_tokens();
         let mut generator = Generator::new(model, stop_tokens, self.options.clone())
@@ -237,15 +237,15 @@ impl Judge<'_> {
             while generator.queued() < self.options.max_batch {
                 let Some(votes) = requests.next() else { break };
                 if stop.load(Ordering::Relaxed) {
-                    return Ok(End::Interrupted);
+                    return Ok(RunStatus::Interrupted);
                 }
                 self.submit(&mut generator, &mut open, pairs, votes, on)?;
             }
             if generator.is_idle() {
-                return Ok(End::Complete);
+                return Ok(RunStatus::Complete);
             }
             if stop.load(Ordering::Relaxed) {
-                return Ok(End::Interrupted);
+                return Ok(RunStatus::Interrupted);
             }
             let mut failure = None;
             let mut stopped = Vec::new();
@@ -265,7 +265,7 @@ impl Judge<'_> {
             if let Some(failure) = failure {
                 return Err(failure);
             }
-            on(Event::Step(generator.stats())).map_err(JudgeError::Sink)?;
+            on(JudgeEvent::Step(generator.stats())).map_err(JudgeError::Callback)?;
         }
     }
 
@@ -276,7 +276,7 @@ impl Judge<'_> {
         open: &mut HashMap<RequestId, Open<'s>>,
         pairs: &[Pair],
         votes: &[Task],
-        on: &mut dyn FnMut(Event) -> Result<(), Sink>,
+        on: &mut dyn FnMut(JudgeEvent) -> Result<(), CallbackError>,
     ) -> Result<(), JudgeError> {
         let pair = &pairs[votes[0].pair];
         let prompt = self.prompt(pair, votes[0].order)?;
@@ -290,7 +290,7 @@ impl Judge<'_> {
                 let vote = self.vote(task);
                 let (finish, form) = (Finish::PromptTooLong, self.template.verdict_form());
                 let record = record(pair, &vote, prompt_tokens, finish, String::new(), form);
-                on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
+                on(JudgeEvent::Done(task, record)).map_err(JudgeError::Callback)?;
             }
             return Ok(());
         };
@@ -318,7 +318,7 @@ impl Judge<'_> {
         open: &mut HashMap<RequestId, Open>,
         pairs: &[Pair],
         event: generate::TokenEvent,
-        on: &mut dyn FnMut(Event) -> Result<(), Sink>,
+        on: &mut dyn FnMut(JudgeEvent) -> Result<(), CallbackError>,
     ) -> Result<bool, JudgeError> {
         let request = open.get_mut(&event.request).expect("events of open requests only");
         let vote = &mut request.votes[event.sample];
@@ -346,7 +346,7 @@ impl Judge<'_> {
         }
         let fresh = kept(&fresh, behind.unwrap_or(0));
         if !fresh.is_empty() {
-            on(Event::Text { task, text: fresh }).map_err(JudgeError::Sink)?;
+            on(JudgeEvent::Text { task, text: fresh }).map_err(JudgeError::Callback)?;
         }
         let finish = match (event.finish, behind) {
             (_, Some(_)) | (Some(FinishReason::Stop), None) => Finish::Stop,
@@ -360,7 +360,7 @@ impl Judge<'_> {
         if request.left == 0 {
             open.remove(&event.request);
         }
-        on(Event::Done(task, record)).map_err(JudgeError::Sink)?;
+        on(JudgeEvent::Done(task, record)).map_err(JudgeError::Callback)?;
         Ok(event.finish.is_none())
     }
 

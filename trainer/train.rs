@@ -52,7 +52,7 @@ use crate::{
     train::{
         grpo::{
             advantages,
-            loss::{self, Counted, LossMask, token_weights},
+            loss::{self, LossMask, MaskedCompletion, token_weights},
         },
         metrics::{ClipMetrics, CompletionMetrics, RewardMetrics, StepMetrics},
         rollout::{Completion, RolloutError, RolloutRecord},
@@ -61,7 +61,7 @@ use crate::{
 };
 use plan::Plan;
 use sample::{SampleError, Sampled, Sampler};
-use update::{Group, Item, UpdateError, UpdateReport, UpdateSettings, update};
+use update::{PromptGroup, TrainedCompletion, UpdateError, UpdateReport, UpdateSettings, update};
 
 /// Sequences that run at once, at most.
 fn running_sequences(settings: &Settings) -> usize {
@@ -97,16 +97,16 @@ pub struct Trainer {
     reference: Option<Vec<Tensor>>,
 }
 
-/// How far a step is.
+/// StepProgress within a training step.
 #[derive(Clone, Copy, Debug)]
-pub enum Progress {
+pub enum StepProgress {
     /// A forward pass of generation ended.
     Sampling(Stats),
     /// Micro-batches done, of all.
     Updating(usize, usize),
 }
 
-/// What a step did.
+/// The result of a training step.
 pub struct StepReport {
     /// For metrics.jsonl.
     pub metrics: StepMetrics,
@@ -146,7 +146,7 @@ impl StepError {
 
 impl Trainer {
     /// A trainer at step 0. The model's adapter is what is trained; `pairs` have prompts that fit (see
-    /// [`prompts::fitting`]).
+    /// [`prompts::length_filter`]).
     ///
     /// # Panics
     /// If there are no pairs, or the model has no adapter.
@@ -219,7 +219,7 @@ impl Trainer {
         &self.language_model
     }
 
-    /// What samples and rewards, with the parameters as they are.
+    /// The sampler and rewards of the current policy.
     pub fn sampler(&self) -> Sampler<'_> {
         Sampler {
             language_model: &self.language_model,
@@ -235,27 +235,27 @@ impl Trainer {
     pub fn sample(
         &self,
         stop: &AtomicBool,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(StepProgress),
     ) -> Result<Option<Sampled>, StepError> {
         let step = self.step + 1;
         let slots = self.plan.step(self.step);
         let first = self.step * (slots.len() * self.settings.rollout.group_size) as u64;
         self.sampler()
-            .sample(slots, first, stop, &mut |stats| progress(Progress::Sampling(stats)))
+            .sample(slots, first, stop, &mut |stats| progress(StepProgress::Sampling(stats)))
             .map_err(|source| StepError::Sample { step, source: Box::new(source) })
     }
 
     /// Learns from what was sampled with the parameters as they are.
-    pub fn learn(
+    pub fn train_on(
         &mut self,
         sampled: &Sampled,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(StepProgress),
     ) -> Result<StepReport, StepError> {
         let started = Instant::now();
         let step = self.step + 1;
         let groups = self.groups(sampled);
         let settings = self.update_settings();
-        let learns = |item: &Item| {
+        let learns = |item: &TrainedCompletion| {
             item.weight != 0.0 && (item.advantage != 0.0 || settings.loss.beta != 0.0)
         };
         let moved = groups.iter().flat_map(|group| &group.items).any(learns);
@@ -271,7 +271,7 @@ impl Trainer {
             &settings,
             self.step * settings.iterations as u64,
             &|update| schedule.rate(update),
-            &mut |done, all| progress(Progress::Updating(done, all)),
+            &mut |done, all| progress(StepProgress::Updating(done, all)),
         )
         .map_err(|source| StepError::Update { step, source })?;
         device.trim();
@@ -290,12 +290,12 @@ impl Trainer {
         self.settings.loss.mask_truncated && completion.finish == Finish::Length
     }
 
-    /// What the update sees: completions with their advantages and weights.
-    fn groups<'a>(&self, sampled: &'a Sampled) -> Vec<Group<'a>> {
+    /// The completions with their advantages and weights, as the update takes them.
+    fn groups<'a>(&self, sampled: &'a Sampled) -> Vec<PromptGroup<'a>> {
         let Settings { loss, reward, rollout, .. } = &self.settings;
         let Sampled { prompts, completions, advantages, .. } = sampled;
         let group_size = rollout.group_size;
-        let counted: Vec<Counted> = completions
+        let counted: Vec<MaskedCompletion> = completions
             .iter()
             .enumerate()
             .map(|(index, completion)| {
@@ -304,11 +304,11 @@ impl Trainer {
                 let part = if self.masks(completion) {
                     LossMask::Masked
                 } else if silent {
-                    LossMask::Silent
+                    LossMask::NoLoss
                 } else {
                     LossMask::Full
                 };
-                Counted { tokens: completion.tokens.len(), part }
+                MaskedCompletion { tokens: completion.tokens.len(), part }
             })
             .collect();
         let parts = vec![completions.len() / loss.accumulation_steps; loss.accumulation_steps];
@@ -316,14 +316,14 @@ impl Trainer {
         let comparable = self.update_settings().temperature == self.sampling_temperature();
         let item = |index: usize| {
             let completion = &completions[index];
-            Item {
+            TrainedCompletion {
                 tokens: &completion.tokens,
                 sampled: comparable.then_some(&completion.log_probs),
                 advantage: advantages.values[index],
                 weight: weights[index],
             }
         };
-        let of_prompt = |(group, prompt): (usize, &'a Vec<u32>)| Group {
+        let of_prompt = |(group, prompt): (usize, &'a Vec<u32>)| PromptGroup {
             prompt,
             items: (group * group_size..(group + 1) * group_size).map(item).collect(),
         };
@@ -341,7 +341,7 @@ impl Trainer {
     fn update_settings(&self) -> UpdateSettings {
         let Settings { loss, lora, train, .. } = &self.settings;
         UpdateSettings {
-            loss: loss::Settings {
+            loss: loss::LossTerms {
                 clip_low: loss.epsilon_low,
                 clip_high: loss.epsilon_high,
                 beta: loss.beta,

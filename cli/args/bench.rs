@@ -45,11 +45,11 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512,1024",
           value_parser = clap::value_parser!(u32).range(1..=1 << 20), help_heading = "Inference")]
     pub(crate) prompt: Vec<u32>,
-    /// Sequences that are decoded at once
+    /// Number of sequences that are decoded at once
     #[arg(long, value_name = "B,..", value_delimiter = ',', default_value = "1,4,16",
           value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Inference")]
     pub(crate) batch: Vec<u32>,
-    /// Tokens that each of them decodes
+    /// Tokens that each sequence decodes
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=1 << 20), help_heading = "Inference")]
     pub(crate) r#gen: u32,
@@ -75,14 +75,14 @@ pub(crate) struct Bench {
     #[arg(long, value_enum, default_value_t = Recompute::Auto, help_heading = "Training")]
     pub(crate) gradient_checkpointing: Recompute,
 
-    /// Measure these alone
+    /// Measure only these
     #[arg(long, value_enum, value_name = "WORK,..", value_delimiter = ',', help_heading = "Run")]
     pub(crate) only: Vec<BenchWork>,
-    /// Times that each is measured
+    /// Repetitions of each measurement
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Run")]
     pub(crate) repeat: u32,
-    /// As JSON, with the seconds of every pass
+    /// Print JSON, with the seconds of every pass
     #[arg(long, help_heading = "Run")]
     pub(crate) json: bool,
 }

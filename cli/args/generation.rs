@@ -11,7 +11,7 @@ use super::values::{parse_size, parse_stop};
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Generation")]
 pub(crate) struct GenerationArgs {
-    /// Tokens of a judgement at most [default: 2048, or half of the model's positions if that is less]
+    /// At most N tokens per judgement [default: 2048, or half of the model's positions if that is less]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_new_tokens: Option<u32>,
 
@@ -35,14 +35,14 @@ pub(crate) struct GenerationArgs {
     #[arg(long, value_name = "P")]
     pub(crate) min_p: Option<f32>,
 
-    /// Make tokens less likely that prompt or judgement hold already: divides their logits where positive,
-    /// multiplies them where negative, before all else and for greedy too; 1 is none
+    /// Penalty for tokens that the prompt or the judgement already holds: it divides positive logits and
+    /// multiplies negative ones, before all else and for greedy too; 1 is none
     /// [default: generation_config.json's, else 1]
     #[arg(long, value_name = "P")]
     pub(crate) repetition_penalty: Option<f32>,
 
-    /// End a judgement where this text stands in it; the text stays, nothing follows. Several may be given; an
-    /// empty one stands for none [default: generation_config.json's stop_strings]
+    /// End a judgement after this text, which stays in it. May be given several times; an empty text
+    /// stands for none [default: generation_config.json's stop_strings]
     #[arg(long, value_name = "TEXT", value_parser = parse_stop, allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
 
@@ -65,7 +65,7 @@ pub(crate) struct GenerationArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) template: Option<PathBuf>,
 
-    /// Judgements written at once
+    /// Number of judgements that are written at once
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: u32,

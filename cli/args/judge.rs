@@ -14,7 +14,7 @@ Examples:
   j1 judge --model ./qwen3 --data pairs.jsonl --limit 1 --print-prompt
   j1 judge --print-template > my.jinja        # then --template my.jinja
 
-FILE has a line a pair: {\"prompt\": \"...\" or [messages], \"a\": \"...\", \"b\": \"...\"}; chosen and
+FILE has one line per pair: {\"prompt\": \"...\" or [messages], \"a\": \"...\", \"b\": \"...\"}; chosen and
 rejected are taken for a and b. It may be .jsonl, .json, .csv (these also as .gz) or .parquet, - for
 standard input, a directory or a quoted pattern of shards.")]
 pub(crate) struct Judge {
@@ -48,7 +48,7 @@ pub(crate) struct Judge {
     /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", requires = "data", help_heading = "Input")]
     pub(crate) columns: Option<Columns>,
-    /// Pairs at most, the first of the file
+    /// At most N pairs, the first of the file
     #[arg(long, value_name = "N", requires = "data", help_heading = "Input",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
@@ -56,7 +56,7 @@ pub(crate) struct Judge {
     /// Judge as given, or in both orders (and say whether they agree)
     #[arg(long, value_enum, default_value_t = JudgeOrder::Given, help_heading = "Protocol")]
     pub(crate) order: JudgeOrder,
-    /// Judgements a pair, replies shuffled for each; the scores are summed as in SPCT
+    /// Judgements per pair, replies shuffled for each; the scores are summed as in SPCT
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) votes: u32,

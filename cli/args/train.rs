@@ -22,7 +22,7 @@ pub(crate) struct SettingsArgs {
         help_heading = "Settings"
     )]
     pub(crate) preset: Option<PresetArg>,
-    /// Settings in TOML; keys that it leaves out are its preset's
+    /// Settings in TOML; keys that the file leaves out have the values of its preset
     #[arg(long, value_name = "FILE", help_heading = "Settings")]
     pub(crate) config: Option<PathBuf>,
     /// Replace one setting, such as optimizer.learning_rate=3e-5; may be given several times
@@ -45,7 +45,7 @@ Examples:
 Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on as if it had never
 stopped, to the bit.
 
-DIR gets config.toml (every setting), metrics.jsonl (a line a step), TensorBoard events,
+DIR gets config.toml (every setting), metrics.jsonl (one line per step), TensorBoard events,
 rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end,
 adapter/ in PEFT's form: that of the best step on held-out pairs, or the last (train.deliver).")]
 pub(crate) struct Train {
@@ -54,8 +54,8 @@ pub(crate) struct Train {
     /// Print all settings, each with its meaning, and end
     #[arg(long, help_heading = "Settings")]
     pub(crate) print_config: bool,
-    /// Check everything that a start checks, say how many steps and tokens there are, about how long they
-    /// take and in how much memory, show one prompt as the model reads it, and end. Nothing is written
+    /// Check everything that a start checks, estimate steps, tokens, time and memory, show one prompt as
+    /// the model reads it, and end. Nothing is written
     #[arg(long, conflicts_with = "resume", help_heading = "Run")]
     pub(crate) dry_run: bool,
 
@@ -96,7 +96,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "step-N", requires = "resume", value_parser = parse_step,
           help_heading = "Run")]
     pub(crate) from: Option<u64>,
-    /// Continue on another instruction set or device than the run had, with other last bits; run.json notes it
+    /// Continue on another instruction set or device than the run began on, which changes last bits; run.json notes it
     #[arg(long, requires = "resume", help_heading = "Run")]
     pub(crate) allow_other_instructions: bool,
     /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
@@ -140,13 +140,13 @@ pub(crate) struct Rollout {
     /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", help_heading = "Data")]
     pub(crate) columns: Option<Columns>,
-    /// Pairs at most, from the start of the file
+    /// At most N pairs, from the start of the file
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub(crate) limit: Option<usize>,
 
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
-    /// Judgements of each prompt [default: the settings']
+    /// Completions per prompt [default: the settings']
     #[arg(long, value_name = "G", help_heading = "Settings",
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) group: Option<u32>,
@@ -176,7 +176,7 @@ A judge of a million parameters, bundled with j1, names a criterion almost at ra
 the one that the user asked for: GRPO on 800 pairs, half a minute on two free cores, no network. What
 it did is in --out, with the configuration to copy.")]
 pub(crate) struct Demo {
-    /// Where everything goes
+    /// Directory of all files
     #[arg(long, value_name = "DIR", default_value = "j1-demo")]
     pub(crate) out: PathBuf,
     /// Seed of sampling, of the data's order and of the new adapter

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the flags ask for, in the order of the table.
+/// The measurements that the flags ask for, in the order of the table.
 fn cases(args: &Bench) -> Result<Vec<Case>, Failure> {
     let size = |number: u32| number as usize;
     let wanted = |kind: BenchWork| args.only.is_empty() || args.only.contains(&kind);
@@ -168,7 +168,7 @@ fn subject_name(args: &Bench) -> String {
     }
 }
 
-/// What the device can do at most with what the model multiplies.
+/// The peak of the device for the model's matmuls.
 enum Machine {
     /// Measured.
     Cpu {
@@ -176,7 +176,7 @@ enum Machine {
         /// Multiplies pairs of bf16.
         bf16: bool,
     },
-    /// As its data sheet has it, if its name is known.
+    /// The peak in the data sheet of the GPU, if its name is known.
     Gpu { device: String, sheet: Option<DataSheet> },
 }
 

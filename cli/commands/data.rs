@@ -11,7 +11,7 @@ use engine::error::excerpt_of;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use trainer::data::prepare::{
-    Inspection, Options, PrepareError, Progress, Report, inspect, prepare,
+    Inspection, PrepareError, PrepareOptions, PrepareProgress, PrepareReport, inspect, prepare,
 };
 
 use crate::{
@@ -43,7 +43,7 @@ pub(crate) fn run(command: &DataCommand) -> Result<ExitCode, Failure> {
 fn run_prepare(args: &Prepare) -> Result<(), Failure> {
     let input = data_source(&args.input)?;
     let exclude = args.exclude.iter().map(|spec| data_source(spec)).collect::<Result<_, _>>()?;
-    let options = Options {
+    let options = PrepareOptions {
         held_out: args.held_out,
         seed: args.seed,
         max_chars: args.max_chars,
@@ -65,7 +65,7 @@ fn run_prepare(args: &Prepare) -> Result<(), Failure> {
     Ok(())
 }
 
-fn prepared(report: &Report, options: &Options) -> String {
+fn prepared(report: &PrepareReport, options: &PrepareOptions) -> String {
     let [train, held_out] = report.written();
     let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
     let mut rows = vec![row(["source", "train", "held out"])];
@@ -200,7 +200,7 @@ impl Bar {
         Bar { bar, lines: !std::io::stderr().is_terminal(), last_line: Instant::now() }
     }
 
-    fn show(&mut self, state: Progress) {
+    fn show(&mut self, state: PrepareProgress) {
         if !self.lines {
             self.bar.set_message(state.doing);
             self.bar.set_position(state.rows as u64);

@@ -32,7 +32,7 @@ use crate::{
     output::{note, print, table},
 };
 
-/// What cli/commands/demo/make.py made, and the configuration to train it with.
+/// The model of cli/commands/demo/make.py, and the configuration to train it with.
 const FILES: [(&str, &[u8]); 8] = [
     ("model/config.json", include_bytes!("demo/model/config.json")),
     ("model/generation_config.json", include_bytes!("demo/model/generation_config.json")),
@@ -68,7 +68,11 @@ pub(crate) fn run(args: &Demo) -> Result<ExitCode, Failure> {
     note(&format!("1. The judge, pairs, template and configuration are in {}", out.display()));
 
     let data = out.join("data");
-    let options = prepare::Options { held_out: HELD_OUT, seed: 0, ..prepare::Options::default() };
+    let options = prepare::PrepareOptions {
+        held_out: HELD_OUT,
+        seed: 0,
+        ..prepare::PrepareOptions::default()
+    };
     let pairs = Source::open(&out.join("pairs.jsonl"))?;
     prepare(&pairs, &data, &options, interrupt::raised(), &mut |_| ())?;
     let held_out = data::read(&data.join("held_out.jsonl"))?;
@@ -218,7 +222,7 @@ fn where_it_is(out: &Path) -> String {
         "\
 In {}:
   run/adapter       the trained adapter, in PEFT's form
-  run/metrics.jsonl a line a step; TensorBoard reads run/ as well
+  run/metrics.jsonl one line per step; TensorBoard reads run/ as well
   run/rollouts      every judgement of every step, with what it earned
   config.toml       the settings, yours to copy
 

@@ -19,7 +19,7 @@ use trainer::{
         scores::{Protocol, Sample, Scores, Timing},
     },
     judge::{
-        End, Event, Sink, Task,
+        CallbackError, JudgeEvent, RunStatus, Task,
         prompt::{OrderPlan, Template},
         verdict::MatchRule,
     },
@@ -128,17 +128,17 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
         let mut progress = Progress::start(all.len(), all.len() - left.len(), protocol.rule);
         let end = judge.run(&pairs, &left, interrupt::flag(), &mut |event| {
             match event {
-                Event::Text { .. } => {}
-                Event::Step(stats) => progress.step(stats),
-                Event::Done(_, record) => {
+                JudgeEvent::Text { .. } => {}
+                JudgeEvent::Step(stats) => progress.step(stats),
+                JudgeEvent::Done(_, record) => {
                     progress.done(&record);
-                    results.append(record).map_err(Sink::from)?;
+                    results.append(record).map_err(CallbackError::from)?;
                 }
             }
             Ok(())
         });
         timing = Some(progress.finish());
-        if end? == End::Interrupted {
+        if end? == RunStatus::Interrupted {
             note(&format!(
                 "stopped with {} of {} judgements in {}; run the same command again to go on",
                 results.done().len(),

@@ -10,7 +10,7 @@ use trainer::{
     data::{self, Message, Pair, Replies, Wanted},
     eval::results::{Finish, Record},
     judge::{
-        End, Event, Sink, Task,
+        CallbackError, JudgeEvent, RunStatus, Task,
         prompt::{Order, OrderPlan},
         verdict::{MatchRule, Verdict, parts},
     },
@@ -45,20 +45,20 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
     let mut report = Report::new(args, &pairs, &tasks, args.match_rule.into());
     let end = judge.run(&pairs, &tasks, interrupt::flag(), &mut |event| {
         match event {
-            Event::Text { task, text } => report.text(task, text),
-            Event::Step(_) => Ok(()),
-            Event::Done(task, record) => report.done(task, record),
+            JudgeEvent::Text { task, text } => report.text(task, text),
+            JudgeEvent::Step(_) => Ok(()),
+            JudgeEvent::Done(task, record) => report.done(task, record),
         }
-        .map_err(Sink::from)
+        .map_err(CallbackError::from)
     })?;
     Ok(match end {
-        End::Complete if args.fail_unparsed && report.without_verdict > 0 => {
+        RunStatus::Complete if args.fail_unparsed && report.without_verdict > 0 => {
             let (without, all) = (report.without_verdict, pairs.len());
             note(&format!("--fail-unparsed: {without} of {all} pairs have no verdict"));
             ExitCode::FAILURE
         }
-        End::Complete => ExitCode::SUCCESS,
-        End::Interrupted => interrupt::status(),
+        RunStatus::Complete => ExitCode::SUCCESS,
+        RunStatus::Interrupted => interrupt::status(),
     })
 }
 
@@ -235,7 +235,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// What follows a judgement: the scores as read, and what the other rule reads.
+/// The line after a judgement: its scores by this rule and by the other one.
 fn end(record: &Record, rule: MatchRule, slots: bool) -> String {
     let scores = |rule: MatchRule| {
         let (slot_a, slot_b) = record.verdict(rule).scores()?;
@@ -342,7 +342,7 @@ impl Outcome {
         sentence + "."
     }
 
-    /// What this rule makes of the pair, beside the one that was asked for.
+    /// The outcome by this rule, beside that of the rule that was asked for.
     fn beside(&self, asked: &Outcome) -> String {
         let same = self.winner() == asked.winner() && self.verdicts == asked.verdicts;
         match same {

@@ -14,7 +14,7 @@ use engine::{
 use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::train::{
-    checkpointing::{Decision, Reason},
+    checkpointing::{Decision, DecisionReason},
     memory::{RunMemory, RunShape, weights_bytes},
     session::tokenizer_bytes,
     settings::{Choice, GradientCheckpointing, Settings},
@@ -179,16 +179,16 @@ pub(crate) fn announce(decision: &Decision) {
     };
     let fits = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
     match reason {
-        Reason::Settings => (),
-        Reason::Unknown(why) => note(&format!("gradient checkpointing {name}: {why}")),
-        Reason::Memory { kept, recomputed, free: Some(free) } => {
+        DecisionReason::Settings => (),
+        DecisionReason::Unknown(why) => note(&format!("gradient checkpointing {name}: {why}")),
+        DecisionReason::Memory { kept, recomputed, free: Some(free) } => {
             let why = format!("{fits} half of the {} that are free", bytes(free));
             says([kept, recomputed], &why);
         }
-        Reason::Memory { kept, recomputed, free: None } => {
+        DecisionReason::Memory { kept, recomputed, free: None } => {
             says([kept, recomputed], "may not fit: free memory is unknown");
         }
-        Reason::Gpu { kept, recomputed, usable } => {
+        DecisionReason::Gpu { kept, recomputed, usable } => {
             let why = format!("{fits} the GPU, of which {} are this run's", bytes(usable));
             says([kept, recomputed], &why);
         }

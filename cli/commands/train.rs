@@ -15,12 +15,13 @@ use engine::{
 };
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
+use trainer::judge::RunStatus;
 use trainer::train::{
     StepError, Trainer,
     directory::RunDirectory,
     estimate::Ahead,
-    run::{self, Ended, RunError},
-    session::{self, Host, RunPairs, Session, SessionError, Spec},
+    run::{self, RunError},
+    session::{self, Host, RunPairs, Session, SessionError, SessionSpec},
     settings::{Preset, Reference, Settings, SettingsError, Weights},
 };
 
@@ -49,8 +50,8 @@ pub(crate) fn run(args: &Train) -> Result<ExitCode, Failure> {
     }
     let outcome = train(args)?;
     Ok(match outcome {
-        Ended::Complete => ExitCode::SUCCESS,
-        Ended::Interrupted => interrupt::status(),
+        RunStatus::Complete => ExitCode::SUCCESS,
+        RunStatus::Interrupted => interrupt::status(),
     })
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn base_settings(
     Ok(settings)
 }
 
-/// A template that a file of settings names lies beside that file, or where the name says.
+/// A template named in a file of settings is looked for beside that file, then at the path itself.
 fn beside(config: &Path, mut settings: Settings) -> Settings {
     let template = config.with_file_name(&settings.data.template);
     if let (false, true, Some(path)) =
@@ -131,7 +132,7 @@ fn with_absolute_paths(mut settings: Settings) -> Settings {
     settings
 }
 
-/// What the program does while a session opens.
+/// The program's callbacks while a session opens.
 struct Opening<'a> {
     args: &'a Train,
     view: &'a View,
@@ -176,7 +177,7 @@ impl Host for Opening<'_> {
     }
 }
 
-fn train(args: &Train) -> Result<Ended, Failure> {
+fn train(args: &Train) -> Result<RunStatus, Failure> {
     let out = args.out.as_deref();
     let required = "clap requires it without --dry-run";
     let resumed = match args.resume {
@@ -216,7 +217,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     let checkpoint = resumed.as_ref().and_then(Resumed::checkpoint);
     let device = machine::device(args.device, args.dtype, args.threads)?;
     let done = resumed.as_ref().map_or(0, Resumed::step);
-    let spec = Spec {
+    let spec = SessionSpec {
         settings,
         template,
         model: &directory,
@@ -236,7 +237,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         }
         (opened, _) => opened?,
     };
-    let Some(session) = session else { return Ok(Ended::Interrupted) };
+    let Some(session) = session else { return Ok(RunStatus::Interrupted) };
     let Session { mut trainer, mut adapter, held_out, settings: written, fingerprints, .. } =
         session;
     if let Some(line) = left_out_of_training(&trainer.language_model().generation) {
@@ -255,7 +256,7 @@ fn train(args: &Train) -> Result<Ended, Failure> {
     }
     if args.dry_run {
         show_prompt(trainer.language_model(), &session.first_prompt)?;
-        return Ok(Ended::Complete);
+        return Ok(RunStatus::Complete);
     }
 
     // All that can be known to be wrong is known: from here on the directory holds a run.
@@ -290,15 +291,15 @@ fn train(args: &Train) -> Result<Ended, Failure> {
         (ended, _) => ended?,
     };
     match ended {
-        Ended::Complete if done == trainer.steps() => note(&format!(
+        RunStatus::Complete if done == trainer.steps() => note(&format!(
             "all {done} steps were taken before, and the adapter is in {}; --resume --set train.steps=N makes the run \
              longer",
             out.join("adapter").display()
         )),
-        Ended::Complete => {
+        RunStatus::Complete => {
             note(&format!("the adapter is in {}", out.join("adapter").display()));
         }
-        Ended::Interrupted => note(&format!(
+        RunStatus::Interrupted => note(&format!(
             "stopped after step {} of {}; go on with `j1 train --out {} --resume`",
             trainer.step_count(),
             trainer.steps(),
@@ -330,7 +331,7 @@ fn set_reference(
     Ok(())
 }
 
-/// What run.json says for people.
+/// The part of run.json that is for people.
 fn about(settings: &Settings) -> Map<String, Value> {
     let named = |text: &'_ String| Some(text.clone()).filter(|text| !text.is_empty());
     let Settings { model, data, .. } = settings;
@@ -346,7 +347,7 @@ fn about(settings: &Settings) -> Map<String, Value> {
     machine::about(&names)
 }
 
-/// What can be done about numbers that are not finite: what there is to go on from, and not the same again.
+/// The error of numbers that are not finite, with a way on: a resumed run would compute the same again.
 fn not_finite(error: &StepError, directory: &RunDirectory, out: &Path) -> Failure {
     let config = out.join("config.toml");
     let again = format!("j1 train --config {}", typed(&config));

@@ -135,7 +135,7 @@ fn the_last_checkpoints_and_the_best_are_kept() {
     assert_eq!(fs::read(last).unwrap(), fs::read(adapter).unwrap());
 }
 
-/// Of both signals.
+/// Tests both signals.
 #[cfg(unix)]
 #[test]
 fn a_signal_finishes_the_step_saves_and_the_run_goes_on_later() {

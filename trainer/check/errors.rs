@@ -2,22 +2,22 @@
 
 use super::{BOUND, Finding};
 
-/// What rounding to bf16, which keeps 8 bits, may change in a value, relative to it.
+/// The largest relative error of rounding to bf16, which keeps 8 bits.
 pub(super) const ROUNDING: f64 = 1.0 / 256.0;
 
-/// What an error may be.
+/// Bound of an error.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bound {
     /// On every device: of bits and tokens, and of what is computed in f32 everywhere.
     Fixed(f64),
-    /// Of what a GPU computes with inputs rounded to bf16.
+    /// Bound of a GPU's results with inputs rounded to bf16.
     Rounded {
         /// In f32.
         f32: f64,
         /// What rounding the result, or what it is made of, to bf16 once may change.
         rounding: f64,
     },
-    /// Of what a GPU computes of logits.
+    /// Bound of a GPU's results from logits.
     OfLogits {
         /// In f32.
         f32: f64,
@@ -26,7 +26,7 @@ pub(super) enum Bound {
     },
 }
 
-/// Of logits.
+/// Bound of logits.
 pub(super) const LOGITS: &str = "logits";
 
 impl Bound {

@@ -26,7 +26,7 @@ pub(super) fn compare(case: &Case, device: &Device) -> Result<ByVariant, CheckEr
     Ok(all)
 }
 
-/// What a sequence is continued with, and each token's log-probability.
+/// The continuation of a sequence, and each token's log-probability.
 pub(super) type Written = (Vec<u32>, Vec<f32>);
 
 /// The dump's continuations of every sequence, if it has them.

@@ -27,10 +27,10 @@ use super::{
     largest, steps,
 };
 use crate::train::grpo::loss::{
-    self, Completion, Counted, LossMask, LossType, completion_loss, token_weights,
+    self, LossInputs, LossMask, LossType, MaskedCompletion, completion_loss, token_weights,
 };
 
-/// What the loss may differ by: f32 sums in another order.
+/// Tolerance of the loss: f32 sums in another order.
 const LOSS_BOUND: f64 = 2e-6;
 
 /// Every tensor of a file as f32, whatever it was.
@@ -153,12 +153,12 @@ fn loss_and_gradients(
     models: &Models,
     items: &[&Item],
     (kind, max_tokens, parts): (LossType, usize, &[usize]),
-    settings: &loss::Settings,
+    settings: &loss::LossTerms,
     temperature: f32,
 ) -> Result<(f64, f64, Gradients), CheckError> {
-    let counted: Vec<Counted> = items
+    let counted: Vec<MaskedCompletion> = items
         .iter()
-        .map(|item| Counted { tokens: item.completion.len(), part: LossMask::Full })
+        .map(|item| MaskedCompletion { tokens: item.completion.len(), part: LossMask::Full })
         .collect();
     let weights = token_weights(kind, max_tokens, parts, &counted);
     let mut batch = PackedBatch::default();
@@ -202,7 +202,7 @@ fn loss_and_gradients(
 fn loss_of(
     items: &[&Item],
     weights: &[f64],
-    settings: &loss::Settings,
+    settings: &loss::LossTerms,
     log_probs: &[f32],
 ) -> (f64, Vec<f32>) {
     let (mut loss, mut derivative) = (0.0, vec![0.0; log_probs.len()]);
@@ -210,7 +210,7 @@ fn loss_of(
     for (item, weight) in items.iter().zip(weights) {
         let own = first..first + item.completion.len();
         first = own.end;
-        let completion = Completion {
+        let completion = LossInputs {
             log_probs: &log_probs[own.clone()],
             old: item.old.as_deref(),
             reference: item.reference.as_deref(),
@@ -249,7 +249,7 @@ fn grpo(
         };
         let (kind, beta) = rest.split_once(".beta").ok_or_else(unknown)?;
         let beta: f64 = beta.parse().map_err(|_| unknown())?;
-        let settings = loss::Settings {
+        let settings = loss::LossTerms {
             clip_low: epsilon,
             clip_high: epsilon,
             beta,
@@ -314,7 +314,7 @@ fn trl_step(
     let name = case.json["args"]["loss"].as_str();
     let name = name.ok_or_else(|| case.json_error("args.loss is not a text"))?;
     let epsilon = case.number(&["trl_defaults", "epsilon"])?;
-    let settings = loss::Settings {
+    let settings = loss::LossTerms {
         clip_low: epsilon,
         clip_high: epsilon,
         beta,

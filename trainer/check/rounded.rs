@@ -18,7 +18,7 @@ use super::{
     largest, largest_difference, passes, steps,
 };
 
-/// What is said of greedy continuations.
+/// Name of the finding about greedy continuations.
 const GREEDY: &str = "greedy tokens, logits below the largest";
 
 /// All findings of a dump on a GPU.

@@ -16,7 +16,7 @@ use super::{
     learning::{Tensors, TrlUpdates},
 };
 
-/// What parameters may differ by after a step of 1e-3: a few units in the last place of values near 1.
+/// Tolerance of parameters after a step of 1e-3: a few units in the last place of values near 1.
 const PARAMETER_BOUND: f64 = 5e-7;
 
 /// Compares what the dump has.

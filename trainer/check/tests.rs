@@ -31,7 +31,7 @@ fn outcome(directory: &Path, what: &str) -> Result<Vec<Finding>, CheckError> {
     catch_unwind(run).unwrap_or_else(|_| panic!("{what} is a panic"))
 }
 
-/// Where a value lies in another, of a list the first element.
+/// The path of a value in another; of a list, of its first element.
 fn pointers(value: &Value, here: &str, all: &mut Vec<String>) {
     let nested: Vec<(String, &Value)> = match value {
         Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), value)).collect(),

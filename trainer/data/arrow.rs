@@ -26,7 +26,7 @@ use super::{DataError, Layouts, Values};
 
 /// The largest metadata of a message, in bytes.
 const MAX_METADATA: u64 = 16 << 20;
-/// The most text a file may unfold to: this, or so many times the file's size if that is more.
+/// The most text a file may decompress to: this, or this multiple of the file's size if that is more.
 const MAX_TEXT: (u64, u64) = (256 << 20, 64);
 
 /// Shows the first `limit` rows with the values of the columns that are read.
@@ -159,7 +159,7 @@ impl Messages<'_> {
         }
     }
 
-    /// So many bytes; what is claimed is allocated as it arrives.
+    /// Reads `length` bytes. Memory is allocated as they arrive, whatever the length claims.
     fn bytes(&mut self, length: u64) -> Result<Vec<u8>, DataError> {
         let mut bytes = Vec::new();
         let read = self.reader.by_ref().take(length).read_to_end(&mut bytes);

@@ -25,7 +25,7 @@ pub(super) enum Turns {
     List(Vec<Turn>),
 }
 
-/// What a cell holds; the error says what else it is.
+/// The contents of a cell; the error names the type of any other value.
 pub(super) fn turns(value: Value) -> Result<Turns, String> {
     match value {
         Value::String(text) => match kept_as_text(&text)? {
@@ -78,7 +78,7 @@ pub(super) fn turns(value: Value) -> Result<Turns, String> {
     }
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -100,7 +100,7 @@ enum Kept {
     Texts(Vec<Value>),
 }
 
-/// What a text holds if it is a conversation or texts as a whole.
+/// The conversation or list of texts that a text holds, if it is one as a whole.
 fn kept_as_text(text: &str) -> Result<Option<Kept>, String> {
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     if let Some(inner) = quoted(text) {
@@ -139,7 +139,7 @@ fn kept_as_text(text: &str) -> Result<Option<Kept>, String> {
     })
 }
 
-/// What stands in quotes, if that is the whole text and begins with a bracket or another quote.
+/// The quoted text, if that is the whole text and begins with a bracket or another quote.
 fn quoted(text: &str) -> Option<String> {
     let quote = text.chars().next().filter(|first| matches!(first, '"' | '\''))?;
     if text.len() < 2 || !text.ends_with(quote) {

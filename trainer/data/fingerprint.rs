@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 pub struct Fingerprint(Sha256);
 
 impl Fingerprint {
-    /// Of nothing yet.
+    /// The fingerprint of no bytes.
     pub fn new() -> Self {
         Fingerprint::default()
     }
@@ -101,7 +101,7 @@ pub fn of_file(path: &Path) -> io::Result<String> {
     of_reader(File::open(path)?)
 }
 
-/// Of the files that decide what a checkpoint or adapter computes: its weights, JSON files and chat templates. Not of where
+/// Fingerprint of the files that decide what a checkpoint or adapter computes: its weights, JSON files and chat templates. Not of where
 /// it lies.
 pub fn of_directory(directory: &Path) -> Result<String, FileError> {
     let io = |path: &Path| {
@@ -135,7 +135,7 @@ pub fn of_directory(directory: &Path) -> Result<String, FileError> {
     Ok(all.finish())
 }
 
-/// As [`of_file`], of what is open already.
+/// As [`of_file`], for a file that is open already.
 pub(crate) fn of_reader(file: impl Read) -> io::Result<String> {
     let mut digits = sha256(file)?;
     digits.truncate(32);

@@ -27,7 +27,7 @@ const READ: [&str; 11] = [
     "conversation",
     "conversations",
 ];
-/// How deep the lists and objects of a conversation may stand in each other.
+/// Limit of the nesting of lists and objects in a conversation.
 const MAX_DEPTH: usize = 8;
 
 /// An object's keys in their order, each with the text of its value.
@@ -131,7 +131,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| explain(&error))
 }
 
-/// What the parser says, in words for whoever made the file.
+/// The message of the parser, in plain words.
 fn explain(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     let said = error.to_string();

@@ -1,4 +1,4 @@
-//! Rows from JSON: an object a line (blank lines are skipped), objects over several lines, or one list of objects.
+//! Rows from JSON: one object per line (blank lines are skipped), objects over several lines, or one list of objects.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -61,11 +61,11 @@ pub(super) fn visit<E: From<DataError>>(
 /// How the objects of a file are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// By line feeds.
+    /// One object per line.
     Lines,
-    /// By their braces.
+    /// Objects over several lines, told apart by their braces.
     Objects,
-    /// By their braces, in one list.
+    /// Objects in one list.
     List,
 }
 
@@ -76,7 +76,7 @@ struct Objects<'a> {
     form: Form,
     /// A first line that was read to see the form.
     first: Option<Vec<u8>>,
-    /// Where the last object began, and where reading stands.
+    /// Offsets of the last object's start and of the next byte to read.
     line: u64,
     next_line: u64,
     items: u64,

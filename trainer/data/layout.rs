@@ -19,10 +19,10 @@ use std::str::FromStr;
 
 use super::Replies;
 
-/// What a column can hold.
+/// A field of a pair that a column can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
-    /// What was asked: text, or turns.
+    /// The prompt: text, or turns.
     Prompt,
     /// A system turn that goes before the prompt.
     System,
@@ -40,7 +40,7 @@ pub enum Field {
     Subset,
     /// A row's name.
     Id,
-    /// Where a row comes from.
+    /// The origin of a row.
     Source,
 }
 
@@ -136,14 +136,14 @@ impl FromStr for Columns {
     }
 }
 
-/// Where the fields of a file's rows stand.
+/// The columns of a file that hold the fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
     columns: [Option<String>; Field::ALL.len()],
 }
 
 impl Layout {
-    /// Of a file with columns of these names.
+    /// The layout of a file with columns of these names.
     pub(crate) fn of(names: &[String], replies: Replies, columns: &Columns) -> Layout {
         // What is named for one field is not taken for another.
         let free =

@@ -37,7 +37,7 @@ pub struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// Over a reader that stands at the beginning of a file.
+    /// Lines of a reader at the beginning of a file.
     pub fn new(reader: R) -> Self {
         Lines { reader, buffer: Vec::new(), number: 0, offset: 0 }
     }

@@ -42,7 +42,7 @@ impl Budget {
         self.bytes = self.bytes.saturating_add(page.uncompressed as u64);
         match (self.pages > MAX_PAGES, self.bytes > self.limit) {
             (true, _) => Err(format!("it has more than {MAX_PAGES} pages")),
-            (_, true) => Err(format!("its pages unfold to more than {} bytes", self.limit)),
+            (_, true) => Err(format!("its pages decompress to more than {} bytes", self.limit)),
             _ => Ok(()),
         }
     }
@@ -74,7 +74,7 @@ pub(super) fn check_column(
         | Compression::ZSTD(_)
         | Compression::LZ4_RAW => {}
     }
-    // Its length is one more number to distrust, and nobody writes texts this way.
+    // Its length is one more number to validate, and nobody writes texts this way.
     if column.column_type() == Type::FIXED_LEN_BYTE_ARRAY {
         return Err(unsupported("the type FIXED_LEN_BYTE_ARRAY"));
     }
@@ -136,7 +136,7 @@ pub(super) fn check_column(
     Ok(())
 }
 
-/// Refuses a page whose reader would unfold all of it before it compares with what the page claims.
+/// Refuses a page whose reader would decompress all of it before it compares with what the page claims.
 /// The outer error is the system's, the inner one is about the page.
 fn check_unfolded(
     codec: Compression,
@@ -147,7 +147,7 @@ fn check_unfolded(
         return Ok(Ok(()));
     }
     let compressed = compressed()?;
-    // In pages of version 2 the levels stand before the compressed part.
+    // In pages of version 2 the levels come before the compressed part.
     let levels = usize::try_from(page.levels).unwrap_or(usize::MAX);
     let Some(body) = compressed.get(levels..) else {
         return Ok(Err("a page is shorter than its levels".to_owned()));
@@ -166,8 +166,8 @@ fn check_unfolded(
         // Its reader does not compare.
         _ => match zstd::reader(body).and_then(|mut unfolded| count(&mut unfolded)) {
             Ok(count) if count.saturating_add(page.levels as u64) == claim => Ok(()),
-            Ok(_) => Err(format!("a page does not unfold to the {claim} bytes it claims")),
-            Err(error) => Err(format!("a page does not unfold ({error})")),
+            Ok(_) => Err(format!("a page does not decompress to the {claim} bytes it claims")),
+            Err(error) => Err(format!("a page does not decompress ({error})")),
         },
     })
 }
@@ -180,7 +180,7 @@ enum Kind {
     Dictionary,
 }
 
-/// What matters of a page header.
+/// The fields of a page header that are checked.
 #[derive(Debug, Default)]
 struct Page {
     kind: Kind,
@@ -188,7 +188,7 @@ struct Page {
     compressed: i64,
     values: i64,
     encoding: i64,
-    /// Bytes of levels that stand before the compressed part.
+    /// Bytes of levels before the compressed part.
     levels: i64,
     is_compressed: bool,
 }

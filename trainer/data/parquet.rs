@@ -40,9 +40,9 @@ const MAX_FOOTER: u64 = 16 << 20;
 const MAX_SCHEMA: (usize, usize) = (16, 10_000);
 /// The most rows of a file.
 const MAX_ROWS: i64 = 16 << 20;
-/// The most text a file may unfold to: this, or so many times the file's size if that is more.
+/// The most text a file may decompress to: this, or this multiple of the file's size if that is more.
 const MAX_TEXT: (u64, u64) = (256 << 20, 64);
-/// What a value costs beside its bytes, so that empty texts are not free.
+/// Bytes counted per value beside its own, so that empty texts are not free.
 const VALUE_COST: u64 = 64;
 /// How many rows are measured at a time.
 const MEASURED: usize = 1024;
@@ -204,7 +204,7 @@ fn read_rows<E: From<DataError>>(
     Ok(())
 }
 
-/// Refuses a file whose needed columns unfold to more text than [`MAX_TEXT`]. The values are looked at
+/// Refuses a file whose needed columns decompress to more text than [`MAX_TEXT`]. The values are looked at
 /// where they lie in their pages; none is copied.
 fn measure(
     path: &Path,

@@ -4,13 +4,13 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `train.jsonl` | a pair a line: `id`, `source` and `subset` if there, `prompt` (messages), `chosen`, `rejected` |
+//! | `train.jsonl` | one pair per line: `id`, `source` and `subset` if the input has them, `prompt` (messages), `chosen`, `rejected` |
 //! | `held_out.jsonl` | the same, for evaluation |
 //! | `prepare.json` | the settings, rows by reason and by source, fingerprints of all files; written last |
 //!
 //! `id` is a hash of roles, contents and labels, so equal pairs have equal ids in any file. Which side of the
 //! split a pair falls on is a hash of the seed and of its **prompt**: it does not depend on the other rows,
-//! and pairs about one prompt never stand on both sides, where the one would tell about the other.
+//! and pairs about one prompt are never on both sides, where one would leak into the other.
 //!
 //! A row that cannot teach is dropped and counted by its [`Reason`]. Two rows that say the opposite of each
 //! other are both dropped: nothing tells which of them is right, and so the outcome does not depend on the
@@ -62,9 +62,9 @@ const UNFINISHED: &str = "unfinished";
 /// Rows between two looks at the interrupt flag and two reports of progress.
 const STRIDE: usize = 256;
 
-/// What to keep and where to put it.
+/// Settings of a preparation.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct PrepareOptions {
     /// Share of the prompts that goes to `held_out.jsonl`, from 0 to below 1.
     pub held_out: f64,
     /// Which share that is.
@@ -79,10 +79,10 @@ pub struct Options {
     pub columns: Columns,
 }
 
-impl Default for Options {
+impl Default for PrepareOptions {
     /// The published split, 80 to 20, and nothing excluded.
     fn default() -> Self {
-        Options {
+        PrepareOptions {
             held_out: 0.2,
             seed: 0,
             max_chars: None,
@@ -95,16 +95,16 @@ impl Default for Options {
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// What is done with the rows: `checking` or `writing`.
+pub struct PrepareProgress {
+    /// The current pass: `checking` or `writing`.
     pub doing: &'static str,
     /// Rows read so far.
     pub rows: usize,
 }
 
-/// What a run did; its JSON form is `prepare.json`.
+/// Result of a preparation; its JSON form is `prepare.json`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Report {
+pub struct PrepareReport {
     /// Rows of the input.
     pub rows: usize,
     /// Rows that were not written.
@@ -117,7 +117,7 @@ pub struct Report {
     pub json: Value,
 }
 
-impl Report {
+impl PrepareReport {
     /// Rows of `train.jsonl` and of `held_out.jsonl`.
     pub fn written(&self) -> [usize; 2] {
         self.sources.values().fold([0; 2], |sum, n| [sum[0] + n[0], sum[1] + n[1]])
@@ -129,10 +129,10 @@ impl Report {
 pub fn prepare(
     input: &Source,
     out: &Path,
-    options: &Options,
+    options: &PrepareOptions,
     stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Report, PrepareError> {
+    progress: &mut dyn FnMut(PrepareProgress),
+) -> Result<PrepareReport, PrepareError> {
     assert!((0.0..1.0).contains(&options.held_out), "held out is a share below 1, got {options:?}");
     refuse_own_inputs(input, out, options)?;
     let benchmark = Benchmark::read(&options.exclude)?;
@@ -160,12 +160,12 @@ pub fn prepare(
 fn write(
     input: &Source,
     out: &Path,
-    options: &Options,
+    options: &PrepareOptions,
     survey: &Survey<'_>,
     print: &str,
     stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Report, PrepareError> {
+    progress: &mut dyn FnMut(PrepareProgress),
+) -> Result<PrepareReport, PrepareError> {
     let _lock = staged::lock(out)?;
     staged::remove_leftovers(out)?;
     let mut files = [Staged::create(&out.join(TRAIN))?, Staged::create(&out.join(HELD_OUT))?];
@@ -193,7 +193,7 @@ fn write(
     for file in &mut files {
         file.finish()?;
     }
-    let mut report = Report {
+    let mut report = PrepareReport {
         rows: survey.rows(),
         dropped: survey.dropped().clone(),
         overlap: survey.overlap(),
@@ -226,14 +226,18 @@ fn write(
     Ok(report)
 }
 
-/// What is read of the input, in both passes.
-fn wanted(options: &Options) -> Wanted {
+/// The fields that both passes read from the input.
+fn wanted(options: &PrepareOptions) -> Wanted {
     let columns = options.columns.clone();
     Wanted { replies: Replies::Prepared, columns, ..Wanted::default() }
 }
 
 /// Writing over what is read would lose it: the original's training file was replaced by its own test split.
-fn refuse_own_inputs(input: &Source, out: &Path, options: &Options) -> Result<(), PrepareError> {
+fn refuse_own_inputs(
+    input: &Source,
+    out: &Path,
+    options: &PrepareOptions,
+) -> Result<(), PrepareError> {
     for output in [TRAIN, HELD_OUT, SETTINGS].map(|name| out.join(name)) {
         let Ok(output) = output.canonicalize() else { continue };
         for path in options.exclude.iter().chain([input]).flat_map(Source::paths) {
@@ -250,20 +254,20 @@ fn tick(
     doing: &'static str,
     rows: usize,
     stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(PrepareProgress),
 ) -> Result<(), PrepareError> {
     if rows.is_multiple_of(STRIDE) {
         if stop.load(Ordering::Relaxed) {
             return Err(PrepareError::Interrupted);
         }
-        progress(Progress { doing, rows });
+        progress(PrepareProgress { doing, rows });
     }
     Ok(())
 }
 
 /// Whether the pairs about this prompt are held out: a uniform number in [0, 1) made of the seed and the
 /// prompt alone, against the share.
-fn is_held_out(options: &Options, prompt_id: u128) -> bool {
+fn is_held_out(options: &PrepareOptions, prompt_id: u128) -> bool {
     let mut hash = Fingerprint::new();
     hash.text("j1 data prepare: side");
     hash.text(&options.seed.to_string());
@@ -275,8 +279,8 @@ fn is_held_out(options: &Options, prompt_id: u128) -> bool {
 fn to_json(
     input: &Source,
     print: &str,
-    options: &Options,
-    report: &Report,
+    options: &PrepareOptions,
+    report: &PrepareReport,
     prints: &[String; 2],
 ) -> Result<Value, PrepareError> {
     let mut exclude = Vec::new();

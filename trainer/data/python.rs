@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-/// How deep lists and dictionaries may stand in each other.
+/// Limit of the nesting of lists and dictionaries.
 const MAX_DEPTH: usize = 16;
 
 /// The value that `text` is the `repr` of, if it is one as a whole.

@@ -21,7 +21,7 @@ pub enum Reason {
     NoPreference,
     /// More characters than are allowed.
     TooLong,
-    /// Its prompt stands in an excluded benchmark.
+    /// The prompt is in an excluded benchmark.
     Overlap,
     /// An earlier row is the same.
     Duplicate,
@@ -67,7 +67,7 @@ impl Reason {
     }
 }
 
-/// What a row was refused for, and more about it where there is more to say.
+/// The reason why a row was refused, and details where there are any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: Reason,
@@ -86,7 +86,7 @@ impl Refusal {
         Refusal { reason: Reason::Malformed, detail, missing: Some(column) }
     }
 
-    /// As the error of a file that is refused for it.
+    /// The refusal as an error message.
     pub(crate) fn sentence(&self) -> String {
         match self.detail.as_str() {
             "" => self.reason.explanation().to_owned(),

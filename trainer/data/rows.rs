@@ -10,7 +10,7 @@ use super::layout::{Field, Layout};
 use super::reason::{Reason, Refusal};
 use super::{Candidates, Message, Pair, Replies};
 
-/// Where a row stands in its file.
+/// The place of a row in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Line(u64),
@@ -189,7 +189,7 @@ pub(crate) fn row(
     })
 }
 
-/// What was asked in a row, whatever else it has.
+/// The prompt of a row, whatever else the row has.
 pub(crate) fn prompt(layout: &Layout, values: Map<String, Value>) -> Result<Vec<Message>, Refusal> {
     if let Ok(row) = row(layout, values.clone(), Replies::Any) {
         return Ok(row.prompt);

@@ -18,7 +18,7 @@ use crate::data::fingerprint::{self, Fingerprint};
 
 /// The most that a pipe may deliver, in bytes.
 const MAX_PIPE: u64 = 16 << 30;
-/// The most that a gzip file may unfold to: this, or so many times its own size if that is more. Tests do with less.
+/// The most bytes a gzip file may decompress to: this, or a multiple of its own size if that is more. Tests use less.
 const MAX_UNFOLDED: (u64, u64) = (if cfg!(test) { 4 << 20 } else { 256 << 20 }, 64);
 /// Bytes by which a format is known. Enough for the header line of a CSV file.
 const START: u64 = 4096;
@@ -33,7 +33,7 @@ pub struct Source {
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     path: PathBuf,
-    /// What a pipe delivered.
+    /// The bytes of a pipe, in a temporary file.
     copy: Option<Arc<File>>,
     gzip: bool,
     format: Format,
@@ -56,12 +56,12 @@ impl Source {
         Ok(Source { path: path.to_owned(), parts })
     }
 
-    /// As it was given.
+    /// The path as it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its last name, for reports: the same wherever it lies.
+    /// The last part of its path, for reports. It does not depend on the directory.
     pub(crate) fn name(&self) -> Cow<'_, str> {
         match self.path.file_name() {
             Some(name) => name.to_string_lossy(),
@@ -74,7 +74,7 @@ impl Source {
         self.parts[0].format
     }
 
-    /// Where its parts lie.
+    /// Paths of its parts.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.parts.iter().map(Part::path)
     }
@@ -200,7 +200,7 @@ impl Part {
         }
     }
 
-    /// The bytes as they lie on the disk, from the beginning.
+    /// The bytes on the disk, from the beginning.
     pub(super) fn file(&self) -> io::Result<File> {
         match &self.copy {
             // The copies share their place, and one is read at a time.

@@ -410,14 +410,14 @@ fn zstd_pages_unfold_to_what_they_claim() {
     let mut bytes = sound.clone();
     bytes[at] ^= 1;
     let error = read_bytes("d.parquet", &bytes).unwrap_err().to_string();
-    assert!(error.contains("column prompt: a page does not unfold ("), "{error}");
+    assert!(error.contains("column prompt: a page does not decompress ("), "{error}");
     // The header before it: type 2, then 18 bytes unfolded (three texts and their lengths), as zigzag varints.
     let header = sound[..at].windows(4).rposition(|window| window == [0x15, 4, 0x15, 36]).unwrap();
     for claim in [34, 38, 126] {
         let mut bytes = sound.clone();
         bytes[header + 3] = claim;
         let error = read_bytes("d.parquet", &bytes).unwrap_err().to_string();
-        let expected = format!("does not unfold to the {} bytes it claims", claim / 2);
+        let expected = format!("does not decompress to the {} bytes it claims", claim / 2);
         assert!(error.contains(&expected), "{error}");
     }
 }

@@ -1,9 +1,9 @@
-//! Just enough of Thrift's compact protocol to distrust a Parquet file before the reader allocates
+//! Just enough of Thrift's compact protocol to validate a Parquet file before the reader allocates
 //! what it claims: a walk over structs, with the few integers that matter picked out.
 //!
 //! <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>
 
-/// What is wrong with the bytes.
+/// The problem with the bytes, in words.
 pub(super) type Problem = &'static str;
 
 /// Structs in structs, at most.

@@ -94,12 +94,12 @@ impl PageReader for Pages {
         let Some(mut page) = self.0.get_next_page()? else { return Ok(None) };
         match &mut page {
             Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => {
-                *buf = unfold(buf, 0)?.into();
+                *buf = decompress(buf, 0)?.into();
             }
             Page::DataPageV2 { is_compressed: false, .. } => {}
             Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, .. } => {
                 let levels = u64::from(*def_levels_byte_len) + u64::from(*rep_levels_byte_len);
-                *buf = unfold(buf, usize::try_from(levels)?)?.into();
+                *buf = decompress(buf, usize::try_from(levels)?)?.into();
             }
         }
         Ok(Some(page))
@@ -123,7 +123,7 @@ impl Iterator for Pages {
 }
 
 /// A page with its first `levels` bytes as they are and the rest unfolded.
-fn unfold(page: &[u8], levels: usize) -> Result<Vec<u8>> {
+fn decompress(page: &[u8], levels: usize) -> Result<Vec<u8>> {
     let too_short = || ParquetError::General("a page is shorter than its levels".to_owned());
     let (levels, body) = page.split_at_checked(levels).ok_or_else(too_short)?;
     let mut unfolded = levels.to_vec();
@@ -134,7 +134,7 @@ fn unfold(page: &[u8], levels: usize) -> Result<Vec<u8>> {
     Ok(unfolded)
 }
 
-/// What a zstd frame holds.
+/// The decompressed bytes of a zstd frame.
 pub(super) fn reader(frame: &[u8]) -> io::Result<impl Read> {
     StreamingDecoder::new(frame).map_err(io::Error::other)
 }

@@ -26,7 +26,7 @@ use crate::eval::results::{Finish, Key, Record, is_as_written, read_json};
 use crate::judge::prompt::Order;
 use crate::judge::verdict::{self, Reading, VerdictForm};
 
-/// What a table must have.
+/// Columns that a table must have.
 const NEEDED: [&str; 4] = ["prompt", "chosen", "rejected", "judgement"];
 
 /// Why judgements could not be read.
@@ -61,7 +61,7 @@ pub enum RescoreError {
         path: PathBuf,
         /// Line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The problem, in words.
         problem: String,
     },
     /// The table holds both orders, and this line does not tell its own.
@@ -295,7 +295,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// What this module calls a column that the original evaluation writes under the names its pipeline makes.
+/// This module's name of a column that the original evaluation writes under the names its pipeline makes.
 fn column(name: &str) -> &str {
     match name {
         "pairwise_score" => "scores",

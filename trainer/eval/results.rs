@@ -40,7 +40,7 @@ const CSV: &str = "results.csv";
 const SCORES: &str = "scores.json";
 const TIMING: &str = "timing.json";
 const LOCK: &str = ".j1.lock";
-/// What of run.json is for people, and decides nothing.
+/// Key of run.json for people; it decides nothing.
 pub(crate) const ABOUT: &str = "about";
 /// The setting that holds the form of a verdict.
 const VERDICT: &str = "verdict";
@@ -96,7 +96,7 @@ pub struct Record {
     pub text: String,
 }
 
-/// What tells judgements of a run apart: row, order, vote.
+/// Key of a judgement in a run: row, order, vote.
 pub type Key = (u64, Order, u32);
 
 impl Record {

@@ -118,14 +118,14 @@ pub struct Slots {
 /// Judgements without a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Unparsed {
-    /// All of them.
+    /// Number of all of them.
     pub total: u64,
-    /// By reason.
+    /// Number by reason.
     pub reasons: BTreeMap<Reason, u64>,
 }
 
 impl Slots {
-    /// Of the judgements' verdicts by a rule.
+    /// Counts of the judgements' verdicts by a rule.
     fn of(records: &[&Record], rule: MatchRule) -> Slots {
         let mut slots = Slots::default();
         for record in records {
@@ -141,7 +141,7 @@ impl Slots {
 }
 
 impl Unparsed {
-    /// Of the judgements' verdicts by a rule.
+    /// Counts of the judgements' verdicts by a rule.
     fn of(records: &[&Record], rule: MatchRule) -> Unparsed {
         let mut unparsed = Unparsed::default();
         records.iter().for_each(|record| unparsed.add(record.verdict(rule)));
@@ -181,15 +181,15 @@ pub struct Scores {
     pub judgements: u64,
     /// RewardBench's table: subsets, sections, overall.
     pub rewardbench: Table,
-    /// What benchmarks with several replies to a prompt report; `None` for pairs.
+    /// Scores of benchmarks with several replies to a prompt; `None` for pairs.
     pub several: Option<Several>,
-    /// Of the overall score; `None` if there is none.
+    /// Interval of the overall score; `None` if there is none.
     pub overall_interval: Option<Interval>,
     /// Mean of the rows' values; for data without RewardBench's subsets this is the score. `None` without rows.
     pub accuracy: Option<f64>,
     /// Mean of the rows' plain values.
     pub plain_accuracy: Option<f64>,
-    /// Of the plain accuracy.
+    /// Interval of the plain accuracy.
     pub plain_interval: Option<Interval>,
     /// Plain accuracy of the rows judged with the chosen reply in slot A: what the published j1 numbers are.
     pub chosen_first: Option<Share>,
@@ -203,7 +203,7 @@ pub struct Scores {
     pub share_of_a: Option<Share>,
     /// Judgements by preferred slot.
     pub verdicts: Slots,
-    /// What the other rule makes of the same judgements.
+    /// Scores of the same judgements by the other rule.
     pub other_rule: OtherRule,
     /// Without a verdict by the strict rule.
     pub unparsed_strict: Unparsed,

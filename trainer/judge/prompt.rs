@@ -1,4 +1,4 @@
-//! What the judge reads: a system prompt and a user message made from a template.
+//! The judge's prompt: a system prompt and a user message made from a template.
 //!
 //! The bundled template (`prompt/system.jinja`, `prompt/user.jinja`) has the sections, tags, markers
 //! and box of the published j1 prompt in our own wording, so published adapters see the form they
@@ -56,7 +56,7 @@ pub enum PromptError {
     Read {
         /// The template file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file is larger than any sensible template.
@@ -84,7 +84,7 @@ pub enum PromptError {
     Verdict {
         /// The template's name.
         name: String,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// The source is not a template.
@@ -94,7 +94,7 @@ pub enum PromptError {
         name: String,
         /// Line in the file, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// The template asks for something that is not there.
@@ -123,7 +123,7 @@ pub enum PromptError {
     Refused {
         /// The template's name.
         name: String,
-        /// What the template says.
+        /// The message of the template.
         message: String,
     },
     /// The operating system gives no thread to render in.
@@ -133,7 +133,7 @@ pub enum PromptError {
         name: String,
         /// The stack that the template needs.
         stack_bytes: u64,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The template ran too long.
@@ -163,7 +163,7 @@ impl Prompt {
     }
 }
 
-/// What a prompt is about.
+/// The conversation and replies of a prompt.
 #[derive(Debug, Clone, Copy)]
 pub struct PromptInput<'a> {
     /// The conversation up to and including the turn that the replies answer.
@@ -217,7 +217,7 @@ impl Template {
         Template::from_source(&path.display().to_string(), &source)
     }
 
-    /// Checks a template given as text; `name` stands in its errors.
+    /// Checks a template given as text; its errors name `name`.
     pub fn from_source(name: &str, source: &str) -> Result<Template, PromptError> {
         if source.len() as u64 > SOURCE_LIMIT_BYTES {
             return Err(PromptError::TooLarge { path: PathBuf::from(name) });

@@ -8,7 +8,7 @@ use engine::text::tokenizer::{DecodeStream, Tokenizer, TokenizerError};
 pub(super) struct Watch<'a> {
     strings: &'a [String],
     text: DecodeStream<'a>,
-    /// The last text, in which the beginning of a string may stand.
+    /// The end of the text, which may be the beginning of a stop string.
     tail: String,
 }
 

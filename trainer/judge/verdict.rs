@@ -51,7 +51,7 @@ pub const FORMAT_TAGS: [&str; 6] = [
     "</scores>",
 ];
 
-/// What a judgement says about the two replies.
+/// The verdict of a judgement on two replies.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -79,7 +79,7 @@ pub enum Reason {
     OutOfScale,
     /// There are two scores, but not which is whose.
     Ambiguous,
-    /// The last box stands in the midst of other text, as a quoted answer does.
+    /// The last box is inside other text, as a quoted answer is.
     Quoted,
     /// There is no `[[A]]`, `[[B]]` or `[[C]]`.
     NoMarker,
@@ -221,7 +221,7 @@ impl FromStr for MatchRule {
 /// The verdicts of one judgement by both rules.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reading {
-    /// By the published rule.
+    /// The verdict by the published rule.
     pub strict: Verdict,
     /// With recovery: the same, where strict reads one.
     pub soft: Verdict,
@@ -315,7 +315,7 @@ fn strict_box(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// What Python's `\s` matches in a str: Unicode white space and the four ASCII separators.
+/// Whether Python's `\s` matches the character in a str: Unicode white space and the four ASCII separators.
 fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

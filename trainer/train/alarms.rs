@@ -26,9 +26,9 @@ const USUAL: usize = 20;
 /// Steps without its sign that end an alarm.
 const QUIET: u32 = 10;
 
-/// What is wrong.
+/// The kind of an alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum AlarmKind {
     /// The reward fell.
     Reward,
     /// Completions run to their limit.
@@ -53,24 +53,24 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alarm {
     /// Which.
-    pub kind: Kind,
-    /// What was seen, and what to try.
+    pub kind: AlarmKind,
+    /// The observation, and what to try.
     pub message: String,
 }
 
-impl Kind {
+impl AlarmKind {
     /// Its name in metrics: `alarm/<name>` is 1 at the step at which it goes off.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Reward => "reward",
-            Kind::Truncation => "truncation",
-            Kind::Verdicts => "verdicts",
-            Kind::EntropyCollapse => "entropy_collapse",
-            Kind::EntropyExplosion => "entropy_explosion",
-            Kind::Divergence => "kl",
-            Kind::Short => "length_short",
-            Kind::Long => "length_long",
-            Kind::Gradient => "grad_norm",
+            AlarmKind::Reward => "reward",
+            AlarmKind::Truncation => "truncation",
+            AlarmKind::Verdicts => "verdicts",
+            AlarmKind::EntropyCollapse => "entropy_collapse",
+            AlarmKind::EntropyExplosion => "entropy_explosion",
+            AlarmKind::Divergence => "kl",
+            AlarmKind::Short => "length_short",
+            AlarmKind::Long => "length_long",
+            AlarmKind::Gradient => "grad_norm",
         }
     }
 }
@@ -139,11 +139,11 @@ pub struct Alarms {
     series: BTreeMap<&'static str, Series>,
     best: Option<Best>,
     /// The alarms that went off, and for how many steps they have been quiet since.
-    going: BTreeMap<Kind, u32>,
+    going: BTreeMap<AlarmKind, u32>,
 }
 
 impl Alarms {
-    /// For a run with so many completions a step.
+    /// Alarms of a run with `completions` per step.
     pub fn new(completions: usize) -> Alarms {
         let (series, going) = Default::default();
         Alarms { completions, series, best: None, going }
@@ -195,11 +195,11 @@ impl Alarms {
         let mut found = Vec::new();
         let mut say = |kind, message: String| found.push(Alarm { kind, message });
         if let Some(message) = self.fallen_reward() {
-            say(Kind::Reward, message);
+            say(AlarmKind::Reward, message);
         }
         if let Some(share) = self.mean(TRUNCATED, SHORT).filter(|share| *share > 0.9) {
             say(
-                Kind::Truncation,
+                AlarmKind::Truncation,
                 format!(
                     "{:.0} % of completions were cut off in the last {SHORT} steps: their verdicts, which stand at the end, are \
                      missing. If completions were longer all the time, raise rollout.max_completion_tokens; if they became \
@@ -211,7 +211,7 @@ impl Alarms {
         }
         if let Some(share) = self.mean(UNPARSED, SHORT).filter(|share| *share > 0.9) {
             say(
-                Kind::Verdicts,
+                AlarmKind::Verdicts,
                 format!(
                     "{:.0} % of completions in the last {SHORT} steps have no readable verdict. Read some in rollouts/: a model \
                      that never wrote the form needs reward.weights.format, a larger rollout.group_size, or an adapter \
@@ -223,7 +223,7 @@ impl Alarms {
         if let Some((first, now)) = self.change(ENTROPY) {
             if now < first / 10.0 {
                 say(
-                    Kind::EntropyCollapse,
+                    AlarmKind::EntropyCollapse,
                     format!(
                         "entropy fell from {first:.3} to {now:.4} nats a token: completions of a prompt are nearly the same, and \
                          there is nothing left to choose between. Raise loss.epsilon_high or loss.beta, lower \
@@ -233,7 +233,7 @@ impl Alarms {
             }
             if now > 3.0 * first && now > first + 0.5 {
                 say(
-                    Kind::EntropyExplosion,
+                    AlarmKind::EntropyExplosion,
                     format!(
                         "entropy rose from {first:.3} to {now:.3} nats a token: the policy comes apart. Lower \
                          optimizer.learning_rate or loss.epsilon_high, raise loss.beta, or set loss.mask_truncated=true"
@@ -243,7 +243,7 @@ impl Alarms {
         }
         if let Some(kl) = self.mean(KL, WINDOW).filter(|kl| *kl > 1.0) {
             say(
-                Kind::Divergence,
+                AlarmKind::Divergence,
                 format!(
                     "kl is {kl:.2} nats a token over the last {WINDOW} steps: the policy is far from the reference. Raise \
                      loss.beta or lower optimizer.learning_rate"
@@ -254,7 +254,7 @@ impl Alarms {
             say(kind, message);
         }
         if let Some(message) = self.large_gradient() {
-            say(Kind::Gradient, message);
+            say(AlarmKind::Gradient, message);
         }
         found
     }
@@ -277,7 +277,7 @@ impl Alarms {
         })
     }
 
-    fn changed_length(&self) -> Option<(Kind, String)> {
+    fn changed_length(&self) -> Option<(AlarmKind, String)> {
         let (first, now) = self.change(LENGTH)?;
         let (reward_first, reward_now) = self.change(REWARD)?;
         // What pays is no collapse: a judge that learns to end its text may well write a tenth of it.
@@ -289,14 +289,14 @@ impl Alarms {
                 "completions shrank from {first:.0} to {now:.0} tokens and earn no more: the policy may have stopped to \
                  reason. Lower reward.weights.length and optimizer.learning_rate, or raise loss.beta"
             );
-            return Some((Kind::Short, message));
+            return Some((AlarmKind::Short, message));
         }
         (now > 4.0 * first).then(|| {
             let message = format!(
                 "completions grew from {first:.0} to {now:.0} tokens and earn no more. Give reward.weights.length a weight, \
                  use loss.type=dr_grpo, or lower optimizer.learning_rate"
             );
-            (Kind::Long, message)
+            (AlarmKind::Long, message)
         })
     }
 
@@ -331,7 +331,7 @@ mod tests {
     }
 
     /// What goes off at each step of a run whose metric takes these values; other metrics are sound.
-    fn run(name: &str, values: &[f64]) -> Vec<(u64, Kind)> {
+    fn run(name: &str, values: &[f64]) -> Vec<(u64, AlarmKind)> {
         let mut alarms = Alarms::new(100);
         let mut found = Vec::new();
         for (number, &value) in (1..).zip(values) {
@@ -355,28 +355,31 @@ mod tests {
     #[test]
     fn a_reward_that_falls_goes_off_once() {
         // Of five steps, three are at 0.01: (2·0.3 + 3·0.01) / 5 = 0.126 < 0.15.
-        assert_eq!(run(REWARD, &times(&[(5, 0.3), (10, 0.01)])), [(8, Kind::Reward)]);
+        assert_eq!(run(REWARD, &times(&[(5, 0.3), (10, 0.01)])), [(8, AlarmKind::Reward)]);
         // A slow decline to a little above half, and one below it.
         assert_eq!(run(REWARD, &times(&[(5, 0.4), (20, 0.21)])), []);
-        assert_eq!(run(REWARD, &times(&[(5, 0.4), (5, 0.25), (5, 0.19)])), [(15, Kind::Reward)]);
+        assert_eq!(
+            run(REWARD, &times(&[(5, 0.4), (5, 0.25), (5, 0.19)])),
+            [(15, AlarmKind::Reward)]
+        );
         // Sampling explains it: four standard errors are 4·0.4 / √(5·100) = 0.072.
         assert_eq!(run(REWARD, &times(&[(5, 0.07), (10, 0.0)])), []);
-        assert_eq!(run(REWARD, &times(&[(5, 0.08), (10, 0.0)])), [(10, Kind::Reward)]);
+        assert_eq!(run(REWARD, &times(&[(5, 0.08), (10, 0.0)])), [(10, AlarmKind::Reward)]);
         // Costs: from -0.1 to below -0.2.
         assert_eq!(run(REWARD, &times(&[(5, -0.1), (5, -0.19)])), []);
-        assert_eq!(run(REWARD, &times(&[(5, -0.1), (5, -0.9)])), [(6, Kind::Reward)]);
+        assert_eq!(run(REWARD, &times(&[(5, -0.1), (5, -0.9)])), [(6, AlarmKind::Reward)]);
         // It recovers for ten steps of means above half, and falls again.
         let twice = times(&[(5, 0.3), (5, 0.0), (14, 0.3), (5, 0.0)]);
-        assert_eq!(run(REWARD, &twice), [(8, Kind::Reward), (27, Kind::Reward)]);
+        assert_eq!(run(REWARD, &twice), [(8, AlarmKind::Reward), (27, AlarmKind::Reward)]);
         // A shorter recovery is the same episode.
         let once = times(&[(5, 0.3), (5, 0.0), (6, 0.3), (5, 0.0)]);
-        assert_eq!(run(REWARD, &once), [(8, Kind::Reward)]);
+        assert_eq!(run(REWARD, &once), [(8, AlarmKind::Reward)]);
         assert_eq!(run(REWARD, &[f64::NAN; 30]), []);
     }
 
     #[test]
     fn shares_above_nine_tenths_go_off_after_three_steps() {
-        for (name, kind) in [(TRUNCATED, Kind::Truncation), (UNPARSED, Kind::Verdicts)] {
+        for (name, kind) in [(TRUNCATED, AlarmKind::Truncation), (UNPARSED, AlarmKind::Verdicts)] {
             assert_eq!(run(name, &[1.0, 1.0, 1.0, 1.0]), [(3, kind)]);
             // (1 + 0.65 + 1) / 3 is 0.88.
             assert_eq!(run(name, &[0.0, 1.0, 1.0, 0.65, 1.0, 1.0, 1.0]), [(7, kind)]);
@@ -388,8 +391,8 @@ mod tests {
     fn entropy_is_held_against_the_first_steps() {
         let of = |values: &[f64]| run(ENTROPY, values);
         assert_eq!(of(&times(&[(5, 0.5), (5, 0.051)])), []);
-        assert_eq!(of(&times(&[(5, 0.5), (5, 0.049)])), [(10, Kind::EntropyCollapse)]);
-        assert_eq!(of(&times(&[(5, 0.5), (5, 1.51)])), [(10, Kind::EntropyExplosion)]);
+        assert_eq!(of(&times(&[(5, 0.5), (5, 0.049)])), [(10, AlarmKind::EntropyCollapse)]);
+        assert_eq!(of(&times(&[(5, 0.5), (5, 1.51)])), [(10, AlarmKind::EntropyExplosion)]);
         assert_eq!(of(&times(&[(5, 0.5), (5, 1.49)])), []);
         // Three times very little is little.
         assert_eq!(of(&times(&[(5, 0.01), (5, 0.05)])), []);
@@ -408,21 +411,21 @@ mod tests {
             let begun = alarms.after(number, &step(metric));
             found.extend(begun.into_iter().map(|alarm| (number, alarm.kind)));
         }
-        assert_eq!(found, [(20, Kind::EntropyCollapse)]);
+        assert_eq!(found, [(20, AlarmKind::EntropyCollapse)]);
     }
 
     #[test]
     fn divergence_length_and_gradients() {
-        assert_eq!(run(KL, &times(&[(5, 0.9), (20, 1.05)])), [(9, Kind::Divergence)]); // (0.9 + 4·1.05) / 5 = 1.02
+        assert_eq!(run(KL, &times(&[(5, 0.9), (20, 1.05)])), [(9, AlarmKind::Divergence)]); // (0.9 + 4·1.05) / 5 = 1.02
         assert_eq!(run(KL, &[1.0; 20]), []);
-        assert_eq!(run(LENGTH, &times(&[(5, 400.0), (5, 99.0)])), [(10, Kind::Short)]);
+        assert_eq!(run(LENGTH, &times(&[(5, 400.0), (5, 99.0)])), [(10, AlarmKind::Short)]);
         assert_eq!(run(LENGTH, &times(&[(5, 400.0), (5, 101.0)])), []);
-        assert_eq!(run(LENGTH, &times(&[(5, 100.0), (5, 401.0)])), [(10, Kind::Long)]);
+        assert_eq!(run(LENGTH, &times(&[(5, 100.0), (5, 401.0)])), [(10, AlarmKind::Long)]);
         let usual = times(&[(20, 0.1), (3, 1.1)]);
-        assert_eq!(run(GRADIENT, &usual), [(23, Kind::Gradient)]);
+        assert_eq!(run(GRADIENT, &usual), [(23, AlarmKind::Gradient)]);
         assert_eq!(run(GRADIENT, &times(&[(20, 0.1), (3, 0.9)])), []);
         // One spike of thirty times: (0.1 + 0.1 + 3.1) / 3 = 1.1.
-        assert_eq!(run(GRADIENT, &times(&[(20, 0.1), (1, 3.1)])), [(21, Kind::Gradient)]);
+        assert_eq!(run(GRADIENT, &times(&[(20, 0.1), (1, 3.1)])), [(21, AlarmKind::Gradient)]);
         // Steps without a gradient are not usual ones; nor is the start.
         assert_eq!(run(GRADIENT, &times(&[(20, 0.0), (10, 1.0)])), []);
         assert_eq!(run(GRADIENT, &times(&[(5, 0.1), (5, 5.0)])), []);
@@ -468,18 +471,18 @@ mod tests {
             let metrics = if number <= 30 { step(sound) } else { step(collapsed) };
             said.extend(alarms.after(number, &metrics));
         }
-        let mut kinds: Vec<Kind> = said.iter().map(|alarm| alarm.kind).collect();
+        let mut kinds: Vec<AlarmKind> = said.iter().map(|alarm| alarm.kind).collect();
         kinds.sort_unstable();
         assert_eq!(
             kinds,
             [
-                Kind::Reward,
-                Kind::Truncation,
-                Kind::Verdicts,
-                Kind::EntropyExplosion,
-                Kind::Divergence,
-                Kind::Long,
-                Kind::Gradient
+                AlarmKind::Reward,
+                AlarmKind::Truncation,
+                AlarmKind::Verdicts,
+                AlarmKind::EntropyExplosion,
+                AlarmKind::Divergence,
+                AlarmKind::Long,
+                AlarmKind::Gradient
             ]
         );
         for alarm in said {

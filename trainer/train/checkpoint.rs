@@ -49,10 +49,10 @@ pub struct Best {
     pub right_in_both: f64,
 }
 
-/// What a checkpoint says beside the tensors.
+/// Contents of state.json: the state of a checkpoint beside its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct CheckpointState {
     /// Steps taken.
     pub step: u64,
     /// Steps of the optimizer.
@@ -67,7 +67,7 @@ pub struct State {
     pub sha256: BTreeMap<String, String>,
 }
 
-impl State {
+impl CheckpointState {
     /// The fingerprint of all but itself.
     fn own_checksum(&self) -> String {
         let mut rest = self.clone();
@@ -126,7 +126,7 @@ pub fn remove_leftovers(checkpoints: &Path) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// What is in the directory; nothing, if it is not there.
+/// The names in a directory; none, if there is no directory.
 fn names(checkpoints: &Path) -> Result<Vec<String>, CheckpointError> {
     let failed = io_error("list", checkpoints);
     let entries = match fs::read_dir(checkpoints) {
@@ -202,7 +202,7 @@ fn write(
         .collect();
     let bytes = safetensors::serialize(views, None).expect("the tensors are sound");
     write_whole(&directory.join(OPTIMIZER), &bytes)?;
-    let mut state = State {
+    let mut state = CheckpointState {
         step: trainer.step,
         updates: trainer.optimizer.steps(),
         tokens: trainer.tokens,
@@ -220,20 +220,20 @@ fn write(
     Ok(())
 }
 
-/// Whether these can be moments: a square that is not finite would freeze its parameter without a word.
+/// Whether these can be moments: a square that is not finite would freeze its parameter silently.
 fn are_moments(values: &[f32]) -> bool {
     values.iter().all(|value| value.is_finite())
 }
 
 /// Reads `state.json` alone.
-pub fn state(directory: &Path) -> Result<State, CheckpointError> {
+pub fn state(directory: &Path) -> Result<CheckpointState, CheckpointError> {
     let path = directory.join(STATE);
     let bytes = read(&path, MAX_STATE)?;
     serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error))
 }
 
 /// Whether a checkpoint's files are there and are those that were written, as far as it says: its state.
-pub fn verify(directory: &Path) -> Result<State, CheckpointError> {
+pub fn verify(directory: &Path) -> Result<CheckpointState, CheckpointError> {
     let state = state(directory)?;
     let path = directory.join(STATE);
     if directory.file_name().is_none_or(|name| name != format!("step-{}", state.step).as_str()) {
@@ -258,7 +258,10 @@ pub fn verify(directory: &Path) -> Result<State, CheckpointError> {
 }
 
 /// Takes up the state of a checkpoint. The trainer's model was opened with the checkpoint's adapter.
-pub fn restore(trainer: &mut Trainer, directory: &Path) -> Result<State, CheckpointError> {
+pub fn restore(
+    trainer: &mut Trainer,
+    directory: &Path,
+) -> Result<CheckpointState, CheckpointError> {
     let state = state(directory)?;
     let path = directory.join(OPTIMIZER);
     // Two moments a factor and a header: what else is there does not belong to it.

@@ -10,20 +10,20 @@ use engine::{
 use super::memory::{CudaMemory, PredictError, RunMemory, RunShape, usable, weights_bytes};
 use crate::train::settings::{GradientCheckpointing, Settings};
 
-/// What was decided.
+/// Whether activations are kept, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// On or off.
     pub choice: GradientCheckpointing,
     /// The peak of memory with it, in bytes, where it can be predicted.
     pub peak: Option<u64>,
-    /// What decided.
-    pub reason: Reason,
+    /// The reason for the choice.
+    pub reason: DecisionReason,
 }
 
-/// What decided whether activations are kept.
+/// The reason why activations are kept or recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum DecisionReason {
     /// The settings.
     Settings,
     /// Memory, which cannot be predicted here.
@@ -73,7 +73,7 @@ pub fn decide(
     settings.lora.r = largest_rank.unwrap_or(settings.lora.r);
     let asked = settings.train.gradient_checkpointing;
     let auto = asked == GradientCheckpointing::Auto;
-    let by_settings = |peak| Decision { choice: asked, peak, reason: Reason::Settings };
+    let by_settings = |peak| Decision { choice: asked, peak, reason: DecisionReason::Settings };
     let (on, off) = (GradientCheckpointing::On, GradientCheckpointing::Off);
     let config = model.config();
     if let Device::Cuda(device) = model.device() {
@@ -86,7 +86,7 @@ pub fn decide(
         let usable = usable((gpu.memory()?.0 + gpu.memory_in_use().0) as u64);
         let [kept, recomputed] = [false, true].map(|recompute| run.training(recompute));
         let choice = if kept <= usable { off } else { on };
-        let reason = Reason::Gpu { kept, recomputed, usable };
+        let reason = DecisionReason::Gpu { kept, recomputed, usable };
         return Ok(Decision { choice, peak: Some(run.total(choice == on)), reason });
     }
     let cpu = model.device().host();
@@ -96,7 +96,7 @@ pub fn decide(
     let run = match RunMemory::of(&settings, config, stored, (cpu.threads(), cpu.isa()), shape) {
         Err(PredictError::Uncountable(reason @ Uncountable::BoundedAddresses)) => {
             let choice = if auto { on } else { asked };
-            return Ok(Decision { choice, peak: None, reason: Reason::Unknown(reason) });
+            return Ok(Decision { choice, peak: None, reason: DecisionReason::Unknown(reason) });
         }
         run => run?,
     };
@@ -108,5 +108,5 @@ pub fn decide(
     // Half, as other programs want some of it and files are cached in it.
     let choice = if free.is_some_and(|free| kept <= free / 2) { off } else { on };
     let peak = Some(if choice == on { recomputed } else { kept });
-    Ok(Decision { choice, peak, reason: Reason::Memory { kept, recomputed, free } })
+    Ok(Decision { choice, peak, reason: DecisionReason::Memory { kept, recomputed, free } })
 }

@@ -30,7 +30,7 @@ pub struct Delivered {
 /// Why a step was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It did best on held-out pairs.
+    /// The step with the best result on held-out pairs.
     Best,
     /// Nothing was evaluated.
     Unevaluated,
@@ -75,7 +75,7 @@ pub(super) fn deliver(
 }
 
 impl Delivered {
-    /// What a user should know: which step, and what held-out pairs say of it.
+    /// A message for the user: the step that is delivered, and its result on held-out pairs.
     pub fn sentences(&self) -> Vec<String> {
         let Delivered { step, last, .. } = *self;
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);

@@ -17,7 +17,7 @@ use engine::checkpoint::{
 };
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{self, CheckpointError, State};
+use super::checkpoint::{self, CheckpointError, CheckpointState};
 use crate::{
     eval::results::{
         ABOUT, RUN, ResultsError, compare_settings,
@@ -36,9 +36,9 @@ pub(super) const ROLLOUTS: &str = "rollouts";
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 pub(super) const ADAPTER: &str = "adapter";
 const START: &str = "start";
-/// What of run.json holds every setting.
+/// Key of run.json that holds every setting.
 const SETTINGS: &str = "settings";
-/// What of run.json names the instruction set.
+/// Key of run.json that names the instruction set.
 const INSTRUCTIONS: &str = "instructions";
 /// Resumptions that run.json tells of: it is read into memory.
 const RESUMPTIONS: usize = 100;
@@ -143,22 +143,22 @@ pub struct RunDirectory {
     _lock: File,
 }
 
-/// What a directory knows of the run that was begun in it.
+/// The run that was begun in a directory, as its files describe it.
 pub struct Begun {
-    /// Its settings: those of config.toml, which fit those it was started with.
+    /// Settings in config.toml, which agree with those that the run was started with.
     pub settings: Settings,
-    /// Whether config.toml was missing, and run.json told them.
+    /// Whether config.toml was missing, so that the settings are those in run.json.
     pub restored: bool,
     /// run.json.
     run: Map<String, Value>,
 }
 
 /// A checkpoint to go on from.
-pub struct Found {
+pub struct FoundCheckpoint {
     /// Its directory.
     pub path: PathBuf,
-    /// What it says.
-    pub state: State,
+    /// The contents of its state.json.
+    pub state: CheckpointState,
     /// The first steps before it that metrics.jsonl has no lines of.
     pub gap: Option<RangeInclusive<u64>>,
 }
@@ -298,7 +298,7 @@ impl RunDirectory {
         &self,
         from: Option<u64>,
         save_every: u64,
-    ) -> Result<Option<Found>, DirectoryError> {
+    ) -> Result<Option<FoundCheckpoint>, DirectoryError> {
         let checkpoints = self.path.join(CHECKPOINTS);
         let steps = checkpoint::list(&checkpoints)?;
         let step = match (from, steps.last()) {
@@ -334,10 +334,10 @@ impl RunDirectory {
             Err(error) => return Err(error.into()),
         }
         let gap = metrics::gap(&metrics, step)?;
-        Ok(Some(Found { path, state, gap }))
+        Ok(Some(FoundCheckpoint { path, state, gap }))
     }
 
-    /// What is wrong with the checkpoint of a step, and how to go on without it.
+    /// The error of a step's damaged checkpoint, which says how to go on without it.
     pub fn damaged(&self, step: u64, error: CheckpointError) -> DirectoryError {
         if !matches!(error, CheckpointError::Damaged { .. } | CheckpointError::Adapter(_)) {
             return error.into();
@@ -374,7 +374,7 @@ impl RunDirectory {
         settings: &Settings,
         fingerprints: &Map<String, Value>,
         allow_other_instructions: bool,
-        from: Option<&Found>,
+        from: Option<&FoundCheckpoint>,
         mut about: Map<String, Value>,
     ) -> Result<Vec<String>, DirectoryError> {
         let path = self.path.join(RUN);

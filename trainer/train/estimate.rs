@@ -80,7 +80,7 @@ pub struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// Seconds of what is left, where completions have so many tokens.
+    /// Seconds of the steps that are left, if completions have `tokens` tokens.
     pub fn seconds(&self, pace: Pace, completion: f64) -> f64 {
         let Settings { rollout, loss, train, .. } = self.settings;
         let (prompts, group) = (rollout.prompts_per_step as f64, rollout.group_size as f64);
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::train::settings::{Orders, Preset};
 
-    /// By hand: one prompt of 10 tokens, two completions of 8, a second a row and two a decoding step.
+    /// By hand: one prompt of 10 tokens, two completions of 8, one second per row and two per decoding step.
     #[test]
     fn time_is_what_the_passes_take() {
         let mut settings = Settings::preset(Preset::J1Nano);

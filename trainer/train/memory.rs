@@ -29,7 +29,7 @@ use super::{
 use crate::train::settings::Settings;
 pub use cuda::{CudaMemory, usable};
 
-/// What a run needs, in bytes.
+/// Memory of a run, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct RunMemory {
     /// The checkpoint's files, mapped.
@@ -54,7 +54,7 @@ pub struct RunMemory {
     pub rows: usize,
 }
 
-/// What the prediction is for, beside the settings.
+/// Sizes that the prediction takes beside the settings.
 #[derive(Clone, Copy, Debug)]
 pub struct RunShape {
     /// Bytes of the checkpoint's tensors.
@@ -78,14 +78,14 @@ pub enum PredictError {
     /// The settings are beyond any machine.
     #[error("{0}")]
     TooLarge(#[from] TooLarge),
-    /// It cannot be counted here.
+    /// The memory of this model cannot be counted.
     #[error("{0}")]
     Uncountable(#[from] Uncountable),
 }
 
 impl RunMemory {
     /// The memory of a run with these settings of a model of this configuration, whose weights are stored and computed
-    /// so, on so many threads.
+    /// so, on `threads` threads.
     ///
     /// # Errors
     /// As [`RunMemory::predict`].

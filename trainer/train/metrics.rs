@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: a line a step, under the names that TRL uses.
+//! `metrics.jsonl`: one line per step, under the names that TRL uses.
 //!
 //! A line is one flat JSON object; that of step 0, if there is one, has the evaluation before training alone. First stands what the run computed, which is the same bits in every run with
 //! the same settings; last stands what the machine and the day add: `step_time` and everything under `time/`
@@ -63,7 +63,7 @@ pub struct ClipMetrics {
     pub region_mean: f64,
 }
 
-/// All that is logged of one step.
+/// The metrics of one step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepMetrics {
     /// The optimizer step, from 1.
@@ -204,7 +204,7 @@ impl MetricsFile {
         Ok(MetricsFile { journal: Journal::open(path, length)?, last_step })
     }
 
-    /// The last step that stands in the file.
+    /// The last step in the file.
     pub fn last_step(&self) -> Option<u64> {
         self.last_step
     }
@@ -228,7 +228,7 @@ impl MetricsFile {
     }
 }
 
-/// The last step up to `step` that stands in the file; 0 if there is none, or no file.
+/// The last step up to `step` in the file; 0 if there is none, or no file.
 pub fn last_step(path: &Path, step: u64) -> Result<u64, ResultsError> {
     Ok(whole_lines(path, step, &mut |_, _| ())?.1.unwrap_or(0))
 }

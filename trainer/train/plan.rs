@@ -17,7 +17,7 @@ const PERMUTATION: u64 = 0x7065_726d_7574_6531;
 pub struct Slot {
     /// Index of the pair.
     pub pair: usize,
-    /// Which reply stands in slot A.
+    /// The reply in slot A.
     pub order: Order,
     /// The prompt of the same pair in the other order, as an index into the step's prompts.
     pub partner: Option<usize>,
@@ -61,7 +61,7 @@ impl Plan {
         steps as f64 * self.pairs_per_step as f64 / self.pairs as f64
     }
 
-    /// The prompts of a step, counted from 0. Both orders of a pair stand side by side.
+    /// The prompts of a step, counted from 0. Both orders of a pair are neighbors.
     pub fn step(&self, step: u64) -> Vec<Slot> {
         let mut slots = Vec::new();
         for index in 0..self.pairs_per_step as u64 {

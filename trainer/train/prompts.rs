@@ -1,4 +1,4 @@
-//! Which pairs have prompts that fit: known before the run, and counted.
+//! The length filter: finds the pairs whose prompts fit, before the run.
 
 use std::sync::{
     Mutex,
@@ -10,9 +10,9 @@ use crate::{
     judge::{Judge, JudgeError, prompt::Order},
 };
 
-/// What was found about the pairs' prompts.
+/// The pairs that pass the length filter, with statistics of their prompts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Fitting {
+pub struct LengthFiltered {
     /// Indices of the pairs whose prompts fit in both orders.
     pub fit: Vec<usize>,
     /// Pairs with a prompt that is too long.
@@ -25,12 +25,12 @@ pub struct Fitting {
 
 /// Measures both orders of every pair, on all threads. `None` if `stop` was raised; `progress` is told
 /// the number of pairs done, now and then.
-pub fn fitting(
+pub fn length_filter(
     judge: &Judge,
     pairs: &[Pair],
     stop: &AtomicBool,
     progress: &(dyn Fn(usize) + Sync),
-) -> Result<Option<Fitting>, JudgeError> {
+) -> Result<Option<LengthFiltered>, JudgeError> {
     let threads = judge.language_model.model.device().host().threads();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let lengths: Mutex<Vec<Option<usize>>> = Mutex::new(vec![None; pairs.len()]);
@@ -74,8 +74,10 @@ pub fn fitting(
     let Some(lengths) = lengths.into_iter().collect::<Option<Vec<usize>>>() else {
         return Ok(None);
     };
-    let mut found =
-        Fitting { longest: lengths.iter().copied().max().unwrap_or(0), ..Fitting::default() };
+    let mut found = LengthFiltered {
+        longest: lengths.iter().copied().max().unwrap_or(0),
+        ..LengthFiltered::default()
+    };
     let mut total = 0;
     for (index, length) in lengths.into_iter().enumerate() {
         if length <= judge.max_prompt_tokens {

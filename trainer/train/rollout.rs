@@ -1,4 +1,4 @@
-//! Rollouts: judgements sampled from the policy, with what learning needs of them.
+//! Rollouts: judgements sampled from the policy, with the log-probabilities that training needs.
 //!
 //! All groups of a step are one generation: a prompt is computed once for its group, and what prompts
 //! have in common (the system prompt, the two orders of a pair) once for all.
@@ -28,7 +28,7 @@ pub struct Completion {
     pub log_probs: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,
-    /// What it says, thinking included.
+    /// The decoded text, thinking included.
     pub text: String,
     /// Its verdict by the published rule.
     pub verdict: Verdict,
@@ -73,7 +73,7 @@ pub fn rollouts(
             seed: judge.seed,
             max_new_tokens: judge.max_new_tokens,
             sampling: judge.sampling,
-            // The policy that samples is the one that is trained: nothing stands between its logits and the draws.
+            // The policy that samples is the one that is trained: its logits are sampled unchanged.
             repetition_penalty: 1.0,
         };
         generator.submit(request).map_err(failed(index))?;
@@ -117,7 +117,7 @@ struct Drawn {
     finish: Option<FinishReason>,
 }
 
-/// A rollout as it stands in `rollouts/step-N.jsonl`: a line of it.
+/// A line of `rollouts/step-N.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutRecord {
     /// The step, counted from 1; 0 for `j1 rollout`.
@@ -150,6 +150,6 @@ pub struct RolloutRecord {
     pub advantage: f32,
     /// Sum of the log-probabilities of its tokens at the sampling temperature.
     pub log_prob: f64,
-    /// What it says.
+    /// The decoded text.
     pub text: String,
 }

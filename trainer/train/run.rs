@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `config.toml` | every setting, as resolved |
 //! | `run.json` | what the run is, by which one that goes on is compared: see [`super::directory`] |
-//! | `metrics.jsonl` | a line a step |
+//! | `metrics.jsonl` | one line per step |
 //! | `events.out.tfevents.*` | the same for TensorBoard |
 //! | `rollouts/step-N.jsonl` | every rollout of a step, with what it earned |
 //! | `checkpoints/step-N/` | see [`super::checkpoint`] |
@@ -28,7 +28,7 @@ use kernels::cpu::profile;
 use serde_json::{Map, Value};
 
 use super::{
-    Progress, StepError, StepReport, Trainer,
+    StepError, StepProgress, StepReport, Trainer,
     alarms::Alarms,
     checkpoint::{self, Best, CheckpointError},
     deliver::{Delivered, RIGHT_IN_BOTH, deliver},
@@ -41,25 +41,25 @@ use crate::{
         scores::{Protocol, Scores},
     },
     judge::{
-        self, End, Judge, JudgeError, Task,
+        self, Judge, JudgeError, RunStatus, Task,
         prompt::{Order, OrderPlan},
         verdict::MatchRule,
     },
     train::{metrics::MetricsFile, tensorboard::EventFile},
 };
 
-/// Steps after which an adapter that did not move is worth a word.
-const STILL: u64 = 5;
+/// Warn after this many steps without any gradient.
+const NO_GRADIENT_STEPS: u64 = 5;
 
-/// What happens during a run.
-pub enum Event<'e> {
+/// An event of a run.
+pub enum RunEvent<'e> {
     /// Within a step.
-    Progress(Progress),
+    Progress(StepProgress),
     /// A step is done and logged.
     Step(&'e StepReport),
     /// Held-out pairs are being judged: done, of all.
     Evaluating(usize, usize),
-    /// They were, after this step.
+    /// Held-out pairs were evaluated after this step.
     Evaluated {
         /// Steps taken.
         step: u64,
@@ -72,15 +72,6 @@ pub enum Event<'e> {
     Warning(String),
     /// The adapter was written.
     Delivered(Delivered),
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// All steps were taken.
-    Complete,
-    /// The flag was raised; the state is saved.
-    Interrupted,
 }
 
 /// Why a run failed.
@@ -110,8 +101,8 @@ pub fn run(
     from: Option<&Path>,
     held_out: &[Pair],
     stop: &AtomicBool,
-    on: &mut dyn FnMut(Event),
-) -> Result<Ended, RunError> {
+    on: &mut dyn FnMut(RunEvent),
+) -> Result<RunStatus, RunError> {
     let path = &directory.path;
     let checkpoints = path.join(CHECKPOINTS);
     let mut best = match from {
@@ -134,9 +125,9 @@ pub fn run(
     if evaluates && trainer.step == 0 && metrics.last_step().is_none() {
         // Nothing is lost yet by stopping in its midst.
         let Some(scores) = held_out_scores(trainer, held_out, stop, on)? else {
-            return Ok(Ended::Interrupted);
+            return Ok(RunStatus::Interrupted);
         };
-        on(Event::Evaluated { step: 0, scores: &scores });
+        on(RunEvent::Evaluated { step: 0, scores: &scores });
         let entries = eval_metrics(&scores);
         metrics.append_start(&entries)?;
         events
@@ -144,14 +135,15 @@ pub fn run(
             .map_err(|source| ResultsError::io("write", events.path(), source))?;
         history.evaluated(0, &entries);
         if stop.load(Ordering::Relaxed) {
-            return Ok(Ended::Interrupted);
+            return Ok(RunStatus::Interrupted);
         }
     }
-    let mut still = Still::default();
+    let mut no_gradient = NoGradientSteps::default();
     while trainer.step < trainer.steps {
-        let sampled = trainer.sample(&never, &mut |progress| on(Event::Progress(progress)))?;
+        let sampled = trainer.sample(&never, &mut |progress| on(RunEvent::Progress(progress)))?;
         let sampled = sampled.expect("nobody raises the flag");
-        let mut report = trainer.learn(&sampled, &mut |progress| on(Event::Progress(progress)))?;
+        let mut report =
+            trainer.train_on(&sampled, &mut |progress| on(RunEvent::Progress(progress)))?;
         let step = trainer.step;
         let last = step == trainer.steps;
 
@@ -184,22 +176,23 @@ pub fn run(
         events
             .write(now(), step, &report.metrics.entries())
             .map_err(|source| ResultsError::io("write", events.path(), source))?;
-        on(Event::Step(&report));
+        on(RunEvent::Step(&report));
         if let Some(scores) = &evaluation {
-            on(Event::Evaluated { step, scores });
+            on(RunEvent::Evaluated { step, scores });
         }
 
         for alarm in alarms {
-            on(Event::Warning(alarm.message));
+            on(RunEvent::Warning(alarm.message));
         }
-        if let Some(message) = still.after(&report, trainer.settings.rollout.max_completion_tokens)
+        if let Some(message) =
+            no_gradient.after(&report, trainer.settings.rollout.max_completion_tokens)
         {
-            on(Event::Warning(message));
+            on(RunEvent::Warning(message));
         }
-        if trainer.step == 2 * STILL && is_unchanged(trainer)? {
-            on(Event::Warning(format!(
-                "B of the adapter is still zero after {} steps: the policy is still the base model",
-                2 * STILL
+        if trainer.step == 2 * NO_GRADIENT_STEPS && is_unchanged(trainer)? {
+            on(RunEvent::Warning(format!(
+                "B of the adapter is no_gradient zero after {} steps: the policy is no_gradient the base model",
+                2 * NO_GRADIENT_STEPS
             )));
         }
         let stopping = stop.load(Ordering::Relaxed) && !last;
@@ -207,19 +200,19 @@ pub fn run(
             let _span = profile::phase("save checkpoint", []);
             checkpoint::save(trainer, adapter, &checkpoints, best)?;
             checkpoint::prune(&checkpoints, train.keep_last, best, step)?;
-            on(Event::Saved(step));
+            on(RunEvent::Saved(step));
         }
         if stopping {
-            return Ok(Ended::Interrupted);
+            return Ok(RunStatus::Interrupted);
         }
     }
     let target = path.join(ADAPTER);
     let held_out = history.held_out;
-    on(Event::Delivered(deliver(trainer, adapter, &checkpoints, &target, best, held_out)?));
-    Ok(Ended::Complete)
+    on(RunEvent::Delivered(deliver(trainer, adapter, &checkpoints, &target, best, held_out)?));
+    Ok(RunStatus::Complete)
 }
 
-/// What the steps so far tell the next ones: of a continued run, read from its file.
+/// Metrics of earlier steps that later ones need. A resumed run reads them from its file.
 struct History {
     alarms: Alarms,
     /// Right in both orders, by step.
@@ -249,26 +242,26 @@ impl History {
     }
 }
 
-/// Counts steps in which nothing was learned.
+/// Counts consecutive steps without a gradient.
 #[derive(Default)]
-struct Still {
+struct NoGradientSteps {
     steps: u64,
     /// Completions of these steps, and those that were left out because they were cut off.
     completions: usize,
     masked: usize,
 }
 
-impl Still {
-    /// What to say after a step, if anything: once.
+impl NoGradientSteps {
+    /// The warning after a step, once there were enough such steps.
     fn after(&mut self, report: &StepReport, limit: usize) -> Option<String> {
         if report.moved {
-            *self = Still::default();
+            *self = NoGradientSteps::default();
             return None;
         }
         self.steps += 1;
         self.completions += report.rollouts.len();
         self.masked += report.masked;
-        (self.steps == STILL).then(|| {
+        (self.steps == NO_GRADIENT_STEPS).then(|| {
             let why = match self.masked {
                 0 => "every group earned the same throughout, so there is nothing to learn from. Raise \
                     rollout.group_size or rollout.temperature, or give a reward that the judge reaches sometimes \
@@ -285,7 +278,7 @@ impl Still {
                     self.completions
                 ),
             };
-            format!("the adapter did not move in the last {STILL} steps: {why}")
+            format!("the adapter did not move in the last {NO_GRADIENT_STEPS} steps: {why}")
         })
     }
 }
@@ -295,10 +288,10 @@ fn held_out_scores(
     trainer: &Trainer,
     held_out: &[Pair],
     stop: &AtomicBool,
-    on: &mut dyn FnMut(Event),
+    on: &mut dyn FnMut(RunEvent),
 ) -> Result<Option<Scores>, RunError> {
     let judge = trainer.sampler().judge();
-    let mut done = |done, all| on(Event::Evaluating(done, all));
+    let mut done = |done, all| on(RunEvent::Evaluating(done, all));
     let evaluated = evaluate(judge, held_out, stop, &mut done);
     let evaluated = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
     Ok(evaluated.map(|(_, scores)| scores))
@@ -320,13 +313,13 @@ pub fn evaluate(
         .collect();
     let mut records: Vec<Record> = Vec::with_capacity(tasks.len());
     let end = judge.run(pairs, &tasks, stop, &mut |event| {
-        if let judge::Event::Done(_, record) = event {
+        if let judge::JudgeEvent::Done(_, record) = event {
             records.push(record);
             done(records.len(), tasks.len());
         }
         Ok(())
     });
-    if end? == End::Interrupted {
+    if end? == RunStatus::Interrupted {
         return Ok(None);
     }
     records.sort_by_key(Record::key);
@@ -336,7 +329,7 @@ pub fn evaluate(
     Ok(Some((records, scores)))
 }
 
-/// What of an evaluation is logged with the step. One rule counts everywhere: right is 1, a tie or no verdict 0, so
+/// The metrics of an evaluation, logged with the step. One rule counts everywhere: right is 1, a tie or no verdict 0, so
 /// that the two orders average to the whole.
 fn eval_metrics(scores: &Scores) -> Vec<(String, f64)> {
     let named = |name: &str, value: Option<f64>| Some((format!("eval/{name}"), value?));

@@ -1,4 +1,4 @@
-//! The first half of a step: judgements are sampled, and earn rewards and advantages.
+//! The first half of a step: judgements are sampled, and their rewards and advantages computed.
 
 use std::{
     collections::BTreeMap,
@@ -30,21 +30,21 @@ use crate::{
     },
 };
 
-/// A policy that samples, and what its judgements earn.
+/// A policy that samples judgements, and computes their rewards.
 pub struct Sampler<'a> {
     /// The policy.
     pub language_model: &'a LanguageModel,
-    /// What it is asked.
+    /// Template of the judge's prompt.
     pub template: &'a Template,
     /// How it samples, and the rewards.
     pub settings: &'a Settings,
-    /// What slots refer to.
+    /// The pairs that slots refer to.
     pub pairs: &'a [Pair],
     /// How much runs at once.
     pub options: generate::GeneratorOptions,
 }
 
-/// What was sampled, and what it earned.
+/// Sampled completions with their rewards and advantages.
 pub struct Sampled {
     pub(super) slots: Vec<Slot>,
     pub(super) prompts: Vec<Vec<u32>>,
@@ -114,7 +114,7 @@ impl<'a> Sampler<'a> {
                 progress(now);
             })?;
         let Some(completions) = completions else { return Ok(None) };
-        let (rewards, advantages) = self.earn(&slots, &completions);
+        let (rewards, advantages) = self.rewards(&slots, &completions);
         let elapsed = started.elapsed();
         Ok(Some(Sampled { slots, prompts, completions, rewards, advantages, stats, elapsed }))
     }
@@ -141,7 +141,7 @@ impl<'a> Sampler<'a> {
         Ok(tokens)
     }
 
-    fn earn(&self, slots: &[Slot], completions: &[Completion]) -> (Table, Advantages) {
+    fn rewards(&self, slots: &[Slot], completions: &[Completion]) -> (Table, Advantages) {
         let group_size = self.settings.rollout.group_size;
         let rollouts: Vec<Rollout> = completions
             .iter()
@@ -159,7 +159,7 @@ impl<'a> Sampler<'a> {
             })
             .collect();
         let table = Table::new(&reward_entries(self.settings), &rollouts);
-        let settings = advantages::Settings {
+        let settings = advantages::AdvantageSettings {
             scale: self.settings.reward.scale_rewards,
             per_reward: self.settings.reward.normalize_each,
         };
@@ -167,7 +167,7 @@ impl<'a> Sampler<'a> {
         (table, all)
     }
 
-    /// What was sampled, as lines of a rollout file.
+    /// The sampled completions as lines of a rollout file.
     pub fn records(&self, sampled: &Sampled, step: u64) -> Vec<RolloutRecord> {
         let group_size = self.settings.rollout.group_size;
         let Sampled { slots, prompts, completions, rewards, advantages, .. } = sampled;

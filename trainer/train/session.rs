@@ -17,7 +17,7 @@ use super::{
     Trainer,
     checkpointing::{DecideError, Decision, decide},
     estimate::Pace,
-    prompts::{Fitting, fitting},
+    prompts::{LengthFiltered, length_filter},
     sample::Sampler,
 };
 use crate::{
@@ -43,8 +43,8 @@ pub struct RunPairs {
     held_out_fingerprint: Option<String>,
 }
 
-/// What a session opens.
-pub struct Spec<'a> {
+/// Paths, device and settings to open a session with.
+pub struct SessionSpec<'a> {
     /// All settings; paths in them are names for people.
     pub settings: Settings,
     /// The template that they name ([`template`]).
@@ -55,7 +55,7 @@ pub struct Spec<'a> {
     pub start: Option<&'a Path>,
     /// That of the checkpoint to go on from, whose adapter is taken instead.
     pub checkpoint: Option<&'a Path>,
-    /// Where the model runs.
+    /// Device of the model.
     pub device: &'a Device,
     /// In which precision; `None` for what suits the weights.
     pub precision: Option<Precision>,
@@ -63,7 +63,7 @@ pub struct Spec<'a> {
     pub instructions: &'a str,
 }
 
-/// What the program around a session does for it.
+/// Callbacks of the program that opens a session.
 pub trait Host: Sync {
     /// Says where the model's weights are read, or takes them to the device.
     fn place_weights(&mut self, model: &mut Model, asked: Weights) -> Result<Weights, HostError>;
@@ -74,16 +74,16 @@ pub trait Host: Sync {
     /// A sentence for whoever waits.
     fn note(&mut self, text: &str);
 
-    /// So many of all pairs' prompts were measured; called from several threads.
+    /// Progress: the prompts of `pairs` of all pairs were measured. Called from several threads.
     fn measured(&self, pairs: usize, of: usize);
 
-    /// Raised when nobody waits any more.
+    /// Raised when the user interrupts the program.
     fn stop(&self) -> &AtomicBool;
 }
 
 /// A run, ready for its next step.
 pub struct Session {
-    /// What takes steps.
+    /// The trainer, which takes steps.
     pub trainer: Trainer,
     /// The adapter as it is written.
     pub adapter: Adapter,
@@ -91,7 +91,7 @@ pub struct Session {
     pub held_out: Vec<Pair>,
     /// The settings as they are written: what the machine decides of them is in the trainer's.
     pub settings: Settings,
-    /// What run.json compares.
+    /// Fingerprints that run.json keeps, and a resumed run compares.
     pub fingerprints: Map<String, Value>,
     /// Pairs that are trained on.
     pub pairs: usize,
@@ -235,11 +235,13 @@ fn check_start(adapter: &Adapter, settings: &Settings) -> Result<(), SessionErro
 impl Session {
     /// Opens all of it; `None` if the user stopped it.
     pub fn open(
-        spec: Spec<'_>,
+        spec: SessionSpec<'_>,
         pairs: RunPairs,
         host: &mut dyn Host,
     ) -> Result<Option<Session>, SessionError> {
-        let Spec { mut settings, template, model: directory, start, checkpoint, device, .. } = spec;
+        let SessionSpec {
+            mut settings, template, model: directory, start, checkpoint, device, ..
+        } = spec;
         let (mut language_model, mut adapter) = LanguageModel::builder(directory)
             .device(device)
             .precision(spec.precision)
@@ -341,9 +343,9 @@ fn fitting_pairs(
     let (limit, count) = (settings.data.max_prompt_tokens, pairs.len());
     let found = {
         let host = &*host;
-        fitting(&sampler.judge(), &pairs, host.stop(), &|done| host.measured(done, count))?
+        length_filter(&sampler.judge(), &pairs, host.stop(), &|done| host.measured(done, count))?
     };
-    let Some(Fitting { fit, over_long, longest, mean }) = found else { return Ok(None) };
+    let Some(LengthFiltered { fit, over_long, longest, mean }) = found else { return Ok(None) };
     let longest_that_fits = longest.min(limit);
     if settings.data.over_long == OverLong::TruncateLeft {
         host.note(&format!("{count} pairs, prompts of {longest} tokens at most"));

@@ -5,7 +5,7 @@
 //! train with another value than its author believes. [`Settings::to_toml`] writes every key, so that the
 //! config of a run says all of it, and `parse` of that gives the same settings back.
 //!
-//! Each key stands once, in `settings/keys.rs`, with its meaning and what is allowed.
+//! Each key is told once, in `settings/keys.rs`, with its meaning and what is allowed.
 
 mod choices;
 mod error;
@@ -33,14 +33,14 @@ const MAX_COMPLETIONS: usize = 1 << 20;
 /// The largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Where things are; flags of the command line come first.
+/// Paths of model and adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSettings {
     /// Checkpoint: a directory or a Hugging Face id. Empty: given apart.
     pub path: String,
     /// Adapter to start from. Empty: a new one.
     pub adapter: String,
-    /// Where weights are read.
+    /// Place that weights are read from.
     pub weights: Weights,
 }
 
@@ -60,7 +60,7 @@ pub struct LoraSettings {
 }
 
 impl LoraSettings {
-    /// What a new adapter is like.
+    /// Shape of a new adapter.
     pub fn adapter(&self) -> AdapterSettings {
         let targets = Projection::ALL.into_iter().filter(|projection| {
             let name = projection.module().rsplit('.').next().unwrap_or_default();
@@ -76,7 +76,7 @@ impl LoraSettings {
     }
 }
 
-/// What is trained on.
+/// Training data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSettings {
     /// Training pairs. Empty: given apart.
@@ -85,7 +85,7 @@ pub struct DataSettings {
     pub held_out: String,
     /// The longest prompt, in tokens.
     pub max_prompt_tokens: usize,
-    /// What becomes of longer ones.
+    /// Treatment of longer prompts.
     pub over_long: OverLong,
     /// In which order the replies are shown.
     pub orders: Orders,
@@ -129,12 +129,12 @@ pub struct RewardWeights {
     pub length: f64,
 }
 
-/// What completions earn.
+/// Rewards of completions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RewardSettings {
     /// Weights by name.
     pub weights: RewardWeights,
-    /// What a wrong, tied or unparsed verdict earns.
+    /// Reward of a wrong, tied or unparsed verdict.
     pub wrong_verdict: f64,
     /// The longest completion that costs nothing, in tokens.
     pub length_from_tokens: usize,
@@ -142,7 +142,7 @@ pub struct RewardSettings {
     pub normalize_each: bool,
     /// Leave groups out in which all earned the same.
     pub drop_zero_variance: bool,
-    /// What advantages are divided by.
+    /// The standard deviation that divides advantages.
     pub scale_rewards: ScaleRewards,
 }
 
@@ -153,7 +153,7 @@ pub struct LossSettings {
     pub kind: LossType,
     /// Weight of the KL divergence from the reference.
     pub beta: f64,
-    /// What that divergence is from.
+    /// Reference policy of that divergence.
     pub reference: Reference,
     /// The importance ratio is clipped below 1 - this.
     pub epsilon_low: f64,
@@ -184,7 +184,7 @@ pub struct OptimizerSettings {
     pub weight_decay: f64,
     /// The gradient's norm is clipped to this; 0 clips nothing.
     pub max_grad_norm: f64,
-    /// What follows the warm-up.
+    /// Learning rate schedule after the warm-up.
     pub schedule: Shape,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
@@ -197,7 +197,7 @@ pub struct TrainSettings {
     pub steps: u64,
     /// Passes over the data, where `steps` is 0.
     pub epochs: f64,
-    /// Of everything that is drawn.
+    /// Seed of everything that is random.
     pub seed: u64,
     /// Tokens of a packed batch at most; 0: see [`Settings::micro_batch_tokens`].
     pub micro_batch_tokens: usize,
@@ -215,10 +215,10 @@ pub struct TrainSettings {
     pub deliver: Deliver,
 }
 
-/// All of it.
+/// The settings of a training run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// What keys that a file leaves out are taken from.
+    /// Preset that gives the keys which a file leaves out.
     pub preset: Preset,
     /// `[model]`
     pub model: ModelSettings,
@@ -244,12 +244,12 @@ impl Settings {
         presets::settings(preset)
     }
 
-    /// Reads a file. A template that it names by a relative path lies beside it.
+    /// Reads a file. A relative path of a template starts at its directory.
     pub fn from_file(path: &Path) -> Result<Settings, SettingsError> {
         Ok(Settings::from_file_with_keys(path)?.0)
     }
 
-    /// Reads a file, and says which keys stand in it.
+    /// Reads a file, and returns the keys that it has.
     pub fn from_file_with_keys(
         path: &Path,
     ) -> Result<(Settings, BTreeSet<&'static str>), SettingsError> {
@@ -272,7 +272,7 @@ impl Settings {
         Ok((settings, keys))
     }
 
-    /// Reads settings from text; `name` stands in errors.
+    /// Reads settings from text; errors name `name`.
     pub fn parse(name: &str, text: &str) -> Result<Settings, SettingsError> {
         Ok(Settings::parse_with_keys(name, text)?.0)
     }
@@ -293,7 +293,7 @@ impl Settings {
         keys::values(self)
     }
 
-    /// Settings of which [`Settings::values`] gave these; `name` stands in errors.
+    /// Settings of which [`Settings::values`] gave these; errors name `name`.
     pub fn from_values(name: &str, values: &Map<String, Value>) -> Result<Settings, SettingsError> {
         Settings::parse(name, &keys::from_values(values))
     }
@@ -315,7 +315,7 @@ impl Settings {
         }
     }
 
-    /// Tokens of a packed batch at most. The rule for 0 asks nothing of the machine: which sums are taken
+    /// Tokens of a packed batch at most. 0 picks a size from the settings alone: which sums are taken
     /// together decides the last bits of gradients, and a run has the same bits everywhere.
     pub fn micro_batch_tokens(&self) -> usize {
         const LEAST: usize = 4096;
@@ -332,7 +332,7 @@ impl Settings {
         keys::write(self)
     }
 
-    /// What one key alone cannot show. The error says which keys disagree.
+    /// Checks rules that concern several keys. The error names the keys that disagree.
     pub fn validate(&self) -> Result<(), String> {
         let (reward, rollout) = (&self.reward, &self.rollout);
         let weights = &reward.weights;

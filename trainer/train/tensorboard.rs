@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Protobuf by hand: a field is its number and wire type in one byte (all numbers are below 16), then a varint,
-//! 4 or 8 little-endian bytes, or a length and so many bytes. Source: tensorflow's event.proto,
+//! 4 or 8 little-endian bytes, or a length and that number of bytes. Source: tensorflow's event.proto,
 //! summary.proto and lib/io/record_writer.cc.
 //!
 //! A run that is resumed begins a file of its own with a `SessionLog` that says START at its first step;
@@ -60,7 +60,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

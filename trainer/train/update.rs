@@ -23,32 +23,32 @@ use crate::train::grpo::loss::{self, Sums, completion_loss};
 
 /// A completion as the update sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Item<'a> {
+pub struct TrainedCompletion<'a> {
     /// Token ids, the stop token included.
     pub tokens: &'a [u32],
     /// Log-probabilities that the policy had when it sampled, at the update's temperature; `None`
     /// where they were taken at another.
     pub sampled: Option<&'a [f32]>,
-    /// A.
+    /// The advantage A.
     pub advantage: f32,
-    /// Of each of its tokens in the step's loss; at 0 it is left out.
+    /// Weight of each of its tokens in the step's loss; at 0 the completion is left out.
     pub weight: f64,
 }
 
 /// A prompt and its completions.
 #[derive(Clone, Debug)]
-pub struct Group<'a> {
+pub struct PromptGroup<'a> {
     /// Token ids.
     pub prompt: &'a [u32],
-    /// What was sampled from it.
-    pub items: Vec<Item<'a>>,
+    /// Completions sampled from the prompt.
+    pub items: Vec<TrainedCompletion<'a>>,
 }
 
 /// How a step's update is computed.
 #[derive(Clone, Debug)]
 pub struct UpdateSettings {
     /// The terms of the loss.
-    pub loss: loss::Settings,
+    pub loss: loss::LossTerms,
     /// Updates on the same completions, at least 1.
     pub iterations: usize,
     /// The logits are divided by it.
@@ -63,7 +63,7 @@ pub struct UpdateSettings {
     pub checkpoint: bool,
 }
 
-/// What an update did.
+/// Metrics of an update.
 #[derive(Clone, Debug, Default)]
 pub struct UpdateReport {
     /// Loss, KL and clipping over all iterations.
@@ -96,7 +96,7 @@ pub enum UpdateError {
         /// NaN or infinity.
         norm: f64,
     },
-    /// What completions earned is not finite.
+    /// A reward is not finite.
     #[error(
         "the advantage of a completion is {advantage}, so the adapter was left as it was; look at reward.weights and \
          reward.wrong_verdict"
@@ -108,7 +108,7 @@ pub enum UpdateError {
     /// The update made a parameter that is not finite.
     #[error("after the update {name} holds a number that is not finite")]
     Parameter {
-        /// As PEFT calls it.
+        /// PEFT's name of the parameter.
         name: String,
     },
 }
@@ -120,7 +120,7 @@ struct Part {
 }
 
 /// Cuts the groups into micro-batches of at most `budget` rows.
-fn pack(groups: &[Group], budget: usize) -> Vec<Vec<Part>> {
+fn pack(groups: &[PromptGroup], budget: usize) -> Vec<Vec<Part>> {
     let mut batches: Vec<Vec<Part>> = Vec::new();
     let mut room = 0;
     for (index, group) in groups.iter().enumerate() {
@@ -209,7 +209,7 @@ pub fn update(
     model: &mut Model,
     optimizer: &mut AdamW,
     reference: Option<&mut [Tensor]>,
-    groups: &[Group],
+    groups: &[PromptGroup],
     settings: &UpdateSettings,
     first_update: u64,
     rate: &dyn Fn(u64) -> f64,
@@ -271,24 +271,24 @@ fn trim_for(model: &Model, batch: &Batch, last_rows: &mut Option<usize>) {
 /// A micro-batch, packed.
 struct Batch<'a> {
     packed: PackedBatch,
-    items: Vec<Item<'a>>,
+    items: Vec<TrainedCompletion<'a>>,
 }
 
-/// What does not change over the iterations, for each token of a batch.
+/// Values of each token of a batch that stay the same over the iterations.
 #[derive(Default)]
 struct Fixed {
     /// Log-probabilities of the policy that sampled, where iterations need them.
     old: Option<Vec<f32>>,
-    /// Of the reference policy, where the loss has a KL term.
+    /// Log-probabilities of the reference policy, where the loss has a KL term.
     reference: Option<Vec<f32>>,
 }
 
-/// What is known of each batch before its first pass: with a reference that has factors, its log-probabilities. All batches'
+/// Values of each batch that are computed before its first pass: with a reference that has factors, its log-probabilities. All batches'
 /// are taken at once, so that the model changes its factors twice a step.
 fn references(
     model: &mut Model,
     reference: Option<&mut [Tensor]>,
-    groups: &[Group],
+    groups: &[PromptGroup],
     batches: &[Vec<Part>],
     settings: &UpdateSettings,
 ) -> Result<Vec<Fixed>, UpdateError> {
@@ -312,12 +312,13 @@ fn references(
 }
 
 impl<'a> Batch<'a> {
-    fn new(groups: &[Group<'a>], parts: &[Part]) -> Batch<'a> {
+    fn new(groups: &[PromptGroup<'a>], parts: &[Part]) -> Batch<'a> {
         let mut packed = PackedBatch::default();
         let mut all = Vec::new();
         for part in parts {
             let group = &groups[part.group];
-            let items: Vec<Item<'a>> = part.items.iter().map(|&item| group.items[item]).collect();
+            let items: Vec<TrainedCompletion<'a>> =
+                part.items.iter().map(|&item| group.items[item]).collect();
             let tokens: Vec<&[u32]> = items.iter().map(|item| item.tokens).collect();
             packed.push(group.prompt, &tokens);
             all.extend(items);
@@ -404,7 +405,7 @@ impl<'a> Batch<'a> {
             };
             let (old, reference) = (of(&fixed.old), of(&fixed.reference));
             let mut derivative = vec![0.0; tokens.len()];
-            let completion = loss::Completion {
+            let completion = loss::LossInputs {
                 log_probs: &log_probs[tokens.clone()],
                 old: old.as_deref(),
                 reference: reference.as_deref(),
@@ -453,15 +454,16 @@ fn apply(
 mod tests {
     use super::*;
 
-    fn item(tokens: &[u32], weight: f64) -> Item<'_> {
-        Item { tokens, sampled: None, advantage: 1.0, weight }
+    fn item(tokens: &[u32], weight: f64) -> TrainedCompletion<'_> {
+        TrainedCompletion { tokens, sampled: None, advantage: 1.0, weight }
     }
 
     #[test]
     fn the_largest_batch_is_the_largest_that_is_packed() {
         let same = |[prompt, completion]: [usize; 2], group_size, groups, budget| {
             let (tokens, before) = (vec![0; completion], vec![0; prompt.max(1)]);
-            let group = Group { prompt: &before, items: vec![item(&tokens, 1.0); group_size] };
+            let group =
+                PromptGroup { prompt: &before, items: vec![item(&tokens, 1.0); group_size] };
             let all = vec![group; groups];
             let packed = pack(&all, budget).into_iter();
             let packed = packed.map(|parts| Batch::new(&all, &parts).packed);
@@ -508,11 +510,11 @@ mod tests {
     fn groups_are_packed_in_order_and_split_only_where_they_must() {
         let prompt = [7; 10];
         let long = [1; 6];
-        let group = |weights: &[f64]| Group {
+        let group = |weights: &[f64]| PromptGroup {
             prompt: &prompt,
             items: weights.iter().map(|&weight| item(&long, weight)).collect(),
         };
-        let shape = |groups: &[Group], budget| -> Vec<Vec<(usize, Vec<usize>)>> {
+        let shape = |groups: &[PromptGroup], budget| -> Vec<Vec<(usize, Vec<usize>)>> {
             let batches = pack(groups, budget);
             let parts = |batch: Vec<Part>| batch.into_iter().map(|p| (p.group, p.items)).collect();
             batches.into_iter().map(parts).collect()

@@ -26,7 +26,7 @@ use trainer::train::{
     grpo::loss,
     memory::usable,
     peak_memory_bytes,
-    update::{Group, Item, UpdateSettings, largest_batch, update},
+    update::{PromptGroup, TrainedCompletion, UpdateSettings, largest_batch, update},
 };
 
 use super::work::{Sizes, Work};
@@ -106,7 +106,7 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// What is measured, opened.
+/// The opened model that is measured.
 pub(super) struct Subject {
     pub(super) checkpoint: Checkpoint,
     pub(super) config: Config,
@@ -128,14 +128,14 @@ pub(super) struct Run<'a> {
     pub(super) bar: &'a ProgressBar,
 }
 
-/// What came of a case.
+/// Result of a case.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) case: Case,
-    /// Of every pass but the first.
+    /// Seconds of every pass but the first.
     pub(super) seconds: Vec<f64>,
     pub(super) work: Work,
-    /// Of the process, or of the GPU's buffers. `None` where the system does not tell.
+    /// Peak memory of the process, or of the GPU's buffers. `None` where the system does not tell.
     pub(super) peak_memory: Option<u64>,
     /// Whether layers were recomputed; `None` without a backward pass.
     pub(super) recomputed: Option<bool>,
@@ -382,15 +382,15 @@ fn train(
     let completions: Vec<Vec<u32>> =
         (1..=group as u32).map(|seed| tokens(model.config(), seed, completion)).collect();
     let weight = 1.0 / (group * completion) as f64;
-    let items = completions.iter().enumerate().map(|(index, tokens)| Item {
+    let items = completions.iter().enumerate().map(|(index, tokens)| TrainedCompletion {
         tokens,
         sampled: None,
         advantage: if index % 2 == 0 { 1.0 } else { -1.0 },
         weight,
     });
-    let groups = [Group { prompt: &prompt, items: items.collect() }];
+    let groups = [PromptGroup { prompt: &prompt, items: items.collect() }];
     let settings = UpdateSettings {
-        loss: loss::Settings { beta, ..loss::Settings::default() },
+        loss: loss::LossTerms { beta, ..loss::LossTerms::default() },
         iterations: 1,
         temperature: 1.0,
         dropout: 0.0,

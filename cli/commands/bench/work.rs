@@ -1,4 +1,4 @@
-//! What work needs at least: multiply-adds (two flops each) and bytes from memory, by the model's shape.
+//! The least that work needs: multiply-adds (two flops each) and bytes from memory, by the model's shape.
 //!
 //! ```text
 //! P      values of the seven projections of all layers        A  values of the adapter's factors
@@ -15,7 +15,7 @@
 
 use engine::checkpoint::{adapter::Projection, config::Config};
 
-/// What a piece of work needs.
+/// Flops and bytes of a piece of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Work {
     pub(super) flops: f64,
@@ -45,7 +45,7 @@ impl Bound {
 }
 
 impl Work {
-    /// On a machine of so many flops and bytes per second.
+    /// Seconds on a machine with these flops and bytes per second.
     pub(super) fn floor(&self, flops: f64, bytes: f64) -> Floor {
         let (by_flops, by_bytes) = (self.flops / flops, self.bytes / bytes);
         match by_flops >= by_bytes {

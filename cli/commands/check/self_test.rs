@@ -1,4 +1,4 @@
-//! `j1 check --self`: every CUDA kernel against its CPU reference, a row a kernel.
+//! `j1 check --self`: every CUDA kernel against its CPU reference, one row per kernel.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::{
     output::table,
 };
 
-/// What came of all comparisons on a GPU.
+/// Results of all comparisons on a GPU.
 pub(super) struct SelfTest {
     device: String,
     kernels: BTreeMap<&'static str, Kernel>,

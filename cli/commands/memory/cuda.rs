@@ -10,7 +10,7 @@ use trainer::train::{
 
 use crate::{machine, output::bytes};
 
-/// What the driver takes for itself, its context and the kernels: assumed, as nothing here has run on a GPU.
+/// Memory of the driver, its context and the kernels. It is assumed, as nothing here has run on a GPU.
 const DRIVER: u64 = 512 << 20;
 
 /// A GPU's memory and what a run takes of it.
@@ -46,7 +46,7 @@ impl Budget {
         Ok(Budget { memory, run, advice })
     }
 
-    /// What a run may take.
+    /// Memory that a run may take, in bytes.
     fn usable(&self) -> u64 {
         usable(self.memory.saturating_sub(DRIVER))
     }
@@ -134,7 +134,7 @@ impl Budget {
     }
 }
 
-/// What "auto" means where so much is free, the run's own memory counted.
+/// The choice of "auto" with `free` bytes, the run's own memory counted.
 fn choice(run: &CudaMemory, free: u64) -> GradientCheckpointing {
     match run.training(false) <= usable(free) {
         true => GradientCheckpointing::Off,

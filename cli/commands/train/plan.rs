@@ -1,4 +1,4 @@
-//! What is said before the first step: how many steps and tokens there are, and about how long they take.
+//! The plan that is printed before the first step: number of steps and tokens, and the time they take.
 
 use engine::language_model::LanguageModel;
 use trainer::train::{
@@ -13,7 +13,7 @@ use crate::{
     output::{bytes, note, print},
 };
 
-/// What is ahead, in lines.
+/// The lines of the plan.
 pub(super) fn lines(ahead: &Ahead<'_>, pairs: usize, peak: Option<u64>, pace: Pace) -> Vec<String> {
     let Settings { rollout, data, train, .. } = ahead.settings;
     let plan = Plan::new(pairs, rollout.prompts_per_step, data.orders, train.seed);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use trainer::train::{
     checkpoint::CheckpointError,
-    directory::{Begun, Found, RunDirectory},
+    directory::{Begun, FoundCheckpoint, RunDirectory},
     settings::{Choice, Settings},
 };
 
@@ -16,9 +16,9 @@ use crate::{Failure, args::Train, output::note};
 /// A run that is to go on, its directory claimed.
 pub(super) struct Resumed {
     pub(super) directory: RunDirectory,
-    /// What it goes on from; nothing, where no checkpoint was written yet.
-    pub(super) from: Option<Found>,
-    /// As they are to be from here on.
+    /// The checkpoint to go on from; `None` if no checkpoint was written yet.
+    pub(super) from: Option<FoundCheckpoint>,
+    /// The settings from here on.
     pub(super) settings: Settings,
     begun: Begun,
 }
@@ -63,7 +63,7 @@ impl Resumed {
         self.from.as_ref().map_or(0, |found| found.state.step)
     }
 
-    /// What is wrong with the checkpoint, and how to go on without it.
+    /// The error of a damaged checkpoint, which says how to go on without it.
     pub(super) fn damaged(&self, error: CheckpointError) -> Failure {
         self.directory.damaged(self.step(), error).into()
     }

@@ -1,4 +1,4 @@
-//! What `j1 train` shows: a line a step, and below it on a terminal a bar with what is going on.
+//! The output of `j1 train`: one line per step, and on a terminal a progress bar below it.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use terminal_size::{Width, terminal_size_of};
 use trainer::{
     eval::scores::Scores,
-    train::{Progress, StepReport, run::Event},
+    train::{StepProgress, StepReport, run::RunEvent},
 };
 
 use crate::output::{bar_style, note};
@@ -18,7 +18,7 @@ use crate::output::{bar_style, note};
 /// Steps that the recent mean of the reward, and the time that is left, are taken over.
 const RECENT: usize = 10;
 
-/// Of a terminal that does not tell its own.
+/// Width of a terminal that does not tell its own.
 const USUAL_WIDTH: usize = 80;
 
 /// A column of the table: its title, its width with the space before it, and its turn to go where the terminal is
@@ -48,7 +48,7 @@ const COLUMNS: [Column; 15] = [
     Column { title: "left", width: 8, turn: 14 },
 ];
 
-/// Which columns a line of so many characters has; all of them where nobody knows its width, as in a file.
+/// The columns that fit a line of `width` characters; all of them where the width is unknown, as in a file.
 fn shown(width: Option<usize>) -> Vec<usize> {
     let mut columns: Vec<usize> = (0..COLUMNS.len()).collect();
     let Some(width) = width else { return columns };
@@ -75,7 +75,7 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// What the terminal shows.
+/// State of the terminal view.
 pub(super) struct View {
     is_terminal: bool,
     bar: Option<ProgressBar>,
@@ -142,36 +142,36 @@ impl View {
         (taken > 0).then(|| duration(each * (self.steps - self.done) as f64))
     }
 
-    pub(super) fn show(&mut self, event: Event) {
+    pub(super) fn show(&mut self, event: RunEvent) {
         match event {
-            Event::Progress(progress) => {
+            RunEvent::Progress(progress) => {
                 let Some(bar) = &self.bar else { return };
                 let left =
                     self.left().map_or("estimating".to_owned(), |left| format!("{left} left"));
                 let step = format!("step {} of {}", self.done + 1, self.steps);
                 bar.set_message(match progress {
-                    Progress::Sampling(stats) => {
+                    StepProgress::Sampling(stats) => {
                         format!("{step}: sampling, {} tokens, {left}", stats.generated_tokens)
                     }
-                    Progress::Updating(done, all) => {
+                    StepProgress::Updating(done, all) => {
                         format!("{step}: updating, batch {done} of {all}, {left}")
                     }
                 });
             }
-            Event::Step(report) => self.step(report),
-            Event::Evaluating(done, all) => {
+            RunEvent::Step(report) => self.step(report),
+            RunEvent::Evaluating(done, all) => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("evaluating held-out pairs, {done} of {all}"));
                 }
             }
-            Event::Evaluated { step, scores } => self.say(&evaluated(step, scores)),
-            Event::Saved(step) => {
+            RunEvent::Evaluated { step, scores } => self.say(&evaluated(step, scores)),
+            RunEvent::Saved(step) => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("checkpoint of step {step} saved"));
                 }
             }
-            Event::Warning(message) => self.say(&format!("warning: {message}")),
-            Event::Delivered(delivered) => {
+            RunEvent::Warning(message) => self.say(&format!("warning: {message}")),
+            RunEvent::Delivered(delivered) => {
                 delivered.sentences().iter().for_each(|sentence| self.say(sentence));
             }
         }

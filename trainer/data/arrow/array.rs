@@ -11,10 +11,10 @@ use super::schema::{Column, Kind};
 
 const CUT: Problem = "a column is shorter than its rows";
 const ORDER: Problem = "the places of a column's values are not in order";
-/// What a value costs beside its bytes, so that empty texts are not free.
+/// Bytes counted per value beside its own, so that empty texts are not free.
 const VALUE_COST: u64 = 64;
 
-/// What a file may still unfold to.
+/// Bytes that a file may still decompress to.
 pub(super) struct Budget {
     pub(super) left: u64,
 }
@@ -255,7 +255,7 @@ impl<'a> Batch<'a> {
         }
         let claim = u64::try_from(unfolded).map_err(|_| OUTSIDE)?;
         budget.take(claim)?;
-        const DAMAGED: Problem = "a compressed buffer does not unfold to the bytes it claims";
+        const DAMAGED: Problem = "a compressed buffer does not decompress to the bytes it claims";
         let mut all = Vec::new();
         let read = match codec {
             0 => lz4_flex::frame::FrameDecoder::new(bytes).take(claim + 1).read_to_end(&mut all),

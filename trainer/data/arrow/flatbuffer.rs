@@ -1,6 +1,6 @@
 //! Tables of a flatbuffer, the form of an Arrow file's metadata. Every offset in one is a claim that is checked.
 
-/// What is wrong with a file.
+/// The problem with a file, in words.
 pub(super) type Problem = &'static str;
 
 const OUTSIDE: Problem = "its metadata point outside of themselves";
@@ -25,7 +25,7 @@ pub(super) struct Table<'a> {
     fields_len: usize,
 }
 
-/// Where a vector's items lie, and how many there are.
+/// Offset and length of a vector.
 #[derive(Clone, Copy)]
 pub(super) struct Vector<'a> {
     bytes: &'a [u8],
@@ -45,7 +45,7 @@ impl<'a> Table<'a> {
         Ok(Table { bytes, at, fields, fields_len })
     }
 
-    /// Where a field lies, if it is there.
+    /// Offset of a field, if it is present.
     fn field(&self, number: usize) -> Result<Option<usize>, Problem> {
         let slot = 4 + 2 * number;
         if slot + 2 > self.fields_len {
@@ -100,7 +100,7 @@ impl<'a> Table<'a> {
         text.and_then(|text| std::str::from_utf8(text).ok()).ok_or(OUTSIDE)
     }
 
-    /// A vector of items of so many bytes each.
+    /// A vector of items of `size` bytes each.
     pub(super) fn vector(&self, number: usize, item: usize) -> Result<Vector<'a>, Problem> {
         let Some(at) = self.target(number)? else {
             return Ok(Vector { bytes: self.bytes, start: 0, len: 0 });

@@ -15,7 +15,7 @@ pub(super) struct Column {
     pub(super) children: Vec<Column>,
 }
 
-/// How values lie in buffers.
+/// The layout of values in buffers.
 #[derive(Debug)]
 pub(super) enum Kind {
     Null,

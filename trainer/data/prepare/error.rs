@@ -1,4 +1,4 @@
-//! What can go wrong while data are prepared.
+//! Errors of data preparation.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub enum PrepareError {
     NothingKept {
         /// The input.
         path: PathBuf,
-        /// Its rows.
+        /// Number of its rows.
         rows: usize,
         /// How many were dropped for what.
         reasons: String,
@@ -53,7 +53,7 @@ pub enum PrepareError {
     NotTogether {
         /// The file that says so.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem, in words.
         problem: String,
     },
     /// A file that was not made by this command is in the way.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::overlap::Benchmark;
 use super::survey::{Survey, dropped_json};
-use super::{Dropped, Options, PrepareError, Progress, Reason};
+use super::{Dropped, PrepareError, PrepareOptions, PrepareProgress, Reason};
 use crate::data::{Columns, DataError, Format, Layouts, Replies, Source, Wanted};
 
 /// The most columns and sources that are told apart: enough for any sound file.
@@ -18,14 +18,14 @@ const MAX_NAMES: usize = 1_000;
 pub struct Lengths {
     /// Arithmetic mean.
     pub mean: f64,
-    /// The 50th, 90th and 99th percentile (the smallest length that so many rows do not exceed).
+    /// The 50th, 90th and 99th percentile (the smallest length that this percentage of rows does not exceed).
     pub percentiles: [u32; 3],
     /// The largest.
     pub max: u32,
 }
 
 impl Lengths {
-    /// Of lengths in any order; `None` of none.
+    /// Quantiles of lengths in any order; `None` without any.
     fn of(mut lengths: Vec<u32>) -> Option<Lengths> {
         lengths.sort_unstable();
         let max = *lengths.last()?;
@@ -41,7 +41,7 @@ impl Lengths {
     }
 }
 
-/// What `j1 data inspect` shows.
+/// Statistics and examples of a data file, as `j1 data inspect` shows them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inspection {
     /// The file's format.
@@ -67,7 +67,7 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// As JSON.
+    /// The inspection as JSON.
     pub fn to_json(&self) -> Value {
         let columns: BTreeMap<&String, Value> = (self.columns.iter())
             .map(|(name, (rows, read))| (name, json!({ "rows": rows, "read": read })))
@@ -95,9 +95,9 @@ pub fn inspect(
     columns: &Columns,
     examples: usize,
     stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(PrepareProgress),
 ) -> Result<Inspection, PrepareError> {
-    let look = |replies, progress: &mut dyn FnMut(Progress)| {
+    let look = |replies, progress: &mut dyn FnMut(PrepareProgress)| {
         let wanted = Wanted { replies, columns: columns.clone(), ..Wanted::default() };
         look(source, &wanted, examples, stop, progress)
     };
@@ -115,7 +115,7 @@ fn look(
     wanted: &Wanted,
     examples: usize,
     stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(PrepareProgress),
 ) -> Result<Inspection, PrepareError> {
     let mut columns: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     let mut sources: BTreeMap<String, usize> = BTreeMap::new();
@@ -125,7 +125,7 @@ fn look(
     let survey = Survey::take(
         source,
         wanted,
-        &Options::default(),
+        &PrepareOptions::default(),
         &Benchmark::default(),
         stop,
         progress,

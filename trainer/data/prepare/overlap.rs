@@ -1,4 +1,4 @@
-//! Which prompts stand in a benchmark: training on them would measure memory, not judgement.
+//! Prompts that are in a benchmark: training on them would measure memory, not judgement.
 //!
 //! Texts are compared by their letters and digits alone, in lower case, one space between words, so that
 //! punctuation, markup and line breaks hide nothing. A row overlaps if all its user turns together, or one of
@@ -30,7 +30,7 @@ impl Benchmark {
     }
 }
 
-/// What a prompt is recognized by: all user turns together, and each that is long.
+/// Keys that a prompt is recognized by: all user turns together, and each that is long.
 fn keys(prompt: &[Message]) -> impl Iterator<Item = String> {
     let turns: Vec<String> = (prompt.iter())
         .filter(|message| message.role == "user")

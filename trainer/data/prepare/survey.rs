@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::overlap::Benchmark;
 use super::row::{Row, check};
-use super::{Options, PrepareError, Progress, Reason, tick};
+use super::{PrepareError, PrepareOptions, PrepareProgress, Reason, tick};
 use crate::data::{self, At, Refusal, Source, Wanted};
 
 /// Places named for each reason.
@@ -22,7 +22,7 @@ pub struct Dropped {
     pub first: Vec<String>,
 }
 
-/// What becomes of a row.
+/// Whether a row is kept, and where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Kept(u128),
@@ -32,14 +32,14 @@ enum Fate {
 /// Sees the columns of every row, and the row if it is sound by itself; it may still be a duplicate, or overlap.
 pub(super) type EachRow<'a> = &'a mut dyn FnMut(&[String], Option<&Row>);
 
-/// What becomes of all rows of a file.
+/// The fate of all rows of a file.
 #[derive(Debug)]
 pub(super) struct Survey<'a> {
     source: &'a Source,
     fates: Vec<Fate>,
     dropped: BTreeMap<Reason, Dropped>,
     overlap: usize,
-    /// The first row of each pair, and where it stands.
+    /// The first row of each pair, and its place.
     seen: HashMap<u128, (usize, At)>,
     /// How many rows there are about each prompt, of those that are sound in themselves.
     prompts: HashMap<u128, usize>,
@@ -50,10 +50,10 @@ impl<'a> Survey<'a> {
     pub(super) fn take(
         source: &'a Source,
         wanted: &Wanted,
-        options: &Options,
+        options: &PrepareOptions,
         benchmark: &Benchmark,
         stop: &AtomicBool,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(PrepareProgress),
         each: EachRow<'_>,
     ) -> Result<Survey<'a>, PrepareError> {
         let mut survey = Survey {
@@ -81,7 +81,7 @@ impl<'a> Survey<'a> {
         Ok(survey)
     }
 
-    fn sound(&mut self, at: At, row: &Row, options: &Options, benchmark: &Benchmark) {
+    fn sound(&mut self, at: At, row: &Row, options: &PrepareOptions, benchmark: &Benchmark) {
         *self.prompts.entry(row.prompt_id()).or_default() += 1;
         let chars: usize = row.chars().iter().sum();
         if options.max_chars.is_some_and(|most| chars > most) {
@@ -165,7 +165,7 @@ impl<'a> Survey<'a> {
     }
 }
 
-/// As `prepare.json` has them.
+/// The counts in the form of `prepare.json`.
 pub(super) fn dropped_json(dropped: &BTreeMap<Reason, Dropped>) -> Value {
     let reasons = dropped.iter().map(|(reason, dropped)| {
         (reason.name().to_owned(), json!({ "rows": dropped.rows, "first": dropped.first }))

@@ -30,7 +30,7 @@ impl Scratch {
         self.directory.path().join("out")
     }
 
-    fn prepare(&self, options: &Options) -> Result<Report, PrepareError> {
+    fn prepare(&self, options: &PrepareOptions) -> Result<PrepareReport, PrepareError> {
         run(&self.input, &self.out(), options)
     }
 
@@ -48,7 +48,7 @@ impl Scratch {
     }
 }
 
-fn run(input: &Path, out: &Path, options: &Options) -> Result<Report, PrepareError> {
+fn run(input: &Path, out: &Path, options: &PrepareOptions) -> Result<PrepareReport, PrepareError> {
     prepare(&source(input), out, options, &AtomicBool::new(false), &mut |_| {})
 }
 
@@ -56,7 +56,7 @@ fn source(path: &Path) -> Source {
     Source::open(path).unwrap()
 }
 
-fn counts(report: &Report) -> Vec<(&'static str, usize)> {
+fn counts(report: &PrepareReport) -> Vec<(&'static str, usize)> {
     report.dropped.iter().map(|(reason, dropped)| (reason.name(), dropped.rows)).collect()
 }
 
@@ -74,11 +74,11 @@ fn skywork_rows_are_checked_and_counted_by_reason() {
         "bench.csv",
         "prompt,chosen,rejected\n\"which planet is the LARGEST of the solar system\",a,b\n",
     );
-    let options = Options {
+    let options = PrepareOptions {
         held_out: 0.0,
         max_chars: Some(200),
         exclude: vec![source(&scratch.input)],
-        ..Options::default()
+        ..PrepareOptions::default()
     };
     let report = run(Path::new(SKYWORK), &scratch.out(), &options).unwrap();
     assert_eq!(
@@ -125,14 +125,14 @@ fn skywork_rows_are_checked_and_counted_by_reason() {
         fingerprint::of_file(&scratch.out().join(TRAIN)).unwrap()
     );
 
-    let kept = Options { keep_overlap: true, max_chars: None, ..options };
+    let kept = PrepareOptions { keep_overlap: true, max_chars: None, ..options };
     let report = run(Path::new(SKYWORK), &scratch.out(), &kept).unwrap();
     assert_eq!((report.overlap, report.written()), (1, [5, 0]));
 }
 
 #[test]
 fn a_side_depends_on_seed_and_prompt_alone() {
-    let options = Options { held_out: 0.25, seed: 3, ..Options::default() };
+    let options = PrepareOptions { held_out: 0.25, seed: 3, ..PrepareOptions::default() };
     let scratch = Scratch::new("d.jsonl", &lines(0..400).concat());
     let report = scratch.prepare(&options).unwrap();
     let [train, held_out] = report.written();
@@ -155,11 +155,11 @@ fn a_side_depends_on_seed_and_prompt_alone() {
     let all = side(&scratch, HELD_OUT);
     assert!(side(&part, HELD_OUT).iter().all(|line| all.contains(line)), "fewer rows");
     let seed = Scratch::new("seed.jsonl", &lines(0..400).concat());
-    seed.prepare(&Options { seed: 4, ..options.clone() }).unwrap();
+    seed.prepare(&PrepareOptions { seed: 4, ..options.clone() }).unwrap();
     assert_ne!(side(&seed, HELD_OUT), all, "another seed");
     // A larger share holds all of a smaller one.
     let more = Scratch::new("more.jsonl", &lines(0..400).concat());
-    more.prepare(&Options { held_out: 0.5, ..options.clone() }).unwrap();
+    more.prepare(&PrepareOptions { held_out: 0.5, ..options.clone() }).unwrap();
     let larger = side(&more, HELD_OUT);
     assert!(all.iter().all(|line| larger.contains(line)));
 
@@ -182,7 +182,7 @@ fn equal_pairs_have_equal_ids_in_any_format() {
          \"rejected\":[{\"role\":\"user\",\"content\":\"What is 0?\"},{\"role\":\"assistant\",\"content\":\"no\"}]}",
     );
     let all = [jsonl, csv, list].map(|scratch| {
-        scratch.prepare(&Options { held_out: 0.0, ..Options::default() }).unwrap();
+        scratch.prepare(&PrepareOptions { held_out: 0.0, ..PrepareOptions::default() }).unwrap();
         fs::read(scratch.out().join(TRAIN)).unwrap()
     });
     assert_eq!(all[0], all[1]);
@@ -198,7 +198,7 @@ fn the_outcome_does_not_depend_on_where_a_contradiction_stands() {
         [line(a, b), line(b, a), line(a, b), good.clone()].concat(),
         [line(b, a), good.clone(), line(a, b), line(a, b)].concat(),
     ] {
-        let report = Scratch::new("d.jsonl", &text).prepare(&Options::default()).unwrap();
+        let report = Scratch::new("d.jsonl", &text).prepare(&PrepareOptions::default()).unwrap();
         assert_eq!(counts(&report), [("duplicate", 1), ("contradiction", 2)]);
         assert_eq!(report.written().iter().sum::<usize>(), 1);
     }
@@ -207,12 +207,12 @@ fn the_outcome_does_not_depend_on_where_a_contradiction_stands() {
 #[test]
 fn running_twice_changes_nothing_and_other_settings_replace_all() {
     let scratch = Scratch::new("d.jsonl", &lines(0..40).concat());
-    scratch.prepare(&Options::default()).unwrap();
+    scratch.prepare(&PrepareOptions::default()).unwrap();
     let first = scratch.files();
     assert_eq!(first.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(), [HELD_OUT, SETTINGS, TRAIN]);
-    scratch.prepare(&Options::default()).unwrap();
+    scratch.prepare(&PrepareOptions::default()).unwrap();
     assert_eq!(scratch.files(), first);
-    scratch.prepare(&Options { seed: 1, ..Options::default() }).unwrap();
+    scratch.prepare(&PrepareOptions { seed: 1, ..PrepareOptions::default() }).unwrap();
     assert_eq!(scratch.files().len(), 3);
     assert_ne!(scratch.files(), first);
 }
@@ -223,7 +223,7 @@ fn nothing_is_left_where_nothing_is_done() {
     // Interrupted in the first pass, in the second, and before the files are put in place.
     for (pass, rows) in [("checking", 0), ("checking", 1_024), ("writing", 0), ("writing", 1_792)] {
         let stop = AtomicBool::new(false);
-        let options = Options::default();
+        let options = PrepareOptions::default();
         let result =
             prepare(&source(&scratch.input), &scratch.out(), &options, &stop, &mut |progress| {
                 if progress.doing == pass && progress.rows == rows {
@@ -234,14 +234,14 @@ fn nothing_is_left_where_nothing_is_done() {
         assert!(!scratch.out().exists(), "{pass} {rows}: {:?}", scratch.files());
     }
     // What was there before stays as it was.
-    scratch.prepare(&Options::default()).unwrap();
+    scratch.prepare(&PrepareOptions::default()).unwrap();
     let before = scratch.files();
     let stop = AtomicBool::new(true);
-    let options = Options { seed: 9, ..Options::default() };
+    let options = PrepareOptions { seed: 9, ..PrepareOptions::default() };
     let input = source(&scratch.input);
     assert!(prepare(&input, &scratch.out(), &options, &stop, &mut |_| {}).is_err());
     fs::write(&scratch.input, lines(0..3).concat() + "{\"prompt\":\n").unwrap();
-    let error = scratch.prepare(&Options::default()).unwrap_err().to_string();
+    let error = scratch.prepare(&PrepareOptions::default()).unwrap_err().to_string();
     assert!(error.contains("line 4"), "{error}");
     assert_eq!(scratch.files(), before);
 }
@@ -254,15 +254,16 @@ fn a_file_that_changes_meanwhile_is_noticed() {
         let stop = AtomicBool::new(false);
         let mut changed = false;
         let input = source(&scratch.input);
-        let result = prepare(&input, &scratch.out(), &Options::default(), &stop, &mut |progress| {
-            if progress.doing == "checking" && !changed {
-                changed = true;
-                // The reader holds the old file; the second pass opens the new one.
-                let other = scratch.directory.path().join("other");
-                fs::write(&other, text.concat()).unwrap();
-                fs::rename(&other, &scratch.input).unwrap();
-            }
-        });
+        let result =
+            prepare(&input, &scratch.out(), &PrepareOptions::default(), &stop, &mut |progress| {
+                if progress.doing == "checking" && !changed {
+                    changed = true;
+                    // The reader holds the old file; the second pass opens the new one.
+                    let other = scratch.directory.path().join("other");
+                    fs::write(&other, text.concat()).unwrap();
+                    fs::rename(&other, &scratch.input).unwrap();
+                }
+            });
         assert!(matches!(result, Err(PrepareError::Changed { .. })), "{result:?}");
         assert!(scratch.files().is_empty());
     }
@@ -272,10 +273,10 @@ fn a_file_that_changes_meanwhile_is_noticed() {
 fn inputs_and_foreign_files_are_not_replaced() {
     let scratch = Scratch::new("train.jsonl", &lines(0..3).concat());
     let directory = scratch.directory.path();
-    let error = run(&scratch.input, directory, &Options::default()).unwrap_err().to_string();
+    let error = run(&scratch.input, directory, &PrepareOptions::default()).unwrap_err().to_string();
     assert!(error.contains("train.jsonl is read and would be replaced"), "{error}");
     let other = Scratch::new("d.jsonl", &lines(5..9).concat());
-    let error = run(&other.input, directory, &Options::default()).unwrap_err().to_string();
+    let error = run(&other.input, directory, &PrepareOptions::default()).unwrap_err().to_string();
     assert!(error.contains("train.jsonl is there already"), "{error}");
     assert_eq!(fs::read_to_string(&scratch.input).unwrap(), lines(0..3).concat());
     assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
@@ -285,7 +286,7 @@ fn inputs_and_foreign_files_are_not_replaced() {
 fn files_without_a_usable_row_say_why() {
     let refused = |text: &str| {
         let scratch = Scratch::new("d.jsonl", text);
-        let error = scratch.prepare(&Options::default()).unwrap_err().to_string();
+        let error = scratch.prepare(&PrepareOptions::default()).unwrap_err().to_string();
         assert!(!scratch.out().exists());
         error
     };
@@ -324,7 +325,7 @@ fn the_shared_rows_are_prepared() {
     for (name, rows) in [("train_pairs_dev", 1_052), ("rewardbench_dev120", 120)] {
         let Some(path) = shared(&format!("data/{name}.jsonl")) else { continue };
         let out = TempDir::new().unwrap();
-        let report = run(&path, &out.path().join("out"), &Options::default()).unwrap();
+        let report = run(&path, &out.path().join("out"), &PrepareOptions::default()).unwrap();
         let dropped: usize = report.dropped.values().map(|dropped| dropped.rows).sum();
         assert_eq!(report.rows, rows);
         assert_eq!(report.written().iter().sum::<usize>() + dropped, rows);
@@ -335,7 +336,7 @@ fn the_shared_rows_are_prepared() {
 #[test]
 fn a_killed_run_is_told_from_a_whole_one() {
     let scratch = Scratch::new("d.jsonl", &lines(0..40).concat());
-    scratch.prepare(&Options::default()).unwrap();
+    scratch.prepare(&PrepareOptions::default()).unwrap();
     let out = scratch.out();
     let [train, held_out, settings] = [TRAIN, HELD_OUT, SETTINGS].map(|name| out.join(name));
     let check = || {
@@ -345,7 +346,7 @@ fn a_killed_run_is_told_from_a_whole_one() {
     };
     assert_eq!(check(), Ok(true));
     let [old, old_settings] = [&held_out, &settings].map(|path| fs::read(path).unwrap());
-    scratch.prepare(&Options { seed: 5, ..Options::default() }).unwrap();
+    scratch.prepare(&PrepareOptions { seed: 5, ..PrepareOptions::default() }).unwrap();
     assert_eq!(check(), Ok(true));
 
     // What a kill between two renames left before there was a marker.
@@ -371,7 +372,7 @@ fn a_killed_run_is_told_from_a_whole_one() {
     // A run that fails between the renames says so.
     fs::remove_file(&held_out).unwrap();
     fs::create_dir(&held_out).unwrap();
-    let failed = scratch.prepare(&Options { seed: 7, ..Options::default() });
+    let failed = scratch.prepare(&PrepareOptions { seed: 7, ..PrepareOptions::default() });
     assert!(matches!(failed, Err(PrepareError::Files(_))), "{failed:?}");
     assert!(fs::read_to_string(&settings).unwrap().contains(UNFINISHED));
     fs::remove_dir(&held_out).unwrap();
@@ -379,7 +380,7 @@ fn a_killed_run_is_told_from_a_whole_one() {
     // The next run takes the place of what the killed one left.
     fs::write(out.join(".train.jsonl.7.tmp"), "x").unwrap();
     fs::write(out.join(".mine.7.tmp"), "x").unwrap();
-    scratch.prepare(&Options { seed: 6, ..Options::default() }).unwrap();
+    scratch.prepare(&PrepareOptions { seed: 6, ..PrepareOptions::default() }).unwrap();
     assert_eq!(check(), Ok(true));
     assert!(!out.join(".train.jsonl.7.tmp").exists() && out.join(".mine.7.tmp").exists());
 
@@ -400,10 +401,10 @@ fn one_process_at_a_time_writes_to_a_directory() {
     let scratch = Scratch::new("d.jsonl", &lines(0..4).concat());
     fs::create_dir(scratch.out()).unwrap();
     let lock = staged::lock(&scratch.out()).unwrap();
-    let refused = scratch.prepare(&Options::default());
+    let refused = scratch.prepare(&PrepareOptions::default());
     assert!(matches!(refused, Err(PrepareError::Locked { .. })), "{refused:?}");
     drop(lock);
-    scratch.prepare(&Options::default()).unwrap();
+    scratch.prepare(&PrepareOptions::default()).unwrap();
     assert_eq!(scratch.files().len(), 3);
 }
 
@@ -412,7 +413,8 @@ fn benchmarks_are_known_by_their_prompts_alone() {
     let text = "{\"prompt\":\"What is 1?\"}\n{\"prompt\":\"What is 2?\",\"chosen\":[\"a\"],\"rejected\":[\"b\",\"c\"]}\n";
     let benchmark = Scratch::new("bench.jsonl", text);
     let scratch = Scratch::new("d.jsonl", &lines(0..4).concat());
-    let options = Options { exclude: vec![source(&benchmark.input)], ..Options::default() };
+    let options =
+        PrepareOptions { exclude: vec![source(&benchmark.input)], ..PrepareOptions::default() };
     let report = scratch.prepare(&options).unwrap();
     assert_eq!(counts(&report), [("overlap", 2)]);
 }
@@ -435,7 +437,8 @@ fn rows_of_one_reader_are_dropped_by_reason() {
         ),
     ];
     let scratch = Scratch::new("d.jsonl", &text.concat());
-    let report = scratch.prepare(&Options { held_out: 0.0, ..Options::default() }).unwrap();
+    let report =
+        scratch.prepare(&PrepareOptions { held_out: 0.0, ..PrepareOptions::default() }).unwrap();
     assert_eq!(counts(&report), [("malformed", 3), ("unknown-role", 1)]);
     let first = report.dropped[&Reason::Malformed].first.join("; ");
     for part in
@@ -448,6 +451,6 @@ fn rows_of_one_reader_are_dropped_by_reason() {
     // The reply to what a tool found.
     let found = tool.replace(",{\"role\":\"user\",\"content\":\"So?\"}", "");
     let scratch = Scratch::new("d.jsonl", &row(&found, "\"c\""));
-    let report = scratch.prepare(&Options::default()).unwrap();
+    let report = scratch.prepare(&PrepareOptions::default()).unwrap();
     assert_eq!((counts(&report), report.rows), (vec![], 1));
 }

@@ -69,7 +69,7 @@ pub fn check_together(
     Ok(true)
 }
 
-/// How many held-out pairs have a prompt that stands in the training data.
+/// The number of held-out pairs whose prompt is in the training data.
 pub fn shared_prompts(train: &[Pair], held_out: &[Pair]) -> usize {
     let prompts: HashSet<&[Message]> = train.iter().map(|pair| pair.prompt.as_slice()).collect();
     held_out.iter().filter(|pair| prompts.contains(pair.prompt.as_slice())).count()

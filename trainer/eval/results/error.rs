@@ -1,4 +1,4 @@
-//! What can go wrong with an output directory.
+//! Errors of an output directory.
 
 use engine::error::{is_disk_full, is_not_writable};
 use std::io;
@@ -16,7 +16,7 @@ pub enum ResultsError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// No space or no inodes left on the device, or the quota is used up.
@@ -30,7 +30,7 @@ pub enum ResultsError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file system is read-only, or the permissions are not this user's.
@@ -40,13 +40,13 @@ pub enum ResultsError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A file stands where the directory should be.
+    /// A file is in the place of the directory.
     #[error("{} is not a directory; choose another", path.display())]
     NotADirectory {
-        /// What should be a directory.
+        /// The path that should be a directory.
         path: PathBuf,
     },
     /// Another process works in the directory.
@@ -86,7 +86,7 @@ pub enum ResultsError {
     NotJson {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// A line of outputs.jsonl, not a torn last one, is damaged.
@@ -98,7 +98,7 @@ pub enum ResultsError {
         path: PathBuf,
         /// Line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The problem, in words.
         message: String,
     },
     /// Two lines hold the same judgement.

@@ -140,7 +140,7 @@ pub(crate) struct Journal {
     file: File,
     /// Bytes of whole lines.
     length: u64,
-    /// Whether a part of a line may stand at the end, which could not be cut off.
+    /// Whether the end may be a part of a line that could not be cut off.
     torn: bool,
 }
 

@@ -40,11 +40,11 @@ use super::{Ballot, Preference, Protocol, Record, deciding, mean};
 /// Scores of rows with several replies.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Several {
-    /// By subset, without those below.
+    /// Scores by subset, without the subsets below.
     pub best_of: Vec<BestOf>,
     /// RewardBench 2's subset of that name.
     pub ties: Option<Ties>,
-    /// By domain, if all rows have three chosen and three rejected replies.
+    /// Scores by domain, if all rows have three chosen and three rejected replies.
     pub styles: Vec<Styles>,
     /// Mean over the subsets, or over the domains; `None` if there are none.
     pub overall: Option<f64>,
@@ -55,7 +55,7 @@ pub struct Several {
 pub struct BestOf {
     /// The subset.
     pub subset: Option<String>,
-    /// Its rows.
+    /// Number of its rows.
     pub rows: u64,
     /// Mean of the rows' values.
     pub score: f64,
@@ -87,7 +87,7 @@ pub struct Ties {
 pub struct Styles {
     /// The domain.
     pub domain: Option<String>,
-    /// Its rows.
+    /// Number of its rows.
     pub rows: u64,
     /// Shares of rows, by the style of the chosen and of the rejected reply.
     pub matrix: [[f64; 3]; 3],
@@ -113,7 +113,7 @@ struct Group<'a> {
 }
 
 impl Several {
-    /// Of records that are sorted by row; `None` if no row has several replies.
+    /// Scores of records that are sorted by row; `None` if no row has several replies.
     pub(super) fn compute(sorted: &[&Record], protocol: Protocol) -> Option<Several> {
         let groups = groups(sorted, protocol);
         if groups.is_empty() {
@@ -288,7 +288,7 @@ fn mean_of_domains(styles: &[Styles]) -> Option<f64> {
     mean(domains.into_values().filter_map(|means| mean(means.into_iter())))
 }
 
-/// What the replies' scores of a row tell.
+/// Margins between the scores of a row's replies.
 #[derive(Clone, Copy)]
 struct Margins {
     gap: f64,

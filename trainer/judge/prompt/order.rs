@@ -1,4 +1,4 @@
-//! Which candidate stands in slot A.
+//! Orders: the candidate in slot A.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Pair;
 use crate::eval::bootstrap::hash;
 
-/// Which candidate stood in slot A. For replies without a label, the first one given
+/// The candidate that was in slot A. For replies without a label, the first one given
 /// takes the place of the chosen one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

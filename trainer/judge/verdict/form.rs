@@ -6,7 +6,7 @@ use std::str::FromStr;
 use engine::error::excerpt_of;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a template asks its judge for. It is written as in a template's first line:
+/// The form of verdict that a template asks its judge for. It is written as in a template's first line:
 /// `\boxed{a, b} from 1 to 10`, or `[[A]], [[B]] or [[C]]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum VerdictForm {
@@ -33,7 +33,7 @@ impl Scale {
 }
 
 impl Default for VerdictForm {
-    /// What the j1 prompt asks for.
+    /// The form that the j1 prompt asks for.
     fn default() -> VerdictForm {
         VerdictForm::Boxed(Scale { low: 1.0, high: 10.0 })
     }

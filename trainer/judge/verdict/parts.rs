@@ -4,7 +4,7 @@
 /// The sections of one judgement, trimmed. What was not found is `None`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Parts<'a> {
-    /// What stands inside `<think>`, to the end of the text if it is never closed.
+    /// The text inside `<think>`, to the end of the text if it is never closed.
     pub thinking: Option<&'a str>,
     /// The criteria the judge made for this query.
     pub criteria: Option<&'a str>,

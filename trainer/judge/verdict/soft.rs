@@ -143,7 +143,7 @@ fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
     }
 }
 
-/// What a box holds that can be read, and where the box ends.
+/// The readable contents of a box, and the offset of its end.
 enum Content {
     Two((Number, Number), usize),
     One(Vec<Token>, usize),
@@ -201,7 +201,7 @@ fn contradicted(before: &str, (a, b): (Number, Number)) -> bool {
     })
 }
 
-/// What only sets text off.
+/// Whether a character only sets text off.
 const DECORATION: [char; 18] =
     [' ', '\n', '\r', '\t', '*', '_', '`', '$', '#', '.', '\\', '[', ']', '(', ')', '-', '|', '。'];
 

@@ -1,4 +1,4 @@
-//! Where in a judgement its verdict stands: what is not thinking, scores sections, boxes.
+//! The spans of a judgement that may hold its verdict: text outside thinking, scores sections, boxes.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use super::statement::is_heading;
 
 /// The longest inside of a box that is read, in bytes.
 const MAX_BOX: usize = 256;
-/// The most that may stand on a line before what it introduces, in bytes.
+/// Limit of the text on a line before the value that it introduces, in bytes.
 const MAX_LINE: usize = 256;
 
 /// A judgement without its thinking, and whether it ends in thinking that was never closed.
@@ -88,7 +88,7 @@ fn section(text: &str, start: usize, length: usize, next: Option<(usize, Tag)>) 
     }
 }
 
-/// What stands before the end of `text` on its last line and after its last tag; `None` if that is long.
+/// The end of `text` from its last line's start or its last tag on; `None` if that is long.
 fn line_before(text: &str) -> Option<&str> {
     let mut from = text.len().saturating_sub(MAX_LINE);
     while !text.is_char_boundary(from) {
@@ -133,7 +133,7 @@ fn tag(text: &str) -> Option<(Tag, usize)> {
 /// `\boxed{...}` with any number of backslashes, or none.
 #[derive(Debug, Clone)]
 pub(super) struct Boxed {
-    /// Where it begins.
+    /// Offset of its first byte.
     pub(super) start: usize,
     /// What it may hold: up to the brace that closes it, and, if that comes first, up to the end of its line or to a
     /// tag, for a box that is never closed. Empty for one that holds nothing or that the text's end cut.

@@ -129,12 +129,12 @@ pub(super) fn introduces_scores(text: &str) -> bool {
         }
 }
 
-/// What words that are unknown to statements may speak of.
+/// Subjects of words that statements do not know.
 #[derive(Default, PartialEq)]
 struct Wording {
     /// How a verdict is to be written, or what replies give.
     form: bool,
-    /// What a reply answers.
+    /// The question that a reply answers.
     answer: bool,
     digits: bool,
 }

@@ -13,7 +13,7 @@ pub(super) enum Slot {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Number {
     pub(super) value: f64,
-    /// What it is out of, if written: `8/10`, `8 out of 10`, `80 %`, `\frac{8}{10}`.
+    /// The maximum of the score, if written: `8/10`, `8 out of 10`, `80 %`, `\frac{8}{10}`.
     pub(super) out_of: Option<f64>,
 }
 
@@ -25,7 +25,7 @@ pub(super) enum Token {
     Variable(Slot),
     /// A number; in the text around boxes it may be a label's.
     Number(Number),
-    /// What a label's letter or number may follow: `Response`, `助手`. The second kind may speak of what a reply
+    /// Words that a label's letter or number may follow: `Response`, `助手`. The second kind may speak of what a reply
     /// answers, not of what it earns.
     Noun,
     Answer,

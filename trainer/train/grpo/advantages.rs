@@ -21,7 +21,7 @@
 //!
 //! A group in which every completion has the same R (with `per_reward`: the same of each reward) has no
 //! variance: its advantages are exactly 0 and it is flagged. The trainer leaves flagged groups out of the
-//! loss ([`super::loss::LossMask::Silent`]) unless the configuration wants their KL term.
+//! loss ([`super::loss::LossMask::NoLoss`]) unless the configuration wants their KL term.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ const EPSILON: f64 = 1e-4;
 /// A standard deviation up to this is none: rounding of equal sums (TRL: `isclose` to 0).
 const ZERO: f64 = 1e-8;
 
-/// What the spread of rewards is measured over; TRL's `scale_rewards`.
+/// The completions whose standard deviation divides advantages: TRL's `scale_rewards`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
@@ -46,8 +46,8 @@ pub enum ScaleRewards {
 
 /// How advantages are made of rewards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Settings {
-    /// What divides.
+pub struct AdvantageSettings {
+    /// The standard deviation that divides.
     pub scale: ScaleRewards,
     /// Whether each reward is standardized in its group before the sum.
     pub per_reward: bool,
@@ -58,18 +58,18 @@ pub struct Settings {
 pub struct Weighted<'a> {
     /// c_k.
     pub weight: f64,
-    /// r_k, a value a completion.
+    /// r_k, one value per completion.
     pub values: &'a [f64],
 }
 
 /// The advantages of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advantages {
-    /// A, a value a completion.
+    /// A, one value per completion.
     pub values: Vec<f32>,
-    /// R, a value a completion: the weighted sum of the rewards as they are.
+    /// R, one value per completion: the weighted sum of the rewards as they are.
     pub rewards: Vec<f64>,
-    /// Of each group, whether it has no variance.
+    /// For each group, whether its rewards have no variance.
     pub zero_variance: Vec<bool>,
     /// `reward`: the mean of R over the step.
     pub reward_mean: f64,
@@ -84,7 +84,11 @@ pub struct Advantages {
 ///
 /// # Panics
 /// If there is no reward, rewards differ in length, or that is not whole groups.
-pub fn advantages(settings: Settings, rewards: &[Weighted<'_>], group_size: usize) -> Advantages {
+pub fn advantages(
+    settings: AdvantageSettings,
+    rewards: &[Weighted<'_>],
+    group_size: usize,
+) -> Advantages {
     let n = rewards.first().expect("at least one reward").values.len();
     assert!(rewards.iter().all(|reward| reward.values.len() == n), "rewards differ in length");
     assert!(group_size > 0 && n.is_multiple_of(group_size), "{n} are not groups of {group_size}");
@@ -165,7 +169,7 @@ mod tests {
     ) -> Advantages {
         let rewards: Vec<_> =
             rewards.iter().map(|&(weight, values)| Weighted { weight, values }).collect();
-        advantages(Settings { scale, per_reward }, &rewards, g)
+        advantages(AdvantageSettings { scale, per_reward }, &rewards, g)
     }
 
     fn assert_near(got: &[f32], want: &[f64]) {

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::{
     advantages::{self, ScaleRewards, Weighted},
     loss::{
-        Completion, Counted, LossMask, LossType, Settings, Sums, completion_loss, token_weights,
+        LossInputs, LossMask, LossTerms, LossType, MaskedCompletion, Sums, completion_loss,
+        token_weights,
     },
 };
 use crate::shared::shared;
@@ -51,7 +52,7 @@ fn row_lens(mask: &[f32], rows: usize) -> Vec<usize> {
 }
 
 fn weights(kind: LossType, max_len: usize, parts: &[usize], lens: &[usize]) -> Vec<f64> {
-    let counted = lens.iter().map(|&tokens| Counted { tokens, part: LossMask::Full });
+    let counted = lens.iter().map(|&tokens| MaskedCompletion { tokens, part: LossMask::Full });
     token_weights(kind, max_len, parts, &counted.collect::<Vec<_>>())
 }
 
@@ -71,7 +72,7 @@ fn losses_and_derivatives_are_pytorchs() {
     let mut clipped = [0, 0];
     for (case, want) in cases {
         let [kind_name, kl, policy] = case.split('.').collect::<Vec<_>>()[..] else { panic!() };
-        let settings = Settings {
+        let settings = LossTerms {
             clip_low: info["clip_low"].as_f64().unwrap(),
             clip_high: info["clip_high"].as_f64().unwrap(),
             beta: if kl == "none" { 0.0 } else { info["beta"].as_f64().unwrap() },
@@ -81,7 +82,7 @@ fn losses_and_derivatives_are_pytorchs() {
         let d_new = rows(&tensors[&format!("{case}.d_new")], &lens);
         let mut sums = Sums::default();
         for i in 0..lens.len() {
-            let completion = Completion {
+            let completion = LossInputs {
                 log_probs: new[i],
                 old: (policy == "off").then_some(old[i]),
                 reference: Some(reference[i]),
@@ -121,7 +122,7 @@ fn the_shared_dumps_losses_are_pytorchs() {
         for (name, golden) in cases {
             let (kind_name, rest) = name.split_once(".beta").unwrap();
             let (beta, policy) = rest.rsplit_once('.').unwrap();
-            let settings = Settings {
+            let settings = LossTerms {
                 clip_low: epsilon,
                 clip_high: epsilon,
                 beta: beta.parse().unwrap(),
@@ -134,7 +135,7 @@ fn the_shared_dumps_losses_are_pytorchs() {
                 let weights = weights(kind, max_len, &[lens.len()], &lens);
                 let mut sums = Sums::default();
                 for i in 0..lens.len() {
-                    let completion = Completion {
+                    let completion = LossInputs {
                         log_probs: new[i],
                         old: (policy == "off").then_some(old[i]),
                         reference: Some(reference[i]),
@@ -167,7 +168,8 @@ fn advantages_and_losses_are_trls() {
             .iter()
             .map(|reward| reward.as_f64().unwrap())
             .collect();
-        let settings = advantages::Settings { scale: ScaleRewards::Group, per_reward: false };
+        let settings =
+            advantages::AdvantageSettings { scale: ScaleRewards::Group, per_reward: false };
         let weighted = [Weighted { weight: 1.0, values: &rewards }];
         let ours = advantages::advantages(settings, &weighted, 4);
         let log = &info["log"][0];
@@ -208,9 +210,9 @@ fn advantages_and_losses_are_trls() {
                 let i = 4 * part + row;
                 let log_probs = vec![-1.5; lens[i]];
                 let completion =
-                    Completion { log_probs: &log_probs, old: None, reference: None, advantage };
+                    LossInputs { log_probs: &log_probs, old: None, reference: None, advantage };
                 let mut d = vec![0.0; lens[i]];
-                sums.add(&completion_loss(&Settings::default(), &completion, weights[i], &mut d));
+                sums.add(&completion_loss(&LossTerms::default(), &completion, weights[i], &mut d));
             }
             let want = f64::from(*want);
             assert!((sums.loss - want).abs() < 1e-7, "{case} {part}: {} for {want}", sums.loss);

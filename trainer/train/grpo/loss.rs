@@ -52,7 +52,7 @@ pub enum LossType {
 
 /// The terms of a token's loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct LossTerms {
     /// The ratio is clipped below 1 - `clip_low`.
     pub clip_low: f64,
     /// The ratio is clipped above 1 + `clip_high`.
@@ -63,32 +63,32 @@ pub struct Settings {
     pub bias_corrected_kl: bool,
 }
 
-impl Default for Settings {
+impl Default for LossTerms {
     /// TRL's clip range, no KL.
-    fn default() -> Settings {
-        Settings { clip_low: 0.2, clip_high: 0.2, beta: 0.0, bias_corrected_kl: false }
+    fn default() -> LossTerms {
+        LossTerms { clip_low: 0.2, clip_high: 0.2, beta: 0.0, bias_corrected_kl: false }
     }
 }
 
-/// What [`token_weights`] has to know of a completion.
+/// Length and loss mask of a completion, for [`token_weights`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counted {
+pub struct MaskedCompletion {
     /// Generated tokens, the end token included.
     pub tokens: usize,
-    /// Whether it takes part.
+    /// The loss mask.
     pub part: LossMask,
 }
 
 /// Whether a completion carries loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossMask {
-    /// It does.
+    /// The completion carries loss.
     Full,
-    /// It does not, but its tokens count in the denominators: a completion of a group without variance,
+    /// The completion carries no loss, but its tokens count in the denominators: a completion of a group without variance,
     /// whose policy term is 0 anyway. Without a KL term, the step is then exactly what it would be
     /// with the group in it, and the group's forward pass is saved.
-    Silent,
-    /// It does not, and it counts as a completion of no tokens: one that was cut by the token limit,
+    NoLoss,
+    /// The completion carries no loss and counts as a completion of no tokens: one that was cut by the token limit,
     /// where `mask_truncated` is on (TRL's `mask_truncated_completions`; DAPO's overlong filtering).
     Masked,
 }
@@ -102,14 +102,14 @@ pub fn token_weights(
     kind: LossType,
     max_completion_length: usize,
     parts: &[usize],
-    completions: &[Counted],
+    completions: &[MaskedCompletion],
 ) -> Vec<f64> {
     assert_eq!(parts.iter().sum::<usize>(), completions.len(), "parts {parts:?} of the step");
-    let counted = |completion: &Counted| match completion.part {
+    let counted = |completion: &MaskedCompletion| match completion.part {
         LossMask::Masked => 0,
         _ => completion.tokens,
     };
-    let tokens = |of: &[Counted]| of.iter().map(counted).sum::<usize>().max(1) as f64;
+    let tokens = |of: &[MaskedCompletion]| of.iter().map(counted).sum::<usize>().max(1) as f64;
     let step_tokens = tokens(completions);
     let mut weights = Vec::with_capacity(completions.len());
     let mut rest = completions;
@@ -131,17 +131,17 @@ pub fn token_weights(
     weights
 }
 
-/// One completion's log-probabilities, a value a token; all slices have the same length.
+/// One completion's log-probabilities, one per token; all slices have the same length.
 #[derive(Clone, Copy, Debug)]
-pub struct Completion<'a> {
-    /// Of the policy that is trained.
+pub struct LossInputs<'a> {
+    /// Log-probabilities of the policy that is trained.
     pub log_probs: &'a [f32],
-    /// Of the policy that sampled, where the trained one has moved since (`num_iterations` > 1). Without
+    /// Log-probabilities of the policy that sampled, where the trained one has moved since (`num_iterations` > 1). Without
     /// them the ratio is 1 and its derivative that of exp(x - stop_gradient(x)).
     pub old: Option<&'a [f32]>,
-    /// Of the reference policy (the base, adapter off).
+    /// Log-probabilities of the reference policy (the base, adapter off).
     pub reference: Option<&'a [f32]>,
-    /// A.
+    /// The advantage A.
     pub advantage: f32,
 }
 
@@ -154,8 +154,8 @@ pub struct Completion<'a> {
 /// # Panics
 /// If slices differ in length, or β is not 0 and there is no reference.
 pub fn completion_loss(
-    settings: &Settings,
-    completion: &Completion<'_>,
+    settings: &LossTerms,
+    completion: &LossInputs<'_>,
     weight: f64,
     d_log_probs: &mut [f32],
 ) -> Sums {
@@ -204,7 +204,7 @@ struct Token {
 }
 
 /// The formulas at the top for token `t`.
-fn token_loss(settings: &Settings, completion: &Completion<'_>, t: usize) -> Token {
+fn token_loss(settings: &LossTerms, completion: &LossInputs<'_>, t: usize) -> Token {
     let (x, advantage) = (f64::from(completion.log_probs[t]), f64::from(completion.advantage));
     let ratio = completion.old.map_or(1.0, |old| (x - f64::from(old[t])).exp());
     let (lowest, highest) = (1.0 - settings.clip_low, 1.0 + settings.clip_high);
@@ -237,7 +237,7 @@ fn token_loss(settings: &Settings, completion: &Completion<'_>, t: usize) -> Tok
     Token { loss, derivative, kl: kl.map(|(kl, _)| kl), clipped }
 }
 
-/// What completions add up to. Sums of completions in the step's order are the step's, to the bit,
+/// Sums over completions. Sums of completions in the step's order are the step's, to the bit,
 /// however they were batched.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
@@ -245,7 +245,7 @@ pub struct Sums {
     pub loss: f64,
     /// Tokens looked at.
     pub tokens: usize,
-    /// Σ kl over tokens, as it stands in the loss (bias-corrected or not); `None` without a reference.
+    /// Σ kl over tokens, as it enters the loss (bias-corrected or not); `None` without a reference.
     pub kl: Option<f64>,
     /// Tokens whose ratio was clipped below.
     pub clipped_low: usize,
@@ -276,9 +276,9 @@ impl Sums {
     }
 
     /// Means over tokens under TRL's names; 0 where there is no token, as TRL has it.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> LossMetrics {
         let tokens = self.tokens.max(1) as f64;
-        Report {
+        LossMetrics {
             loss: self.loss,
             kl: self.kl.map(|kl| kl / tokens),
             low_mean: self.clipped_low as f64 / tokens,
@@ -292,7 +292,7 @@ impl Sums {
 
 /// A step's loss and its statistics, over the completions that were looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Report {
+pub struct LossMetrics {
     /// `loss`.
     pub loss: f64,
     /// `kl`; `None` without a reference.

@@ -26,12 +26,12 @@ use crate::judge::{
     verdict::{FORMAT_TAGS, Verdict, format_tags, published},
 };
 
-/// What rewards look at: one judgement.
+/// One judgement, as rewards see it.
 #[derive(Clone, Copy, Debug)]
 pub struct Rollout<'a> {
     /// The completion's text, thinking included.
     pub text: &'a str,
-    /// What was read from it.
+    /// The verdict of the judgement.
     pub verdict: Verdict,
     /// Which reply stood in slot A.
     pub order: Order,
@@ -60,7 +60,7 @@ pub enum Reward {
     Format,
     /// Right is 1.
     Verdict {
-        /// What a wrong verdict, a tie or none earns: 0, or SPCT's -1.
+        /// Reward of a wrong verdict, a tie or none: 0, or SPCT's -1.
         wrong: f64,
     },
     /// Right is the other order's share of right ones.
@@ -162,7 +162,7 @@ pub struct Table {
 /// One reward of every rollout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
-    /// What was computed, and its weight.
+    /// The reward, and its weight.
     pub entry: Entry,
     /// A value a rollout.
     pub values: Vec<f64>,
@@ -187,7 +187,7 @@ impl Table {
         Table { columns: entries.iter().map(column).collect() }
     }
 
-    /// What [`super::advantages::advantages`] takes.
+    /// The columns in the form that [`super::advantages::advantages`] takes.
     pub fn weighted(&self) -> Vec<Weighted<'_>> {
         self.columns
             .iter()
@@ -221,7 +221,7 @@ mod tests {
         near(WHOLE, 0.2);
         near("", 0.0);
         near("no form at all \\boxed{8, 6}", 0.0);
-        // A tag counts wherever it stands, and in any order.
+        // A tag counts anywhere in the text, and in any order.
         near("</analysis> <specific_criteria>", 2.0 / 8.0 / 5.0);
         // Six tags and a box that does not parse; a missing tag and one that does.
         near(&WHOLE.replace("8, 6", "8 6"), 0.15);

@@ -25,7 +25,7 @@ use crate::train::{
     update::{TooLarge, largest_batch},
 };
 
-/// What a run needs of a GPU, in bytes.
+/// GPU memory of a run, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaMemory {
     /// Weights, adapter and moments.
@@ -125,7 +125,7 @@ impl CudaMemory {
         self.training(recompute).max(self.model.bytes() + self.generation + self.cache)
     }
 
-    /// What [`CudaMemory::advice`] says where keys and values take too much: their memory is no setting.
+    /// The advice of [`CudaMemory::advice`] where keys and values take too much memory. That memory is no setting.
     pub const LESS_CACHE: &str = "lower the memory for keys and values";
 
     /// Which settings to lower so that the run takes less than `most`, where it does not even with activations

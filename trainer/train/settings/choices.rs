@@ -76,23 +76,23 @@ choices! {
         /// The original j1 training on TRL 0.15.2, fault for fault.
         Trl0152 = "trl-0.15.2",
     }
-    /// Where weights are read; no bit depends on it.
+    /// Place that weights are read from; no bit depends on it.
     Weights {
-        /// As memory and CPU allow.
+        /// Packed if memory and CPU allow, else mapped.
         Auto = "auto",
         /// In the checkpoint's files.
         Mapped = "mapped",
         /// In a packed copy.
         Packed = "packed",
     }
-    /// What becomes of prompts that are too long.
+    /// Treatment of prompts that are too long.
     OverLong {
-        /// They are left out before the run, and counted.
+        /// Pairs with such prompts are left out before the run, and counted.
         Drop = "drop",
         /// Their beginning is cut off, system prompt first: TRL's way.
         TruncateLeft = "truncate-left",
     }
-    /// Which reply stands in slot A.
+    /// The reply in slot A.
     Orders {
         /// Every pair is shown in both orders, in the same step.
         Both = "both",
@@ -101,14 +101,14 @@ choices! {
     }
     /// Whether the model thinks before it answers.
     Thinking {
-        /// As its chat template has it.
+        /// The default of its chat template.
         Auto = "auto",
-        /// It does.
+        /// The model thinks first.
         On = "on",
-        /// It does not.
+        /// The model does not think.
         Off = "off",
     }
-    /// What the KL term compares with.
+    /// Reference policy of the KL term.
     Reference {
         /// The policy as training began: with the adapter it started from, if it did.
         Start = "start",
@@ -124,7 +124,7 @@ choices! {
     }
     /// Whether activations are recomputed in the backward pass.
     GradientCheckpointing {
-        /// Where memory asks for it.
+        /// If training without it does not fit the memory.
         Auto = "auto",
         /// Always.
         On = "on",

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration.
+//! Errors of a configuration.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ pub enum SettingsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file is larger than any sensible configuration.
@@ -19,14 +19,14 @@ pub enum SettingsError {
         /// The file.
         path: PathBuf,
     },
-    /// It is not TOML.
+    /// The text is not TOML.
     #[error("{name}, line {line}: not TOML: {message}")]
     Syntax {
         /// The file.
         name: String,
         /// Line, from 1.
         line: usize,
-        /// What the parser said.
+        /// The message of the parser.
         message: String,
     },
     /// There is no such key.
@@ -50,9 +50,9 @@ pub enum SettingsError {
         line: usize,
         /// The key with its section.
         key: String,
-        /// What stands there.
+        /// The value in the file.
         found: String,
-        /// What may stand there.
+        /// The values that are allowed.
         allowed: String,
     },
     /// Keys that disagree.

@@ -245,7 +245,7 @@ pub(super) fn from_values(values: &Map<String, Json>) -> String {
     values.iter().map(line).collect::<String>().replace('\u{7f}', "\\u007F")
 }
 
-/// Settings from a file's text, and the keys that stand in it; keys that are left out have the preset's values.
+/// Settings from a file's text, and the keys that it has; keys that are left out have the preset's values.
 pub(super) fn parse(
     name: &str,
     text: &str,
@@ -258,7 +258,7 @@ pub(super) fn parse(
         message: error.message().to_owned(),
     })?;
     let table = table.into_inner();
-    // Before all others, wherever it stands; if it is not one, it is refused below.
+    // The preset comes before all others, wherever it is in the file. If it is none, it is refused below.
     let preset = table.get("preset").and_then(|value| Preset::read(value.get_ref()));
     let mut settings = match base {
         Some(base) => base.clone(),
@@ -316,7 +316,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// A value as it stands in the file, if it is short.
+    /// The text of a value in the file, cut if it is long.
     fn shown(&self, span: std::ops::Range<usize>) -> String {
         let text = self.text.get(span).unwrap_or("").trim();
         match text.chars().count() <= 60 && !text.contains('\n') {

@@ -21,7 +21,7 @@ pub(super) fn settings(preset: Preset) -> Settings {
 
 /// The published j1 recipe (haizelabs/j1-micro), with its faults mended: over-long prompts are left out instead of
 /// cut, log-probabilities are taken at the temperature that sampled, every token of a step weighs the same,
-/// a verdict outweighs the format whatever the group, pairs are seen in both orders, and no dropout stands
+/// a verdict outweighs the format whatever the group, pairs are seen in both orders, and no dropout comes
 /// between the policy that samples and the one that is trained.
 ///
 /// It takes 1,000 steps of 8 pairs in both orders, 8,000 pairs. The published chart of rewards has about as many

@@ -2,14 +2,14 @@
 
 use super::*;
 
-const CLIP: Settings =
-    Settings { clip_low: 0.2, clip_high: 0.3, beta: 0.0, bias_corrected_kl: false };
+const CLIP: LossTerms =
+    LossTerms { clip_low: 0.2, clip_high: 0.3, beta: 0.0, bias_corrected_kl: false };
 
 fn near(got: f64, want: f64) {
     assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0), "{got} for {want}");
 }
 
-fn evaluate(settings: &Settings, completion: &Completion, weight: f64) -> (Sums, Vec<f32>) {
+fn evaluate(settings: &LossTerms, completion: &LossInputs, weight: f64) -> (Sums, Vec<f32>) {
     let mut d = vec![f32::NAN; completion.log_probs.len()];
     let sums = completion_loss(settings, completion, weight, &mut d);
     (sums, d)
@@ -17,7 +17,7 @@ fn evaluate(settings: &Settings, completion: &Completion, weight: f64) -> (Sums,
 
 #[test]
 fn on_policy_the_loss_is_minus_the_advantage() {
-    let on = |advantage| Completion {
+    let on = |advantage| LossInputs {
         log_probs: &[-1.0, -20.0, -0.1],
         old: None,
         reference: None,
@@ -35,7 +35,7 @@ fn on_policy_the_loss_is_minus_the_advantage() {
 fn the_ratio_is_clipped_where_that_makes_it_worse() {
     // Ratios 1/2, 1, 2 against the range [0.8, 1.3].
     let old = [1.0, 0.0, -1.0].map(|sign| -1.0 + sign * std::f32::consts::LN_2);
-    let off = |advantage| Completion {
+    let off = |advantage| LossInputs {
         log_probs: &[-1.0, -1.0, -1.0],
         old: Some(&old),
         reference: None,
@@ -63,19 +63,19 @@ fn the_ratio_is_clipped_where_that_makes_it_worse() {
 fn the_divergence_by_hand() {
     // y - x = ln 2: exp is 2, k3 = 2 - ln 2 - 1, its derivative 1 - 2.
     let ln2 = std::f64::consts::LN_2;
-    let of = |old| Completion {
+    let of = |old| LossInputs {
         log_probs: &[-2.0],
         old,
         reference: Some(&[-2.0 + std::f32::consts::LN_2]),
         advantage: 0.0,
     };
-    let settings = Settings { beta: 0.5, ..CLIP };
+    let settings = LossTerms { beta: 0.5, ..CLIP };
     let (sums, d) = evaluate(&settings, &of(None), 1.0);
     near(sums.loss, 0.5 * (1.0 - ln2));
     near(sums.report().kl.unwrap(), 1.0 - ln2);
     near(f64::from(d[0]), -0.5);
     // Corrected, on policy: the value stays, the derivative gains k3.
-    let corrected = Settings { bias_corrected_kl: true, ..settings };
+    let corrected = LossTerms { bias_corrected_kl: true, ..settings };
     let (sums, d) = evaluate(&corrected, &of(None), 1.0);
     near(sums.loss, 0.5 * (1.0 - ln2));
     near(f64::from(d[0]), 0.5 * (1.0 - ln2 - 1.0));
@@ -92,8 +92,8 @@ fn the_divergence_by_hand() {
 
 #[test]
 fn a_small_divergence_is_not_lost_and_equal_policies_have_none() {
-    let settings = Settings { beta: 1.0, ..CLIP };
-    let of = |reference| Completion {
+    let settings = LossTerms { beta: 1.0, ..CLIP };
+    let of = |reference| LossInputs {
         log_probs: &[-0.5],
         old: None,
         reference: Some(reference),
@@ -121,10 +121,10 @@ fn derivatives_are_central_differences() {
     for advantage in [1.3f32, -0.8, 0.0] {
         for beta in [0.0, 0.04, 1.0] {
             for bias_corrected_kl in [false, true] {
-                let settings = Settings { beta, bias_corrected_kl, ..CLIP };
+                let settings = LossTerms { beta, bias_corrected_kl, ..CLIP };
                 for own in [false, true] {
                     let old = if own { &x[..] } else { &old };
-                    let completion = Completion {
+                    let completion = LossInputs {
                         log_probs: &x,
                         old: Some(old),
                         reference: Some(&reference),
@@ -137,7 +137,7 @@ fn derivatives_are_central_differences() {
                         let at = |h: f32| {
                             let mut moved = x;
                             moved[t] += h;
-                            let moved = Completion { log_probs: &moved, ..completion };
+                            let moved = LossInputs { log_probs: &moved, ..completion };
                             (evaluate(&settings, &moved, 0.37).0.loss, f64::from(x[t] + h))
                         };
                         let ((up, x_up), (down, x_down)) = (at(h), at(-h));
@@ -147,7 +147,7 @@ fn derivatives_are_central_differences() {
                         assert!(error < 2e-7, "token {t}: {} for {slope}, {settings:?}", d[t]);
                     }
                     if own {
-                        let on = Completion { old: None, ..completion };
+                        let on = LossInputs { old: None, ..completion };
                         assert_eq!(evaluate(&settings, &on, 0.37), (sums, d));
                     }
                 }
@@ -156,8 +156,8 @@ fn derivatives_are_central_differences() {
     }
 }
 
-fn counted(tokens: &[usize]) -> Vec<Counted> {
-    tokens.iter().map(|&tokens| Counted { tokens, part: LossMask::Full }).collect()
+fn counted(tokens: &[usize]) -> Vec<MaskedCompletion> {
+    tokens.iter().map(|&tokens| MaskedCompletion { tokens, part: LossMask::Full }).collect()
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn weights_by_hand() {
 #[test]
 fn who_takes_no_part_has_no_weight() {
     let mut step = counted(&[2, 6, 4, 1]);
-    step[1].part = LossMask::Silent;
+    step[1].part = LossMask::NoLoss;
     step[2].part = LossMask::Masked;
     let weights = |kind| token_weights(kind, 10, &[4], &step);
     // The silent one's tokens count, the masked one's do not; both are completions.
@@ -201,21 +201,21 @@ fn who_takes_no_part_has_no_weight() {
 
 #[test]
 fn at_weight_zero_nothing_gets_through() {
-    let completion = Completion {
+    let completion = LossInputs {
         log_probs: &[-1.0, f32::NEG_INFINITY],
         old: Some(&[-1.0, -2.0]),
         reference: Some(&[-900.0, 0.0]),
         advantage: 1.0,
     };
-    let settings = Settings { beta: 0.1, ..CLIP };
+    let settings = LossTerms { beta: 0.1, ..CLIP };
     let (sums, d) = evaluate(&settings, &completion, 0.0);
     assert_eq!((sums.loss, d), (0.0, vec![0.0, 0.0]));
     // With a weight, what is not finite shows.
     let (sums, d) = evaluate(&settings, &completion, 1.0);
     assert!(!sums.loss.is_finite() && !d[1].is_finite(), "{sums:?} {d:?}");
     // Without β, an infinite reference does not reach the loss.
-    let completion = Completion { log_probs: &[-1.0, -1.0], ..completion };
-    let completion = Completion { reference: Some(&[f32::NEG_INFINITY, 0.0]), ..completion };
+    let completion = LossInputs { log_probs: &[-1.0, -1.0], ..completion };
+    let completion = LossInputs { reference: Some(&[f32::NEG_INFINITY, 0.0]), ..completion };
     let (sums, d) = evaluate(&CLIP, &completion, 1.0);
     assert!(sums.loss.is_finite() && d.iter().all(|d| d.is_finite()));
 }
@@ -223,13 +223,13 @@ fn at_weight_zero_nothing_gets_through() {
 #[test]
 fn sums_are_the_steps_in_whatever_batches() {
     let old = [-1.4f32, -0.6];
-    let completions = [1.0f32, -1.0, 0.5].map(|advantage| Completion {
+    let completions = [1.0f32, -1.0, 0.5].map(|advantage| LossInputs {
         log_probs: &[-1.0, -1.0],
         old: Some(&old),
         reference: Some(&[-1.1, -0.7]),
         advantage,
     });
-    let settings = Settings { beta: 0.04, ..CLIP };
+    let settings = LossTerms { beta: 0.04, ..CLIP };
     let mut all = Sums::default();
     for completion in &completions {
         all.add(&evaluate(&settings, completion, 0.5).0);
@@ -252,6 +252,6 @@ fn sums_are_the_steps_in_whatever_batches() {
 #[test]
 #[should_panic(expected = "beta is 0.1 and there are no reference log-probs")]
 fn a_reference_is_asked_for() {
-    let completion = Completion { log_probs: &[-1.0], old: None, reference: None, advantage: 1.0 };
-    evaluate(&Settings { beta: 0.1, ..CLIP }, &completion, 1.0);
+    let completion = LossInputs { log_probs: &[-1.0], old: None, reference: None, advantage: 1.0 };
+    evaluate(&LossTerms { beta: 0.1, ..CLIP }, &completion, 1.0);
 }
