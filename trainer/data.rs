@@ -34,7 +34,7 @@ pub mod fingerprint;
 mod json;
 mod jsonl;
 mod layout;
-pub mod lines;
+pub(crate) mod lines;
 mod pages;
 mod parquet;
 pub mod prepare;
@@ -174,143 +174,60 @@ pub enum Format {
 
 /// Why data could not be read.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
 pub enum DataError {
     /// The system said so.
     #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The data file.
-        path: PathBuf,
-        /// The error of the system.
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// No reader fits.
     #[error("{}: not a data file this program reads ({found}); it reads .jsonl, .json, .csv, .parquet and .arrow", path.display())]
-    UnknownFormat {
-        /// The data file.
-        path: PathBuf,
-        /// The format that its bytes look like.
-        found: String,
-    },
+    UnknownFormat { path: PathBuf, found: String },
     /// The file is empty.
     #[error("{}: the file has no rows; look at how it was made, or give another", path.display())]
-    Empty {
-        /// The data file.
-        path: PathBuf,
-    },
+    Empty { path: PathBuf },
     /// A line or cell is longer than any sensible text.
     #[error("{}, line {line}: longer than {limit} bytes", path.display())]
-    TooLong {
-        /// The data file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The limit in bytes.
-        limit: u64,
-    },
+    TooLong { path: PathBuf, line: u64, limit: u64 },
     /// A line is not UTF-8.
     #[error("{}, line {line}: byte {byte} is not valid UTF-8; convert the file to UTF-8", path.display())]
-    NotUtf8 {
-        /// The data file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// Offset in the line (CSV: in the cell) of the first invalid byte.
-        byte: usize,
-    },
+    NotUtf8 { path: PathBuf, line: u64, byte: usize },
     /// A line does not parse.
     #[error("{}, line {line}: {message}", path.display())]
-    Syntax {
-        /// The data file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The problem, in words.
-        message: String,
-    },
+    Syntax { path: PathBuf, line: u64, message: String },
     /// More data than a sensible file has.
     #[error("{}: {message}", path.display())]
-    TooLarge {
-        /// The data file.
-        path: PathBuf,
-        /// The part that is too large, and the limit.
-        message: String,
-    },
+    TooLarge { path: PathBuf, message: String },
     /// The bytes of a pipe cannot be kept in a temporary file.
     #[error(
         "cannot copy standard input or a pipe to a temporary file: {source} (TMPDIR says where these lie)"
     )]
-    Copy {
-        /// The error of the system.
-        source: std::io::Error,
-    },
+    Copy { source: std::io::Error },
     /// A column that was asked for by its name is not there.
     #[error("{}: there is no column {column}, which is asked for as {field}; found: {found}", path.display())]
-    NoSuchColumn {
-        /// The data file.
-        path: PathBuf,
-        /// The field that the column would hold.
-        field: &'static str,
-        /// Its name.
-        column: String,
-        /// The columns that there are.
-        found: String,
-    },
+    NoSuchColumn { path: PathBuf, field: &'static str, column: String, found: String },
     /// Needed columns are missing.
     #[error(
         "{}{place}: there is no column {missing}; found: {found}. Needed are chosen and rejected (or a, b \
          and label; to judge without labels: a and b), and prompt unless these are lists of messages; \
          if they have other names, say which they are", path.display()
     )]
-    MissingColumn {
-        /// The data file.
-        path: PathBuf,
-        /// `, line 7`, where earlier rows have the column, else empty.
-        place: String,
-        /// The first column that is missing.
-        missing: &'static str,
-        /// The columns that there are.
-        found: String,
-    },
+    MissingColumn { path: PathBuf, place: String, missing: &'static str, found: String },
     /// A row does not hold a pair.
     #[error("{}, {place}: {problem}", path.display())]
-    Row {
-        /// The data file.
-        path: PathBuf,
-        /// `line 7` or `row 7`.
-        place: String,
-        /// The problem, in words.
-        problem: String,
-    },
+    Row { path: PathBuf, place: String, problem: String },
     /// A Parquet file that is damaged or dangerous.
     #[error("{}: not a sound Parquet file: {message}", path.display())]
-    Parquet {
-        /// The data file.
-        path: PathBuf,
-        /// The problem, in words.
-        message: String,
-    },
+    Parquet { path: PathBuf, message: String },
     /// An Arrow file that is damaged or of an unusual kind.
     #[error("{}: as an Arrow file it cannot be read: {message}", path.display())]
-    Arrow {
-        /// The data file.
-        path: PathBuf,
-        /// The problem, in words.
-        message: String,
-    },
+    Arrow { path: PathBuf, message: String },
     /// A Parquet feature without a reader here.
     #[error(
         "{}: column {column} uses {feature}, which is not supported; rewrite the file, for example with \
          python3 -c \"import pandas as p; p.read_parquet('IN').to_parquet('OUT', compression='snappy')\"",
         path.display()
     )]
-    Unsupported {
-        /// The data file.
-        path: PathBuf,
-        /// The column that uses it.
-        column: String,
-        /// The codec or encoding.
-        feature: String,
-    },
+    Unsupported { path: PathBuf, column: String, feature: String },
 }
 
 /// What the replies must be.

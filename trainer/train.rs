@@ -22,13 +22,13 @@ pub mod grpo;
 pub mod memory;
 pub mod metrics;
 pub mod plan;
-pub mod prompts;
+pub(crate) mod prompts;
 pub mod rollout;
 pub mod run;
 pub mod sample;
 pub mod session;
 pub mod settings;
-pub mod tensorboard;
+pub(crate) mod tensorboard;
 pub mod update;
 
 use std::{

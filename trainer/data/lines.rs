@@ -3,24 +3,24 @@
 use std::io::{self, BufRead, Read};
 
 /// The longest line that is read, in bytes.
-pub const MAX_LINE: u64 = 16 << 20;
+pub(crate) const MAX_LINE: u64 = 16 << 20;
 
 /// One line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Line<'a> {
+pub(crate) struct Line<'a> {
     /// Its number, from 1.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Offset of its first byte in the file.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Its bytes without the line feed.
-    pub bytes: &'a [u8],
+    pub(crate) bytes: &'a [u8],
     /// Whether a line feed ended it; only the last line may miss it.
-    pub terminated: bool,
+    pub(crate) terminated: bool,
 }
 
 /// Why a line could not be read.
 #[derive(Debug)]
-pub enum LineError {
+pub(crate) enum LineError {
     /// The system said so.
     Io(io::Error),
     /// The line with this number is longer than [`MAX_LINE`].
@@ -29,7 +29,7 @@ pub enum LineError {
 
 /// Reads lines into one reused buffer.
 #[derive(Debug)]
-pub struct Lines<R> {
+pub(crate) struct Lines<R> {
     reader: R,
     buffer: Vec<u8>,
     number: u64,
@@ -38,12 +38,12 @@ pub struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     /// Lines of a reader at the beginning of a file.
-    pub fn new(reader: R) -> Self {
+    pub(crate) fn new(reader: R) -> Self {
         Lines { reader, buffer: Vec::new(), number: 0, offset: 0 }
     }
 
     /// The next line, or `None` at the end. Memory stays below [`MAX_LINE`] and a little.
-    pub fn next_line(&mut self) -> Result<Option<Line<'_>>, LineError> {
+    pub(crate) fn next_line(&mut self) -> Result<Option<Line<'_>>, LineError> {
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
         self.number += 1;

@@ -31,50 +31,29 @@ const NEEDED: [&str; 4] = ["prompt", "chosen", "rejected", "judgement"];
 
 /// Why judgements could not be read.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
 pub enum RescoreError {
     /// The file cannot be read as lines or cells.
     #[error("{0}")]
     Data(#[from] DataError),
     /// Parquet is not a format of judgements.
     #[error("{}: judgements are read from .jsonl and .csv, not from Parquet", path.display())]
-    Parquet {
-        /// The file.
-        path: PathBuf,
-    },
+    Parquet { path: PathBuf },
     /// A column is missing.
     #[error(
         "{}, line {line}: there is no column {missing}; judgements are an outputs.jsonl of this program, or a \
          table with the columns prompt, chosen, rejected and judgement", path.display()
     )]
-    MissingColumn {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The first column that is missing.
-        missing: &'static str,
-    },
+    MissingColumn { path: PathBuf, line: u64, missing: &'static str },
     /// A line does not hold a judgement.
     #[error("{}, line {line}: {problem}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The problem, in words.
-        problem: String,
-    },
+    Line { path: PathBuf, line: u64, problem: String },
     /// The table holds both orders, and this line does not tell its own.
     #[error(
         "{}, line {line}: this table holds judgements with the rejected reply in slot A, and this line does not \
          tell which reply stood there; rescore the outputs.jsonl of the same run instead", path.display()
     )]
-    UnknownOrder {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-    },
+    UnknownOrder { path: PathBuf, line: u64 },
 }
 
 /// Reads judgements, at least one, sorted by row, order and vote. Lengths and log-probabilities that the

@@ -50,100 +50,44 @@ const USER: &str = include_str!("prompt/user.jinja");
 const VARIABLES: [&str; 5] = ["conversation", "messages", "question", "response_a", "response_b"];
 /// Why a template could not be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
 pub enum PromptError {
     /// The file could not be read.
     #[error("cannot read the template {}: {source}", path.display())]
-    Read {
-        /// The template file.
-        path: PathBuf,
-        /// The error of the system.
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     /// The file is larger than any sensible template.
     #[error("the template {} is larger than {SOURCE_LIMIT_BYTES} bytes", path.display())]
-    TooLarge {
-        /// The template file.
-        path: PathBuf,
-    },
+    TooLarge { path: PathBuf },
     /// The file is not UTF-8.
     #[error("the template {} is not UTF-8: byte {at} is invalid", path.display())]
-    NotUtf8 {
-        /// The template file.
-        path: PathBuf,
-        /// Offset of the first invalid byte.
-        at: usize,
-    },
+    NotUtf8 { path: PathBuf, at: usize },
     /// The front part is opened and never closed.
     #[error("{name}: the line ---system--- must be followed by a line ---user---")]
-    NoUserPart {
-        /// The template's name.
-        name: String,
-    },
+    NoUserPart { name: String },
     /// The first line names no form of a verdict.
     #[error("{name}, line 1: {message}")]
-    Verdict {
-        /// The template's name.
-        name: String,
-        /// The problem, in words.
-        message: String,
-    },
+    Verdict { name: String, message: String },
     /// The source is not a template.
     #[error("{name}, line {line}: {message}")]
-    Syntax {
-        /// The template's name.
-        name: String,
-        /// Line in the file, from 1.
-        line: usize,
-        /// The problem, in words.
-        message: String,
-    },
+    Syntax { name: String, line: usize, message: String },
     /// The template asks for something that is not there.
     #[error(
         "{name}, line {line}: '{variable}' is undefined; a template has conversation, messages, \
          question, response_a and response_b"
     )]
-    Undefined {
-        /// The template's name.
-        name: String,
-        /// Line in the file, from 1.
-        line: usize,
-        /// The expression that is undefined.
-        variable: String,
-    },
+    Undefined { name: String, line: usize, variable: String },
     /// The template would hide a reply from the judge.
     #[error("{name}: the template does not use {missing}; the judge must read both replies")]
-    ReplyUnused {
-        /// The template's name.
-        name: String,
-        /// `response_a` or `response_b`.
-        missing: &'static str,
-    },
+    ReplyUnused { name: String, missing: &'static str },
     /// The template called `raise_exception`.
     #[error("{name}: the template refuses this pair: {message}")]
-    Refused {
-        /// The template's name.
-        name: String,
-        /// The message of the template.
-        message: String,
-    },
+    Refused { name: String, message: String },
     /// The operating system gives no thread to render in.
     #[error("{name}: no thread with a stack of {stack_bytes} bytes: {source}")]
-    NoThread {
-        /// The template's name.
-        name: String,
-        /// The stack that the template needs.
-        stack_bytes: u64,
-        /// The error of the system.
-        source: std::io::Error,
-    },
+    NoThread { name: String, stack_bytes: u64, source: std::io::Error },
     /// The template ran too long.
     #[error("{name}, line {line}: the template does too much work for one prompt")]
-    OutOfFuel {
-        /// The template's name.
-        name: String,
-        /// Line in the file, from 1.
-        line: usize,
-    },
+    OutOfFuel { name: String, line: usize },
 }
 
 /// One prompt of the judge.

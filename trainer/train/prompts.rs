@@ -12,20 +12,20 @@ use crate::{
 
 /// The pairs that pass the length filter, with statistics of their prompts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct LengthFiltered {
+pub(crate) struct LengthFiltered {
     /// Indices of the pairs whose prompts fit in both orders.
-    pub fit: Vec<usize>,
+    pub(crate) fit: Vec<usize>,
     /// Pairs with a prompt that is too long.
-    pub over_long: usize,
+    pub(crate) over_long: usize,
     /// The longest prompt, in tokens.
-    pub longest: usize,
+    pub(crate) longest: usize,
     /// Mean length of the prompts that fit, in tokens.
-    pub mean: f64,
+    pub(crate) mean: f64,
 }
 
 /// Measures both orders of every pair, on all threads. `None` if `stop` was raised; `progress` is told
 /// the number of pairs done, now and then.
-pub fn length_filter(
+pub(crate) fn length_filter(
     judge: &Judge,
     pairs: &[Pair],
     stop: &AtomicBool,

@@ -5,7 +5,7 @@
 //! train with another value than its author believes. [`Settings::to_toml`] writes every key, so that the
 //! config of a run says all of it, and `parse` of that gives the same settings back.
 //!
-//! Each key is told once, in `settings/keys.rs`, with its meaning and what is allowed.
+//! `settings/keys.rs` tells each setting once: its key, field and type, its meaning, and what is allowed.
 
 mod choices;
 mod error;
@@ -18,202 +18,18 @@ use std::{collections::BTreeSet, path::Path};
 pub use choices::{
     Choice, Deliver, GradientCheckpointing, Orders, OverLong, Preset, Reference, Thinking, Weights,
 };
-use engine::{
-    checkpoint::adapter::{AdapterSettings, Projection},
-    optimizer::schedule::Shape,
-};
 pub use error::SettingsError;
+pub use keys::{
+    DataSettings, LoraSettings, LossSettings, ModelSettings, OptimizerSettings, RewardSettings,
+    RewardWeights, RolloutSettings, TrainSettings,
+};
 use serde_json::{Map, Value};
-
-use crate::train::grpo::{advantages::ScaleRewards, loss::LossType};
 
 /// Completions of a step at most: a list of them is made before it.
 const MAX_COMPLETIONS: usize = 1 << 20;
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Paths of model and adapter.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelSettings {
-    /// Checkpoint: a directory or a Hugging Face id. Empty: given apart.
-    pub path: String,
-    /// Adapter to start from. Empty: a new one.
-    pub adapter: String,
-    /// Place that weights are read from.
-    pub weights: Weights,
-}
-
-/// The adapter.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraSettings {
-    /// Rank.
-    pub r: usize,
-    /// The update is scaled by alpha / r, or alpha / sqrt(r).
-    pub alpha: f64,
-    /// Share of the adapter's inputs that is dropped in training.
-    pub dropout: f64,
-    /// The projections that get one.
-    pub target_modules: Vec<String>,
-    /// Scale by alpha / sqrt(r).
-    pub rslora: bool,
-}
-
-impl LoraSettings {
-    /// Shape of a new adapter.
-    pub fn adapter(&self) -> AdapterSettings {
-        let targets = Projection::ALL.into_iter().filter(|projection| {
-            let name = projection.module().rsplit('.').next().unwrap_or_default();
-            self.target_modules.iter().any(|module| module == name)
-        });
-        AdapterSettings {
-            rank: self.r,
-            alpha: self.alpha,
-            rank_stabilized: self.rslora,
-            dropout: self.dropout,
-            targets: targets.collect(),
-        }
-    }
-}
-
-/// Training data.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DataSettings {
-    /// Training pairs. Empty: given apart.
-    pub train: String,
-    /// Pairs for evaluation. Empty: no evaluation.
-    pub held_out: String,
-    /// The longest prompt, in tokens.
-    pub max_prompt_tokens: usize,
-    /// Treatment of longer prompts.
-    pub over_long: OverLong,
-    /// In which order the replies are shown.
-    pub orders: Orders,
-    /// A template file. Empty: the j1 template.
-    pub template: String,
-}
-
-/// How completions are sampled.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RolloutSettings {
-    /// Completions of each prompt.
-    pub group_size: usize,
-    /// Prompts of each step; a pair in both orders is two.
-    pub prompts_per_step: usize,
-    /// Sampling temperature.
-    pub temperature: f64,
-    /// Nucleus; 1 is everything.
-    pub top_p: f64,
-    /// The likeliest tokens; 0 is everything.
-    pub top_k: u32,
-    /// Least probability relative to the likeliest; 0 is everything.
-    pub min_p: f64,
-    /// The longest completion, in tokens.
-    pub max_completion_tokens: usize,
-    /// Whether the model thinks first.
-    pub thinking: Thinking,
-    /// The day that a chat template's `strftime_now` is told, YYYY-MM-DD. Empty: none.
-    pub template_date: String,
-}
-
-/// Weights of the rewards in the sum; 0 computes and logs a reward without learning from it.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct RewardWeights {
-    /// Tags and box: 0 to 0.2.
-    pub format: f64,
-    /// Chosen strictly above rejected: 1, else `wrong_verdict`.
-    pub verdict: f64,
-    /// Right: the share of right verdicts in the other order, else 0.
-    pub consistency: f64,
-    /// From 0 down to -1 as a completion nears the limit.
-    pub length: f64,
-}
-
-/// Rewards of completions.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RewardSettings {
-    /// Weights by name.
-    pub weights: RewardWeights,
-    /// Reward of a wrong, tied or unparsed verdict.
-    pub wrong_verdict: f64,
-    /// The longest completion that costs nothing, in tokens.
-    pub length_from_tokens: usize,
-    /// Standardize each reward in its group before the weighted sum.
-    pub normalize_each: bool,
-    /// Leave groups out in which all earned the same.
-    pub drop_zero_variance: bool,
-    /// The standard deviation that divides advantages.
-    pub scale_rewards: ScaleRewards,
-}
-
-/// The loss.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LossSettings {
-    /// How tokens are averaged.
-    pub kind: LossType,
-    /// Weight of the KL divergence from the reference.
-    pub beta: f64,
-    /// Reference policy of that divergence.
-    pub reference: Reference,
-    /// The importance ratio is clipped below 1 - this.
-    pub epsilon_low: f64,
-    /// The importance ratio is clipped above 1 + this.
-    pub epsilon_high: f64,
-    /// Multiply the KL term by the ratio.
-    pub bias_corrected_kl: bool,
-    /// Updates on the same completions.
-    pub num_iterations: usize,
-    /// Leave completions out that the length limit ended.
-    pub mask_truncated: bool,
-    /// Take log-probabilities at the sampling temperature.
-    pub temperature_scaled: bool,
-    /// Parts of a step that the loss is averaged over: TRL's gradient accumulation.
-    pub accumulation_steps: usize,
-}
-
-/// AdamW and its rate.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OptimizerSettings {
-    /// The highest rate.
-    pub learning_rate: f64,
-    /// Decay of the two moments.
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// The gradient's norm is clipped to this; 0 clips nothing.
-    pub max_grad_norm: f64,
-    /// Learning rate schedule after the warm-up.
-    pub schedule: Shape,
-    /// Steps of linear warm-up.
-    pub warmup_steps: u64,
-}
-
-/// The run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainSettings {
-    /// Optimizer steps; 0: as many as `epochs` ask for.
-    pub steps: u64,
-    /// Passes over the data, where `steps` is 0.
-    pub epochs: f64,
-    /// Seed of everything that is random.
-    pub seed: u64,
-    /// Tokens of a packed batch at most; 0: see [`Settings::micro_batch_tokens`].
-    pub micro_batch_tokens: usize,
-    /// Recompute activations in the backward pass.
-    pub gradient_checkpointing: GradientCheckpointing,
-    /// Steps between two checkpoints.
-    pub save_every: u64,
-    /// Checkpoints that are kept, beside the best.
-    pub keep_last: usize,
-    /// Steps between two evaluations; 0: none.
-    pub eval_every: u64,
-    /// Held-out pairs of an evaluation; 0: all.
-    pub eval_pairs: usize,
-    /// Which step's adapter is the result.
-    pub deliver: Deliver,
-}
 
 /// The settings of a training run.
 #[derive(Debug, Clone, PartialEq)]

@@ -24,7 +24,7 @@ const PREFIX: &str = "events.out.tfevents.";
 
 /// One event file.
 #[derive(Debug)]
-pub struct EventFile {
+pub(crate) struct EventFile {
     file: File,
     path: PathBuf,
 }
@@ -32,7 +32,11 @@ pub struct EventFile {
 impl EventFile {
     /// Begins a file in `directory`, which exists. `wall_time`: seconds since 1970. `resumed`: the step that the
     /// run continues after, if it was interrupted.
-    pub fn create(directory: &Path, wall_time: f64, resumed: Option<u64>) -> io::Result<EventFile> {
+    pub(crate) fn create(
+        directory: &Path,
+        wall_time: f64,
+        resumed: Option<u64>,
+    ) -> io::Result<EventFile> {
         // Numbered after the files that are there, so that names sort as they were begun even within a second
         // or after the clock was set back.
         let mut next = 0;
@@ -61,12 +65,12 @@ impl EventFile {
     }
 
     /// Path of the file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Appends the scalars of one step. They are kept as f32; not a number and the infinities are kept as such.
-    pub fn write(
+    pub(crate) fn write(
         &mut self,
         wall_time: f64,
         step: u64,

@@ -83,6 +83,7 @@ pub struct UpdateReport {
 
 /// Why a step could not be made.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
 pub enum UpdateError {
     /// The model's logits are not finite.
     #[error("the policy's {0}")]
@@ -92,25 +93,16 @@ pub enum UpdateError {
     Device(#[from] DeviceError),
     /// The gradient is not finite.
     #[error("the gradient's norm is {norm}, so the adapter was left as it was")]
-    Gradient {
-        /// NaN or infinity.
-        norm: f64,
-    },
+    Gradient { norm: f64 },
     /// A reward is not finite.
     #[error(
         "the advantage of a completion is {advantage}, so the adapter was left as it was; look at reward.weights and \
          reward.wrong_verdict"
     )]
-    Advantage {
-        /// NaN or infinity.
-        advantage: f32,
-    },
+    Advantage { advantage: f32 },
     /// The update made a parameter that is not finite.
     #[error("after the update {name} holds a number that is not finite")]
-    Parameter {
-        /// PEFT's name of the parameter.
-        name: String,
-    },
+    Parameter { name: String },
 }
 
 /// A part of a group that runs in one batch.

@@ -8,6 +8,7 @@ use crate::eval::results::ResultsError;
 
 /// Why no data were prepared.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the fields say what they hold
 pub enum PrepareError {
     /// The input or an excluded file cannot be read.
     #[error("{0}")]
@@ -20,51 +21,25 @@ pub enum PrepareError {
     Interrupted,
     /// Every row was dropped.
     #[error("{}: none of its {rows} rows can be used: {reasons}", path.display())]
-    NothingKept {
-        /// The input.
-        path: PathBuf,
-        /// Number of its rows.
-        rows: usize,
-        /// How many were dropped for what.
-        reasons: String,
-    },
+    NothingKept { path: PathBuf, rows: usize, reasons: String },
     /// The input was not the same when it was read again.
     #[error("{}, {place}: the file was changed while it was read; nothing was written", path.display())]
-    Changed {
-        /// The input.
-        path: PathBuf,
-        /// The first row that differs.
-        place: String,
-    },
+    Changed { path: PathBuf, place: String },
     /// An output would take the place of an input.
     #[error("{} is read and would be replaced; choose another directory", path.display())]
-    WouldReplaceInput {
-        /// The input.
-        path: PathBuf,
-    },
+    WouldReplaceInput { path: PathBuf },
     /// Another process prepares data into the same directory.
     #[error("another j1 data prepare writes to {}; wait for it, or choose another directory", path.display())]
-    Locked {
-        /// The directory.
-        path: PathBuf,
-    },
+    Locked { path: PathBuf },
     /// Files of a prepared directory that are not of one run.
     #[error("{}: {problem}; run j1 data prepare again, or move the files if they are your own", path.display())]
-    NotTogether {
-        /// The file that says so.
-        path: PathBuf,
-        /// The problem, in words.
-        problem: String,
-    },
+    NotTogether { path: PathBuf, problem: String },
     /// A file that was not made by this command is in the way.
     #[error(
         "{} is there already, and no prepare.json beside it says that j1 made it; choose another directory",
         path.display()
     )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
+    Foreign { path: PathBuf },
 }
 
 impl PrepareError {

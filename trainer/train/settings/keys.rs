@@ -1,12 +1,20 @@
-//! Every key of a configuration: its meaning, what is allowed, where its value lives.
+//! Every setting, told once: its key, field and type, its meaning, and what is allowed.
 
 use std::{cell::RefCell, collections::BTreeSet};
 
 use serde_json::{Map, Value as Json};
 use toml::de::{DeTable, DeValue};
 
-use super::value::Value;
-use super::{Preset, Settings, SettingsError};
+use engine::{
+    checkpoint::adapter::{AdapterSettings, Projection},
+    optimizer::schedule::Shape,
+};
+
+use super::{
+    Deliver, GradientCheckpointing, Orders, OverLong, Preset, Reference, Settings, SettingsError,
+    Thinking, Weights, value::Value,
+};
+use crate::train::grpo::{advantages::ScaleRewards, loss::LossType};
 
 /// The projections of a decoder layer.
 pub(super) const MODULES: [&str; 7] =
@@ -81,14 +89,47 @@ fn key<T: Value + 'static>(
     Key { path, meaning, allowed, place: Box::new(field) }
 }
 
-/// `path in file => field: meaning; what is allowed, as a test`.
-macro_rules! keys {
-    ($($path:literal => $($field:ident).+: $meaning:literal; $allowed:expr, $is_allowed:expr;)+) => {
-        vec![$(key($path, $meaning, $allowed, Field {
-            get: |settings| &settings.$($field).+,
-            get_mut: |settings| &mut settings.$($field).+,
-            is_allowed: $is_allowed,
-        }),)+]
+/// The place of a setting: `settings.reward.weights.format`.
+macro_rules! place {
+    ($settings:ident, ($($section:ident).+), $field:ident) => { $settings.$($section).+.$field };
+}
+
+/// The sections as structs and the keys of all of them. A line is: key in the file => field: type = meaning; what is
+/// allowed, in words and as a test.
+macro_rules! settings {
+    ($(
+        $(#[$attribute:meta])*
+        $section:literal => $place:tt $name:ident $(with $inner:ident: $inner_type:ty)? {
+            $($key:literal => $field:ident: $type:ty = $meaning:literal; $allowed:expr, $is_allowed:expr;)+
+        }
+    )+) => {
+        $(
+            $(#[$attribute])*
+            #[derive(Debug, Clone, PartialEq)]
+            pub struct $name {
+                $(
+                    /// The section of this name.
+                    pub $inner: $inner_type,
+                )?
+                $(#[doc = $meaning] pub $field: $type,)+
+            }
+        )+
+
+        fn keys() -> Vec<Key> {
+            let preset = Field {
+                get: |settings| &settings.preset,
+                get_mut: |settings| &mut settings.preset,
+                is_allowed: |_| true,
+            };
+            vec![
+                key("preset", "What keys that are left out are taken from.", ANY, preset),
+                $($(key(concat!($section, ".", $key), $meaning, $allowed, Field {
+                    get: |settings| &place!(settings, $place, $field),
+                    get_mut: |settings| &mut place!(settings, $place, $field),
+                    is_allowed: $is_allowed,
+                }),)+)+
+            ]
+        }
     };
 }
 
@@ -116,77 +157,118 @@ fn is_amount(number: f64) -> bool {
 }
 
 #[rustfmt::skip]
-fn keys() -> Vec<Key> {
-    keys! {
-        "preset" => preset: "What keys that are left out are taken from."; ANY, |_| true;
+settings! {
+    /// Paths of model and adapter.
+    "model" => (model) ModelSettings {
+        "path" => path: String = "Checkpoint: a directory or a Hugging Face id."; ANY, |_| true;
+        "adapter" => adapter: String = "PEFT adapter to start from; empty: a new one."; ANY, |_| true;
+        "weights" => weights: Weights = "Where weights are read: in the checkpoint's files, or in a packed copy; auto: in the copy once\ntokens are generated, if memory and CPU allow. It changes no bit; config.toml of a run has what came\nof it."; ANY, |_| true;
+    }
 
-        "model.path" => model.path: "Checkpoint: a directory or a Hugging Face id."; ANY, |_| true;
-        "model.adapter" => model.adapter: "PEFT adapter to start from; empty: a new one."; ANY, |_| true;
-        "model.weights" => model.weights: "Where weights are read: in the checkpoint's files, or in a packed copy; auto: in the copy once\ntokens are generated, if memory and CPU allow. It changes no bit; config.toml of a run has what came\nof it."; ANY, |_| true;
+    /// The adapter.
+    "lora" => (lora) LoraSettings {
+        "r" => r: usize = "Rank of the adapter."; "a whole number from 1 to 1024", |n| (1..=1024).contains(n);
+        "alpha" => alpha: f64 = "The adapter's update is scaled by alpha / r."; "a number above 0, up to 1000000", |x| *x > 0.0 && is_amount(*x);
+        "dropout" => dropout: f64 = "Share of the adapter's inputs dropped in training. Above 0, the policy that is trained is\nnot the one that sampled: importance ratios are not 1."; "a number from 0 to below 1", |x| (0.0..1.0).contains(x);
+        "target_modules" => target_modules: Vec<String> = "The projections that are adapted."; "a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", |list| are_modules(list);
+        "rslora" => rslora: bool = "Scale by alpha / sqrt(r) instead."; ANY, |_| true;
+    }
 
-        "lora.r" => lora.r: "Rank of the adapter."; "a whole number from 1 to 1024", |n| (1..=1024).contains(n);
-        "lora.alpha" => lora.alpha: "The adapter's update is scaled by alpha / r."; "a number above 0, up to 1000000", |x| *x > 0.0 && is_amount(*x);
-        "lora.dropout" => lora.dropout: "Share of the adapter's inputs dropped in training. Above 0, the policy that is trained is\nnot the one that sampled: importance ratios are not 1."; "a number from 0 to below 1", |x| (0.0..1.0).contains(x);
-        "lora.target_modules" => lora.target_modules: "The projections that are adapted."; "a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", |list| are_modules(list);
-        "lora.rslora" => lora.rslora: "Scale by alpha / sqrt(r) instead."; ANY, |_| true;
+    /// Training data.
+    "data" => (data) DataSettings {
+        "train" => train: String = "Training pairs, as j1 data prepare writes them."; ANY, |_| true;
+        "held_out" => held_out: String = "Pairs for evaluation; empty: no evaluation."; ANY, |_| true;
+        "max_prompt_tokens" => max_prompt_tokens: usize = "The longest prompt, in tokens, chat template included."; TOKENS, |n| (1..=1 << 20).contains(n);
+        "over_long" => over_long: OverLong = "Longer prompts: left out before the run and counted, or cut at their beginning."; ANY, |_| true;
+        "orders" => orders: Orders = "Every pair in both orders within a step, or in one drawn for it."; ANY, |_| true;
+        "template" => template: String = "Template file of the judge's prompt; empty: the j1 template."; ANY, |_| true;
+    }
 
-        "data.train" => data.train: "Training pairs, as j1 data prepare writes them."; ANY, |_| true;
-        "data.held_out" => data.held_out: "Pairs for evaluation; empty: no evaluation."; ANY, |_| true;
-        "data.max_prompt_tokens" => data.max_prompt_tokens: "The longest prompt, in tokens, chat template included."; TOKENS, |n| (1..=1 << 20).contains(n);
-        "data.over_long" => data.over_long: "Longer prompts: left out before the run and counted, or cut at their beginning."; ANY, |_| true;
-        "data.orders" => data.orders: "Every pair in both orders within a step, or in one drawn for it."; ANY, |_| true;
-        "data.template" => data.template: "Template file of the judge's prompt; empty: the j1 template."; ANY, |_| true;
+    /// How completions are sampled.
+    "rollout" => (rollout) RolloutSettings {
+        "group_size" => group_size: usize = "Completions of each prompt (G)."; "a whole number from 2 to 1024", |n| (2..=1024).contains(n);
+        "prompts_per_step" => prompts_per_step: usize = "Prompts of an optimizer step; a pair in both orders is two."; PROMPTS, |n| (1..=1 << 16).contains(n);
+        "temperature" => temperature: f64 = "Sampling temperature."; "a number from 0.01 to 10", |x| (0.01..=10.0).contains(x);
+        "top_p" => top_p: f64 = "Sample from the likeliest tokens that hold this much probability; 1: from all."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
+        "top_k" => top_k: u32 = "Sample from the K likeliest tokens; 0: from all."; FROM_0, |n| is_from_0((*n).into());
+        "min_p" => min_p: f64 = "Sample from tokens at least this likely relative to the likeliest; 0: from all."; SHARE, |x| (0.0..=1.0).contains(x);
+        "max_completion_tokens" => max_completion_tokens: usize = "The longest completion, in tokens."; TOKENS, |n| (1..=1 << 20).contains(n);
+        "thinking" => thinking: Thinking = "Whether the model thinks first; auto: as its chat template has it."; ANY, |_| true;
+        "template_date" => template_date: String = "The day that a chat template's strftime_now is told, such as 2025-01-31; empty: none."; "a day such as \"2025-01-31\", or \"\"", |text| text.is_empty() || text.parse::<engine::text::chat::Date>().is_ok();
+    }
 
-        "rollout.group_size" => rollout.group_size: "Completions of each prompt (G)."; "a whole number from 2 to 1024", |n| (2..=1024).contains(n);
-        "rollout.prompts_per_step" => rollout.prompts_per_step: "Prompts of an optimizer step; a pair in both orders is two."; PROMPTS, |n| (1..=1 << 16).contains(n);
-        "rollout.temperature" => rollout.temperature: "Sampling temperature."; "a number from 0.01 to 10", |x| (0.01..=10.0).contains(x);
-        "rollout.top_p" => rollout.top_p: "Sample from the likeliest tokens that hold this much probability; 1: from all."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
-        "rollout.top_k" => rollout.top_k: "Sample from the K likeliest tokens; 0: from all."; FROM_0, |n| is_from_0((*n).into());
-        "rollout.min_p" => rollout.min_p: "Sample from tokens at least this likely relative to the likeliest; 0: from all."; SHARE, |x| (0.0..=1.0).contains(x);
-        "rollout.max_completion_tokens" => rollout.max_completion_tokens: "The longest completion, in tokens."; TOKENS, |n| (1..=1 << 20).contains(n);
-        "rollout.thinking" => rollout.thinking: "Whether the model thinks first; auto: as its chat template has it."; ANY, |_| true;
-        "rollout.template_date" => rollout.template_date: "The day that a chat template's strftime_now is told, such as 2025-01-31; empty: none."; "a day such as \"2025-01-31\", or \"\"", |text| text.is_empty() || text.parse::<engine::text::chat::Date>().is_ok();
+    /// Rewards of completions.
+    "reward" => (reward) RewardSettings with weights: RewardWeights {
+        "wrong_verdict" => wrong_verdict: f64 = "What a wrong, tied or unparsed verdict earns; a right one earns 1."; "a number from -1000000 to below 1", |x| (-1e6..1.0).contains(x);
+        "length_from_tokens" => length_from_tokens: usize = "Reward length falls from 0 at this many tokens to -1 at max_completion_tokens."; FROM_0, |n| is_from_0(*n as u64);
+        "normalize_each" => normalize_each: bool = "Standardize each reward in its group before the weighted sum, so that a missing tag cannot pull\nas hard as a wrong verdict."; ANY, |_| true;
+        "drop_zero_variance" => drop_zero_variance: bool = "Leave groups out in which all completions earned the same; else their KL term stays."; ANY, |_| true;
+        "scale_rewards" => scale_rewards: ScaleRewards = "Divide advantages by the standard deviation of the group, of the step, or not at all."; ANY, |_| true;
+    }
 
-        "reward.wrong_verdict" => reward.wrong_verdict: "What a wrong, tied or unparsed verdict earns; a right one earns 1."; "a number from -1000000 to below 1", |x| (-1e6..1.0).contains(x);
-        "reward.length_from_tokens" => reward.length_from_tokens: "Reward length falls from 0 at this many tokens to -1 at max_completion_tokens."; FROM_0, |n| is_from_0(*n as u64);
-        "reward.normalize_each" => reward.normalize_each: "Standardize each reward in its group before the weighted sum, so that a missing tag cannot pull\nas hard as a wrong verdict."; ANY, |_| true;
-        "reward.drop_zero_variance" => reward.drop_zero_variance: "Leave groups out in which all completions earned the same; else their KL term stays."; ANY, |_| true;
-        "reward.scale_rewards" => reward.scale_rewards: "Divide advantages by the standard deviation of the group, of the step, or not at all."; ANY, |_| true;
+    /// Weights of the rewards in the sum; 0 computes and logs a reward without learning from it.
+    #[derive(Default)]
+    "reward.weights" => (reward.weights) RewardWeights {
+        "format" => format: f64 = "Tags and box, a reward from 0 to 0.2."; AMOUNT, |x| is_amount(*x);
+        "verdict" => verdict: f64 = "The chosen reply scored strictly above the other."; AMOUNT, |x| is_amount(*x);
+        "consistency" => consistency: f64 = "Of a right verdict, the share of right ones in the pair's other order; needs data.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
+        "length" => length: f64 = "The soft penalty for long completions."; AMOUNT, |x| is_amount(*x);
+    }
 
-        "reward.weights.format" => reward.weights.format: "Tags and box, a reward from 0 to 0.2."; AMOUNT, |x| is_amount(*x);
-        "reward.weights.verdict" => reward.weights.verdict: "The chosen reply scored strictly above the other."; AMOUNT, |x| is_amount(*x);
-        "reward.weights.consistency" => reward.weights.consistency: "Of a right verdict, the share of right ones in the pair's other order; needs data.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
-        "reward.weights.length" => reward.weights.length: "The soft penalty for long completions."; AMOUNT, |x| is_amount(*x);
+    /// The loss.
+    "loss" => (loss) LossSettings {
+        "type" => kind: LossType = "How tokens are averaged: in each completion first, over each part, over the step, or by the\nmost there could be."; ANY, |_| true;
+        "beta" => beta: f64 = "Weight of the KL divergence from the reference."; AMOUNT, |x| is_amount(*x);
+        "reference" => reference: Reference = "What that divergence is from: the policy as training began, or the base model. They differ where an\nadapter is trained further (model.adapter): from \"base\", its earlier training is pulled back."; ANY, |_| true;
+        "epsilon_low" => epsilon_low: f64 = "The importance ratio is clipped below 1 - epsilon_low."; SHARE, |x| (0.0..=1.0).contains(x);
+        "epsilon_high" => epsilon_high: f64 = "The importance ratio is clipped above 1 + epsilon_high."; AMOUNT, |x| is_amount(*x);
+        "bias_corrected_kl" => bias_corrected_kl: bool = "Multiply the KL term by the importance ratio."; ANY, |_| true;
+        "num_iterations" => num_iterations: usize = "Updates on the same completions."; "a whole number from 1 to 64", |n| (1..=64).contains(n);
+        "mask_truncated" => mask_truncated: bool = "Leave completions out of the loss that the length limit ended."; ANY, |_| true;
+        "temperature_scaled" => temperature_scaled: bool = "Take log-probabilities at the sampling temperature."; ANY, |_| true;
+        "accumulation_steps" => accumulation_steps: usize = "Parts of a step that the loss is averaged over, TRL's gradient accumulation. It decides what\nbnpo divides by, not how much memory is used."; PROMPTS, |n| (1..=1 << 16).contains(n);
+    }
 
-        "loss.type" => loss.kind: "How tokens are averaged: in each completion first, over each part, over the step, or by the\nmost there could be."; ANY, |_| true;
-        "loss.beta" => loss.beta: "Weight of the KL divergence from the reference."; AMOUNT, |x| is_amount(*x);
-        "loss.reference" => loss.reference: "What that divergence is from: the policy as training began, or the base model. They differ where an\nadapter is trained further (model.adapter): from \"base\", its earlier training is pulled back."; ANY, |_| true;
-        "loss.epsilon_low" => loss.epsilon_low: "The importance ratio is clipped below 1 - epsilon_low."; SHARE, |x| (0.0..=1.0).contains(x);
-        "loss.epsilon_high" => loss.epsilon_high: "The importance ratio is clipped above 1 + epsilon_high."; AMOUNT, |x| is_amount(*x);
-        "loss.bias_corrected_kl" => loss.bias_corrected_kl: "Multiply the KL term by the importance ratio."; ANY, |_| true;
-        "loss.num_iterations" => loss.num_iterations: "Updates on the same completions."; "a whole number from 1 to 64", |n| (1..=64).contains(n);
-        "loss.mask_truncated" => loss.mask_truncated: "Leave completions out of the loss that the length limit ended."; ANY, |_| true;
-        "loss.temperature_scaled" => loss.temperature_scaled: "Take log-probabilities at the sampling temperature."; ANY, |_| true;
-        "loss.accumulation_steps" => loss.accumulation_steps: "Parts of a step that the loss is averaged over, TRL's gradient accumulation. It decides what\nbnpo divides by, not how much memory is used."; PROMPTS, |n| (1..=1 << 16).contains(n);
+    /// AdamW and its rate.
+    "optimizer" => (optimizer) OptimizerSettings {
+        "learning_rate" => learning_rate: f64 = "AdamW's rate after the warm-up."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
+        "betas" => betas: [f64; 2] = "Decay of the mean and of the mean square of gradients."; "two numbers from 0 to below 1", |b| b.iter().all(|x| (0.0..1.0).contains(x));
+        "eps" => eps: f64 = "Added to the root of the mean square."; "a number from 1e-30 to 1", |x| (1e-30..=1.0).contains(x);
+        "weight_decay" => weight_decay: f64 = "Decoupled weight decay."; AMOUNT, |x| is_amount(*x);
+        "max_grad_norm" => max_grad_norm: f64 = "The norm of the whole gradient is clipped to this; 0: never."; AMOUNT, |x| is_amount(*x);
+        "schedule" => schedule: Shape = "The rate after the warm-up: down to 0, or unchanged."; ANY, |_| true;
+        "warmup_steps" => warmup_steps: u64 = "Steps in which the rate rises from 0."; FROM_0, |n| is_from_0(*n);
+    }
 
-        "optimizer.learning_rate" => optimizer.learning_rate: "AdamW's rate after the warm-up."; "a number above 0, up to 1", |x| *x > 0.0 && *x <= 1.0;
-        "optimizer.betas" => optimizer.betas: "Decay of the mean and of the mean square of gradients."; "two numbers from 0 to below 1", |b| b.iter().all(|x| (0.0..1.0).contains(x));
-        "optimizer.eps" => optimizer.eps: "Added to the root of the mean square."; "a number from 1e-30 to 1", |x| (1e-30..=1.0).contains(x);
-        "optimizer.weight_decay" => optimizer.weight_decay: "Decoupled weight decay."; AMOUNT, |x| is_amount(*x);
-        "optimizer.max_grad_norm" => optimizer.max_grad_norm: "The norm of the whole gradient is clipped to this; 0: never."; AMOUNT, |x| is_amount(*x);
-        "optimizer.schedule" => optimizer.schedule: "The rate after the warm-up: down to 0, or unchanged."; ANY, |_| true;
-        "optimizer.warmup_steps" => optimizer.warmup_steps: "Steps in which the rate rises from 0."; FROM_0, |n| is_from_0(*n);
+    /// The run.
+    "train" => (train) TrainSettings {
+        "steps" => steps: u64 = "Optimizer steps; 0: as many as epochs asks for."; FROM_0, |n| is_from_0(*n);
+        "epochs" => epochs: f64 = "Passes over the data, where steps is 0. A file or an assignment that gives epochs and not steps sets\nsteps to 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
+        "seed" => seed: u64 = "Decides the data's order, the completions and the adapter's first values."; SEED, |_| true;
+        "micro_batch_tokens" => micro_batch_tokens: usize = "Tokens of a packed batch at most; 0: the longest prompt and completion, at least 4096. It changes\nmemory, and the last bits of gradients; config.toml of a run has the number."; FROM_0, |n| is_from_0(*n as u64);
+        "gradient_checkpointing" => gradient_checkpointing: GradientCheckpointing = "Recompute activations in the backward pass; auto: unless training without it would fit half of the\nmemory that is free at the start. It changes no bit."; ANY, |_| true;
+        "save_every" => save_every: u64 = "Steps between two checkpoints."; COUNT, |n| is_count(*n);
+        "keep_last" => keep_last: usize = "Checkpoints that are kept, beside the best one."; COUNT, |n| is_count(*n as u64);
+        "eval_every" => eval_every: u64 = "Steps between two evaluations on held-out pairs, in both orders, the first before any step; 0: none."; FROM_0, |n| is_from_0(*n);
+        "eval_pairs" => eval_pairs: usize = "Held-out pairs of an evaluation; 0: all."; FROM_0, |n| is_from_0(*n as u64);
+        "deliver" => deliver: Deliver = "Which step's adapter becomes adapter/: of those evaluated, the one right in both orders most often; or\nthe last. Without held-out pairs it is the last."; ANY, |_| true;
+    }
+}
 
-        "train.steps" => train.steps: "Optimizer steps; 0: as many as epochs asks for."; FROM_0, |n| is_from_0(*n);
-        "train.epochs" => train.epochs: "Passes over the data, where steps is 0. A file or an assignment that gives epochs and not steps sets\nsteps to 0."; "a number from 0 to 10000", |x| (0.0..=1e4).contains(x);
-        "train.seed" => train.seed: "Decides the data's order, the completions and the adapter's first values."; SEED, |_| true;
-        "train.micro_batch_tokens" => train.micro_batch_tokens: "Tokens of a packed batch at most; 0: the longest prompt and completion, at least 4096. It changes\nmemory, and the last bits of gradients; config.toml of a run has the number."; FROM_0, |n| is_from_0(*n as u64);
-        "train.gradient_checkpointing" => train.gradient_checkpointing: "Recompute activations in the backward pass; auto: unless training without it would fit half of the\nmemory that is free at the start. It changes no bit."; ANY, |_| true;
-        "train.save_every" => train.save_every: "Steps between two checkpoints."; COUNT, |n| is_count(*n);
-        "train.keep_last" => train.keep_last: "Checkpoints that are kept, beside the best one."; COUNT, |n| is_count(*n as u64);
-        "train.eval_every" => train.eval_every: "Steps between two evaluations on held-out pairs, in both orders, the first before any step; 0: none."; FROM_0, |n| is_from_0(*n);
-        "train.eval_pairs" => train.eval_pairs: "Held-out pairs of an evaluation; 0: all."; FROM_0, |n| is_from_0(*n as u64);
-        "train.deliver" => train.deliver: "Which step's adapter becomes adapter/: of those evaluated, the one right in both orders most often; or\nthe last. Without held-out pairs it is the last."; ANY, |_| true;
+impl LoraSettings {
+    /// Shape of a new adapter.
+    pub fn adapter(&self) -> AdapterSettings {
+        let targets = Projection::ALL.into_iter().filter(|projection| {
+            let name = projection.module().rsplit('.').next().unwrap_or_default();
+            self.target_modules.iter().any(|module| module == name)
+        });
+        AdapterSettings {
+            rank: self.r,
+            alpha: self.alpha,
+            rank_stabilized: self.rslora,
+            dropout: self.dropout,
+            targets: targets.collect(),
+        }
     }
 }
 

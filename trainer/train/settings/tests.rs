@@ -1,6 +1,7 @@
 //! Round trips, the presets checked by hand, and what is refused.
 
 use super::*;
+use crate::train::grpo::loss::LossType;
 
 fn parse(text: &str) -> Settings {
     Settings::parse("c.toml", text).unwrap_or_else(|error| panic!("{error}"))
