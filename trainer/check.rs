@@ -55,7 +55,7 @@ pub struct Finding {
     pub variant: &'static str,
     /// The quantity that was compared.
     pub quantity: String,
-    /// Values compared.
+    /// Number of values compared.
     pub count: usize,
     /// Largest absolute difference; for tokens and bits the number of them that differ.
     pub error: f64,

@@ -96,7 +96,7 @@ pub struct Known {
     pub name: &'static str,
     /// The Hugging Face data set.
     pub dataset: &'static str,
-    /// The file in it.
+    /// Path of the file in the dataset.
     pub file: &'static str,
 }
 
@@ -179,7 +179,7 @@ pub enum DataError {
     /// The system said so.
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    /// No reader fits.
+    /// No reader knows the format.
     #[error("{}: not a data file this program reads ({found}); it reads .jsonl, .json, .csv, .parquet and .arrow", path.display())]
     UnknownFormat { path: PathBuf, found: String },
     /// The file is empty.

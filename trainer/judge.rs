@@ -151,7 +151,7 @@ pub struct Prompter<'a> {
     pub template: &'a Template,
     /// How that becomes a conversation with the model.
     pub chat: &'a ChatTemplate,
-    /// Text to ids.
+    /// The tokenizer: text to ids.
     pub tokenizer: &'a Tokenizer,
     /// Options of the chat template.
     pub options: RenderOptions,

@@ -230,7 +230,7 @@ impl Trainer {
         }
     }
 
-    /// Samples the completions of the next step and computes what they earn, without learning from
+    /// Samples the completions of the next step and computes their rewards, without training on
     /// them. `None` if `stop` was raised.
     pub fn sample(
         &self,

@@ -8,7 +8,7 @@ use trainer::{
     train::settings::{Choice, Preset},
 };
 
-use super::{DeviceArg, DtypeArg, WeightsArg, parse_device, parse_size, parse_step};
+use super::{DeviceArg, DtypeArg, RuntimeArgs, WeightsArg, parse_device, parse_size, parse_step};
 
 /// Where settings come from.
 #[derive(Args, Debug)]
@@ -117,21 +117,14 @@ pub(crate) struct Train {
 Example:
   j1 rollout --model ./qwen3 --data pairs.jsonl --group 8 --limit 50 --out rollouts.jsonl
 
-A line a judgement: its text, verdict, rewards, and the advantage it would have in training. The file
+One line per judgement: its text, verdict, rewards, and the advantage it would have in training. The file
 appears whole or not at all.")]
 pub(crate) struct Rollout {
     /// Checkpoint: a directory, or a Hugging Face id
     #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) model: String,
-    /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
-    pub(crate) adapter: Option<String>,
-    /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
-    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
-    pub(crate) dtype: DtypeArg,
-    /// Where weights are read; results are the same
-    #[arg(long, value_enum, default_value_t = WeightsArg::Auto, help_heading = "Model")]
-    pub(crate) weights: WeightsArg,
+    #[command(flatten)]
+    pub(crate) runtime: RuntimeArgs,
 
     /// Pairs: .jsonl, .csv or .parquet, or a known name
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
@@ -157,13 +150,6 @@ pub(crate) struct Rollout {
     /// The file to write
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) out: PathBuf,
-    /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device, help_heading = "Output")]
-    pub(crate) device: DeviceArg,
-    /// Threads; results are the same at any number [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
-          help_heading = "Output")]
-    pub(crate) threads: Option<u16>,
     /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Output")]
     pub(crate) cache_memory: Option<u64>,

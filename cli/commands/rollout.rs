@@ -1,4 +1,4 @@
-//! `j1 rollout`: judgements and what they earn, without learning from them.
+//! `j1 rollout`: judgements and their rewards, without training on them.
 
 use std::{process::ExitCode, sync::atomic::Ordering};
 
@@ -31,12 +31,12 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
     let wanted = Wanted { columns, ..Wanted::default() };
     let mut pairs = data::read_with(&data_source(&args.data)?, None, &wanted)?;
     pairs.truncate(args.limit.unwrap_or(usize::MAX));
-    let (directory, adapter) = resolve(&args.model, args.adapter.as_deref())?;
-    let device = machine::device(args.device, args.dtype, args.threads)?;
-    let precision = precision(args.dtype);
+    let (directory, adapter) = resolve(&args.model, args.runtime.adapter.as_deref())?;
+    let device = machine::device(args.runtime.device, args.runtime.dtype, args.runtime.threads)?;
+    let precision = precision(args.runtime.dtype);
     let mut language_model =
         open_language_model(&args.model, &directory, adapter.as_deref(), precision, &device)?;
-    machine::place_weights(&mut language_model.model, args.weights)?;
+    machine::place_weights(&mut language_model.model, args.runtime.weights)?;
     check_positions(&language_model, &settings)?;
     if let Some(line) = left_out_of_training(&language_model.generation) {
         note(&line);

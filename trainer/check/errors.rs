@@ -12,14 +12,14 @@ pub(super) enum Bound {
     Fixed(f64),
     /// Bound of a GPU's results with inputs rounded to bf16.
     Rounded {
-        /// In f32.
+        /// The bound in f32.
         f32: f64,
         /// What rounding the result, or what it is made of, to bf16 once may change.
         rounding: f64,
     },
     /// Bound of a GPU's results from logits.
     OfLogits {
-        /// In f32.
+        /// The bound in f32.
         f32: f64,
         /// How far it goes when every logit is off by one, at most.
         sensitivity: f64,

@@ -38,7 +38,7 @@ pub enum Field {
     Label,
     /// A part of the data set.
     Subset,
-    /// A row's name.
+    /// The id of a row.
     Id,
     /// The origin of a row.
     Source,

@@ -33,7 +33,7 @@ pub(crate) struct Row {
     pub(crate) prompt: Vec<Message>,
     /// The preferred replies: one, but for benchmarks that have several. Of unlabeled rows, the first reply.
     pub(crate) chosen: Vec<String>,
-    /// The others.
+    /// The other replies.
     pub(crate) rejected: Vec<String>,
     pub(crate) id: Option<String>,
     pub(crate) subset: Option<String>,

@@ -114,7 +114,7 @@ pub struct SubsetScore {
 /// A section's result.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SectionScore {
-    /// Which one.
+    /// The section.
     pub section: Section,
     /// The weighted mean of the accuracies of its subsets, in [0, 1].
     pub score: f64,
@@ -197,7 +197,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 pub struct Published {
     /// The model's name.
     pub model: &'static str,
-    /// In percent.
+    /// The score in percent.
     pub score: f64,
     /// How it was measured.
     pub protocol: &'static str,

@@ -53,9 +53,9 @@ pub struct Protocol {
 /// A part of the data, drawn by [`crate::data::sample`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Sample {
-    /// Rows taken.
+    /// Number of rows that were taken.
     pub rows: u64,
-    /// Rows there are.
+    /// Number of rows in the data.
     pub of: u64,
 }
 
@@ -98,7 +98,7 @@ impl Timing {
 /// A mean and how many it is the mean of.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Share {
-    /// In [0, 1].
+    /// The share, in [0, 1].
     pub share: f64,
     /// How many were counted.
     pub of: u64,
@@ -177,7 +177,7 @@ pub struct Scores {
     pub protocol: Protocol,
     /// Rows with at least one judgement.
     pub rows: u64,
-    /// Judgements.
+    /// Number of judgements.
     pub judgements: u64,
     /// RewardBench's table: subsets, sections, overall.
     pub rewardbench: Table,

@@ -52,7 +52,7 @@ pub enum AlarmKind {
 /// An alarm that goes off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alarm {
-    /// Which.
+    /// Kind of the alarm.
     pub kind: AlarmKind,
     /// The observation, and what to try.
     pub message: String,

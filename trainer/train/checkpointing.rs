@@ -13,7 +13,7 @@ use crate::train::settings::{GradientCheckpointing, Settings};
 /// Whether activations are kept, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// On or off.
+    /// The choice: on or off.
     pub choice: GradientCheckpointing,
     /// The peak of memory with it, in bytes, where it can be predicted.
     pub peak: Option<u64>,
@@ -24,7 +24,7 @@ pub struct Decision {
 /// The reason why activations are kept or recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecisionReason {
-    /// The settings.
+    /// The settings say on or off.
     Settings,
     /// Memory, which cannot be predicted here.
     Unknown(Uncountable),
@@ -34,7 +34,7 @@ pub enum DecisionReason {
         kept: u64,
         /// With activations computed again.
         recomputed: u64,
-        /// Free bytes.
+        /// Free memory in bytes.
         free: Option<u64>,
     },
     /// The same on a GPU.

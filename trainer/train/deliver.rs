@@ -21,7 +21,7 @@ pub struct Delivered {
     pub step: u64,
     /// Steps of the run.
     pub last: u64,
-    /// Why that step.
+    /// The reason for the choice of the step.
     pub why: Why,
     /// Share of held-out pairs right in both orders, by step; step 0 is before training.
     pub held_out: BTreeMap<u64, f64>,

@@ -149,7 +149,7 @@ pub struct Begun {
     pub settings: Settings,
     /// Whether config.toml was missing, so that the settings are those in run.json.
     pub restored: bool,
-    /// run.json.
+    /// Contents of run.json.
     run: Map<String, Value>,
 }
 

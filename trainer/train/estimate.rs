@@ -69,7 +69,7 @@ impl Pace {
 
 /// A run, before its next step.
 pub struct Ahead<'a> {
-    /// The run's.
+    /// Settings of the run.
     pub settings: &'a Settings,
     /// Mean length of a prompt, in tokens.
     pub prompt: f64,

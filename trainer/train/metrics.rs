@@ -38,11 +38,11 @@ pub struct RewardMetrics {
 /// Completion lengths of a step, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CompletionMetrics {
-    /// Their mean.
+    /// Mean of their lengths, in tokens.
     pub mean_length: f64,
-    /// The shortest.
+    /// Length of the shortest, in tokens.
     pub min_length: f64,
-    /// The longest.
+    /// Length of the longest, in tokens.
     pub max_length: f64,
     /// Share that the length limit ended.
     pub clipped_ratio: f64,

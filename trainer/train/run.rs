@@ -53,7 +53,7 @@ const NO_GRADIENT_STEPS: u64 = 5;
 
 /// An event of a run.
 pub enum RunEvent<'e> {
-    /// Within a step.
+    /// Progress within a step.
     Progress(StepProgress),
     /// A step is done and logged.
     Step(&'e StepReport),
@@ -63,7 +63,7 @@ pub enum RunEvent<'e> {
     Evaluated {
         /// Steps taken.
         step: u64,
-        /// How it judged.
+        /// Metrics of the evaluation.
         scores: &'e Scores,
     },
     /// A checkpoint was written.
@@ -191,7 +191,7 @@ pub fn run(
         }
         if trainer.step == 2 * NO_GRADIENT_STEPS && is_unchanged(trainer)? {
             on(RunEvent::Warning(format!(
-                "B of the adapter is no_gradient zero after {} steps: the policy is no_gradient the base model",
+                "B of the adapter is still zero after {} steps: the policy is still the base model",
                 2 * NO_GRADIENT_STEPS
             )));
         }

@@ -36,21 +36,21 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct Settings {
     /// Preset that gives the keys which a file leaves out.
     pub preset: Preset,
-    /// `[model]`
+    /// Section `[model]`.
     pub model: ModelSettings,
-    /// `[lora]`
+    /// Section `[lora]`.
     pub lora: LoraSettings,
-    /// `[data]`
+    /// Section `[data]`.
     pub data: DataSettings,
-    /// `[rollout]`
+    /// Section `[rollout]`.
     pub rollout: RolloutSettings,
-    /// `[reward]`
+    /// Section `[reward]`.
     pub reward: RewardSettings,
-    /// `[loss]`
+    /// Section `[loss]`.
     pub loss: LossSettings,
-    /// `[optimizer]`
+    /// Section `[optimizer]`.
     pub optimizer: OptimizerSettings,
-    /// `[train]`
+    /// Section `[train]`.
     pub train: TrainSettings,
 }
 

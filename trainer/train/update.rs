@@ -38,7 +38,7 @@ pub struct TrainedCompletion<'a> {
 /// A prompt and its completions.
 #[derive(Clone, Debug)]
 pub struct PromptGroup<'a> {
-    /// Token ids.
+    /// Token ids of the prompt.
     pub prompt: &'a [u32],
     /// Completions sampled from the prompt.
     pub items: Vec<TrainedCompletion<'a>>,

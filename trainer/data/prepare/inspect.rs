@@ -20,7 +20,7 @@ pub struct Lengths {
     pub mean: f64,
     /// The 50th, 90th and 99th percentile (the smallest length that this percentage of rows does not exceed).
     pub percentiles: [u32; 3],
-    /// The largest.
+    /// The largest length.
     pub max: u32,
 }
 

@@ -16,7 +16,7 @@ const NAMED: usize = 3;
 /// Rows that were dropped for one reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
     /// The first few: place, and what is wrong where the reason alone does not say it.
     pub first: Vec<String>,

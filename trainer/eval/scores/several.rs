@@ -78,7 +78,7 @@ pub struct Ties {
     pub preferred_hard: f64,
     /// Mean of the last term.
     pub margin: f64,
-    /// The sum.
+    /// Sum of the terms above.
     pub score: f64,
 }
 

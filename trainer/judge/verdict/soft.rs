@@ -67,7 +67,7 @@ fn has_scores(text: &str) -> bool {
     text.contains(char::is_numeric) || boxes_from_the_end(text).next().is_some()
 }
 
-/// Rule 3.
+/// Rule 3 of the module's list.
 fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), Reason> {
     let text = section.inside;
     let mut boxes = boxes_from_the_end(text);
@@ -103,7 +103,7 @@ fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), 
     }
 }
 
-/// Rule 4.
+/// Rule 4 of the module's list.
 fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
     let mut boxes = boxes_from_the_end(text);
     let Some(last) = boxes.next() else { return Err(missing) };

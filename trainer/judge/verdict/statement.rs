@@ -220,7 +220,7 @@ fn resolve(tokens: &[Token], place: Place, is_score: &dyn Fn(usize) -> bool) -> 
                     at = following.expect("it was found");
                     Token::Label(slot)
                 } else if may_answer {
-                    // "Response A's answer" is what it answers, not what it earns.
+                    // "Response A's answer" is what it answers, not its score.
                     Token::Unknown
                 } else if last
                     .is_some_and(|last| matches!(resolved[last], Token::Label(_) | Token::Score))

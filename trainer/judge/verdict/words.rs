@@ -26,7 +26,7 @@ pub(super) enum Token {
     /// A number; in the text around boxes it may be a label's.
     Number(Number),
     /// Words that a label's letter or number may follow: `Response`, `助手`. The second kind may speak of what a reply
-    /// answers, not of what it earns.
+    /// answers, not of its score.
     Noun,
     Answer,
     /// A noun that no letter or number follows.

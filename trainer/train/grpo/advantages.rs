@@ -35,7 +35,7 @@ const ZERO: f64 = 1e-8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
-    /// The group.
+    /// The completions of a group.
     #[default]
     Group,
     /// All completions of the step.
@@ -56,7 +56,7 @@ pub struct AdvantageSettings {
 /// One reward of every completion of the step, and its weight in the sum.
 #[derive(Clone, Copy, Debug)]
 pub struct Weighted<'a> {
-    /// c_k.
+    /// The weight c_k.
     pub weight: f64,
     /// r_k, one value per completion.
     pub values: &'a [f64],

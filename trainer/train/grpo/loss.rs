@@ -293,7 +293,7 @@ impl Sums {
 /// A step's loss and its statistics, over the completions that were looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossMetrics {
-    /// `loss`.
+    /// The metric `loss`.
     pub loss: f64,
     /// `kl`; `None` without a reference.
     pub kl: Option<f64>,

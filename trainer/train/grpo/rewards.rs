@@ -11,12 +11,12 @@
 //!                  (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13)
 //! ```
 //!
-//! A tie, or a judgement without a verdict, is not right: it earns what a wrong one does.
+//! A tie, or a judgement without a verdict, is not right: it has the reward of a wrong one.
 //!
 //! A pair's two orders are two prompts, so two groups of samples in the same step. J1 pairs sample i of one with sample i
 //! of the other and asks that both are right. Samples are exchangeable, so that any pairing is chance: the mean over all
 //! pairings, which is the other order's share, has the same expectation and less variance, and no right verdict
-//! earns nothing because of whom it met. A judge that always favors one slot still earns nothing.
+//! has reward 0 because of its partner. A judge that always favors one slot still has reward 0.
 
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +58,7 @@ impl Rollout<'_> {
 pub enum Reward {
     /// How much of the form was kept.
     Format,
-    /// Right is 1.
+    /// 1 for a right verdict.
     Verdict {
         /// Reward of a wrong verdict, a tie or none: 0, or SPCT's -1.
         wrong: f64,
@@ -146,7 +146,7 @@ fn other_order<'a, 'b>(rollouts: &'a [Rollout<'b>], i: usize) -> &'a [Rollout<'b
 /// A reward and how much it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Which.
+    /// Kind of the reward.
     pub reward: Reward,
     /// c_k of the weighted sum.
     pub weight: f64,

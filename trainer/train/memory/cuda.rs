@@ -120,7 +120,7 @@ impl CudaMemory {
         self.model.bytes() + self.pass(recompute).peak
     }
 
-    /// The peak.
+    /// Peak of the run, in bytes.
     pub fn total(&self, recompute: bool) -> u64 {
         self.training(recompute).max(self.model.bytes() + self.generation + self.cache)
     }

@@ -119,7 +119,7 @@ choices! {
     Deliver {
         /// The best on held-out pairs, where there are any.
         Best = "best",
-        /// The last.
+        /// The last step.
         Last = "last",
     }
     /// Whether activations are recomputed in the backward pass.
