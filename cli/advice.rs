@@ -161,10 +161,10 @@ fn chat(error: &ChatError) -> Option<String> {
     })
 }
 
-fn generation(error: &generate::Error) -> Option<String> {
+fn generation(error: &generate::GenerateError) -> Option<String> {
     match error {
-        generate::Error::TooLong { .. } => Some("lower --max-new-tokens".to_owned()),
-        generate::Error::CacheTooSmall { .. } => {
+        generate::GenerateError::TooLong { .. } => Some("lower --max-new-tokens".to_owned()),
+        generate::GenerateError::CacheTooSmall { .. } => {
             Some("raise --cache-memory, or lower --max-new-tokens".to_owned())
         }
         _ => None,
@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_source_is_found_below_other_errors() {
-        let full = generate::Error::CacheTooSmall { tokens: 9, needed_bytes: 2, cache_bytes: 1 };
+        let full =
+            generate::GenerateError::CacheTooSmall { tokens: 9, needed_bytes: 2, cache_bytes: 1 };
         let error = RolloutError::Generate { prompt: 3, source: full };
         let source = Box::new(SampleError::from(error));
         let error = StepError::Sample { step: 1, source };

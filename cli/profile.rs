@@ -2,7 +2,7 @@
 //! when it is whole: at the end of the command, whether that worked or not, on a panic, on Ctrl-C and on
 //! termination. A process that is killed leaves FILE.partial, which lacks its end; the next run replaces it.
 
-use engine::error::is_disk_full;
+use engine::{error::is_disk_full, files::Staged};
 use std::{
     ffi::OsString,
     fmt,
@@ -160,16 +160,13 @@ impl Recording {
     /// Gives a whole profile its name, and takes away one that is not.
     fn complete(self, written: io::Result<u64>) -> Result<u64, ProfileError> {
         let Recording { path, partial, file } = self;
-        let renamed = written.and_then(|slices| {
+        let staged = Staged::new(partial, path.clone());
+        let placed = written.and_then(|slices| {
             file.sync_all()?;
-            fs::rename(&partial, &path)?;
+            staged.place()?;
             Ok(slices)
         });
-        renamed.map_err(|source| {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&partial);
-            ProfileError::Write { path, source }
-        })
+        placed.map_err(|source| ProfileError::Write { path, source })
     }
 }
 

@@ -36,6 +36,7 @@ mod together;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -45,7 +46,6 @@ pub use crate::data::Reason;
 pub use error::PrepareError;
 pub use inspect::{Inspection, Lengths, inspect};
 use overlap::Benchmark;
-use staged::Staged;
 pub use survey::Dropped;
 use survey::Survey;
 pub use together::{check_together, shared_prompts};
@@ -168,7 +168,7 @@ fn write(
 ) -> Result<PrepareReport, PrepareError> {
     let _lock = staged::lock(out)?;
     staged::remove_leftovers(out)?;
-    let mut files = [Staged::create(&out.join(TRAIN))?, Staged::create(&out.join(HELD_OUT))?];
+    let mut files = [staged::create(&out.join(TRAIN))?, staged::create(&out.join(HELD_OUT))?];
     let mut sources: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut number = 0;
     data::visit(input, None, &wanted(options), |at, _, row| {
@@ -184,14 +184,16 @@ fn write(
         }
         let side = usize::from(is_held_out(options, row.prompt_id()));
         sources.entry(row.origin().to_owned()).or_default()[side] += 1;
-        files[side].line(&row.line())
+        files[side]
+            .write_all(&row.line())
+            .map_err(|source| PrepareError::io("write", &out.join([TRAIN, HELD_OUT][side]), source))
     })?;
     if number != survey.rows() {
         let place = format!("row {number}");
         return Err(PrepareError::Changed { path: input.path().to_owned(), place });
     }
     for file in &mut files {
-        file.finish()?;
+        file.finish().map_err(|source| PrepareError::io("write", file.path(), source))?;
     }
     let mut report = PrepareReport {
         rows: survey.rows(),
@@ -200,18 +202,21 @@ fn write(
         sources,
         json: Value::Null,
     };
-    let prints = [files[0].fingerprint()?, files[1].fingerprint()?];
+    let prints = [staged::fingerprint(&files[0])?, staged::fingerprint(&files[1])?];
     report.json = to_json(input, print, options, &report, &prints)?;
     let settings = out.join(SETTINGS);
+    // A file that cannot be compared is another one.
+    let same = files.each_mut().map(|file| file.is_there().unwrap_or(false));
+    let is_other = |side: &usize| !same[*side] && files[*side].path().exists();
     if !settings.exists()
-        && let Some(file) = files.iter().find(|file| file.would_replace())
+        && let Some(file) = (0..files.len()).find(is_other).map(|side| &files[side])
     {
         return Err(PrepareError::Foreign { path: file.path().to_owned() });
     }
     if stop.load(Ordering::Relaxed) {
         return Err(PrepareError::Interrupted);
     }
-    if files.iter().any(|file| !file.is_there()) {
+    if same.contains(&false) {
         let marker = json!({
             "j1": env!("CARGO_PKG_VERSION"),
             UNFINISHED: "the files beside this one are being replaced; if no j1 data prepare is at work, it was \
@@ -219,7 +224,8 @@ fn write(
         });
         write_whole(&settings, format!("{marker:#}\n").as_bytes())?;
         for file in files {
-            file.commit()?;
+            let path = file.path().to_owned();
+            file.place().map_err(|source| PrepareError::io("write", &path, source))?;
         }
     }
     write_whole(&settings, format!("{:#}\n", report.json).as_bytes())?;

@@ -18,6 +18,7 @@ use std::{
 
 use engine::{
     checkpoint::adapter::{Adapter, AdapterError},
+    files::Staged,
     optimizer::{StateError, first_not_finite},
     tensor::device::DeviceError,
 };
@@ -27,10 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::Trainer;
 use crate::{
     data::fingerprint,
-    eval::results::{
-        ResultsError,
-        files::{sync_directory, write_whole},
-    },
+    eval::results::{ResultsError, files::write_whole},
 };
 
 const STATE: &str = "state.json";
@@ -155,19 +153,12 @@ pub fn save(
     if temporary.exists() {
         fs::remove_dir_all(&temporary).map_err(io_error("remove", &temporary))?;
     }
-    let written = write(trainer, adapter, &temporary, best).and_then(|()| {
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(io_error("replace", &path))?;
-        }
-        fs::rename(&temporary, &path)
-            .and_then(|()| sync_directory(&path))
-            .map_err(io_error("write", &path))
-    });
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_dir_all(&temporary);
+    let staged = Staged::new(temporary, path.clone());
+    write(trainer, adapter, staged.temporary(), best)?;
+    if path.exists() {
+        fs::remove_dir_all(&path).map_err(io_error("replace", &path))?;
     }
-    written
+    staged.place().map_err(io_error("write", &path))
 }
 
 fn write(

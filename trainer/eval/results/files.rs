@@ -2,79 +2,33 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use engine::files::{StagedFile, sync_parent};
 
 use super::ResultsError;
 
-/// Writes a file whole: a temporary file in the same directory, fsync, rename, fsync of the directory. On
-/// an error the file is what it was before, and nothing else is left. A file that already holds these
-/// bytes is left alone.
+/// Writes a file whole or not at all. A file that already holds these bytes is left alone.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     replace(path, |file| file.write_all(bytes)).map(drop)
 }
 
-/// As [`write_whole`], for what should not be built in memory. Says whether the file was replaced.
+/// As [`write_whole`], for bytes that should not be built in memory. Says whether the file was replaced.
 pub(super) fn replace(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    write: impl FnOnce(&mut StagedFile) -> io::Result<()>,
 ) -> Result<bool, ResultsError> {
-    let temporary = temporary(path);
-    let done = write_temporary(path, &temporary, write);
-    if done.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-    }
-    done.map_err(|source| ResultsError::io("write", path, source))
-}
-
-fn write_temporary(
-    path: &Path,
-    temporary: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<bool> {
-    let file =
-        File::options().read(true).write(true).create(true).truncate(true).open(temporary)?;
-    let mut writer = BufWriter::with_capacity(1 << 16, file);
-    write(&mut writer)?;
-    let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-    if equal(path, &mut file)? {
-        fs::remove_file(temporary)?;
-        return Ok(false);
-    }
-    file.sync_all()?;
-    fs::rename(temporary, path)?;
-    sync_directory(path)?;
-    Ok(true)
-}
-
-/// Makes what was renamed or created in a file's directory last.
-pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// Whether the file at `path` is there and holds the same bytes as `other`.
-fn equal(path: &Path, other: &mut File) -> io::Result<bool> {
-    let Ok(file) = File::open(path) else { return Ok(false) };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() != other.metadata()?.len() {
-        return Ok(false);
-    }
-    other.rewind()?;
-    let mut bytes = BufReader::new(other).bytes();
-    for byte in BufReader::new(file).bytes() {
-        if Some(byte?) != bytes.next().transpose()? {
-            return Ok(false);
+    let replaced = || {
+        let mut file = StagedFile::create(path)?;
+        write(&mut file)?;
+        let differs = !file.is_there()?;
+        if differs {
+            file.place()?;
         }
-    }
-    Ok(true)
-}
-
-/// Where a file is prepared. The process is named because not all writers hold a lock.
-pub(crate) fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+        Ok(differs)
+    };
+    replaced().map_err(|source| ResultsError::io("write", path, source))
 }
 
 /// The files of a run.
@@ -153,7 +107,7 @@ impl Journal {
             file.set_len(length).map_err(io)?;
         }
         file.sync_all().map_err(io)?;
-        sync_directory(path).map_err(io)?;
+        sync_parent(path).map_err(io)?;
         Ok(Journal { path: path.to_owned(), file, length, torn: false })
     }
 
@@ -180,6 +134,8 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use engine::files::temporary;
+
     use super::*;
 
     #[test]
