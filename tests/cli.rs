@@ -485,6 +485,24 @@ fn an_instruction_set_that_does_not_exist_is_an_error() {
     }
 }
 
+/// Starts j1 and interrupts it as soon as it is `ready`, before its end. It must say `says`.
+#[cfg(unix)]
+pub(crate) fn interrupted(args: &[&str], ready: impl Fn() -> bool, says: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_j1"));
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    while !ready() {
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(child.try_wait().unwrap(), None, "ended before it was interrupted");
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains(says) && output.stdout.is_empty(), "{stderr}");
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_keeps_what_is_done_and_the_run_goes_on_later() {
@@ -494,24 +512,11 @@ fn ctrl_c_keeps_what_is_done_and_the_run_goes_on_later() {
     let (whole, stopped) = (out("whole"), out("stopped"));
     stdout(&j1(&eval_args(&model, &data, &whole, &[])));
 
-    let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
-        .args(eval_args(&model, &data, &stopped, &["--batch", "1", "--threads", "1"]))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let args = eval_args(&model, &data, &stopped, &["--batch", "1", "--threads", "1"]);
     // Once something is judged, and long before all is.
     let outputs = Path::new(&stopped).join("outputs.jsonl");
-    while !fs::read(&outputs).is_ok_and(|bytes| !bytes.is_empty()) {
-        std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(child.try_wait().unwrap(), None, "ended before it was interrupted");
-    }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("same command again"), "{stderr}");
+    let ready = || fs::read(&outputs).is_ok_and(|bytes| !bytes.is_empty());
+    interrupted(&args, ready, "same command again");
     let kept = fs::read_to_string(&outputs).unwrap().lines().count();
     assert!((1..24).contains(&kept), "{kept} judgements");
 

@@ -89,30 +89,15 @@ fn wrong_usage_is_explained() {
 fn ctrl_c_leaves_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let input = scratch.path().join("pairs.jsonl");
-    let line = |n: usize| {
-        format!("{{\"prompt\":\"What is {n}?\",\"chosen\":\"{n}\",\"rejected\":\"no\"}}\n")
-    };
-    fs::write(&input, (0..100_000).map(line).collect::<String>()).unwrap();
+    fs::write(&input, pairs(100_000)).unwrap();
     let out = scratch.path().join("out");
-    let child = Command::new(env!("CARGO_BIN_EXE_j1"))
-        .args(["data", "prepare"])
-        .arg(&input)
-        .arg("--out")
-        .arg(&out)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let [input, to] = [&input, &out].map(|path| path.display().to_string());
     // Once the files have been begun, and long before all is written.
-    while !out.exists() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("nothing was written"), "{stderr}");
+    crate::cli::interrupted(
+        &["data", "prepare", &input, "--out", &to],
+        || out.exists(),
+        "nothing was written",
+    );
     assert!(!out.exists());
 }
 

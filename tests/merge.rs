@@ -1,11 +1,6 @@
 //! `j1 merge`: its results go through `j1 check` as models of their own, and it can be stopped.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, path::Path};
 
 use engine::checkpoint::{
     adapter::{Adapter, AdapterSettings, Projection},
@@ -13,7 +8,7 @@ use engine::checkpoint::{
 };
 use serde_json::Value;
 
-use crate::cli::{fails, j1, stdout};
+use crate::cli::{fails, interrupted, j1, stdout};
 
 fn golden(case: &str, part: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case).join(part);
@@ -124,23 +119,10 @@ fn ctrl_c_leaves_nothing_behind() {
     let text = |name: &str| path(name).display().to_string();
     large_model(&path("model"));
     adapter_of_rank(256, &path("model"), &path("adapter")); // seconds of work
-    let mut child = Command::new(env!("CARGO_BIN_EXE_j1"))
-        .args(["merge", "--model", &text("model"), "--adapter", &text("adapter")])
-        .args(["--out", &text("out")])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    while !path("out.partial/model.safetensors").exists() {
-        std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(child.try_wait().unwrap(), None, "ended before it was interrupted");
-    }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("nothing was written") && output.stdout.is_empty(), "{stderr}");
+    let (model, adapter, out) = (text("model"), text("adapter"), text("out"));
+    let args = ["merge", "--model", &model, "--adapter", &adapter, "--out", &out];
+    let ready = || path("out.partial/model.safetensors").exists();
+    crate::cli::interrupted(&args, ready, "nothing was written");
     let mut left: Vec<_> =
         fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();

@@ -56,6 +56,30 @@ fn weights(kind: LossType, max_len: usize, parts: &[usize], lens: &[usize]) -> V
     token_weights(kind, max_len, parts, &counted.collect::<Vec<_>>())
 }
 
+/// The sums over all completions, and each one's derivative by its log-probabilities: of the policy, of the one that
+/// sampled, of the reference.
+fn losses(
+    settings: &LossTerms,
+    (new, old, reference): (&[&[f32]], Option<&[&[f32]]>, &[&[f32]]),
+    advantages: &[f32],
+    weights: &[f64],
+) -> (Sums, Vec<Vec<f32>>) {
+    let mut sums = Sums::default();
+    let derivative = |i: usize| {
+        let completion = LossInputs {
+            log_probs: new[i],
+            old: old.map(|old| old[i]),
+            reference: Some(reference[i]),
+            advantage: advantages[i],
+        };
+        let mut d = vec![f32::NAN; new[i].len()];
+        sums.add(&completion_loss(settings, &completion, weights[i], &mut d));
+        d
+    };
+    let derivatives = (0..new.len()).map(derivative).collect();
+    (sums, derivatives)
+}
+
 #[test]
 fn losses_and_derivatives_are_pytorchs() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
@@ -80,16 +104,10 @@ fn losses_and_derivatives_are_pytorchs() {
         };
         let weights = weights(kind(kind_name), max_len, &parts, &lens);
         let d_new = rows(&tensors[&format!("{case}.d_new")], &lens);
-        let mut sums = Sums::default();
-        for i in 0..lens.len() {
-            let completion = LossInputs {
-                log_probs: new[i],
-                old: (policy == "off").then_some(old[i]),
-                reference: Some(reference[i]),
-                advantage: tensors["advantages"][i],
-            };
-            let mut d = vec![f32::NAN; lens[i]];
-            sums.add(&completion_loss(&settings, &completion, weights[i], &mut d));
+        let old = (policy == "off").then_some(&old[..]);
+        let (sums, d) =
+            losses(&settings, (&new, old, &reference), &tensors["advantages"], &weights);
+        for (i, d) in d.iter().enumerate() {
             for (t, (got, want)) in d.iter().zip(d_new[i]).enumerate() {
                 // Both are f64 rounded to f32 once.
                 let bound = want.abs() * f32::EPSILON + 1e-12;
@@ -133,17 +151,8 @@ fn the_shared_dumps_losses_are_pytorchs() {
             kinds.extend((kind_name == "bnpo").then_some(LossType::Dapo));
             for kind in kinds {
                 let weights = weights(kind, max_len, &[lens.len()], &lens);
-                let mut sums = Sums::default();
-                for i in 0..lens.len() {
-                    let completion = LossInputs {
-                        log_probs: new[i],
-                        old: (policy == "off").then_some(old[i]),
-                        reference: Some(reference[i]),
-                        advantage: advantages[i],
-                    };
-                    let mut d = vec![0.0; lens[i]];
-                    sums.add(&completion_loss(&settings, &completion, weights[i], &mut d));
-                }
+                let old = (policy == "off").then_some(&old[..]);
+                let (sums, _) = losses(&settings, (&new, old, &reference), advantages, &weights);
                 let want = golden["loss"].as_f64().unwrap();
                 // The dump is f32, of about thirty terms of size 1.
                 assert!((sums.loss - want).abs() < 1e-6, "{name}: {} for {want}", sums.loss);
