@@ -8,7 +8,7 @@ use engine::checkpoint::{
 };
 use serde_json::Value;
 
-use crate::cli::{fails, interrupted, j1, stdout};
+use crate::cli::{fails, j1, stdout};
 
 fn golden(case: &str, part: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case).join(part);
