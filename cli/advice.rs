@@ -24,7 +24,7 @@ pub(crate) fn advice(error: &(dyn Error + 'static)) -> Option<String> {
 
 fn of(error: &(dyn Error + 'static)) -> Option<String> {
     fn cast<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
-        error.downcast_ref().or_else(|| error.downcast_ref().map(|boxed: &Box<E>| &**boxed))
+        error.downcast_ref().or_else(|| error.downcast_ref::<Box<E>>().map(Box::as_ref))
     }
     None.or_else(|| directory(cast(error)?))
         .or_else(|| results(cast(error)?))

@@ -56,11 +56,14 @@ fn weights(kind: LossType, max_len: usize, parts: &[usize], lens: &[usize]) -> V
     token_weights(kind, max_len, parts, &counted.collect::<Vec<_>>())
 }
 
+/// One slice per completion.
+type Rows<'a> = &'a [&'a [f32]];
+
 /// The sums over all completions, and each one's derivative by its log-probabilities: of the policy, of the one that
 /// sampled, of the reference.
 fn losses(
     settings: &LossTerms,
-    (new, old, reference): (&[&[f32]], Option<&[&[f32]]>, &[&[f32]]),
+    (new, old, reference): (Rows, Option<Rows>, Rows),
     advantages: &[f32],
     weights: &[f64],
 ) -> (Sums, Vec<Vec<f32>>) {
