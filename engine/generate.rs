@@ -14,7 +14,8 @@
 //!
 //! # let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/qwen3-tied/model");
 //! let LanguageModel { model, tokenizer, generation, .. } = LanguageModel::open(directory)?;
-//! let options = GeneratorOptions { max_batch: 8, prefill_rows: GeneratorOptions::PREFILL_ROWS, cache_bytes: 64 << 20 };
+//! let prefill_rows = GeneratorOptions::PREFILL_ROWS;
+//! let options = GeneratorOptions { max_batch: 8, prefill_rows, cache_bytes: 64 << 20 };
 //! let mut generator = Generator::new(&model, &generation.eos_token_ids, options)?;
 //! // Three samples of one prompt, which is computed once.
 //! generator.submit(Request {

@@ -6,12 +6,13 @@
 //! PyTorch would write NaN into every parameter.
 //!
 //! ```
-//! use engine::optimizer::{AdamW, StepOutcome, Parameter, AdamWSettings};
+//! use engine::optimizer::{AdamW, AdamWSettings, Parameter, StepOutcome};
 //! use engine::tensor::device::Cpu;
 //!
 //! // (w − 3)² has its minimum at 3, and the gradient 2·(w − 3).
 //! let (cpu, mut w) = (Cpu::new(1), [0.0]);
-//! let mut adamw = AdamW::new(AdamWSettings { max_norm: Some(1.0), ..AdamWSettings::default() }, [("w", 1)]);
+//! let settings = AdamWSettings { max_norm: Some(1.0), ..AdamWSettings::default() };
+//! let mut adamw = AdamW::new(settings, [("w", 1)]);
 //! for _ in 0..300 {
 //!     let gradient = [2.0 * (w[0] - 3.0)];
 //!     let mut parameters = [Parameter { name: "w", values: &mut w, gradient: &gradient }];
