@@ -146,7 +146,7 @@ impl StepError {
 
 impl Trainer {
     /// A trainer at step 0. The model's adapter is what is trained; `pairs` have prompts that fit (see
-    /// [`prompts::length_filter`]).
+    /// `prompts::length_filter`).
     ///
     /// # Panics
     /// If there are no pairs, or the model has no adapter.
