@@ -57,7 +57,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use layout::Layout;
 pub use layout::{Columns, Field};
-pub use reason::Reason;
+pub use reason::DropReason;
 pub(crate) use reason::Refusal;
 pub(crate) use rows::{Place, Row};
 pub use sample::{row_count, sample};

@@ -86,7 +86,7 @@ fn prepared(report: &PrepareReport, options: &PrepareOptions) -> String {
 fn dropped(
     all: usize,
     reasons: &std::collections::BTreeMap<
-        trainer::data::prepare::Reason,
+        trainer::data::prepare::DropReason,
         trainer::data::prepare::Dropped,
     >,
     what: &str,

@@ -1,4 +1,4 @@
-//! The memory of a training run: `j1 info --train`, and what `train.gradient_checkpointing = "auto"` means.
+//! `j1 info --train`: the memory of a training run.
 
 mod cuda;
 
@@ -14,10 +14,9 @@ use engine::{
 use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use trainer::train::{
-    checkpointing::{Decision, DecisionReason},
     memory::{RunMemory, RunShape, weights_bytes},
     session::tokenizer_bytes,
-    settings::{Choice, GradientCheckpointing, Settings},
+    settings::{Choice, Settings},
 };
 
 use crate::{
@@ -25,7 +24,7 @@ use crate::{
     args::{Info, ShapeArg},
     commands::train::base_settings,
     machine,
-    output::{bytes, note},
+    output::bytes,
     session::precision,
 };
 
@@ -164,33 +163,4 @@ fn report(name: &str, memory: &RunMemory) -> Value {
         "recomputed": pass(&memory.recomputed, true),
         "kept": pass(&memory.kept, false),
     })
-}
-
-/// Says whether activations are kept, and why, where it was decided here.
-pub(crate) fn announce(decision: &Decision) {
-    let Decision { choice, reason, .. } = *decision;
-    let name = choice.name();
-    let says = |[kept, recomputed]: [u64; 2], why: &str| {
-        note(&format!(
-            "gradient checkpointing {name}: a peak of {} without it {why} ({} with it)",
-            bytes(kept),
-            bytes(recomputed)
-        ));
-    };
-    let fits = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
-    match reason {
-        DecisionReason::Settings => (),
-        DecisionReason::Unknown(why) => note(&format!("gradient checkpointing {name}: {why}")),
-        DecisionReason::Memory { kept, recomputed, free: Some(free) } => {
-            let why = format!("{fits} half of the {} that are free", bytes(free));
-            says([kept, recomputed], &why);
-        }
-        DecisionReason::Memory { kept, recomputed, free: None } => {
-            says([kept, recomputed], "may not fit: free memory is unknown");
-        }
-        DecisionReason::Gpu { kept, recomputed, usable } => {
-            let why = format!("{fits} the GPU, of which {} are this run's", bytes(usable));
-            says([kept, recomputed], &why);
-        }
-    }
 }

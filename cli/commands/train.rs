@@ -29,7 +29,6 @@ use crate::{
     Failure,
     advice::typed,
     args::{PresetArg, SettingsArgs, Train, WeightsArg},
-    commands::memory,
     interrupt, machine,
     output::{note, print},
     sampling::left_out_of_training,
@@ -243,7 +242,7 @@ fn train(args: &Train) -> Result<RunStatus, Failure> {
     if let Some(line) = left_out_of_training(&trainer.language_model().generation) {
         note(&line);
     }
-    memory::announce(&session.checkpointing);
+    plan::announce(&session.checkpointing);
     let ahead = Ahead {
         settings: trainer.settings(),
         prompt: session.mean_prompt,

@@ -19,7 +19,7 @@ use array::{Batch, Budget, Dictionaries};
 use flatbuffer::{Problem, Table};
 use schema::Column;
 
-use super::reason::{Reason, Refusal};
+use super::reason::{DropReason, Refusal};
 use super::rows::Place;
 use super::source::Part;
 use super::{DataError, Layouts, Values};
@@ -78,7 +78,7 @@ pub(super) fn visit<E: From<DataError>>(
                     Ok(_) => {}
                     Err(problem) if problem.contains("UTF-8") => {
                         let detail = format!("{name}: {problem}");
-                        values = Err(Refusal::new(Reason::Malformed, detail));
+                        values = Err(Refusal::new(DropReason::Malformed, detail));
                     }
                     Err(problem) => return Err(damaged(problem).into()),
                 }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use serde_json::{Map, Value};
 
 use super::json::{self, Fields};
-use super::reason::{Reason, Refusal};
+use super::reason::{DropReason, Refusal};
 use super::rows::Place;
 use super::source::Part;
 use super::{DataError, Layouts, Values};
@@ -39,7 +39,7 @@ pub(super) fn visit<E: From<DataError>>(
                         Ok(value) => value,
                         Err(problem) => {
                             let refusal =
-                                Refusal::new(Reason::Malformed, format!("{name}: {problem}"));
+                                Refusal::new(DropReason::Malformed, format!("{name}: {problem}"));
                             return (names, Err(refusal));
                         }
                     },

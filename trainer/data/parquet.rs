@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use super::layout::Layout;
 use super::pages::{Budget, check_column};
-use super::reason::{Reason, Refusal};
+use super::reason::{DropReason, Refusal};
 use super::rows::Place;
 use super::source::Part;
 use super::thrift::{Cursor, Problem, Wire};
@@ -198,7 +198,7 @@ fn read_rows<E: From<DataError>>(
             }
             values
         });
-        let values = values.map_err(|problem| Refusal::new(Reason::Malformed, problem));
+        let values = values.map_err(|problem| Refusal::new(DropReason::Malformed, problem));
         each(Place::Row(number), Values { names: names.clone(), values })?;
     }
     Ok(())

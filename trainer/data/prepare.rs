@@ -12,7 +12,7 @@
 //! split a pair falls on is a hash of the seed and of its **prompt**: it does not depend on the other rows,
 //! and pairs about one prompt are never on both sides, where one would leak into the other.
 //!
-//! A row that cannot teach is dropped and counted by its [`Reason`]. Two rows that say the opposite of each
+//! A row that cannot teach is dropped and counted by its [`DropReason`]. Two rows that say the opposite of each
 //! other are both dropped: nothing tells which of them is right, and so the outcome does not depend on the
 //! order of the file.
 //!
@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-pub use crate::data::Reason;
+pub use crate::data::DropReason;
 pub use error::PrepareError;
 pub use inspect::{Inspection, Lengths, inspect};
 use overlap::Benchmark;
@@ -108,7 +108,7 @@ pub struct PrepareReport {
     /// Rows of the input.
     pub rows: usize,
     /// Rows that were not written.
-    pub dropped: BTreeMap<Reason, Dropped>,
+    pub dropped: BTreeMap<DropReason, Dropped>,
     /// Rows that overlap with a benchmark, dropped or not.
     pub overlap: usize,
     /// Rows written to `train.jsonl` and `held_out.jsonl`, by source.

@@ -2,7 +2,7 @@
 
 /// Why a row is not used. Reading refuses some, [`crate::data::prepare`] drops all of them and counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
+pub enum DropReason {
     /// A column is missing or holds neither text nor messages.
     Malformed,
     /// A turn is neither system, user, assistant nor tool.
@@ -29,40 +29,42 @@ pub enum Reason {
     Contradiction,
 }
 
-impl Reason {
+impl DropReason {
     /// Its name in files.
     pub fn name(self) -> &'static str {
         match self {
-            Reason::Malformed => "malformed",
-            Reason::UnknownRole => "unknown-role",
-            Reason::NoReply => "no-assistant-reply",
-            Reason::PromptsDiffer => "prompts-differ",
-            Reason::NoQuestion => "no-question",
-            Reason::EmptyReply => "empty-reply",
-            Reason::EqualReplies => "equal-replies",
-            Reason::NoPreference => "no-preference",
-            Reason::TooLong => "too-long",
-            Reason::Overlap => "overlap",
-            Reason::Duplicate => "duplicate",
-            Reason::Contradiction => "contradiction",
+            DropReason::Malformed => "malformed",
+            DropReason::UnknownRole => "unknown-role",
+            DropReason::NoReply => "no-assistant-reply",
+            DropReason::PromptsDiffer => "prompts-differ",
+            DropReason::NoQuestion => "no-question",
+            DropReason::EmptyReply => "empty-reply",
+            DropReason::EqualReplies => "equal-replies",
+            DropReason::NoPreference => "no-preference",
+            DropReason::TooLong => "too-long",
+            DropReason::Overlap => "overlap",
+            DropReason::Duplicate => "duplicate",
+            DropReason::Contradiction => "contradiction",
         }
     }
 
     /// The same in words.
     pub fn explanation(self) -> &'static str {
         match self {
-            Reason::Malformed => "a column is missing or holds neither text nor messages",
-            Reason::UnknownRole => "a turn is neither system, user, assistant nor tool",
-            Reason::NoReply => "a conversation does not end with the assistant's turn",
-            Reason::PromptsDiffer => "prompt, chosen and rejected do not share their conversation",
-            Reason::NoQuestion => "the prompt does not end with a user's turn, or it is empty",
-            Reason::EmptyReply => "a reply is empty",
-            Reason::EqualReplies => "both replies are the same",
-            Reason::NoPreference => "the label prefers neither reply",
-            Reason::TooLong => "more characters than are allowed",
-            Reason::Overlap => "the prompt stands in an excluded benchmark",
-            Reason::Duplicate => "the same as an earlier row",
-            Reason::Contradiction => "another row prefers the other reply",
+            DropReason::Malformed => "a column is missing or holds neither text nor messages",
+            DropReason::UnknownRole => "a turn is neither system, user, assistant nor tool",
+            DropReason::NoReply => "a conversation does not end with the assistant's turn",
+            DropReason::PromptsDiffer => {
+                "prompt, chosen and rejected do not share their conversation"
+            }
+            DropReason::NoQuestion => "the prompt does not end with a user's turn, or it is empty",
+            DropReason::EmptyReply => "a reply is empty",
+            DropReason::EqualReplies => "both replies are the same",
+            DropReason::NoPreference => "the label prefers neither reply",
+            DropReason::TooLong => "more characters than are allowed",
+            DropReason::Overlap => "the prompt stands in an excluded benchmark",
+            DropReason::Duplicate => "the same as an earlier row",
+            DropReason::Contradiction => "another row prefers the other reply",
         }
     }
 }
@@ -70,20 +72,20 @@ impl Reason {
 /// The reason why a row was refused, and details where there are any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    pub(crate) reason: Reason,
+    pub(crate) reason: DropReason,
     pub(crate) detail: String,
     /// The column that the row would need and does not have.
     pub(crate) missing: Option<&'static str>,
 }
 
 impl Refusal {
-    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Refusal {
+    pub(crate) fn new(reason: DropReason, detail: impl Into<String>) -> Refusal {
         Refusal { reason, detail: detail.into(), missing: None }
     }
 
     pub(crate) fn missing(column: &'static str) -> Refusal {
         let detail = format!("there is no {column}");
-        Refusal { reason: Reason::Malformed, detail, missing: Some(column) }
+        Refusal { reason: DropReason::Malformed, detail, missing: Some(column) }
     }
 
     /// The refusal as an error message.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::conversation::{Turn, Turns, human_assistant, is_list_of_texts, kind, turns};
 use super::layout::{Field, Layout};
-use super::reason::{Reason, Refusal};
+use super::reason::{DropReason, Refusal};
 use super::{Candidates, Message, Pair, Replies};
 
 /// The place of a row in its file.
@@ -68,7 +68,7 @@ impl Row {
 }
 
 fn malformed(detail: impl Into<String>) -> Refusal {
-    Refusal::new(Reason::Malformed, detail)
+    Refusal::new(DropReason::Malformed, detail)
 }
 
 /// The values of a row by their columns.
@@ -239,7 +239,7 @@ fn split(
     let shared = first.iter().zip(&second).take_while(|(a, b)| a == b).count();
     let reply = |name: &String, turns: &mut Vec<Turn>| match turns.pop() {
         Some(last) if last.role != "assistant" => Err(Refusal::new(
-            Reason::NoReply,
+            DropReason::NoReply,
             format!(
                 "the last turn of {name} is of {:?}, not the assistant's reply",
                 short(&last.role)
@@ -247,7 +247,7 @@ fn split(
         )),
         Some(Turn { content: Some(content), .. }) => Ok(content),
         _ => Err(Refusal::new(
-            Reason::EmptyReply,
+            DropReason::EmptyReply,
             format!("the last turn of {name} has no text (does it only call a tool?)"),
         )),
     };
@@ -255,7 +255,7 @@ fn split(
     if first != second {
         let [a, b] = names;
         return Err(Refusal::new(
-            Reason::PromptsDiffer,
+            DropReason::PromptsDiffer,
             format!(
                 "{a} ({} turns) and {b} ({} turns) must differ in their last turn only; they share {shared}",
                 lengths[0], lengths[1]
@@ -273,7 +273,7 @@ fn short(text: &str) -> String {
 fn joined(name: &str, prompt: Turns, shared: Vec<Turn>) -> Result<Vec<Turn>, Refusal> {
     let differ = |what: &str| {
         Err(Refusal::new(
-            Reason::PromptsDiffer,
+            DropReason::PromptsDiffer,
             format!(
                 "{name} {what} the turns that both replies begin with; give one of them, or \
                  leave {name} unread"
@@ -348,7 +348,7 @@ fn with_system(cells: &mut Cells<'_>, mut prompt: Vec<Message>) -> Result<Vec<Me
         Some(first) if first.role == "system" && first.content.trim() == system.trim() => {}
         Some(first) if first.role == "system" => {
             return Err(Refusal::new(
-                Reason::PromptsDiffer,
+                DropReason::PromptsDiffer,
                 format!("{name} is another text than the conversation's system turn"),
             ));
         }
@@ -358,13 +358,16 @@ fn with_system(cells: &mut Cells<'_>, mut prompt: Vec<Message>) -> Result<Vec<Me
 }
 
 /// Whether the label calls the first reply the better one.
-fn first_is_better(label: Option<&Value>, names: &[String; 2]) -> Result<bool, (Reason, String)> {
+fn first_is_better(
+    label: Option<&Value>,
+    names: &[String; 2],
+) -> Result<bool, (DropReason, String)> {
     let text = match label {
         Some(Value::String(text)) => text.trim().to_lowercase(),
         Some(Value::Number(number)) => number.to_string(),
-        None => return Err((Reason::NoPreference, "has no value".to_owned())),
+        None => return Err((DropReason::NoPreference, "has no value".to_owned())),
         Some(other) => {
-            return Err((Reason::Malformed, format!("is {}, not text or 0 or 1", kind(other))));
+            return Err((DropReason::Malformed, format!("is {}, not text or 0 or 1", kind(other))));
         }
     };
     let plain = text.trim_matches(['[', ']']).replace(' ', "");
@@ -376,10 +379,13 @@ fn first_is_better(label: Option<&Value>, names: &[String; 2]) -> Result<bool, (
     {
         Ok(false)
     } else if is(&["a=b", "b=a", "c"]) || text.contains("tie") {
-        Err((Reason::NoPreference, format!("is {:?}, which prefers neither reply", short(&text))))
+        Err((
+            DropReason::NoPreference,
+            format!("is {:?}, which prefers neither reply", short(&text)),
+        ))
     } else {
         Err((
-            Reason::Malformed,
+            DropReason::Malformed,
             format!("is {:?}; it must be A, A>B or 0, or B, B>A or 1", short(&text)),
         ))
     }

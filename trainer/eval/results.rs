@@ -84,7 +84,7 @@ pub struct Record {
     pub prompt_tokens: u32,
     /// Length of the completion in tokens.
     pub tokens: u32,
-    /// Reason of its end.
+    /// UnparsedReason of its end.
     pub finish: Finish,
     /// Sum of the log-probabilities of the completion's tokens.
     pub log_prob: f64,

@@ -126,7 +126,7 @@ pub struct SectionScore {
 
 /// RewardBench's table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Table {
+pub struct ScoreTable {
     /// The sections that are present, in the benchmark's order.
     pub sections: Vec<SectionScore>,
     /// Subsets that RewardBench does not have, by name: shown, and in no section.
@@ -138,7 +138,7 @@ pub struct Table {
 }
 
 /// Puts subsets into their sections.
-pub fn table(mut subsets: Vec<SubsetScore>) -> Table {
+pub fn table(mut subsets: Vec<SubsetScore>) -> ScoreTable {
     subsets.sort_by(|a, b| a.name.cmp(&b.name));
     let mut sections = Vec::new();
     for section in Section::ALL {
@@ -161,7 +161,7 @@ pub fn table(mut subsets: Vec<SubsetScore>) -> Table {
         }
     }
     subsets.retain(|subset| subset.name.as_deref().is_none_or(|name| find(name).is_none()));
-    Table {
+    ScoreTable {
         overall: mean(sections.iter().map(|section| section.score)),
         complete: sections.len() == Section::ALL.len() && sections.iter().all(|s| s.complete),
         sections,

@@ -29,9 +29,9 @@ use serde_json::{Map, Value, json};
 
 use crate::eval::bootstrap::{Draws, Interval, RESAMPLES, hash, percentile_interval};
 use crate::eval::results::{Finish, Record};
-use crate::eval::rewardbench::{self, PUBLISHED, SUBSETS, SubsetScore, Table};
+use crate::eval::rewardbench::{self, PUBLISHED, SUBSETS, ScoreTable, SubsetScore};
 use crate::judge::prompt::{Order, OrderPlan};
-use crate::judge::verdict::{MatchRule, Reason, Verdict, Winner};
+use crate::judge::verdict::{MatchRule, UnparsedReason, Verdict, Winner};
 pub use several::{BestOf, Several, Styles, Ties};
 
 /// How judgements were made and are counted.
@@ -121,7 +121,7 @@ pub struct Unparsed {
     /// Number of all of them.
     pub total: u64,
     /// Number by reason.
-    pub reasons: BTreeMap<Reason, u64>,
+    pub reasons: BTreeMap<UnparsedReason, u64>,
 }
 
 impl Slots {
@@ -180,7 +180,7 @@ pub struct Scores {
     /// Number of judgements.
     pub judgements: u64,
     /// RewardBench's table: subsets, sections, overall.
-    pub rewardbench: Table,
+    pub rewardbench: ScoreTable,
     /// Scores of benchmarks with several replies to a prompt; `None` for pairs.
     pub several: Option<Several>,
     /// Interval of the overall score; `None` if there is none.

@@ -19,7 +19,7 @@
 //!   the form. The rules are at the top of `verdict/soft.rs`.
 //!
 //! A template may ask for another form or scale ([`VerdictForm`]). A judgement without a verdict is a value,
-//! [`Verdict::Unparsed`] with its [`Reason`], which is counted and reported. All takes time linear in the length
+//! [`Verdict::Unparsed`] with its [`UnparsedReason`], which is counted and reported. All takes time linear in the length
 //! of the text.
 
 mod digits;
@@ -58,13 +58,13 @@ pub enum Verdict {
     /// The scores of the replies in slot A and slot B; both are finite.
     Scores(f64, f64),
     /// No scores could be read.
-    Unparsed(Reason),
+    Unparsed(UnparsedReason),
 }
 
 /// Why a judgement has no verdict. The names are used in reports and in outputs.jsonl.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum UnparsedReason {
     /// The judgement is empty or white space.
     Empty,
     /// There is no `<scores>` section (soft: and no box either).
@@ -93,47 +93,47 @@ pub enum Reason {
     PromptTooLong,
 }
 
-impl Reason {
+impl UnparsedReason {
     /// The name used in files.
     pub fn name(self) -> &'static str {
         match self {
-            Reason::Empty => "empty",
-            Reason::NoScoresTag => "no_scores_tag",
-            Reason::UnclosedScoresTag => "unclosed_scores_tag",
-            Reason::NoBox => "no_box",
-            Reason::BadNumber => "bad_number",
-            Reason::OutOfScale => "out_of_scale",
-            Reason::Ambiguous => "ambiguous",
-            Reason::Quoted => "quoted",
-            Reason::NoMarker => "no_marker",
-            Reason::BadMarker => "bad_marker",
-            Reason::OnlyThinking => "only_thinking",
-            Reason::Truncated => "truncated",
-            Reason::PromptTooLong => "prompt_too_long",
+            UnparsedReason::Empty => "empty",
+            UnparsedReason::NoScoresTag => "no_scores_tag",
+            UnparsedReason::UnclosedScoresTag => "unclosed_scores_tag",
+            UnparsedReason::NoBox => "no_box",
+            UnparsedReason::BadNumber => "bad_number",
+            UnparsedReason::OutOfScale => "out_of_scale",
+            UnparsedReason::Ambiguous => "ambiguous",
+            UnparsedReason::Quoted => "quoted",
+            UnparsedReason::NoMarker => "no_marker",
+            UnparsedReason::BadMarker => "bad_marker",
+            UnparsedReason::OnlyThinking => "only_thinking",
+            UnparsedReason::Truncated => "truncated",
+            UnparsedReason::PromptTooLong => "prompt_too_long",
         }
     }
 
     /// The reason in words, to follow "no verdict:" or a count.
     pub fn sentence(self) -> &'static str {
         match self {
-            Reason::Empty => "the judgement is empty",
-            Reason::NoScoresTag => "there is no <scores> section",
-            Reason::UnclosedScoresTag => "the <scores> section is not closed",
-            Reason::NoBox => "the <scores> section holds no \\boxed{a, b}",
-            Reason::BadNumber => "the last box does not hold two scores",
-            Reason::OutOfScale => "a score is not on the scale",
-            Reason::Ambiguous => "it is not clear which score is whose",
-            Reason::Quoted => "the last box is part of other text",
-            Reason::NoMarker => "there is no [[A]], [[B]] or [[C]]",
-            Reason::BadMarker => "the last [[...]] is not A, B or C",
-            Reason::OnlyThinking => "the thinking never ended",
-            Reason::Truncated => "cut off at the token limit",
-            Reason::PromptTooLong => "the prompt was too long",
+            UnparsedReason::Empty => "the judgement is empty",
+            UnparsedReason::NoScoresTag => "there is no <scores> section",
+            UnparsedReason::UnclosedScoresTag => "the <scores> section is not closed",
+            UnparsedReason::NoBox => "the <scores> section holds no \\boxed{a, b}",
+            UnparsedReason::BadNumber => "the last box does not hold two scores",
+            UnparsedReason::OutOfScale => "a score is not on the scale",
+            UnparsedReason::Ambiguous => "it is not clear which score is whose",
+            UnparsedReason::Quoted => "the last box is part of other text",
+            UnparsedReason::NoMarker => "there is no [[A]], [[B]] or [[C]]",
+            UnparsedReason::BadMarker => "the last [[...]] is not A, B or C",
+            UnparsedReason::OnlyThinking => "the thinking never ended",
+            UnparsedReason::Truncated => "cut off at the token limit",
+            UnparsedReason::PromptTooLong => "the prompt was too long",
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for UnparsedReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -237,28 +237,32 @@ pub fn read(text: &str, finish: Finish, form: VerdictForm) -> Reading {
     let (visible, open_thinking) = spans::without_thinking(text);
     let answered = !visible.trim().is_empty();
     match form {
-        _ if finish == Finish::PromptTooLong => both(Reason::PromptTooLong),
-        VerdictForm::Markers if cut => both(Reason::Truncated),
-        _ if text.trim().is_empty() => both(if cut { Reason::Truncated } else { Reason::Empty }),
-        VerdictForm::Markers if !answered => both(Reason::OnlyThinking),
+        _ if finish == Finish::PromptTooLong => both(UnparsedReason::PromptTooLong),
+        VerdictForm::Markers if cut => both(UnparsedReason::Truncated),
+        _ if text.trim().is_empty() => {
+            both(if cut { UnparsedReason::Truncated } else { UnparsedReason::Empty })
+        }
+        VerdictForm::Markers if !answered => both(UnparsedReason::OnlyThinking),
         VerdictForm::Markers => {
             Reading { strict: marker::read(&visible, false), soft: marker::read(&visible, true) }
         }
         VerdictForm::Boxed(_)
             if cut && (open_thinking || !spans::own_section_is_closed(&visible)) =>
         {
-            both(Reason::Truncated)
+            both(UnparsedReason::Truncated)
         }
         VerdictForm::Boxed(scale) => {
             let strict = match published(text) {
                 Verdict::Scores(a, b) if !scale.contains(a) || !scale.contains(b) => {
-                    Verdict::Unparsed(Reason::OutOfScale)
+                    Verdict::Unparsed(UnparsedReason::OutOfScale)
                 }
                 verdict => verdict,
             };
             let soft = match strict {
                 Verdict::Scores(..) => strict,
-                Verdict::Unparsed(_) if !answered => Verdict::Unparsed(Reason::OnlyThinking),
+                Verdict::Unparsed(_) if !answered => {
+                    Verdict::Unparsed(UnparsedReason::OnlyThinking)
+                }
                 Verdict::Unparsed(_) => soft::recover(&visible, finish == Finish::Stop, cut, scale),
             };
             Reading { strict, soft }
@@ -275,21 +279,21 @@ pub fn read(text: &str, finish: Finish, form: VerdictForm) -> Reading {
 pub(crate) fn published(text: &str) -> Verdict {
     const OPEN: &str = "<scores>";
     if text.trim().is_empty() {
-        return Verdict::Unparsed(Reason::Empty);
+        return Verdict::Unparsed(UnparsedReason::Empty);
     }
     let Some(open) = text.find(OPEN) else {
-        return Verdict::Unparsed(Reason::NoScoresTag);
+        return Verdict::Unparsed(UnparsedReason::NoScoresTag);
     };
     let inside = &text[open + OPEN.len()..];
     let Some(close) = inside.find("</scores>") else {
-        return Verdict::Unparsed(Reason::UnclosedScoresTag);
+        return Verdict::Unparsed(UnparsedReason::UnclosedScoresTag);
     };
     let Some((a, b)) = strict_box(&inside[..close]) else {
-        return Verdict::Unparsed(Reason::NoBox);
+        return Verdict::Unparsed(UnparsedReason::NoBox);
     };
     match (digits::float(a), digits::float(b)) {
         (Some(a), Some(b)) => Verdict::Scores(a, b),
-        _ => Verdict::Unparsed(Reason::BadNumber),
+        _ => Verdict::Unparsed(UnparsedReason::BadNumber),
     }
 }
 

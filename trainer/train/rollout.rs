@@ -26,7 +26,7 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Log-probability of each at the sampling temperature.
     pub log_probs: Vec<f32>,
-    /// Reason of its end: stop token or length.
+    /// UnparsedReason of its end: stop token or length.
     pub finish: Finish,
     /// The decoded text, thinking included.
     pub text: String,
@@ -136,7 +136,7 @@ pub struct RolloutRecord {
     pub prompt_tokens: usize,
     /// Length of the completion in tokens, the stop token included.
     pub tokens: usize,
-    /// Reason of its end: stop token or length.
+    /// UnparsedReason of its end: stop token or length.
     pub finish: Finish,
     /// Its verdict, slot A first.
     pub verdict: Verdict,

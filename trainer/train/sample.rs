@@ -23,7 +23,7 @@ use crate::{
     train::{
         grpo::{
             advantages::{self, Advantages, advantages},
-            rewards::{Entry, Reward, Rollout, Table},
+            rewards::{Entry, Reward, RewardTable, Rollout},
         },
         rollout::{Completion, RolloutError, RolloutRecord, rollouts},
         settings::{self, OverLong, Settings, Thinking},
@@ -49,7 +49,7 @@ pub struct Sampled {
     pub(super) slots: Vec<Slot>,
     pub(super) prompts: Vec<Vec<u32>>,
     pub(super) completions: Vec<Completion>,
-    pub(super) rewards: Table,
+    pub(super) rewards: RewardTable,
     pub(super) advantages: Advantages,
     pub(super) stats: Stats,
     pub(super) elapsed: Duration,
@@ -141,7 +141,7 @@ impl<'a> Sampler<'a> {
         Ok(tokens)
     }
 
-    fn rewards(&self, slots: &[Slot], completions: &[Completion]) -> (Table, Advantages) {
+    fn rewards(&self, slots: &[Slot], completions: &[Completion]) -> (RewardTable, Advantages) {
         let group_size = self.settings.rollout.group_size;
         let rollouts: Vec<Rollout> = completions
             .iter()
@@ -158,7 +158,7 @@ impl<'a> Sampler<'a> {
                 }
             })
             .collect();
-        let table = Table::new(&reward_entries(self.settings), &rollouts);
+        let table = RewardTable::new(&reward_entries(self.settings), &rollouts);
         let settings = advantages::AdvantageSettings {
             scale: self.settings.reward.scale_rewards,
             per_reward: self.settings.reward.normalize_each,

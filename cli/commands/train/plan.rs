@@ -1,10 +1,11 @@
-//! The plan that is printed before the first step: number of steps and tokens, and the time they take.
+//! What is printed before the first step: number of steps and tokens, the time they take, and whether activations are kept.
 
 use engine::language_model::LanguageModel;
 use trainer::train::{
+    checkpointing::{Decision, DecisionReason},
     estimate::{Ahead, Pace},
     plan::Plan,
-    settings::{Orders, Settings},
+    settings::{Choice, GradientCheckpointing, Orders, Settings},
 };
 
 use super::view::duration;
@@ -91,6 +92,35 @@ pub(super) fn show_prompt(language_model: &LanguageModel, tokens: &[u32]) -> Res
         tokens.len()
     ));
     Ok(())
+}
+
+/// Says whether activations are kept, and why, where it was decided here.
+pub(super) fn announce(decision: &Decision) {
+    let Decision { choice, reason, .. } = *decision;
+    let name = choice.name();
+    let says = |[kept, recomputed]: [u64; 2], why: &str| {
+        note(&format!(
+            "gradient checkpointing {name}: a peak of {} without it {why} ({} with it)",
+            bytes(kept),
+            bytes(recomputed)
+        ));
+    };
+    let fits = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
+    match reason {
+        DecisionReason::Settings => (),
+        DecisionReason::Unknown(why) => note(&format!("gradient checkpointing {name}: {why}")),
+        DecisionReason::Memory { kept, recomputed, free: Some(free) } => {
+            let why = format!("{fits} half of the {} that are free", bytes(free));
+            says([kept, recomputed], &why);
+        }
+        DecisionReason::Memory { kept, recomputed, free: None } => {
+            says([kept, recomputed], "may not fit: free memory is unknown");
+        }
+        DecisionReason::Gpu { kept, recomputed, usable } => {
+            let why = format!("{fits} the GPU, of which {} are this run's", bytes(usable));
+            says([kept, recomputed], &why);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::overlap::Benchmark;
 use super::survey::{Survey, dropped_json};
-use super::{Dropped, PrepareError, PrepareOptions, PrepareProgress, Reason};
+use super::{DropReason, Dropped, PrepareError, PrepareOptions, PrepareProgress};
 use crate::data::{Columns, DataError, Format, Layouts, Replies, Source, Wanted};
 
 /// The most columns and sources that are told apart: enough for any sound file.
@@ -53,7 +53,7 @@ pub struct Inspection {
     /// Each column with the rows that have it, and whether j1 reads it.
     pub columns: BTreeMap<String, (usize, bool)>,
     /// Rows that `j1 data prepare` would drop.
-    pub dropped: BTreeMap<Reason, Dropped>,
+    pub dropped: BTreeMap<DropReason, Dropped>,
     /// Sound rows whose prompt an earlier row has too.
     pub repeated_prompts: usize,
     /// Sound rows by source, or subset where there is no source.

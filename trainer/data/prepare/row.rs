@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::data::fingerprint::Fingerprint;
-use crate::data::{self, Message, Reason, Refusal};
+use crate::data::{self, DropReason, Message, Refusal};
 
 /// A sound row, as it is written.
 #[derive(Debug, Serialize)]
@@ -82,13 +82,13 @@ pub(super) fn check(row: data::Row) -> Result<Row, Refusal> {
         None => false,
     };
     if !is_asked {
-        return Err(Refusal::new(Reason::NoQuestion, ""));
+        return Err(Refusal::new(DropReason::NoQuestion, ""));
     }
     if chosen.trim().is_empty() || rejected.trim().is_empty() {
-        return Err(Refusal::new(Reason::EmptyReply, ""));
+        return Err(Refusal::new(DropReason::EmptyReply, ""));
     }
     if chosen.trim() == rejected.trim() {
-        return Err(Refusal::new(Reason::EqualReplies, ""));
+        return Err(Refusal::new(DropReason::EqualReplies, ""));
     }
     let mut row = Row { id: String::new(), source, subset, prompt, chosen, rejected };
     row.id = format!("{:032x}", row.id());
@@ -100,7 +100,7 @@ fn check_roles(messages: &[Message]) -> Result<(), Refusal> {
     match messages.iter().find(|message| !known(&message.role)) {
         Some(message) => {
             let role: String = message.role.chars().take(40).collect();
-            Err(Refusal::new(Reason::UnknownRole, format!("{role:?}")))
+            Err(Refusal::new(DropReason::UnknownRole, format!("{role:?}")))
         }
         None => Ok(()),
     }

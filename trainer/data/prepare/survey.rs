@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::overlap::Benchmark;
 use super::row::{Row, check};
-use super::{PrepareError, PrepareOptions, PrepareProgress, Reason, tick};
+use super::{DropReason, PrepareError, PrepareOptions, PrepareProgress, tick};
 use crate::data::{self, At, Refusal, Source, Wanted};
 
 /// Places named for each reason.
@@ -37,7 +37,7 @@ pub(super) type EachRow<'a> = &'a mut dyn FnMut(&[String], Option<&Row>);
 pub(super) struct Survey<'a> {
     source: &'a Source,
     fates: Vec<Fate>,
-    dropped: BTreeMap<Reason, Dropped>,
+    dropped: BTreeMap<DropReason, Dropped>,
     overlap: usize,
     /// The first row of each pair, and its place.
     seen: HashMap<u128, (usize, At)>,
@@ -85,38 +85,38 @@ impl<'a> Survey<'a> {
         *self.prompts.entry(row.prompt_id()).or_default() += 1;
         let chars: usize = row.chars().iter().sum();
         if options.max_chars.is_some_and(|most| chars > most) {
-            return self.drop_row(Reason::TooLong, at, &format!("{chars} characters"));
+            return self.drop_row(DropReason::TooLong, at, &format!("{chars} characters"));
         }
         if benchmark.contains(&row.prompt) {
             self.overlap += 1;
             if !options.keep_overlap {
-                return self.drop_row(Reason::Overlap, at, "");
+                return self.drop_row(DropReason::Overlap, at, "");
             }
         }
         let id = row.id();
         if let Some((_, first)) = self.seen.get(&id) {
             let detail = format!("as {}", self.source.describe(*first));
-            return self.drop_row(Reason::Duplicate, at, &detail);
+            return self.drop_row(DropReason::Duplicate, at, &detail);
         }
         self.seen.insert(id, (self.fates.len(), at));
         if let Some(&(number, other)) = self.seen.get(&row.swapped_id()) {
             if self.fates[number] != Fate::Dropped {
                 self.fates[number] = Fate::Dropped;
                 let detail = format!("against {}", self.source.describe(at));
-                self.count(Reason::Contradiction, other, &detail);
+                self.count(DropReason::Contradiction, other, &detail);
             }
             let detail = format!("against {}", self.source.describe(other));
-            return self.drop_row(Reason::Contradiction, at, &detail);
+            return self.drop_row(DropReason::Contradiction, at, &detail);
         }
         self.fates.push(Fate::Kept(id));
     }
 
-    fn drop_row(&mut self, reason: Reason, at: At, detail: &str) {
+    fn drop_row(&mut self, reason: DropReason, at: At, detail: &str) {
         self.fates.push(Fate::Dropped);
         self.count(reason, at, detail);
     }
 
-    fn count(&mut self, reason: Reason, at: At, detail: &str) {
+    fn count(&mut self, reason: DropReason, at: At, detail: &str) {
         let dropped = self.dropped.entry(reason).or_default();
         dropped.rows += 1;
         if dropped.first.len() < NAMED {
@@ -142,7 +142,7 @@ impl<'a> Survey<'a> {
         }
     }
 
-    pub(super) fn dropped(&self) -> &BTreeMap<Reason, Dropped> {
+    pub(super) fn dropped(&self) -> &BTreeMap<DropReason, Dropped> {
         &self.dropped
     }
 
@@ -166,7 +166,7 @@ impl<'a> Survey<'a> {
 }
 
 /// The counts in the form of `prepare.json`.
-pub(super) fn dropped_json(dropped: &BTreeMap<Reason, Dropped>) -> Value {
+pub(super) fn dropped_json(dropped: &BTreeMap<DropReason, Dropped>) -> Value {
     let reasons = dropped.iter().map(|(reason, dropped)| {
         (reason.name().to_owned(), json!({ "rows": dropped.rows, "first": dropped.first }))
     });

@@ -98,13 +98,13 @@ fn skywork_rows_are_checked_and_counted_by_reason() {
     );
     assert_eq!((report.rows, report.overlap, report.written()), (16, 1, [3, 0]));
     let first = |reason| report.dropped[&reason].first.join("; ");
-    assert_eq!(first(Reason::Duplicate), "row 2: as row 0");
-    assert_eq!(first(Reason::Contradiction), "row 3: against row 4; row 4: against row 3");
+    assert_eq!(first(DropReason::Duplicate), "row 2: as row 0");
+    assert_eq!(first(DropReason::Contradiction), "row 3: against row 4; row 4: against row 3");
     assert_eq!(
-        first(Reason::Malformed),
+        first(DropReason::Malformed),
         "row 13: chosen has no value; row 14: chosen turn 0 has no content"
     );
-    assert!(first(Reason::NoReply).contains("row 9: the last turn of chosen is of \"tool\""));
+    assert!(first(DropReason::NoReply).contains("row 9: the last turn of chosen is of \"tool\""));
 
     // What was written is what is read for training, labels and order kept.
     let pairs = crate::data::read(&scratch.out().join(TRAIN)).unwrap();
@@ -306,7 +306,7 @@ fn an_inspection_counts_what_there_is() {
         inspect(&source(Path::new(SKYWORK)), &Columns::default(), 2, &stop, &mut |_| {}).unwrap();
     assert_eq!((seen.rows, seen.format), (16, crate::data::Format::Parquet));
     assert_eq!(seen.columns["source"], (16, true));
-    assert_eq!(seen.dropped[&Reason::Duplicate].rows, 1);
+    assert_eq!(seen.dropped[&DropReason::Duplicate].rows, 1);
     assert_eq!(seen.repeated_prompts, 2);
     let sources: Vec<_> = seen.sources.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
     assert_eq!(sources, [("magpie", 5), ("math", 2), ("unnamed", 1)]);
@@ -440,7 +440,7 @@ fn rows_of_one_reader_are_dropped_by_reason() {
     let report =
         scratch.prepare(&PrepareOptions { held_out: 0.0, ..PrepareOptions::default() }).unwrap();
     assert_eq!(counts(&report), [("malformed", 3), ("unknown-role", 1)]);
-    let first = report.dropped[&Reason::Malformed].first.join("; ");
+    let first = report.dropped[&DropReason::Malformed].first.join("; ");
     for part in
         ["both be text or both lists", "2 chosen and 1 rejected replies", "half of a surrogate"]
     {

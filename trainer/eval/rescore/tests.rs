@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use crate::eval::scores::{Protocol, Scores};
 use crate::judge::prompt::OrderPlan;
-use crate::judge::verdict::{MatchRule, Reason, Verdict};
+use crate::judge::verdict::{MatchRule, UnparsedReason, Verdict};
 use crate::shared::shared;
 
 fn rescored(name: &str, content: &str) -> Result<Vec<Record>, RescoreError> {
@@ -78,8 +78,8 @@ fn our_own_outputs_are_read_again_from_their_texts() {
     let records = rescored("outputs.jsonl", &content).unwrap();
     assert_eq!(records.iter().map(|r| r.row).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(records[0].scores_by_label(MatchRule::Soft), Some((8.0, 3.0)));
-    assert_eq!(records[1].strict, Verdict::Unparsed(Reason::Truncated));
-    assert_eq!(records[2].soft, Verdict::Unparsed(Reason::PromptTooLong));
+    assert_eq!(records[1].strict, Verdict::Unparsed(UnparsedReason::Truncated));
+    assert_eq!(records[2].soft, Verdict::Unparsed(UnparsedReason::PromptTooLong));
     // A torn last line is left out; a whole one without a line feed counts.
     assert_eq!(rescored("o.jsonl", &content[..content.len() - 9]).unwrap().len(), 2);
     assert_eq!(rescored("o.jsonl", content.trim_end()).unwrap().len(), 3);
@@ -122,7 +122,11 @@ fn a_table_is_read_with_the_chosen_reply_in_slot_a() {
     let unparsed = Verdict::Unparsed;
     assert_eq!(
         strict,
-        [Verdict::Scores(7.0, 2.5), unparsed(Reason::NoScoresTag), unparsed(Reason::Empty)]
+        [
+            Verdict::Scores(7.0, 2.5),
+            unparsed(UnparsedReason::NoScoresTag),
+            unparsed(UnparsedReason::Empty)
+        ]
     );
     assert!(records.iter().all(|r| r.order == Order::ChosenFirst && r.finish == Finish::Unknown));
     assert_eq!(records[0].subset.as_deref(), Some("hep-go"));

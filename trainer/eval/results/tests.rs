@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::data::Message;
-use crate::judge::verdict::{Reading, Reason, Verdict, VerdictForm, read};
+use crate::judge::verdict::{Reading, UnparsedReason, Verdict, VerdictForm, read};
 
 fn pairs() -> Vec<Pair> {
     (0..3)
@@ -403,8 +403,8 @@ fn a_run_of_an_earlier_version_goes_on_with_its_texts_read_by_todays_rules() {
     let form = VerdictForm::default().to_string();
     let results = Results::open(scratch.path(), &with(&form)).unwrap();
     assert_eq!(results.records()[0].text, record.text);
-    assert_eq!(results.records()[0].strict, Verdict::Unparsed(Reason::OutOfScale));
-    assert_eq!(results.records()[0].soft, Verdict::Unparsed(Reason::OutOfScale));
+    assert_eq!(results.records()[0].strict, Verdict::Unparsed(UnparsedReason::OutOfScale));
+    assert_eq!(results.records()[0].soft, Verdict::Unparsed(UnparsedReason::OutOfScale));
     drop(results);
     // What it was not asked for is another run.
     let error = Results::open(scratch.path(), &with("[[A]], [[B]] or [[C]]")).unwrap_err();

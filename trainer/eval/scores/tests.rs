@@ -84,7 +84,7 @@ fn both_orders_by_hand() {
     assert_eq!(scores.verdicts, Slots { a: 3, b: 2, ties: 2 });
     assert_eq!(scores.share_of_a, share(0.6, 5));
     assert_eq!((scores.unparsed_strict.total, scores.unparsed_soft.total), (1, 1));
-    assert_eq!(scores.unparsed_strict.reasons, BTreeMap::from([(Reason::NoScoresTag, 1)]));
+    assert_eq!(scores.unparsed_strict.reasons, BTreeMap::from([(UnparsedReason::NoScoresTag, 1)]));
     assert_eq!(scores.mean_tokens, Some(25.0));
 }
 
@@ -129,7 +129,7 @@ fn votes_are_summed_by_label() {
     let records: Vec<_> = (0..3).map(|number| vote(A, number, wild[number as usize])).collect();
     let scores = Scores::compute(&records, protocol(OrderPlan::ChosenFirst, 3));
     assert_eq!((scores.accuracy, scores.unparsed_strict.total), (Some(0.0), 1));
-    assert_eq!(scores.unparsed_soft.reasons, BTreeMap::from([(Reason::OutOfScale, 1)]));
+    assert_eq!(scores.unparsed_soft.reasons, BTreeMap::from([(UnparsedReason::OutOfScale, 1)]));
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use super::statement::{Place, names};
 use super::words::Slot;
-use super::{Reason, Verdict};
+use super::{UnparsedReason, Verdict};
 
 /// The longest inside of a marker, in bytes.
 const MAX_MARKER: usize = 24;
@@ -27,9 +27,9 @@ pub(super) fn read(visible: &str, soft: bool) -> Verdict {
             last = Some((start, &inside[..length]));
         }
     }
-    let Some((start, marker)) = last else { return Verdict::Unparsed(Reason::NoMarker) };
+    let Some((start, marker)) = last else { return Verdict::Unparsed(UnparsedReason::NoMarker) };
     if is_listed(visible, start) {
-        return Verdict::Unparsed(Reason::Ambiguous);
+        return Verdict::Unparsed(UnparsedReason::Ambiguous);
     }
     let tidy = match soft {
         true => marker.trim_matches([' ', '*', '_', '`']).to_ascii_uppercase(),
@@ -43,7 +43,7 @@ pub(super) fn read(visible: &str, soft: bool) -> Verdict {
         _ => match names(marker, Place::Plain).filter(|_| soft).as_deref() {
             Some([Slot::A]) => Verdict::Scores(1.0, 0.0),
             Some([Slot::B]) => Verdict::Scores(0.0, 1.0),
-            _ => Verdict::Unparsed(Reason::BadMarker),
+            _ => Verdict::Unparsed(UnparsedReason::BadMarker),
         },
     }
 }

@@ -27,7 +27,7 @@ use super::statement::{
     two_numbers,
 };
 use super::words::{Number, Slot, Token};
-use super::{Reason, Verdict};
+use super::{UnparsedReason, Verdict};
 
 /// The longest section without a box that is read, in bytes.
 const MAX_SECTION: usize = 256;
@@ -46,18 +46,18 @@ pub(super) fn recover(visible: &str, complete: bool, cut: bool, scale: Scale) ->
     }
 }
 
-fn find(visible: &str, complete: bool, cut: bool) -> Result<(Number, Number), Reason> {
+fn find(visible: &str, complete: bool, cut: bool) -> Result<(Number, Number), UnparsedReason> {
     let section = last_section(visible);
     if cut && !section.is_some_and(|section| section.closed && section.begins_line) {
-        return Err(Reason::Truncated);
+        return Err(UnparsedReason::Truncated);
     }
     let missing = match section {
         Some(section) if has_scores(section.inside) => {
             return in_section(section, complete);
         }
-        Some(Section { closed: true, .. }) => Reason::NoBox,
-        Some(_) => Reason::UnclosedScoresTag,
-        None => Reason::NoScoresTag,
+        Some(Section { closed: true, .. }) => UnparsedReason::NoBox,
+        Some(_) => UnparsedReason::UnclosedScoresTag,
+        None => UnparsedReason::NoScoresTag,
     };
     if cut { Err(missing) } else { elsewhere(visible, missing) }
 }
@@ -68,7 +68,7 @@ fn has_scores(text: &str) -> bool {
 }
 
 /// Rule 3 of the module's list.
-fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), Reason> {
+fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), UnparsedReason> {
     let text = section.inside;
     let mut boxes = boxes_from_the_end(text);
     let Some(last) = boxes.next() else {
@@ -76,11 +76,11 @@ fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), 
         let whole = section.closed || complete || text.ends_with(char::is_whitespace);
         let read = match whole && text.len() <= MAX_SECTION {
             true => two_numbers(text),
-            false => Err(Reason::BadNumber),
+            false => Err(UnparsedReason::BadNumber),
         };
         return read.map_err(|reason| match reason {
-            Reason::BadNumber if section.closed => Reason::NoBox,
-            Reason::BadNumber => Reason::UnclosedScoresTag,
+            UnparsedReason::BadNumber if section.closed => UnparsedReason::NoBox,
+            UnparsedReason::BadNumber => UnparsedReason::UnclosedScoresTag,
             other => other,
         });
     };
@@ -90,7 +90,7 @@ fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), 
         Content::One(second, end) => {
             let (before, first, first_end) = single(text, before)?;
             if single(text, boxes.next()).is_ok() {
-                return Err(Reason::Ambiguous);
+                return Err(UnparsedReason::Ambiguous);
             }
             let (between, after) = (&text[first_end..last.start], &text[end..]);
             // Other words after the line are reasons; known ones may be labels.
@@ -104,7 +104,7 @@ fn in_section(section: Section<'_>, complete: bool) -> Result<(Number, Number), 
 }
 
 /// Rule 4 of the module's list.
-fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
+fn elsewhere(text: &str, missing: UnparsedReason) -> Result<(Number, Number), UnparsedReason> {
     let mut boxes = boxes_from_the_end(text);
     let Some(last) = boxes.next() else { return Err(missing) };
     let before = boxes.next();
@@ -114,7 +114,7 @@ fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
             let (before, after) =
                 (introduction(&text[..last.start]), rest_of_sentence(&text[end..]));
             if contradicted(&text[..last.start], pair) {
-                return Err(Reason::Ambiguous);
+                return Err(UnparsedReason::Ambiguous);
             }
             let ends = text[end..].trim_matches(DECORATION).is_empty();
             if ends && before.is_some_and(introduces_scores) {
@@ -126,19 +126,19 @@ fn elsewhere(text: &str, missing: Reason) -> Result<(Number, Number), Reason> {
             });
             match around.as_deref() {
                 Some([] | [Slot::A, Slot::B]) => Ok(pair),
-                _ => Err(Reason::Quoted),
+                _ => Err(UnparsedReason::Quoted),
             }
         }
         Content::One(second, end) => {
             let (before, first, first_end) = single(text, before)?;
-            let before = introduction(&text[..before.start]).ok_or(Reason::Quoted)?;
+            let before = introduction(&text[..before.start]).ok_or(UnparsedReason::Quoted)?;
             let (between, after) =
                 (&text[first_end..last.start], text[end..].trim_end_matches(DECORATION));
             if after.contains('\n') {
-                return Err(Reason::Quoted);
+                return Err(UnparsedReason::Quoted);
             }
             let pair = two_boxes(before, &first, between, &second, after, Place::Loose);
-            pair.map_err(|_| Reason::Quoted)
+            pair.map_err(|_| UnparsedReason::Quoted)
         }
     }
 }
@@ -149,13 +149,13 @@ enum Content {
     One(Vec<Token>, usize),
 }
 
-fn content(text: &str, boxed: &Boxed) -> Result<Content, Reason> {
+fn content(text: &str, boxed: &Boxed) -> Result<Content, UnparsedReason> {
     let end = |inside: usize| inside + usize::from(text[inside..].starts_with('}'));
-    let mut reason = Reason::BadNumber;
+    let mut reason = UnparsedReason::BadNumber;
     for inside in &boxed.insides {
         match two_numbers(&text[inside.clone()]) {
             Ok(pair) => return Ok(Content::Two(pair, end(inside.end))),
-            Err(Reason::Ambiguous) => reason = Reason::Ambiguous,
+            Err(UnparsedReason::Ambiguous) => reason = UnparsedReason::Ambiguous,
             Err(_) => {}
         }
     }
@@ -166,16 +166,20 @@ fn content(text: &str, boxed: &Boxed) -> Result<Content, Reason> {
 }
 
 /// A box of one number, what it holds and where it ends.
-fn single(text: &str, boxed: Option<Boxed>) -> Result<(Boxed, Vec<Token>, usize), Reason> {
-    let boxed = boxed.ok_or(Reason::BadNumber)?;
+fn single(text: &str, boxed: Option<Boxed>) -> Result<(Boxed, Vec<Token>, usize), UnparsedReason> {
+    let boxed = boxed.ok_or(UnparsedReason::BadNumber)?;
     match content(text, &boxed)? {
         Content::One(tokens, end) => Ok((boxed, tokens, end)),
-        Content::Two(..) => Err(Reason::BadNumber),
+        Content::Two(..) => Err(UnparsedReason::BadNumber),
     }
 }
 
 /// `A: \boxed{7,5}, B: \boxed{8,5}` are two numbers with decimal commas.
-fn not_decimal_commas(text: &str, before: Option<Boxed>, last: &Boxed) -> Result<(), Reason> {
+fn not_decimal_commas(
+    text: &str,
+    before: Option<Boxed>,
+    last: &Boxed,
+) -> Result<(), UnparsedReason> {
     let glued = |boxed: &Boxed| {
         let inside = boxed.insides.first().map_or("", |inside| &text[inside.clone()]);
         inside.split_once(',').is_some_and(|(_, rest)| rest.starts_with(char::is_numeric))
@@ -183,7 +187,7 @@ fn not_decimal_commas(text: &str, before: Option<Boxed>, last: &Boxed) -> Result
     match before {
         Some(before) if glued(&before) && glued(last) => {
             let between = text.get(before.insides[0].end..last.start);
-            if between.is_some_and(names_a_reply) { Err(Reason::Ambiguous) } else { Ok(()) }
+            if between.is_some_and(names_a_reply) { Err(UnparsedReason::Ambiguous) } else { Ok(()) }
         }
         _ => Ok(()),
     }
@@ -262,7 +266,7 @@ fn rest_of_sentence(text: &str) -> Option<&str> {
 }
 
 /// The two scores on the template's scale.
-fn on_scale(a: Number, b: Number, scale: Scale) -> Result<(f64, f64), Reason> {
+fn on_scale(a: Number, b: Number, scale: Scale) -> Result<(f64, f64), UnparsedReason> {
     let same = match (a.out_of, b.out_of) {
         (Some(a), Some(b)) => a == b,
         (Some(one), None) | (None, Some(one)) => one == scale.high,
@@ -277,8 +281,8 @@ fn on_scale(a: Number, b: Number, scale: Scale) -> Result<(f64, f64), Reason> {
         scale.contains(value).then_some(value)
     };
     match (same, place(a), place(b)) {
-        (false, ..) => Err(Reason::BadNumber),
+        (false, ..) => Err(UnparsedReason::BadNumber),
         (true, Some(a), Some(b)) => Ok((a, b)),
-        (true, ..) => Err(Reason::OutOfScale),
+        (true, ..) => Err(UnparsedReason::OutOfScale),
     }
 }

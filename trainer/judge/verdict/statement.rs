@@ -11,7 +11,7 @@
 //! Between a name and its score stand known words only ([`super::words`]): in `Response A accuracy: 4, clarity: 9`
 //! neither number is a reply's score.
 
-use super::Reason;
+use super::UnparsedReason;
 use super::words::{Number, Slot, Token, tokens};
 
 /// How freely a statement may be worded.
@@ -26,11 +26,11 @@ pub(super) enum Place {
 }
 
 /// The two numbers of a text without boxes, A's first.
-pub(super) fn two_numbers(text: &str) -> Result<(Number, Number), Reason> {
+pub(super) fn two_numbers(text: &str) -> Result<(Number, Number), UnparsedReason> {
     let tokens = resolve(&tokens(text), Place::Plain, &|_| true);
     match scores(&tokens)[..] {
         [_, _] if !tokens.contains(&Token::Unknown) => assign(&tokens, Place::Plain),
-        _ => Err(Reason::BadNumber),
+        _ => Err(UnparsedReason::BadNumber),
     }
 }
 
@@ -49,7 +49,7 @@ pub(super) fn two_boxes(
     second: &[Token],
     after: &str,
     place: Place,
-) -> Result<(Number, Number), Reason> {
+) -> Result<(Number, Number), UnparsedReason> {
     let asides = [before, between].map(|text| aside(text).filter(|_| place == Place::Section));
     // `A (concise): 8, B (thorough): 6`; the same words for both are what is scored.
     let apart = matches!(asides, [Some((_, first, _)), Some((_, second, _))] if first != second);
@@ -72,7 +72,7 @@ pub(super) fn two_boxes(
     let all = resolve(&all, place, &is_score);
     match scores(&all)[..] {
         [_, _] => assign(&all, place),
-        _ => Err(Reason::Ambiguous),
+        _ => Err(UnparsedReason::Ambiguous),
     }
 }
 
@@ -314,7 +314,7 @@ fn slot(token: &Token) -> Option<Slot> {
 }
 
 /// The scores of A and B from tokens with exactly two numbers.
-fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
+fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), UnparsedReason> {
     let at = scores(tokens);
     let (s1, s2) = (at[0], at[1]);
     let (Token::Number(first), Token::Number(second)) = (tokens[s1], tokens[s2]) else {
@@ -334,7 +334,7 @@ fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
     let named = [before, between, after].map(labels);
     let named_some = named.iter().any(|names| !names.is_empty());
     if !known(before) || (named_some && may_be_an_answer(tokens, place)) {
-        return Err(Reason::Ambiguous);
+        return Err(UnparsedReason::Ambiguous);
     }
     let in_order = Ok((first, second));
     let by = |slot: Slot| if slot == Slot::A { in_order } else { Ok((second, first)) };
@@ -344,7 +344,7 @@ fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
             let unnamed = !before.iter().chain(after).chain(between).any(|t| *t == Token::Dangling);
             match unnamed && known(between) && known(after) && parted(between, place) {
                 true => in_order,
-                false => Err(Reason::Ambiguous),
+                false => Err(UnparsedReason::Ambiguous),
             }
         }
         [[x], [y], []] if x != y => {
@@ -359,7 +359,7 @@ fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
             let names_next = reasons.iter().any(apart) || !between[name..].iter().any(apart);
             match known(&between[free..]) && rest_is_known && names_next {
                 true => by(*x),
-                false => Err(Reason::Ambiguous),
+                false => Err(UnparsedReason::Ambiguous),
             }
         }
         [[], [x], [y]] if x != y => {
@@ -372,16 +372,16 @@ fn assign(tokens: &[Token], place: Place) -> Result<(Number, Number), Reason> {
             let rest = if place == Place::Section { &after[..last] } else { after };
             match attached && !names_next && known(between) && known(rest) {
                 true => by(*x),
-                false => Err(Reason::Ambiguous),
+                false => Err(UnparsedReason::Ambiguous),
             }
         }
         [[x, y], [], []] | [[], [], [x, y]] if x != y => {
             match known(between) && known(after) && parted(between, place) {
                 true => by(*x),
-                false => Err(Reason::Ambiguous),
+                false => Err(UnparsedReason::Ambiguous),
             }
         }
-        _ => Err(Reason::Ambiguous),
+        _ => Err(UnparsedReason::Ambiguous),
     }
 }
 

@@ -35,20 +35,20 @@ fn strict_by_regex(text: &str) -> Verdict {
     static NUMBERS: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\\boxed\{([\d.]+),[\s\x1c-\x1f]*([\d.]+)\}").unwrap());
     if text.trim().is_empty() {
-        return Verdict::Unparsed(Reason::Empty);
+        return Verdict::Unparsed(UnparsedReason::Empty);
     }
     let Some(section) = SECTION.captures(text) else {
         return Verdict::Unparsed(match text.contains("<scores>") {
-            true => Reason::UnclosedScoresTag,
-            false => Reason::NoScoresTag,
+            true => UnparsedReason::UnclosedScoresTag,
+            false => UnparsedReason::NoScoresTag,
         });
     };
     let Some(found) = NUMBERS.captures(&section[1]) else {
-        return Verdict::Unparsed(Reason::NoBox);
+        return Verdict::Unparsed(UnparsedReason::NoBox);
     };
     match (digits::float(&found[1]), digits::float(&found[2])) {
         (Some(a), Some(b)) => Verdict::Scores(a, b),
-        _ => Verdict::Unparsed(Reason::BadNumber),
+        _ => Verdict::Unparsed(UnparsedReason::BadNumber),
     }
 }
 
@@ -71,22 +71,28 @@ fn strict_follows_the_published_rule() {
         ("<scores> <scores>\\boxed{3, 4}</scores>", scores(3.0, 4.0)),
         ("<scores>\\boxed{\\boxed{3, 4}</scores>", scores(3.0, 4.0)),
         // An empty first section hides the second.
-        ("<scores></scores><scores>\\boxed{3, 4}</scores>", Verdict::Unparsed(Reason::NoBox)),
+        (
+            "<scores></scores><scores>\\boxed{3, 4}</scores>",
+            Verdict::Unparsed(UnparsedReason::NoBox),
+        ),
         // A matching box that does not convert is not skipped.
-        ("<scores>\\boxed{1.2.3, 4} \\boxed{3, 4}</scores>", Verdict::Unparsed(Reason::BadNumber)),
-        ("<scores>\\boxed{., 4}</scores>", Verdict::Unparsed(Reason::BadNumber)),
-        ("<scores>\\boxed{8 , 6}</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<scores>\\boxed{8, 6 }</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<scores>\\boxed{-8, 6}</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<scores>\\boxed{8/10, 6/10}</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<scores>\\boxed{{8, 6}}</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<scores>boxed{8, 6}</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<scores>8, 6</scores>", Verdict::Unparsed(Reason::NoBox)),
-        ("<Scores>\\boxed{8, 6}</Scores>", Verdict::Unparsed(Reason::NoScoresTag)),
-        ("\\boxed{8, 6}", Verdict::Unparsed(Reason::NoScoresTag)),
-        ("</scores>\\boxed{8, 6}<scores>", Verdict::Unparsed(Reason::UnclosedScoresTag)),
-        ("<scores>\\boxed{8, 6}", Verdict::Unparsed(Reason::UnclosedScoresTag)),
-        (" \n", Verdict::Unparsed(Reason::Empty)),
+        (
+            "<scores>\\boxed{1.2.3, 4} \\boxed{3, 4}</scores>",
+            Verdict::Unparsed(UnparsedReason::BadNumber),
+        ),
+        ("<scores>\\boxed{., 4}</scores>", Verdict::Unparsed(UnparsedReason::BadNumber)),
+        ("<scores>\\boxed{8 , 6}</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<scores>\\boxed{8, 6 }</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<scores>\\boxed{-8, 6}</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<scores>\\boxed{8/10, 6/10}</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<scores>\\boxed{{8, 6}}</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<scores>boxed{8, 6}</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<scores>8, 6</scores>", Verdict::Unparsed(UnparsedReason::NoBox)),
+        ("<Scores>\\boxed{8, 6}</Scores>", Verdict::Unparsed(UnparsedReason::NoScoresTag)),
+        ("\\boxed{8, 6}", Verdict::Unparsed(UnparsedReason::NoScoresTag)),
+        ("</scores>\\boxed{8, 6}<scores>", Verdict::Unparsed(UnparsedReason::UnclosedScoresTag)),
+        ("<scores>\\boxed{8, 6}", Verdict::Unparsed(UnparsedReason::UnclosedScoresTag)),
+        (" \n", Verdict::Unparsed(UnparsedReason::Empty)),
     ];
     for (text, expected) in cases {
         assert_eq!(published(text), *expected, "{text}");
@@ -94,7 +100,7 @@ fn strict_follows_the_published_rule() {
     }
     let huge = in_tag(&format!("\\boxed{{{}, 4}}", "9".repeat(400)));
     assert_eq!(published(&huge), scores(f64::MAX, 4.0));
-    assert_eq!(strict(&huge), Verdict::Unparsed(Reason::OutOfScale));
+    assert_eq!(strict(&huge), Verdict::Unparsed(UnparsedReason::OutOfScale));
 }
 
 #[test]
@@ -102,22 +108,24 @@ fn a_verdict_has_a_winner_and_a_reason_a_sentence() {
     assert_eq!(scores(8.0, 6.0).winner(), Some(Winner::A));
     assert_eq!(scores(6.0, 6.5).winner(), Some(Winner::B));
     assert_eq!(scores(6.0, 6.0).winner(), Some(Winner::Tie));
-    assert_eq!(Verdict::Unparsed(Reason::NoBox).winner(), None);
+    assert_eq!(Verdict::Unparsed(UnparsedReason::NoBox).winner(), None);
     assert_eq!("soft".parse::<MatchRule>().unwrap().other(), MatchRule::Strict);
     assert!("Soft".parse::<MatchRule>().unwrap_err().contains("strict or soft"));
     assert_eq!(format_tags("<analysis></analysis><scores><scores>"), 3);
-    assert!(Reason::NoBox.sentence().contains("\\boxed{a, b}"));
+    assert!(UnparsedReason::NoBox.sentence().contains("\\boxed{a, b}"));
 }
 
 #[test]
 fn verdicts_survive_json() {
-    for verdict in [scores(8.0, 6.5), Verdict::Unparsed(Reason::UnclosedScoresTag)] {
+    for verdict in [scores(8.0, 6.5), Verdict::Unparsed(UnparsedReason::UnclosedScoresTag)] {
         let json = serde_json::to_string(&verdict).unwrap();
         assert_eq!(serde_json::from_str::<Verdict>(&json).unwrap(), verdict, "{json}");
     }
-    let json = serde_json::to_string(&Verdict::Unparsed(Reason::NoBox)).unwrap();
+    let json = serde_json::to_string(&Verdict::Unparsed(UnparsedReason::NoBox)).unwrap();
     assert_eq!(json, r#"{"unparsed":"no_box"}"#);
-    for reason in [Reason::Empty, Reason::PromptTooLong, Reason::OnlyThinking] {
+    for reason in
+        [UnparsedReason::Empty, UnparsedReason::PromptTooLong, UnparsedReason::OnlyThinking]
+    {
         assert_eq!(serde_json::to_value(reason).unwrap(), reason.name());
     }
 }

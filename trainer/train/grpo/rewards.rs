@@ -154,21 +154,21 @@ pub struct Entry {
 
 /// The rewards of a step: one column an entry of the list, in its order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Table {
+pub struct RewardTable {
     /// The columns.
-    pub columns: Vec<Column>,
+    pub columns: Vec<RewardColumn>,
 }
 
 /// One reward of every rollout.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Column {
+pub struct RewardColumn {
     /// The reward, and its weight.
     pub entry: Entry,
     /// A value a rollout.
     pub values: Vec<f64>,
 }
 
-impl Column {
+impl RewardColumn {
     /// `rewards/<name>/mean`, over the step.
     pub fn mean(&self) -> f64 {
         mean(&self.values)
@@ -180,11 +180,11 @@ impl Column {
     }
 }
 
-impl Table {
+impl RewardTable {
     /// Computes every reward of the list.
-    pub fn new(entries: &[Entry], rollouts: &[Rollout<'_>]) -> Table {
-        let column = |&entry: &Entry| Column { entry, values: entry.reward.values(rollouts) };
-        Table { columns: entries.iter().map(column).collect() }
+    pub fn new(entries: &[Entry], rollouts: &[Rollout<'_>]) -> RewardTable {
+        let column = |&entry: &Entry| RewardColumn { entry, values: entry.reward.values(rollouts) };
+        RewardTable { columns: entries.iter().map(column).collect() }
     }
 
     /// The columns in the form that [`super::advantages::advantages`] takes.
@@ -199,7 +199,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::verdict::Reason;
+    use crate::judge::verdict::UnparsedReason;
 
     const WHOLE: &str = "<think>t</think>\n<specific_criteria>c</specific_criteria>\n\
         <analysis>a</analysis>\n<scores>\n\\boxed{8, 6}\n</scores>";
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn format_is_the_originals_score() {
         let near = |text: &str, want: f64| {
-            let score = format(text, Verdict::Unparsed(Reason::NoBox));
+            let score = format(text, Verdict::Unparsed(UnparsedReason::NoBox));
             assert!((score - want).abs() < 1e-15, "{text:?}: {score}");
         };
         near(WHOLE, 0.2);
@@ -240,7 +240,7 @@ mod tests {
             (Verdict::Scores(6.0, 8.0), Order::RejectedFirst, true),
             (Verdict::Scores(7.0, 7.0), Order::ChosenFirst, false),
             (Verdict::Scores(7.0, 7.0), Order::RejectedFirst, false),
-            (Verdict::Unparsed(Reason::NoBox), Order::ChosenFirst, false),
+            (Verdict::Unparsed(UnparsedReason::NoBox), Order::ChosenFirst, false),
         ];
         let rollouts = cases.map(|(verdict, order, _)| rollout(verdict, order, None));
         let right = cases.map(|(.., right)| if right { 1.0 } else { 0.0 });
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn consistency_of_a_right_verdict_is_the_other_orders_share() {
         let (a, b) = (Verdict::Scores(9.0, 1.0), Verdict::Scores(1.0, 9.0));
-        let (tie, none) = (Verdict::Scores(5.0, 5.0), Verdict::Unparsed(Reason::Empty));
+        let (tie, none) = (Verdict::Scores(5.0, 5.0), Verdict::Unparsed(UnparsedReason::Empty));
         let consistency = |first: &[Verdict], second: &[Verdict]| {
             let (n, all) = (first.len(), first.len() + second.len());
             let mut rollouts = Vec::new();
@@ -312,12 +312,12 @@ mod tests {
                 tokens: 9,
                 ..rollout(published(WHOLE), Order::ChosenFirst, None)
             },
-            rollout(Verdict::Unparsed(Reason::Empty), Order::ChosenFirst, None),
+            rollout(Verdict::Unparsed(UnparsedReason::Empty), Order::ChosenFirst, None),
         ];
         let length = Reward::Length { max_tokens: 10, cache_tokens: 4 };
         let entries = [(Reward::Format, 1.0), (Reward::Verdict { wrong: 0.0 }, 2.0), (length, 0.5)];
         let entries = entries.map(|(reward, weight)| Entry { reward, weight });
-        let table = Table::new(&entries, &rollouts);
+        let table = RewardTable::new(&entries, &rollouts);
         let names: Vec<_> = table.columns.iter().map(|c| c.entry.reward.name()).collect();
         assert_eq!(names, ["format", "verdict", "length"]);
         assert_eq!(table.columns[1].values, [1.0, 0.0]);

@@ -5,7 +5,7 @@ use crate::data::Candidates;
 use crate::eval::results::Finish;
 use crate::eval::scores::Scores;
 use crate::judge::prompt::{Order, OrderPlan};
-use crate::judge::verdict::{MatchRule, Reason, Verdict};
+use crate::judge::verdict::{MatchRule, UnparsedReason, Verdict};
 
 /// A judgement with the chosen reply in slot A; its key is the pair's place.
 fn record(
@@ -18,7 +18,7 @@ fn record(
     let candidates = Candidates { row, chosen: c, rejected: r };
     let verdict = match scores {
         Some((a, b)) => Verdict::Scores(a, b),
-        None => Verdict::Unparsed(Reason::NoBox),
+        None => Verdict::Unparsed(UnparsedReason::NoBox),
     };
     Record {
         row: row * 10_000 + u64::from(c) * 100 + u64::from(r),

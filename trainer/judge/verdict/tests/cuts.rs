@@ -45,7 +45,7 @@ fn no_beginning_names_another_winner() {
 #[test]
 fn a_judgement_that_was_cut_off_is_truncated_unless_its_scores_section_had_closed() {
     let at_the_limit = |text: &str| read(text, Finish::Length, VerdictForm::default());
-    let truncated = Verdict::Unparsed(Reason::Truncated);
+    let truncated = Verdict::Unparsed(UnparsedReason::Truncated);
     for text in [
         "",
         "<think>",
@@ -80,8 +80,8 @@ fn a_judgement_that_was_cut_off_is_truncated_unless_its_scores_section_had_close
     }
     // And if it holds no verdict, that is the reason.
     let reading = at_the_limit("<scores>\n\\boxed{80, 60}\n</scores> and so on");
-    assert_eq!(reading.strict, Verdict::Unparsed(Reason::OutOfScale));
-    assert_eq!(reading.soft, Verdict::Unparsed(Reason::OutOfScale));
+    assert_eq!(reading.strict, Verdict::Unparsed(UnparsedReason::OutOfScale));
+    assert_eq!(reading.soft, Verdict::Unparsed(UnparsedReason::OutOfScale));
     let reading = read("anything", Finish::PromptTooLong, VerdictForm::default());
-    assert_eq!(reading.strict, Verdict::Unparsed(Reason::PromptTooLong));
+    assert_eq!(reading.strict, Verdict::Unparsed(UnparsedReason::PromptTooLong));
 }

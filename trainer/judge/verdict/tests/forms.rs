@@ -376,7 +376,7 @@ fn unclear_names_are_refused() {
     // Decimal commas in two boxes.
     refuses("Response A: \\boxed{7,5}\nResponse B: \\boxed{8,5}");
     refuses("<scores>A: $\\boxed{ 7,5}$; \nB: $\\boxed{ 8,5}$ </scores> <scores>");
-    assert_eq!(soft("\\boxed{8, 5} \\boxed{x}"), Verdict::Unparsed(Reason::BadNumber));
+    assert_eq!(soft("\\boxed{8, 5} \\boxed{x}"), Verdict::Unparsed(UnparsedReason::BadNumber));
 }
 
 #[test]
@@ -460,24 +460,24 @@ fn one_place_decides() {
         reads(text, a, b);
     }
     for (text, reason) in [
-        ("", Reason::Empty),
-        ("Response A is better.", Reason::NoScoresTag),
-        ("Scores: 8, 5", Reason::NoScoresTag),
-        ("the boxed answer {8, 5}", Reason::NoScoresTag),
-        ("<scores></scores>", Reason::NoBox),
-        ("<scores>8, 5</scores><scores></scores>", Reason::NoBox),
-        ("<scores>A has 3 flaws, B 2</scores>", Reason::NoBox),
-        ("<scores>8, 1", Reason::UnclosedScoresTag),
-        ("<think>thinking", Reason::OnlyThinking),
-        ("<think>\\boxed{8, 5}</think> ", Reason::OnlyThinking),
-        ("<think><scores>8, 5</scores>", Reason::OnlyThinking),
-        ("\\boxed{8, 1", Reason::BadNumber),
-        ("\\boxed{5, 8} \\boxed{8, 1", Reason::BadNumber),
-        ("\\boxed{5, 8}. It is \\boxed", Reason::BadNumber),
-        ("\\boxed{8}", Reason::BadNumber),
-        ("A has \\boxed{8}, B has \\boxed{5}", Reason::Quoted),
-        ("<scores>A: \\boxed{8}, \\boxed{5}</scores>", Reason::Ambiguous),
-        ("<scores>\\boxed{80 50}</scores>", Reason::OutOfScale),
+        ("", UnparsedReason::Empty),
+        ("Response A is better.", UnparsedReason::NoScoresTag),
+        ("Scores: 8, 5", UnparsedReason::NoScoresTag),
+        ("the boxed answer {8, 5}", UnparsedReason::NoScoresTag),
+        ("<scores></scores>", UnparsedReason::NoBox),
+        ("<scores>8, 5</scores><scores></scores>", UnparsedReason::NoBox),
+        ("<scores>A has 3 flaws, B 2</scores>", UnparsedReason::NoBox),
+        ("<scores>8, 1", UnparsedReason::UnclosedScoresTag),
+        ("<think>thinking", UnparsedReason::OnlyThinking),
+        ("<think>\\boxed{8, 5}</think> ", UnparsedReason::OnlyThinking),
+        ("<think><scores>8, 5</scores>", UnparsedReason::OnlyThinking),
+        ("\\boxed{8, 1", UnparsedReason::BadNumber),
+        ("\\boxed{5, 8} \\boxed{8, 1", UnparsedReason::BadNumber),
+        ("\\boxed{5, 8}. It is \\boxed", UnparsedReason::BadNumber),
+        ("\\boxed{8}", UnparsedReason::BadNumber),
+        ("A has \\boxed{8}, B has \\boxed{5}", UnparsedReason::Quoted),
+        ("<scores>A: \\boxed{8}, \\boxed{5}</scores>", UnparsedReason::Ambiguous),
+        ("<scores>\\boxed{80 50}</scores>", UnparsedReason::OutOfScale),
     ] {
         assert_eq!(soft(text), Verdict::Unparsed(reason), "{text}");
     }
@@ -515,7 +515,7 @@ fn scores_are_on_the_templates_scale() {
         let reading = read(text, Finish::Stop, *form);
         assert_eq!(reading.soft.scores(), *expected, "{text} {form}");
         if expected.is_none() && !text.contains('/') && !text.contains('%') {
-            let out = Verdict::Unparsed(Reason::OutOfScale);
+            let out = Verdict::Unparsed(UnparsedReason::OutOfScale);
             assert_eq!((reading.strict, reading.soft), (out, out), "{text} {form}");
         }
     }
@@ -563,6 +563,6 @@ fn markers_are_votes() {
         let reading = read(text, Finish::Stop, VerdictForm::Markers);
         assert_eq!((reading.strict.scores(), reading.soft.scores()), (strict, soft), "{text}");
         let cut = read(text, Finish::Length, VerdictForm::Markers);
-        assert_eq!(cut.soft, Verdict::Unparsed(Reason::Truncated), "{text}");
+        assert_eq!(cut.soft, Verdict::Unparsed(UnparsedReason::Truncated), "{text}");
     }
 }

@@ -79,7 +79,7 @@ fn a_box_against_the_named_scores_above_it_is_ambiguous() {
         ["Response B: 5\nResponse A: 8", "Response B: 5, Response A: 8", "B: 5/10\n\nA: 8/10"]
     {
         let text = |inside: &str| format!("{above}\n\n\\boxed{{{inside}}}");
-        assert_eq!(soft(&text("5, 8")), Verdict::Unparsed(Reason::Ambiguous), "{above}");
+        assert_eq!(soft(&text("5, 8")), Verdict::Unparsed(UnparsedReason::Ambiguous), "{above}");
         assert_eq!(soft(&text("8, 5")), scores(8.0, 5.0), "{above}");
     }
     for above in ["Response A: 80/100\nResponse B: 50/100", "A: 8.4, B: 5.2", "A: 8, B: 8"] {
