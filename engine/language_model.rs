@@ -127,7 +127,7 @@ impl<'a> Builder<'a> {
         let (checkpoint, config) = Checkpoint::open_checked::<OpenError>(&self.directory)?;
         let adapter = self.adapter.map(|make| make(&config)).transpose()?;
         let device = self.device.unwrap_or_else(Device::cpu);
-        let stored = checkpoint.weight(crate::model::EMBEDDING)?.dtype();
+        let stored = checkpoint.weight(crate::checkpoint::config::EMBEDDING)?.dtype();
         let suiting = || Precision::for_weights(stored, device.is_cuda());
         let precision = self.precision.unwrap_or_else(suiting);
         if device.is_cuda() {

@@ -32,7 +32,7 @@ use kernels::{
 use crate::{
     checkpoint::{
         adapter::{Adapter, LoraFactors, Projection},
-        config::Config,
+        config::{Config, EMBEDDING, HEAD},
         weights::{Checkpoint, Dtype, Packing, Weight, WeightsError},
     },
     model::kv_cache::{CacheDtype, KvCache},
@@ -51,8 +51,6 @@ use crate::{
         tape::Tape,
     },
 };
-
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// The precision of matmul inputs and of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,7 +276,7 @@ impl Model {
         // A clone shares what a GPU holds of it.
         let head = match config.tie_word_embeddings {
             true => embedding.clone(),
-            false => weight("lm_head.weight")?,
+            false => weight(HEAD)?,
         };
         Ok(Model {
             embedding,

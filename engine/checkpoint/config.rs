@@ -22,6 +22,11 @@ pub use error::ConfigError;
 pub use generation::{GenerationConfig, MAX_STOP_BYTES};
 pub use rope::RopeScaling;
 
+/// The tensor of the embeddings.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The tensor of the LM head.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// Sound files have a few kilobytes.
 const LIMIT_BYTES: u64 = 1 << 20;
 // Far above any model of these families (Llama 3.1 405B: 16384 wide, 126 layers, 53248, 128256 rows), low enough that no
@@ -224,7 +229,7 @@ impl Config {
     /// Every tensor that the checkpoint must hold, in the order in which the forward pass uses them.
     pub fn expected_tensors(&self) -> impl Iterator<Item = ExpectedTensor> + '_ {
         let table = ExpectedTensor {
-            name: "model.embed_tokens.weight".to_owned(),
+            name: EMBEDDING.to_owned(),
             shape: vec![self.vocab_size, self.hidden_size],
         };
         let norm =
@@ -238,10 +243,7 @@ impl Config {
 
     /// The LM head: expected where the embeddings are not tied, redundant (but of this shape) where they are.
     pub fn head(&self) -> ExpectedTensor {
-        ExpectedTensor {
-            name: "lm_head.weight".to_owned(),
-            shape: vec![self.vocab_size, self.hidden_size],
-        }
+        ExpectedTensor { name: HEAD.to_owned(), shape: vec![self.vocab_size, self.hidden_size] }
     }
 
     fn layer_tensors(&self, layer: usize) -> Vec<ExpectedTensor> {

@@ -2,11 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::checkpoint::config::Config;
+use crate::checkpoint::config::{Config, EMBEDDING, HEAD};
 use crate::error::excerpt;
 
-const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = crate::model::EMBEDDING;
 /// What PyTorch's wrappers put between the dots of names.
 const WRAPPERS: [&str; 5] =
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module"];
