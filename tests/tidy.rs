@@ -260,6 +260,22 @@ fn every_cuda_file_is_in_the_table_of_entry_points() {
     }
 }
 
+/// Every kernel file of the GPU has an id of `cuda/` among the benches: an id of `cpu/` alone is not enough.
+#[test]
+fn every_cuda_file_has_a_bench() {
+    let is_bench = |path: &Path| path.starts_with("benches/kernels");
+    let benches: String =
+        rust_files().into_iter().filter(|(path, _)| is_bench(path)).map(|(_, text)| text).collect();
+    for path in files("kernels/cuda") {
+        // The backward pass of attention has attention's ids.
+        if path.extension().is_some_and(|e| e == "cu") && !path.ends_with("attention_backward.cu") {
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            let has_id = benches.contains(&format!(".bench_cuda(\"{stem}\""));
+            assert!(has_id, "{stem} has no id of cuda/ in benches/kernels");
+        }
+    }
+}
+
 /// Every file of kernels/ is a module of a file above it, or what a Cargo.toml or Cargo's rules name.
 #[test]
 fn no_file_of_kernels_is_dead() {
@@ -409,6 +425,30 @@ fn links_of_pages_lead_somewhere() {
                 let found =
                     headings.any(|line| anchor(line.trim_start_matches(['#', ' '])) == fragment);
                 assert!(found, "{place} is no heading");
+            }
+        }
+    }
+}
+
+/// CONTRIBUTING.md's tables name files that exist, X being a kernel that is in every place. They and the kernels' pages
+/// name tests that exist.
+#[test]
+fn the_lists_of_contributing_name_what_exists() {
+    let code: String = rust_files().into_iter().map(|(_, text)| text).collect();
+    for page in ["CONTRIBUTING.md", "kernels/README.md", "kernels/cuda/README.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        for line in text.lines() {
+            for name in line.split('`').skip(1).step_by(2) {
+                let function = name.strip_prefix("tidy::").unwrap_or(name);
+                let is_test =
+                    name != function || function.trim_matches('_').matches('_').count() >= 3;
+                if is_test && function.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+                    let exists = code.contains(&format!("fn {function}()"));
+                    assert!(exists, "{page} names test {name}, which does not exist");
+                } else if line.starts_with("| `") && name.contains('/') && !name.contains(' ') {
+                    let path = root().join(name.replace('X', "rms_norm"));
+                    assert!(path.exists(), "{page} names {name}, which does not exist");
+                }
             }
         }
     }
