@@ -71,3 +71,23 @@ pub(crate) fn largest_difference(ours: &[f32], theirs: &[f32]) -> f64 {
     let differences = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
     differences.fold(0.0, |largest, d| if d <= largest { largest } else { d.min(f64::INFINITY) })
 }
+
+/// The first test to look at when a number is wrong in all models. `j1 check tests/golden/*/` says where it begins.
+#[test]
+fn logits_are_those_of_transformers() {
+    for name in CASES {
+        let text = std::fs::read_to_string(case(name).join("case.json")).unwrap();
+        let inputs = serde_json::from_str::<serde_json::Value>(&text).unwrap()["input_ids"].take();
+        let inputs: Vec<Vec<u32>> = serde_json::from_value(inputs).unwrap();
+        let bytes = std::fs::read(case(name).join("base.safetensors")).unwrap();
+        let dump = SafeTensors::deserialize(&bytes).unwrap();
+        let model = open(&case(name).join("model"), None);
+        for (sequence, ids) in inputs.iter().enumerate() {
+            let theirs = dump.tensor(&format!("logits_seq{sequence}")).unwrap();
+            let theirs: &[[u8; 4]] = theirs.data().as_chunks().0;
+            let theirs: Vec<f32> = theirs.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let error = largest_difference(&logits(&model, ids), &theirs);
+            assert!(error <= BOUND, "{name}, sequence {sequence}: {error:e}, at most {BOUND:e}");
+        }
+    }
+}

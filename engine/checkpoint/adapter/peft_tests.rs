@@ -120,7 +120,8 @@ fn peft_computes_the_same_logits_with_our_adapters() {
         let (ids, theirs) = golden::reference(&file, "input_ids", "logits");
         let adapted = golden::logits(&golden::open(&model, Some(&folder)), &ids);
         let error = golden::largest_difference(&adapted, &theirs);
-        assert!(error <= golden::BOUND, "{fixture}: {error:e}");
+        let bound = golden::BOUND;
+        assert!(error <= bound, "{fixture}: logits differ by {error:e}, at most {bound:e}");
         let base = golden::logits(&golden::open(&model, None), &ids);
         let change = golden::largest_difference(&base, &theirs);
         assert!(change > 100.0 * golden::BOUND, "{fixture} changes the logits by {change:e} only");
