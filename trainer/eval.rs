@@ -4,4 +4,5 @@ pub mod bootstrap;
 pub mod rescore;
 pub mod results;
 pub mod rewardbench;
+pub mod rubrics;
 pub mod scores;
