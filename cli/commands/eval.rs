@@ -16,6 +16,7 @@ use trainer::{
     eval::{
         rescore::{asked_for, rescore},
         results::{Record, Results},
+        rubrics,
         scores::{Protocol, Sample, Scores, Timing},
     },
     judge::{
@@ -150,6 +151,8 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     }
 
     let scores = Scores::compute(results.records(), protocol);
+    let measured = rubrics::of_records(&pairs, results.records(), judge.template);
+    let scores = scores.with_rubrics(rubrics::Means::new(pairs.len(), &measured, protocol.seed));
     let timing_json = timing.as_ref().map(|timing| to_json(timing, &session));
     let name = args.runtime.adapter.as_deref().unwrap_or(model);
     let scores_json = scores.to_json(name, "tokenizer");

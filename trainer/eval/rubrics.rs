@@ -24,7 +24,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
+use crate::data::Pair;
 use crate::eval::bootstrap::{Draws, Interval, RESAMPLES, hash, percentile_interval};
+use crate::eval::results::{Finish, Record};
+use crate::judge::prompt::{Template, conversation_text};
+use crate::judge::verdict::parts;
 
 /// Words of a criteria section that count.
 pub const MAX_WORDS: usize = 60;
@@ -306,6 +310,35 @@ pub fn measure(
         }
     };
     judgements.iter().map(of).collect()
+}
+
+/// The measures of records, in their order, each with the row of the data that it is about. The pool has every pair once;
+/// judgements that were not made, and those of pairs that are not there, are left out.
+pub fn of_records(
+    pairs: &[Pair],
+    records: &[Record],
+    template: &Template,
+) -> Vec<(usize, Measures)> {
+    let places: HashMap<u64, usize> =
+        pairs.iter().enumerate().map(|(place, pair)| (pair.row, place)).collect();
+    let prompts: Vec<String> = pairs.iter().map(|pair| conversation_text(&pair.prompt)).collect();
+    let replies: Vec<[&str; 2]> =
+        pairs.iter().map(|pair| [pair.chosen.as_str(), pair.rejected.as_str()]).collect();
+    let sources: Vec<Source> =
+        prompts.iter().zip(&replies).map(|(prompt, replies)| Source { prompt, replies }).collect();
+    let made = records.iter().filter(|record| record.finish != Finish::PromptTooLong);
+    let judgements: Vec<Criteria> = made
+        .filter_map(|record| {
+            let source = *places.get(&record.row)?;
+            Some(Criteria { source, text: parts(&record.text).criteria })
+        })
+        .collect();
+    let row = |judgement: &Criteria| {
+        let pair = &pairs[judgement.source];
+        pair.candidates.as_ref().map_or(pair.row, |candidates| candidates.row) as usize
+    };
+    let measures = measure(&sources, &judgements, &template.to_source());
+    judgements.iter().map(row).zip(measures).collect()
 }
 
 /// A mean over judgements, with its interval.

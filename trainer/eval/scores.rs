@@ -10,7 +10,8 @@
 //! plain value        1 if c > r;  0 otherwise                                        (the original evaluation)
 //! ```
 //!
-//! A row that was judged in both orders counts with the mean of its two values. Subsets are means over their
+//! A row that was judged in both orders counts with the mean of its two values; beside that stands what the sum of both
+//! orders' scores decides, which a preference for a slot does not change ([`Summed`]). Subsets are means over their
 //! rows, sections and overall as in [`rewardbench`]; plain accuracy is the mean over all rows. Everything that is
 //! told by order counts plainly, so that with every row in both orders the two average to the plain accuracy.
 //! No judgement outweighs the others of its ballot: scores off the template's scale are not read
@@ -30,6 +31,7 @@ use serde_json::{Map, Value, json};
 use crate::eval::bootstrap::{Draws, Interval, RESAMPLES, hash, percentile_interval};
 use crate::eval::results::{Finish, Record};
 use crate::eval::rewardbench::{self, PUBLISHED, SUBSETS, ScoreTable, SubsetScore};
+use crate::eval::rubrics;
 use crate::judge::prompt::{Order, OrderPlan};
 use crate::judge::verdict::{MatchRule, UnparsedReason, Verdict, Winner};
 pub use several::{BestOf, Several, Styles, Ties};
@@ -113,6 +115,48 @@ pub struct Slots {
     pub b: u64,
     /// The scores are equal.
     pub ties: u64,
+}
+
+/// Rows by what the scores of both orders decide together, as a judge that is asked in both orders decides. A row with an
+/// order without a verdict is no tie: it is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Summed {
+    /// The chosen reply has more points.
+    pub right: u64,
+    /// Both have the same.
+    pub ties: u64,
+    /// The rejected reply has more points.
+    pub wrong: u64,
+    /// Of these rows, an order has no verdict.
+    pub unparsed: u64,
+}
+
+impl Summed {
+    /// Of rows by the ballots of both orders.
+    fn of(rows: impl Iterator<Item = (Ballot, Ballot)>) -> Option<Summed> {
+        let mut summed = None;
+        for (first, second) in rows {
+            let summed: &mut Summed = summed.get_or_insert_default();
+            let both = Ballot {
+                chosen: first.chosen + second.chosen,
+                rejected: first.rejected + second.rejected,
+                parsed: first.parsed.min(second.parsed),
+            };
+            match both.preference() {
+                Some(Preference::Chosen) => summed.right += 1,
+                Some(Preference::Neither) => summed.ties += 1,
+                Some(Preference::Rejected) => summed.wrong += 1,
+                None => summed.unparsed += 1,
+            }
+        }
+        summed
+    }
+
+    /// Share of right ones, of all rows: a tie or an order without a verdict is not right.
+    pub fn accuracy(&self) -> f64 {
+        let all = self.right + self.ties + self.wrong + self.unparsed;
+        self.right as f64 / all.max(1) as f64
+    }
 }
 
 /// Judgements without a verdict.
@@ -199,6 +243,8 @@ pub struct Scores {
     pub agreement: Option<Share>,
     /// Rows right in both orders, of those judged in both.
     pub consistent: Option<Share>,
+    /// What the sum of both orders' scores decides; `None` unless every row was judged in both.
+    pub summed: Option<Summed>,
     /// Judgements that prefer slot A, of those that prefer a slot.
     pub share_of_a: Option<Share>,
     /// Judgements by preferred slot.
@@ -215,6 +261,8 @@ pub struct Scores {
     pub truncated: u64,
     /// Judgements that were not made because their prompt did not fit.
     pub prompts_too_long: u64,
+    /// Whether the criteria speak of their rows; `None` where the rows are not known, or there is only one.
+    pub rubrics: Option<rubrics::Means>,
 }
 
 /// The summed scores of votes that decide together.
@@ -326,6 +374,7 @@ impl Scores {
             rejected_first: in_order(1),
             agreement: if paired { Share::of(agreement) } else { None },
             consistent: if paired { Share::of(consistent) } else { None },
+            summed: if paired { Summed::of(both()) } else { None },
             share_of_a: (preferring > 0)
                 .then(|| Share { share: verdicts.a as f64 / preferring as f64, of: preferring }),
             verdicts,
@@ -335,7 +384,13 @@ impl Scores {
             mean_tokens: mean(lengths),
             truncated: finished(Finish::Length),
             prompts_too_long: finished(Finish::PromptTooLong),
+            rubrics: None,
         }
+    }
+
+    /// With what [`rubrics::of_records`] measured.
+    pub fn with_rubrics(self, rubrics: Option<rubrics::Means>) -> Scores {
+        Scores { rubrics, ..self }
     }
 
     /// Judgements without a verdict by the rule that was asked for.

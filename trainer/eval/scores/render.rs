@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use engine::error::excerpt_of;
 
-use super::{Protocol, Sample, Scores, Share, Timing};
+use super::{Protocol, Sample, Scores, Share, Summed, Timing};
 use crate::eval::bootstrap::Interval;
 use crate::eval::rewardbench::{PUBLISHED, SubsetScore};
+use crate::eval::rubrics::Mean;
 use crate::judge::prompt::OrderPlan;
 use crate::judge::verdict::MatchRule;
 
@@ -118,6 +119,15 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
         line(out, "Both orders prefer the same", &rows(scores.agreement));
         line(out, "Right in both orders", &rows(scores.consistent));
     }
+    if let Some(summed) = scores.summed {
+        let Summed { right, ties, wrong, unparsed } = summed;
+        let counts = format!("{right} right, {ties} ties, {wrong} wrong, {unparsed} unparsed");
+        line(
+            out,
+            "Right by both orders' sum",
+            &format!("{}  {counts}", percent(summed.accuracy())),
+        );
+    }
     let share_of_a = scores.share_of_a.map_or(format!("{:>6}", "-"), |Share { share, of }| {
         format!("{}  of {of} that prefer a slot", percent(share))
     });
@@ -147,6 +157,29 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
     }
     line(out, "Truncated", &format!("{:>6}", scores.truncated));
     line(out, "Prompts too long", &format!("{:>6}", scores.prompts_too_long));
+    if let Some(rubrics) = &scores.rubrics {
+        let bits = |mean: Mean| {
+            format!(
+                "{:>6.2}  [{:.2}, {:.2}] 95 %",
+                mean.mean, mean.interval.low, mean.interval.high
+            )
+        };
+        let most = (rubrics.sources as f64).log2();
+        line(
+            out,
+            "Criteria match their row",
+            &format!("{}, of {most:.2} bits", bits(rubrics.bits)),
+        );
+        line(out, "  shuffled", &bits(rubrics.bits_shuffled));
+        let share = |share: f64| percent(share).trim_start().to_owned();
+        let own = rubrics.own_criteria.map_or("-".to_owned(), share);
+        let (echoed, copied) = (share(rubrics.echoed), share(rubrics.copied));
+        let parts = format!(
+            "{own} % own, {echoed} % echoed, {copied} % copied, {} missing",
+            rubrics.missing
+        );
+        writeln!(out, "  {parts}").expect(TO_MEMORY);
+    }
     if let Some(timing) = timing
         && let Some(speed) = timing.tokens_per_second()
     {
