@@ -32,6 +32,7 @@ pub(crate) mod tensorboard;
 pub mod update;
 
 use std::{
+    collections::BTreeSet,
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
@@ -389,6 +390,9 @@ impl Trainer {
         });
         add("verdicts/share_of_a", of_scores(for_a));
         add("verdicts/tied_ratio", of_scores(ties));
+        let distinct: BTreeSet<_> =
+            scores.iter().map(|(a, b)| (a.to_bits(), b.to_bits())).collect();
+        add("verdicts/distinct_scores", Some(distinct.len() as f64));
         add("sampling/sampling_logp_difference/max", report.log_prob_difference);
         let (generation_s, update_s) = (sampled.elapsed.as_secs_f64(), update.as_secs_f64());
         let mut timing = vec![

@@ -43,7 +43,7 @@ fn rollouts_are_written_whole_and_the_same_at_any_number_of_threads() {
         let length = -(record.tokens as f64) / 12.0;
         assert_eq!(record.rewards["length"], length);
         let names: Vec<&str> = record.rewards.keys().map(String::as_str).collect();
-        assert_eq!(names, ["consistency", "format", "length", "verdict"]);
+        assert_eq!(names, ["agreement", "consistency", "format", "length", "summed", "verdict"]);
         // Neither form nor a verdict: what is left is the length, at its weight of 1.
         assert_eq!((record.right, record.rewards["verdict"]), (false, 0.0));
         assert!((record.reward - length - 0.2 * record.rewards["format"]).abs() < 1e-12);

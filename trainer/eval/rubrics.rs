@@ -41,7 +41,7 @@ const COPY: usize = 8;
 
 /// What a row's criteria may speak of.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
+pub struct RowText<'a> {
     /// The conversation up to the replies.
     pub prompt: &'a str,
     /// All replies.
@@ -168,7 +168,7 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(sources: &[Source<'_>], template: &HashSet<String>) -> Pool {
+    fn new(sources: &[RowText<'_>], template: &HashSet<String>) -> Pool {
         let mut pool = Pool {
             ids: HashMap::new(),
             idf: Vec::new(),
@@ -279,7 +279,7 @@ fn weight(count: u32) -> f64 {
 /// # Panics
 /// If a judgement names a source that is not there.
 pub fn measure(
-    sources: &[Source<'_>],
+    sources: &[RowText<'_>],
     judgements: &[Criteria<'_>],
     template: &str,
 ) -> Vec<Measures> {
@@ -288,7 +288,7 @@ pub fn measure(
     let joined = format!(" {} ", template.join(" "));
     let pool = Pool::new(sources, &common);
     let of = |judgement: &Criteria<'_>| {
-        let Source { prompt, replies } = sources[judgement.source];
+        let RowText { prompt, replies } = sources[judgement.source];
         let Some(text) = judgement.text.filter(|text| !text.trim().is_empty()) else {
             return Measures::default();
         };
@@ -324,8 +324,8 @@ pub fn of_records(
     let prompts: Vec<String> = pairs.iter().map(|pair| conversation_text(&pair.prompt)).collect();
     let replies: Vec<[&str; 2]> =
         pairs.iter().map(|pair| [pair.chosen.as_str(), pair.rejected.as_str()]).collect();
-    let sources: Vec<Source> =
-        prompts.iter().zip(&replies).map(|(prompt, replies)| Source { prompt, replies }).collect();
+    let sources: Vec<RowText> =
+        prompts.iter().zip(&replies).map(|(prompt, replies)| RowText { prompt, replies }).collect();
     let made = records.iter().filter(|record| record.finish != Finish::PromptTooLong);
     let judgements: Vec<Criteria> = made
         .filter_map(|record| {
@@ -448,9 +448,9 @@ pub fn mean_over_rows(values: &[(usize, f64)], seed: u64) -> Mean {
 mod tests {
     use super::*;
 
-    const FRUIT: Source = Source { prompt: "Apple pie", replies: &["apple", "Sugar."] };
-    const CODE: Source = Source { prompt: "Rust code", replies: &["borrow", "code"] };
-    const MOON: Source = Source { prompt: "The moon", replies: &["the tide", "apple"] };
+    const FRUIT: RowText = RowText { prompt: "Apple pie", replies: &["apple", "Sugar."] };
+    const CODE: RowText = RowText { prompt: "Rust code", replies: &["borrow", "code"] };
+    const MOON: RowText = RowText { prompt: "The moon", replies: &["the tide", "apple"] };
 
     fn of(source: usize, text: &str, template: &str) -> Measures {
         measure(&[FRUIT, CODE, MOON], &[Criteria { source, text: Some(text) }], template)[0]
@@ -542,7 +542,7 @@ mod tests {
         assert_eq!(got.echoed, 5.0 / 7.0);
         assert_eq!(of(0, "the reply says is", template).echoed, 0.0);
         let prompt = "one two three four five six seven eight nine";
-        let source = [Source { prompt, replies: &[] }, CODE];
+        let source = [RowText { prompt, replies: &[] }, CODE];
         let text = Some("zero two three four five six seven eight nine ten");
         assert_eq!(measure(&source, &[Criteria { source: 0, text }], "")[0].copied, 0.8);
         assert_eq!(measure(&source, &[Criteria { source: 1, text }], "")[0].copied, 0.0);

@@ -8,6 +8,7 @@
 //! | reward | below half of the best five steps' mean, by more than sampling explains |
 //! | truncation | three steps with more than 90 % of completions cut off |
 //! | verdicts | three steps with more than 90 % of completions without a readable verdict |
+//! | slots | three steps with more than 90 % of verdicts for one slot, where most completions have one |
 //! | entropy | five steps below a tenth of the first five's, or above three times it and half a nat more |
 //! | kl | five steps above 1 nat a token |
 //! | length | five steps below a quarter or above four times the first five's, and no more reward than those |
@@ -35,6 +36,8 @@ pub enum AlarmKind {
     Truncation,
     /// Verdicts cannot be read.
     Verdicts,
+    /// Verdicts name one slot, whatever stands there.
+    Slots,
     /// The policy always says the same.
     EntropyCollapse,
     /// The policy says anything.
@@ -65,6 +68,7 @@ impl AlarmKind {
             AlarmKind::Reward => "reward",
             AlarmKind::Truncation => "truncation",
             AlarmKind::Verdicts => "verdicts",
+            AlarmKind::Slots => "slots",
             AlarmKind::EntropyCollapse => "entropy_collapse",
             AlarmKind::EntropyExplosion => "entropy_explosion",
             AlarmKind::Divergence => "kl",
@@ -84,7 +88,10 @@ const ENTROPY: &str = "entropy";
 const KL: &str = "kl";
 const LENGTH: &str = "completions/mean_length";
 const GRADIENT: &str = "grad_norm";
-const NAMES: [&str; 8] = [REWARD, REWARD_STD, TRUNCATED, UNPARSED, ENTROPY, KL, LENGTH, GRADIENT];
+const SHARE_OF_A: &str = "verdicts/share_of_a";
+const TIED: &str = "verdicts/tied_ratio";
+const NAMES: [&str; 10] =
+    [REWARD, REWARD_STD, TRUNCATED, UNPARSED, SHARE_OF_A, TIED, ENTROPY, KL, LENGTH, GRADIENT];
 
 /// The last values of one metric.
 #[derive(Clone, Debug, Default)]
@@ -220,6 +227,18 @@ impl Alarms {
                 ),
             );
         }
+        if let Some((slot, share)) = self.one_slot() {
+            say(
+                AlarmKind::Slots,
+                format!(
+                    "{:.0} % of verdicts in the last {SHORT} steps are for slot {slot}, and each reply stands there in half of the \
+                     prompts: the judge does not read what it judges. Train with data.orders=both, \
+                     reward.weights.consistency=1, reward.weights.verdict=0 and reward.scale_rewards=batch, with more pairs \
+                     in a step or a lower optimizer.learning_rate, from a checkpoint before that",
+                    100.0 * share
+                ),
+            );
+        }
         if let Some((first, now)) = self.change(ENTROPY) {
             if now < first / 10.0 {
                 say(
@@ -257,6 +276,18 @@ impl Alarms {
             say(AlarmKind::Gradient, message);
         }
         found
+    }
+
+    /// The slot that nearly all verdicts prefer, and their share of all that are no ties.
+    fn one_slot(&self) -> Option<(char, f64)> {
+        let of_verdicts = self.mean(SHARE_OF_A, SHORT)?;
+        let decided = 1.0 - self.mean(TIED, SHORT)?;
+        if self.mean(UNPARSED, SHORT)? > 0.5 || decided < 0.5 {
+            return None;
+        }
+        let share = of_verdicts / decided;
+        let (slot, share) = if share > 0.5 { ('A', share) } else { ('B', 1.0 - share) };
+        (share > 0.9).then_some((slot, share))
     }
 
     fn fallen_reward(&self) -> Option<String> {
@@ -388,6 +419,33 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_has_nearly_all_verdicts_goes_off() {
+        let of = |share_of_a: &[f64], tied: f64, unparsed: f64| {
+            let mut alarms = Alarms::new(100);
+            let mut found = Vec::new();
+            for (number, &share) in (1..).zip(share_of_a) {
+                let metric = |name: &str| match name {
+                    SHARE_OF_A => Some(share),
+                    TIED => Some(tied),
+                    UNPARSED => Some(unparsed),
+                    _ => None,
+                };
+                let begun = alarms.after(number, &step(metric));
+                found.extend(begun.into_iter().map(|alarm| (number, alarm.kind)));
+            }
+            found
+        };
+        assert_eq!(of(&[0.95; 4], 0.0, 0.0), [(3, AlarmKind::Slots)]);
+        assert_eq!(of(&[0.5, 0.05, 0.05, 0.02], 0.0, 0.0), [(4, AlarmKind::Slots)]);
+        assert_eq!(of(&[0.89; 9], 0.0, 0.0), []);
+        // 0.6 of the verdicts, and all that are no ties.
+        assert_eq!(of(&[0.6; 3], 0.4, 0.0), [(3, AlarmKind::Slots)]);
+        // Few verdicts, or mostly ties, say nothing of slots.
+        assert_eq!(of(&[1.0; 9], 0.0, 0.6), []);
+        assert_eq!(of(&[0.3; 9], 0.7, 0.0), []);
+    }
+
+    #[test]
     fn entropy_is_held_against_the_first_steps() {
         let of = |values: &[f64]| run(ENTROPY, values);
         assert_eq!(of(&times(&[(5, 0.5), (5, 0.051)])), []);
@@ -463,6 +521,8 @@ mod tests {
             LENGTH => Some(200.0),
             ENTROPY => Some(0.5),
             GRADIENT => Some(0.1),
+            // One slot all the time is a collapse from the third step on.
+            SHARE_OF_A => Some(1.0),
             _ => Some(0.0),
         };
         let mut alarms = Alarms::new(64);
@@ -479,6 +539,7 @@ mod tests {
                 AlarmKind::Reward,
                 AlarmKind::Truncation,
                 AlarmKind::Verdicts,
+                AlarmKind::Slots,
                 AlarmKind::EntropyExplosion,
                 AlarmKind::Divergence,
                 AlarmKind::Long,

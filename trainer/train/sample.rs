@@ -218,7 +218,11 @@ fn reward_entries(settings: &Settings) -> Vec<Entry> {
         Entry { reward: Reward::Verdict { wrong: *wrong_verdict }, weight: weights.verdict },
     ];
     if settings.data.orders == settings::Orders::Both {
-        entries.push(Entry { reward: Reward::Consistency, weight: weights.consistency });
+        entries.extend([
+            Entry { reward: Reward::Consistency, weight: weights.consistency },
+            Entry { reward: Reward::Agreement, weight: weights.agreement },
+            Entry { reward: Reward::Summed, weight: weights.summed },
+        ]);
     }
     if let Some(cache_tokens) = max_tokens.checked_sub(*length_from_tokens).filter(|n| *n > 0) {
         let length = Reward::Length { max_tokens, cache_tokens };

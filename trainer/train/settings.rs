@@ -152,11 +152,18 @@ impl Settings {
     pub fn validate(&self) -> Result<(), String> {
         let (reward, rollout) = (&self.reward, &self.rollout);
         let weights = &reward.weights;
-        if [weights.format, weights.verdict, weights.consistency, weights.length] == [0.0; 4] {
+        let both = [
+            ("consistency", weights.consistency),
+            ("agreement", weights.agreement),
+            ("summed", weights.summed),
+        ];
+        let alone = [weights.format, weights.verdict, weights.length];
+        if alone.into_iter().chain(both.map(|(_, weight)| weight)).all(|weight| weight == 0.0) {
             return Err("all of reward.weights are 0, so there is nothing to learn from".to_owned());
         }
-        if weights.consistency != 0.0 && self.data.orders != Orders::Both {
-            return Err("reward.weights.consistency needs data.orders = \"both\"".to_owned());
+        let paired = both.iter().find(|(_, weight)| *weight != 0.0);
+        if let Some((name, _)) = paired.filter(|_| self.data.orders != Orders::Both) {
+            return Err(format!("reward.weights.{name} needs data.orders = \"both\""));
         }
         if self.data.orders == Orders::Both && !rollout.prompts_per_step.is_multiple_of(2) {
             return Err(format!(

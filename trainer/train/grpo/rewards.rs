@@ -7,6 +7,10 @@
 //!                  for what is wrong, such as SPCT's -1 (arXiv 2504.02495)
 //! consistency      if right, the share of the other order's judgements that are right, else 0
 //!                  (J1, arXiv 2505.10320, in expectation: see below)
+//! agreement        the share of the other order's judgements that prefer the same reply, whichever; a tie or no
+//!                  verdict prefers none
+//! summed           the share of the other order's judgements with which it is right: the chosen reply has more points
+//!                  in both together (a tie of sums is half), as a judge that is asked in both orders decides
 //! length           0 up to max - cache tokens, then down in a line to -1 at max
 //!                  (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13)
 //! ```
@@ -17,6 +21,14 @@
 //! of the other and asks that both are right. Samples are exchangeable, so that any pairing is chance: the mean over all
 //! pairings, which is the other order's share, has the same expectation and less variance, and no right verdict
 //! has reward 0 because of its partner. A judge that always favors one slot still has reward 0.
+//!
+//! What the rewards make of a preference for a slot: let a policy that cannot tell the replies apart say A with
+//! probability p. `verdict` pays p in one order and 1 - p in the other, 1 together, whatever p is: nothing holds p, and the
+//! noise of samples moves it until a group agrees and no gradient is left. `consistency` pays 2p(1 - p) and `agreement`
+//! twice that, most at 1/2: they pull p back. `summed` pays one half whatever p is, but scores that lean towards the chosen
+//! reply earn more even where the slot decides every verdict. Where advantages are divided by each group's own standard
+//! deviation, the pull is lost: a group in which the slot is right by chance counts as much as one in which it is rarely
+//! right. `reward.scale_rewards = "batch"` keeps it.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,12 +55,15 @@ pub struct Rollout<'a> {
 }
 
 impl Rollout<'_> {
+    /// By how many points the chosen reply leads; `None` without a verdict.
+    pub fn lead(&self) -> Option<f64> {
+        let (chosen, rejected) = self.order.by_label(self.verdict.scores()?);
+        Some(chosen - rejected)
+    }
+
     /// Whether the chosen reply has the strictly higher score.
     pub fn is_right(&self) -> bool {
-        self.verdict.scores().is_some_and(|scores| {
-            let (chosen, rejected) = self.order.by_label(scores);
-            chosen > rejected
-        })
+        self.lead().is_some_and(|lead| lead > 0.0)
     }
 }
 
@@ -65,6 +80,10 @@ pub enum Reward {
     },
     /// Right is the other order's share of right ones.
     Consistency,
+    /// The share of the other order's that prefer the same reply.
+    Agreement,
+    /// The share of the other order's with which the chosen reply has more points.
+    Summed,
     /// Punishes what nears the token limit.
     Length {
         /// Tokens a completion may have: -1 from there on.
@@ -81,6 +100,8 @@ impl Reward {
             Reward::Format => "format",
             Reward::Verdict { .. } => "verdict",
             Reward::Consistency => "consistency",
+            Reward::Agreement => "agreement",
+            Reward::Summed => "summed",
             Reward::Length { .. } => "length",
         }
     }
@@ -88,14 +109,31 @@ impl Reward {
     /// The reward of every rollout of a step.
     ///
     /// # Panics
-    /// `consistency`, if a rollout's other order is missing, the same order, or has another other order.
+    /// `consistency`, `agreement` and `summed`, if a rollout's other order is missing, the same order, or has another other order.
     pub fn values(self, rollouts: &[Rollout<'_>]) -> Vec<f64> {
         let flag = |right: bool, wrong: f64| if right { 1.0 } else { wrong };
         let of = |(i, rollout): (usize, &Rollout)| match self {
             Reward::Format => format(rollout.text, rollout.verdict),
             Reward::Verdict { wrong } => flag(rollout.is_right(), wrong),
-            Reward::Consistency if rollout.is_right() => share_of_right(other_order(rollouts, i)),
+            Reward::Consistency if rollout.is_right() => {
+                share(other_order(rollouts, i), |other| flag(other.is_right(), 0.0))
+            }
             Reward::Consistency => 0.0,
+            Reward::Agreement => match rollout.lead() {
+                None => 0.0,
+                Some(lead) => share(other_order(rollouts, i), |other| {
+                    let same = other.lead().is_some_and(|other| lead * other > 0.0);
+                    flag(same, 0.0)
+                }),
+            },
+            Reward::Summed => match rollout.lead() {
+                None => 0.0,
+                Some(lead) => share(other_order(rollouts, i), |other| match other.lead() {
+                    Some(other) if lead + other > 0.0 => 1.0,
+                    Some(other) if lead + other == 0.0 => 0.5,
+                    _ => 0.0,
+                }),
+            },
             Reward::Length { max_tokens, cache_tokens } => {
                 length(rollout.tokens, max_tokens, cache_tokens)
             }
@@ -126,9 +164,9 @@ pub fn length(tokens: usize, max_tokens: usize, cache_tokens: usize) -> f64 {
     }
 }
 
-fn share_of_right(rollouts: &[Rollout<'_>]) -> f64 {
-    let right = rollouts.iter().filter(|rollout| rollout.is_right()).count();
-    right as f64 / rollouts.len().max(1) as f64
+/// The mean of what rollouts are worth.
+fn share(rollouts: &[Rollout<'_>], worth: impl Fn(&Rollout<'_>) -> f64) -> f64 {
+    rollouts.iter().map(worth).sum::<f64>() / rollouts.len().max(1) as f64
 }
 
 fn other_order<'a, 'b>(rollouts: &'a [Rollout<'b>], i: usize) -> &'a [Rollout<'b>] {
@@ -275,6 +313,35 @@ mod tests {
         assert_eq!(consistency(&[none; 2], &[b; 2]), [0.0; 4]);
         // Groups need not be equally large.
         assert_eq!(consistency(&[a], &[b, b, a]), [2.0 / 3.0, 1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn agreement_and_sums_by_hand() {
+        let scores = |a: f64, b: f64| Verdict::Scores(a, b);
+        let none = Verdict::Unparsed(UnparsedReason::Empty);
+        // Slot A first; the chosen reply stands there in the first order, in slot B in the second.
+        let of = |reward: Reward, first: [Verdict; 3], second: [Verdict; 2]| {
+            let first = first.map(|verdict| rollout(verdict, Order::ChosenFirst, Some([3, 5])));
+            let second = second.map(|verdict| rollout(verdict, Order::RejectedFirst, Some([0, 3])));
+            reward.values(&[first.to_vec(), second.to_vec()].concat())
+        };
+        // Leads of 4, 0, -2 against 1, none.
+        let (first, second) =
+            ([scores(8.0, 4.0), scores(5.0, 5.0), scores(3.0, 5.0)], [scores(6.0, 7.0), none]);
+        let third = 1.0 / 3.0;
+        assert_eq!(of(Reward::Agreement, first, second), [0.5, 0.0, 0.0, third, 0.0]);
+        assert_eq!(of(Reward::Summed, first, second), [0.5, 0.5, 0.0, 2.0 * third, 0.0]);
+        // A constant verdict for slot A agrees with nothing, and its sums are ties.
+        let constant = scores(9.0, 7.0);
+        assert_eq!(of(Reward::Agreement, [constant; 3], [constant; 2]), [0.0; 5]);
+        assert_eq!(of(Reward::Summed, [constant; 3], [constant; 2]), [0.5; 5]);
+        // It leans by a point towards the chosen reply, though the slot decides both verdicts.
+        let leaning = scores(9.0, 8.0);
+        assert_eq!(of(Reward::Summed, [constant; 3], [leaning; 2]), [1.0; 5]);
+        // Two wrong verdicts agree.
+        let wrong = (scores(1.0, 9.0), scores(9.0, 1.0));
+        assert_eq!(of(Reward::Agreement, [wrong.0; 3], [wrong.1; 2]), [1.0; 5]);
+        assert_eq!(of(Reward::Summed, [wrong.0; 3], [wrong.1; 2]), [0.0; 5]);
     }
 
     #[test]

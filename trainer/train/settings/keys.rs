@@ -212,6 +212,8 @@ settings! {
         "format" => format: f64 = "Tags and box, a reward from 0 to 0.2."; AMOUNT, |x| is_amount(*x);
         "verdict" => verdict: f64 = "The chosen reply scored strictly above the other."; AMOUNT, |x| is_amount(*x);
         "consistency" => consistency: f64 = "Of a right verdict, the share of right ones in the pair's other order; needs data.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
+        "agreement" => agreement: f64 = "The share of the pair's other order that prefers the same reply, right or wrong; needs\ndata.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
+        "summed" => summed: f64 = "The share of the pair's other order with which the sum of scores is right, a tie half; needs\ndata.orders = \"both\"."; AMOUNT, |x| is_amount(*x);
         "length" => length: f64 = "The soft penalty for long completions."; AMOUNT, |x| is_amount(*x);
     }
 

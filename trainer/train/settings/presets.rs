@@ -64,7 +64,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
         },
         reward: RewardSettings {
             // Standardized, a reward's own size is gone: 0.2 is the published size of the format.
-            weights: RewardWeights { format: 0.2, verdict: 1.0, consistency: 0.0, length: 0.0 },
+            weights: RewardWeights { format: 0.2, verdict: 1.0, ..RewardWeights::default() },
             wrong_verdict: 0.0,
             length_from_tokens: 1536,
             normalize_each: true,
@@ -114,8 +114,7 @@ fn spct() -> Settings {
     let mut settings = j1(Preset::Spct, "Qwen/Qwen3-0.6B");
     settings.data.orders = Orders::Random;
     settings.rollout.group_size = 4;
-    settings.reward.weights =
-        RewardWeights { format: 0.0, verdict: 1.0, consistency: 0.0, length: 0.0 };
+    settings.reward.weights = RewardWeights { verdict: 1.0, ..RewardWeights::default() };
     settings.reward.wrong_verdict = -1.0;
     settings.reward.normalize_each = false;
     settings.loss.kind = LossType::Grpo;
@@ -134,7 +133,7 @@ fn trl_0_15_2() -> Settings {
     settings.data.over_long = OverLong::TruncateLeft;
     settings.data.orders = Orders::Random;
     settings.reward.weights =
-        RewardWeights { format: 1.0, verdict: 1.0, consistency: 0.0, length: 0.0 };
+        RewardWeights { format: 1.0, verdict: 1.0, ..RewardWeights::default() };
     settings.reward.normalize_each = false;
     settings.reward.drop_zero_variance = false;
     settings.loss.kind = LossType::Grpo;

@@ -67,7 +67,7 @@ fn what_is_written_is_read_back() {
         normalize_each = true
         drop_zero_variance = true
         scale_rewards = 'batch'
-        weights = { format = 0, verdict = 3, consistency = 0.3333333333333333, length = 1e-300 }
+        weights = { format = 0, verdict = 3, consistency = 0.3333333333333333, agreement = 0.1, summed = 2, length = 1e-300 }
         [loss]
         type = 'dr_grpo'
         beta = 0
@@ -168,6 +168,8 @@ fn j1_nano_is_the_published_recipe_mended() {
         format = 0.2
         verdict = 1.0
         consistency = 0.0
+        agreement = 0.0
+        summed = 0.0
         length = 0.0
         [loss]
         type = \"dapo\"
@@ -333,6 +335,7 @@ fn keys_that_disagree_are_refused_together() {
     for (text, says) in [
         (format!("[reward.weights]\n{zero}"), "all of reward.weights are 0"),
         ("data.orders = 'random'\nreward.weights.consistency = 1".into(), "needs data.orders"),
+        ("data.orders = 'random'\nreward.weights.summed = 1".into(), "weights.summed needs data"),
         ("rollout.prompts_per_step = 5".into(), "prompts_per_step = 5 is odd"),
         (
             "[rollout]\nprompts_per_step = 65536\ngroup_size = 1024".into(),
