@@ -340,6 +340,7 @@ fn eval_metrics(scores: &Scores) -> Vec<(String, f64)> {
         named("accuracy_chosen_first", scores.chosen_first.map(|share| share.share)),
         named("accuracy_rejected_first", scores.rejected_first.map(|share| share.share)),
         named("right_in_both_orders", scores.consistent.map(|share| share.share)),
+        named("right_by_sum", scores.summed.map(|summed| summed.accuracy())),
         named("share_of_a", scores.share_of_a.map(|share| share.share)),
         named("unparsed", share(scores.unparsed().total)),
         named("ties", share(scores.verdicts.ties)),
@@ -432,6 +433,8 @@ mod tests {
         assert_eq!(by_order, (0.5, 0.5));
         assert_eq!(mixed["eval/accuracy"], 0.5);
         assert_eq!(mixed["eval/right_in_both_orders"], 0.25);
+        // Sums of rows: a tie; no verdict in one order; a tie; 17 to 3.
+        assert_eq!(mixed["eval/right_by_sum"], 0.25);
         assert_eq!((mixed["eval/unparsed"], mixed["eval/ties"]), (0.125, 0.125));
         // Slot A: rows 0, 0 and 3. Slot B: rows 2, 2 and 3.
         assert_eq!(mixed["eval/share_of_a"], 0.5);
