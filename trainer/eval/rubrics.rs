@@ -447,6 +447,9 @@ pub fn mean_over_rows(values: &[(usize, f64)], seed: u64) -> Mean {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Candidates, Message};
+    use crate::judge::prompt::Order;
+    use crate::judge::verdict::{Reading, VerdictForm, read};
 
     const FRUIT: RowText = RowText { prompt: "Apple pie", replies: &["apple", "Sugar."] };
     const CODE: RowText = RowText { prompt: "Rust code", replies: &["borrow", "code"] };
@@ -546,6 +549,50 @@ mod tests {
         let text = Some("zero two three four five six seven eight nine ten");
         assert_eq!(measure(&source, &[Criteria { source: 0, text }], "")[0].copied, 0.8);
         assert_eq!(measure(&source, &[Criteria { source: 1, text }], "")[0].copied, 0.0);
+    }
+
+    #[test]
+    fn records_meet_the_pairs_that_they_are_about() {
+        let pair = |row: u64, chosen: &str, candidates| Pair {
+            id: row.to_string(),
+            row,
+            prompt: vec![Message::new("user", "Bake.")],
+            chosen: chosen.to_owned(),
+            rejected: "no".to_owned(),
+            subset: None,
+            candidates,
+        };
+        let several = Some(Candidates { row: 40, chosen: 0, rejected: 1 });
+        let pairs = [pair(3, "apple pie", None), pair(9, "rye bread", several)];
+        let record = |row: u64, finish: Finish, criteria: &str| {
+            let text = format!("<specific_criteria>{criteria}</specific_criteria>");
+            let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
+            Record {
+                row,
+                id: row.to_string(),
+                subset: None,
+                candidates: None,
+                order: Order::ChosenFirst,
+                vote: 0,
+                prompt_tokens: 1,
+                tokens: 1,
+                finish,
+                log_prob: -1.0,
+                strict,
+                soft,
+                text,
+            }
+        };
+        let records = [
+            record(9, Finish::Stop, "rye"),
+            record(3, Finish::PromptTooLong, ""),
+            record(5, Finish::Stop, "of no pair"),
+            record(3, Finish::Length, "rye"),
+        ];
+        let template = Template::bundled().unwrap();
+        let measured = of_records(&pairs, &records, &template);
+        assert_eq!(measured.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [40, 3]);
+        assert!(measured[0].1.lift_replies == 1.0 && measured[1].1.lift_replies == -1.0);
     }
 
     #[test]

@@ -121,12 +121,12 @@ fn diagnostics(out: &mut String, scores: &Scores, timing: Option<&Timing>) {
     }
     if let Some(summed) = scores.summed {
         let Summed { right, ties, wrong, unparsed } = summed;
-        let counts = format!("{right} right, {ties} ties, {wrong} wrong, {unparsed} unparsed");
-        line(
+        line(out, "Right by both orders' sum", &percent(summed.accuracy()));
+        writeln!(
             out,
-            "Right by both orders' sum",
-            &format!("{}  {counts}", percent(summed.accuracy())),
-        );
+            "  {right} right, {ties} ties, {wrong} wrong, {unparsed} without a verdict in an order"
+        )
+        .expect(TO_MEMORY);
     }
     let share_of_a = scores.share_of_a.map_or(format!("{:>6}", "-"), |Share { share, of }| {
         format!("{}  of {of} that prefer a slot", percent(share))

@@ -73,6 +73,14 @@ fn both_orders_by_hand() {
     assert_eq!(scores.rewardbench.overall, Some((0.25 + 820.0 / 1148.0) / 2.0));
     assert_eq!(scores.accuracy, Some(2.25 / 4.0));
     assert_eq!(scores.plain_accuracy, Some(1.5 / 4.0));
+    // Points of the chosen reply and of the other: 17 to 5, 14 to 10, an order without a verdict, 6 to 10.
+    let summed = Summed { right: 2, ties: 0, wrong: 1, unparsed: 1 };
+    assert_eq!((scores.summed, summed.accuracy()), (Some(summed), 0.5));
+    let tie = [(A, Some((9.0, 7.0))), (B, Some((9.0, 7.0)))];
+    let tie = tie.map(|(order, scores)| record(0, "", order, 0, scores));
+    let tie = Scores::compute(&tie, protocol(OrderPlan::Both, 1)).summed.unwrap();
+    assert_eq!((tie.ties, tie.accuracy()), (1, 0.0));
+    assert_eq!(Scores::compute(&both()[..1], protocol(OrderPlan::ChosenFirst, 1)).summed, None);
     assert_eq!(scores.rewardbench.sections[1].subsets[0].plain_accuracy, 0.75);
     // Chosen in A: right, right, a tie, wrong. Rejected in A: right, wrong, nothing, a tie.
     assert_eq!(scores.chosen_first, share(2.0 / 4.0, 4));
@@ -232,7 +240,22 @@ fn the_whole_benchmark_takes_little_time() {
 
 #[test]
 fn the_table_shows_what_was_computed() {
-    let scores = Scores::compute(&both(), protocol(OrderPlan::Both, 1));
+    let mean = |mean: f64| rubrics::Mean { mean, interval: Interval { low: -mean, high: 11.5 } };
+    let rubrics = rubrics::Means {
+        judgements: 8,
+        missing: 1,
+        sources: 2985,
+        bits: mean(3.08),
+        bits_shuffled: mean(-0.14),
+        lift: mean(0.275),
+        lift_shuffled: mean(0.036),
+        lift_prompt: mean(0.035),
+        lift_replies: mean(0.3),
+        own_criteria: Some(0.81),
+        echoed: 0.05,
+        copied: 0.0,
+    };
+    let scores = Scores::compute(&both(), protocol(OrderPlan::Both, 1)).with_rubrics(Some(rubrics));
     let timing = Timing { seconds: 4.0, prompt_tokens: 800, tokens: 200 };
     let text = scores.render("my\u{1b}[31mjudge\u{202e}", Some(&timing));
     assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text}");
@@ -253,6 +276,12 @@ fn the_table_shows_what_was_computed() {
     assert_eq!(line("Accuracy, rejected"), "Accuracy, rejected in slot A 25.00 of 4 rows");
     assert_eq!(line("Both orders"), "Both orders prefer the same 33.33 of 3 rows");
     assert_eq!(line("Right in both"), "Right in both orders 25.00 of 4 rows");
+    assert_eq!(line("Right by both"), "Right by both orders' sum 50.00");
+    assert_eq!(line("2 right"), "2 right, 0 ties, 1 wrong, 1 without a verdict in an order");
+    let bits = "Criteria match their row 3.08 [-3.08, 11.50] 95 %, of 11.54 bits";
+    assert_eq!(line("Criteria"), bits);
+    assert_eq!(line("shuffled"), "shuffled -0.14 [0.14, 11.50] 95 %");
+    assert_eq!(line("81.00"), "81.00 % own, 5.00 % echoed, 0.00 % copied, 1 missing");
     assert_eq!(line("Verdicts for"), "Verdicts for slot A 60.00 of 5 that prefer a slot");
     assert_eq!(line("Ties"), "Ties 2 25.0 % of 8 judgements");
     assert_eq!(line("Unparsed"), "Unparsed 1 12.5 % of 8 judgements");
