@@ -111,9 +111,8 @@ fn is_unspaced(c: char) -> bool {
         && c.is_alphanumeric()
 }
 
-/// The share of `words` that stand in `n` words of `text` in a row.
-fn share_in_common(words: &[String], text: &[String], n: usize) -> f64 {
-    let runs: HashSet<&[String]> = text.windows(n).collect();
+/// The share of `words` that stand in one of `runs`, each of which has `n` words.
+fn share_in_runs(words: &[String], runs: &HashSet<&[String]>, n: usize) -> f64 {
     let mut shared = vec![false; words.len()];
     for (start, run) in words.windows(n).enumerate() {
         if runs.contains(run) {
@@ -286,6 +285,7 @@ pub fn measure(
     let template = words(template);
     let common: HashSet<String> = template.iter().cloned().collect();
     let joined = format!(" {} ", template.join(" "));
+    let template_runs: HashSet<&[String]> = template.windows(ECHO).collect();
     let pool = Pool::new(sources, &common);
     let of = |judgement: &Criteria<'_>| {
         let RowText { prompt, replies } = sources[judgement.source];
@@ -304,8 +304,8 @@ pub fn measure(
             written: true,
             listed: own.len() as u32,
             own: own.iter().filter(|own| **own).count() as u32,
-            echoed: share_in_common(&all, &template, ECHO),
-            copied: share_in_common(&all, &own_source, COPY),
+            echoed: share_in_runs(&all, &template_runs, ECHO),
+            copied: share_in_runs(&all, &own_source.windows(COPY).collect(), COPY),
             ..measures
         }
     };

@@ -53,20 +53,10 @@ fn prepared_for(temporary: &str) -> Option<&str> {
 /// Removes all temporary files in a directory that holds nothing but files of this program, if it is there. A
 /// lock must guard it.
 pub(crate) fn remove_temporaries(directory: &Path) -> Result<(), ResultsError> {
-    let list = |source| ResultsError::io("list", directory, source);
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(list(error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(list)?;
-        if prepared_for(&entry.file_name().to_string_lossy()).is_some() {
-            let path = entry.path();
-            fs::remove_file(&path).map_err(|source| ResultsError::io("remove", &path, source))?;
-        }
+    match directory.try_exists() {
+        Ok(false) => Ok(()),
+        _ => remove_where(directory, |name| prepared_for(&name.to_string_lossy()).is_some()),
     }
-    Ok(())
 }
 
 /// Removes the temporary files of runs that were killed. The directory must be locked.
@@ -76,10 +66,15 @@ pub(super) fn remove_leftovers(directory: &Path) -> Result<(), ResultsError> {
 
 /// Removes the temporary files that were to become files of these names. The directory must be locked.
 pub(crate) fn remove_temporaries_of(directory: &Path, names: &[&str]) -> Result<(), ResultsError> {
+    remove_where(directory, |name| is_temporary_of(name, names))
+}
+
+/// Removes the files of a directory whose names are to go.
+fn remove_where(directory: &Path, goes: impl Fn(&OsStr) -> bool) -> Result<(), ResultsError> {
     let list = |source| ResultsError::io("list", directory, source);
     for entry in fs::read_dir(directory).map_err(list)? {
         let entry = entry.map_err(list)?;
-        if is_temporary_of(&entry.file_name(), names) {
+        if goes(&entry.file_name()) {
             let path = entry.path();
             fs::remove_file(&path).map_err(|source| ResultsError::io("remove", &path, source))?;
         }
