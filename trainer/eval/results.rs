@@ -464,5 +464,29 @@ fn load(
     Ok((records, done, length))
 }
 
+/// For tests: judgements by what matters about them.
+#[cfg(test)]
+impl Record {
+    /// A judgement that says `text`, read on the bundled template's scale.
+    pub(crate) fn saying(row: u64, order: Order, finish: Finish, text: String) -> Record {
+        let Reading { strict, soft } = verdict::read(&text, finish, VerdictForm::default());
+        Record {
+            row,
+            id: row.to_string(),
+            subset: None,
+            candidates: None,
+            order,
+            vote: 0,
+            prompt_tokens: 1,
+            tokens: 1,
+            finish,
+            log_prob: -1.0,
+            strict,
+            soft,
+            text,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

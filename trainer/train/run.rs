@@ -369,10 +369,7 @@ fn now() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        eval::results::Finish,
-        judge::verdict::{Reading, VerdictForm, read},
-    };
+    use crate::eval::results::Finish;
 
     type Judged = (Order, Option<(u32, u32)>);
 
@@ -383,24 +380,8 @@ mod tests {
                 format!("<scores>\\boxed{{{a}, {b}}}</scores>")
             });
             let finish = if scores.is_some() { Finish::Stop } else { Finish::Length };
-            let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
-            let row = index as u64 / 2;
             let tokens = 10 * (index as u32 + 1);
-            Record {
-                row,
-                id: row.to_string(),
-                subset: None,
-                candidates: None,
-                order: *order,
-                vote: 0,
-                prompt_tokens: 1,
-                tokens,
-                finish,
-                log_prob: -1.0,
-                strict,
-                soft,
-                text,
-            }
+            Record { tokens, ..Record::saying(index as u64 / 2, *order, finish, text) }
         };
         let records: Vec<Record> = judged.iter().enumerate().map(record).collect();
         let (rule, order) = (MatchRule::Strict, OrderPlan::Both);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::data::Message;
-use crate::judge::verdict::{Reading, UnparsedReason, Verdict, VerdictForm, read};
+use crate::judge::verdict::{UnparsedReason, Verdict, VerdictForm};
 
 fn pairs() -> Vec<Pair> {
     (0..3)
@@ -27,26 +27,12 @@ fn record(row: u64, order: Order, vote: u32) -> Record {
         _ => String::new(),
     };
     let finish = if row == 2 { Finish::PromptTooLong } else { Finish::Stop };
-    let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
     let subset = pairs()[row as usize].subset.clone();
     let log_prob = -1.0 / (3.0 + row as f64 + f64::from(vote));
     let id = format!("p{row}");
     let (prompt_tokens, tokens) = (10, 20);
-    Record {
-        row,
-        id,
-        subset,
-        candidates: None,
-        order,
-        vote,
-        prompt_tokens,
-        tokens,
-        finish,
-        log_prob,
-        strict,
-        soft,
-        text,
-    }
+    let said = Record::saying(row, order, finish, text);
+    Record { id, subset, vote, prompt_tokens, tokens, log_prob, ..said }
 }
 
 /// The judgements of a run, in the order in which they end.

@@ -3,7 +3,6 @@
 use super::*;
 use crate::data::{Candidates, Message};
 use crate::judge::prompt::Order;
-use crate::judge::verdict::{Reading, VerdictForm, read};
 
 const FRUIT: RowText = RowText { prompt: "Apple pie", replies: &["apple", "Sugar."] };
 const CODE: RowText = RowText { prompt: "Rust code", replies: &["borrow", "code"] };
@@ -120,22 +119,7 @@ fn records_meet_the_pairs_that_they_are_about() {
     let pairs = [pair(3, "apple pie", None), pair(9, "rye bread", several)];
     let record = |row: u64, finish: Finish, criteria: &str| {
         let text = format!("<specific_criteria>{criteria}</specific_criteria>");
-        let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
-        Record {
-            row,
-            id: row.to_string(),
-            subset: None,
-            candidates: None,
-            order: Order::ChosenFirst,
-            vote: 0,
-            prompt_tokens: 1,
-            tokens: 1,
-            finish,
-            log_prob: -1.0,
-            strict,
-            soft,
-            text,
-        }
+        Record::saying(row, Order::ChosenFirst, finish, text)
     };
     let records = [
         record(9, Finish::Stop, "rye"),

@@ -12,25 +12,10 @@ const B: Order = Order::RejectedFirst;
 fn record(row: u64, subset: &str, order: Order, vote: u32, scores: Option<(f64, f64)>) -> Record {
     let text =
         scores.map_or("?".to_owned(), |(a, b)| format!("<scores>\\boxed{{{a}, {b}}}</scores>"));
-    let finish = Finish::Stop;
-    let Reading { strict, soft } = read(&text, finish, VerdictForm::default());
     let subset = (!subset.is_empty()).then(|| subset.to_owned());
-    let (id, prompt_tokens, tokens) = (row.to_string(), 100, 10 * (row as u32 + 1));
-    Record {
-        row,
-        id,
-        subset,
-        candidates: None,
-        order,
-        vote,
-        prompt_tokens,
-        tokens,
-        finish,
-        log_prob: -1.0,
-        strict,
-        soft,
-        text,
-    }
+    let (prompt_tokens, tokens) = (100, 10 * (row as u32 + 1));
+    let said = Record::saying(row, order, Finish::Stop, text);
+    Record { subset, vote, prompt_tokens, tokens, ..said }
 }
 
 fn protocol(order: OrderPlan, votes: u32) -> Protocol {
