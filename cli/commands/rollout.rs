@@ -80,6 +80,7 @@ pub(crate) fn run(args: &Rollout) -> Result<ExitCode, Failure> {
         };
         for mut record in sampler.records(&sampled, 0) {
             record.group += part * prompts;
+            record.other_order = record.other_order.map(|group| group + part * prompts);
             rewards.push(record.reward);
             serde_json::to_writer(&mut text, &record)?;
             text.push(b'\n');

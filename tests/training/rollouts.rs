@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, fs};
 
-use trainer::train::rollout::RolloutRecord;
+use serde_json::Value;
+use trainer::{data::Message, train::rollout::RolloutRecord};
 
 use super::{CACHE, Run, finish, succeeded};
 
@@ -40,6 +41,15 @@ fn rollouts_are_written_whole_and_the_same_at_any_number_of_threads() {
         assert_eq!((record.step, record.group, record.sample), (0, index / GROUP, index % GROUP));
         assert_eq!(record.row, index as u64 / (2 * GROUP as u64), "as the file has them");
         assert!((1..=12).contains(&record.tokens) && record.log_prob < 0.0, "{record:?}");
+        // A line is read alone: what was asked, what was answered, and where the other order of both is.
+        let row = record.row;
+        assert_eq!(record.prompt, [Message::new("user", &format!("Say {row}"))]);
+        assert_eq!(record.chosen, (2 * row).to_string());
+        assert_eq!(record.rejected, (2 * row + 1).to_string());
+        let other = record.other_order.unwrap();
+        let back = &records[other * GROUP];
+        assert_eq!((back.row, back.group, back.other_order), (row, other, Some(record.group)));
+        assert_ne!(back.order, record.order);
         let length = -(record.tokens as f64) / 12.0;
         assert_eq!(record.rewards["length"], length);
         let names: Vec<&str> = record.rewards.keys().map(String::as_str).collect();
@@ -48,6 +58,13 @@ fn rollouts_are_written_whole_and_the_same_at_any_number_of_threads() {
         assert_eq!((record.right, record.rewards["verdict"]), (false, 0.0));
         assert!((record.reward - length - 0.2 * record.rewards["format"]).abs() < 1e-12);
     }
+    // Lines of older versions have no texts and no links.
+    let mut old: Value = serde_json::from_str(written[0].lines().next().unwrap()).unwrap();
+    for name in ["prompt", "chosen", "rejected", "other_order"] {
+        assert!(old.as_object_mut().unwrap().remove(name).is_some(), "{name}");
+    }
+    let old: RolloutRecord = serde_json::from_value(old).unwrap();
+    assert_eq!((old.other_order, old.prompt.len(), old.text), (None, 0, records[0].text.clone()));
     let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
     records.iter().for_each(|record| *texts.entry(&record.text).or_default() += 1);
     assert!(texts.len() > records.len() / 2, "every sample draws its own: {texts:?}");

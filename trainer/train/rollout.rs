@@ -12,9 +12,11 @@ use engine::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    data::Message,
     eval::results::Finish,
     judge::{
         Judge,
+        prompt::Order,
         verdict::{self, Verdict},
     },
 };
@@ -117,7 +119,8 @@ struct Drawn {
     finish: Option<FinishReason>,
 }
 
-/// A line of `rollouts/step-N.jsonl`.
+/// A line of `rollouts/step-N.jsonl`, which can be read alone: what its completions share is written with each of them, a
+/// third to a half of the file with long judgements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutRecord {
     /// The step, counted from 1; 0 for `j1 rollout`.
@@ -131,7 +134,10 @@ pub struct RolloutRecord {
     /// Its position in the data file.
     pub row: u64,
     /// Which reply stood in slot A.
-    pub order: crate::judge::prompt::Order,
+    pub order: Order,
+    /// `group` of the same pair's prompt in the other order; `None` if that is not in the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_order: Option<usize>,
     /// Length of the prompt in tokens.
     pub prompt_tokens: usize,
     /// Length of the completion in tokens, the stop token included.
@@ -150,6 +156,16 @@ pub struct RolloutRecord {
     pub advantage: f32,
     /// Sum of the log-probabilities of its tokens at the sampling temperature.
     pub log_prob: f64,
+    /// The conversation that the replies answer, as the data have it, even where the prompt was cut at its beginning. Files
+    /// of older versions have neither it nor the replies.
+    #[serde(default)]
+    pub prompt: Vec<Message>,
+    /// The preferred reply.
+    #[serde(default)]
+    pub chosen: String,
+    /// The other reply.
+    #[serde(default)]
+    pub rejected: String,
     /// The decoded text.
     pub text: String,
 }

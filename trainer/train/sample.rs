@@ -192,6 +192,7 @@ impl<'a> Sampler<'a> {
                 id: pair.id.clone(),
                 row: pair.row,
                 order: slot.order,
+                other_order: slot.partner,
                 prompt_tokens: prompts[group].len(),
                 tokens: completion.tokens.len(),
                 finish: completion.finish,
@@ -201,6 +202,9 @@ impl<'a> Sampler<'a> {
                 reward: advantages.rewards[index],
                 advantage: advantages.values[index],
                 log_prob: completion.log_probs.iter().map(|l| f64::from(*l)).sum(),
+                prompt: pair.prompt.clone(),
+                chosen: pair.chosen.clone(),
+                rejected: pair.rejected.clone(),
                 text: completion.text.clone(),
             }
         };
