@@ -118,6 +118,8 @@ pub struct TokenEvent {
     /// Where repetition is penalized, the logits are the penalized ones: the value is not the model's own and must not be
     /// trained on.
     pub log_prob: f32,
+    /// Entropy in nats of the distribution that `log_prob` is of.
+    pub entropy: f32,
     /// Set with the sample's last token.
     pub finish: Option<FinishReason>,
 }
@@ -498,6 +500,7 @@ impl<'m> Generator<'m> {
                 sample: sequence.sample,
                 token: sampled.token,
                 log_prob: sampled.log_prob,
+                entropy: sampled.entropy,
                 finish,
             });
             sequence.ended = finish.is_some();

@@ -430,7 +430,10 @@ impl Trainer {
                 clipped_ratio: share(completions.len() - terminated.len()),
             },
             kl: loss.kl,
-            entropy: (report.entropy.1 > 0).then(|| report.entropy.0 / report.entropy.1 as f64),
+            entropy: completions.iter().map(|completion| completion.entropy).sum::<f64>()
+                / lengths.iter().sum::<f64>(),
+            entropy_trained: (report.entropy.1 > 0)
+                .then(|| report.entropy.0 / report.entropy.1 as f64),
             clip_ratio: (report.sums.tokens > 0).then_some(ClipMetrics {
                 low_mean: loss.low_mean,
                 low_min: loss.low_min,

@@ -18,8 +18,8 @@ use crate::generation::open;
 
 const TEMPERATURE: f32 = 0.9;
 
-/// Completions with the log-probabilities they were sampled with.
-type Sampled = Vec<(Vec<u32>, Vec<f32>)>;
+/// Completions with the log-probabilities they were sampled with, and the entropies of what they were drawn from.
+type Sampled = Vec<(Vec<u32>, Vec<[f32; 2]>)>;
 
 /// Samples groups from prompts around the page size, some of which begin alike.
 fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
@@ -50,9 +50,9 @@ fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
     while !generator.is_idle() {
         generator
             .step(&mut |event| {
-                let (tokens, log_probs) = &mut groups[event.request.0 as usize].1[event.sample];
+                let (tokens, drawn) = &mut groups[event.request.0 as usize].1[event.sample];
                 tokens.push(event.token);
-                log_probs.push(event.log_prob);
+                drawn.push([event.log_prob, event.entropy]);
             })
             .unwrap();
     }
@@ -60,7 +60,7 @@ fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
 }
 
 #[test]
-fn training_computes_the_log_probs_of_the_rollout() {
+fn training_computes_the_log_probs_and_entropies_of_the_rollout() {
     for (case, precision) in [
         ("qwen3-tied", Precision::F32),
         ("qwen3-untied", Precision::F32),
@@ -82,7 +82,7 @@ fn training_computes_the_log_probs_of_the_rollout() {
                 batch.push(prompt, &tokens);
             }
             let expected: Vec<u32> = (groups.iter().flat_map(|(_, completions)| completions))
-                .flat_map(|(_, log_probs)| log_probs.iter().map(|l| l.to_bits()))
+                .flat_map(|(_, drawn)| drawn.iter().flatten().map(|value| value.to_bits()))
                 .collect();
             for checkpoint in [false, true] {
                 let pass = TrainingPass {
@@ -92,7 +92,7 @@ fn training_computes_the_log_probs_of_the_rollout() {
                     checkpoint,
                 };
                 let y = trained.log_probs(&mut Tape::new(), &batch, pass).unwrap();
-                let got: Vec<u32> = y.data().chunks_exact(2).map(|y| y[0].to_bits()).collect();
+                let got: Vec<u32> = y.data().iter().map(|y| y.to_bits()).collect();
                 assert!(got == expected, "{case} {precision:?} {isa}, checkpoint {checkpoint}");
             }
         }
@@ -116,5 +116,24 @@ fn without_an_update_every_importance_ratio_is_one() {
         for line in &lines {
             assert_eq!(number(line, "sampling/sampling_logp_difference/max"), 0.0, "{case}");
         }
+    }
+}
+
+/// Where every group is trained on, the entropy of what was sampled is that of what was trained on.
+#[test]
+fn the_entropy_of_a_step_is_that_of_all_its_tokens() {
+    let mut run = Run::new("qwen3-tied-bf16");
+    run.set(&["reward.drop_zero_variance=false", "train.steps=4", "train.eval_every=0"]);
+    let all = metrics(&run.complete("all", 1));
+    for line in &all {
+        let (sampled, trained) = (number(line, "entropy"), number(line, "entropy_trained"));
+        assert!(sampled > 0.1 && (sampled - trained).abs() < 1e-9, "{sampled} {trained}");
+    }
+    // Which of them are trained on does not change it; the first step's rate is 0.
+    run.set(&["reward.drop_zero_variance=true", "reward.weights.length=0"]);
+    let none = metrics(&run.complete("none", 1));
+    for (none, all) in none.iter().zip(&all).take(2) {
+        assert_eq!(number(none, "entropy"), number(all, "entropy"));
+        assert!(!none.contains_key("entropy_trained"), "every group ties");
     }
 }

@@ -166,10 +166,12 @@ fn a_reward_out_of_reach_is_told() {
     assert_eq!(zero, step(10).map(|line| line + 1), "{says}");
     for line in metrics(&out) {
         assert!(
-            !line.contains_key("entropy") && !line.contains_key("clip_ratio/low_mean"),
+            !line.contains_key("entropy_trained") && !line.contains_key("clip_ratio/low_mean"),
             "{line:?}"
         );
         assert!(!line.contains_key("kl"), "{line:?}");
+        // What was sampled has an entropy, whether it is learned from or not.
+        assert!(number(&line, "entropy") > 0.1, "{line:?}");
         assert_eq!(number(&line, "grad_norm"), 0.0);
         assert_eq!(number(&line, "frac_reward_zero_std"), 1.0);
     }
@@ -198,8 +200,13 @@ fn completions_that_are_all_left_out_are_told() {
     );
     for line in metrics(&run.path("out")) {
         assert_eq!(number(&line, "completions/clipped_ratio"), 1.0);
-        let of_nothing =
-            ["entropy", "kl", "clip_ratio/region_mean", "completions/mean_terminated_length"];
+        assert!(number(&line, "entropy") > 0.0, "{line:?}");
+        let of_nothing = [
+            "entropy_trained",
+            "kl",
+            "clip_ratio/region_mean",
+            "completions/mean_terminated_length",
+        ];
         assert!(of_nothing.iter().all(|name| !line.contains_key(*name)), "{line:?}");
         assert!(!format!("{line:?}").contains("-0.0"), "{line:?}");
     }

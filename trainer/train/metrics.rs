@@ -84,8 +84,10 @@ pub struct StepMetrics {
     pub completions: CompletionMetrics,
     /// Mean k3 divergence from the reference, if there is one.
     pub kl: Option<f64>,
+    /// Mean entropy in nats, over all tokens that were sampled, of what each was drawn from.
+    pub entropy: f64,
     /// Mean entropy of the policy in nats, over the tokens that were trained on, if there are any.
-    pub entropy: Option<f64>,
+    pub entropy_trained: Option<f64>,
     /// Clipping of them.
     pub clip_ratio: Option<ClipMetrics>,
     /// Norm of the gradient before it was clipped.
@@ -123,9 +125,10 @@ impl StepMetrics {
         if let Some(kl) = self.kl {
             add("kl", kl);
         }
+        add("entropy", self.entropy);
         // A mean of nothing is no 0: it would look like a collapse.
-        if let Some(entropy) = self.entropy {
-            add("entropy", entropy);
+        if let Some(entropy) = self.entropy_trained {
+            add("entropy_trained", entropy);
         }
         if let Some(clip_ratio) = &self.clip_ratio {
             add("clip_ratio/low_mean", clip_ratio.low_mean);
@@ -304,7 +307,7 @@ mod tests {
             loss: 0.1 + 0.2,
             rewards: vec![RewardMetrics { name: "verdict".into(), mean: 0.5, std: 1.0 / 3.0 }],
             kl: Some(0.0),
-            entropy: Some(0.0),
+            entropy_trained: Some(0.0),
             clip_ratio: Some(ClipMetrics::default()),
             grad_norm: f64::NAN,
             learning_rate: 1e-5,
@@ -324,7 +327,7 @@ mod tests {
              \"rewards/verdict/mean\":0.5,\"rewards/verdict/std\":0.3333333333333333,\
              \"frac_reward_zero_std\":0,\"completions/mean_length\":0,\"completions/min_length\":0,\
              \"completions/max_length\":0,\"completions/clipped_ratio\":0,\"kl\":0,\"entropy\":0,\
-             \"clip_ratio/low_mean\":0,\"clip_ratio/low_min\":0,\"clip_ratio/high_mean\":0,\
+             \"entropy_trained\":0,\"clip_ratio/low_mean\":0,\"clip_ratio/low_min\":0,\"clip_ratio/high_mean\":0,\
              \"clip_ratio/high_max\":0,\"clip_ratio/region_mean\":0,\"grad_norm\":null,\
              \"learning_rate\":0.00001,\"num_tokens\":1099511627776,\"eval/accuracy\":0.75,\
              \"step_time\":2,\"time/rollout_tokens_per_second\":50}\n"
@@ -334,9 +337,9 @@ mod tests {
         assert_eq!(number(1e300).to_string(), "1e+300");
         let no_reference = StepMetrics { kl: None, ..step(7, 2.0) };
         assert!(!no_reference.line().contains("\"kl\""));
-        let no_tokens = StepMetrics { entropy: None, clip_ratio: None, ..step(7, 2.0) };
+        let no_tokens = StepMetrics { entropy_trained: None, clip_ratio: None, ..step(7, 2.0) };
         let line = no_tokens.line();
-        assert!(!line.contains("entropy") && !line.contains("clip_ratio"), "{line}");
+        assert!(!line.contains("entropy_trained") && !line.contains("clip_ratio"), "{line}");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Log-probability of each at the sampling temperature.
     pub log_probs: Vec<f32>,
+    /// Sum over its tokens of the entropy, in nats, of what each was drawn from, before top-k and the like.
+    pub entropy: f64,
     /// UnparsedReason of its end: stop token or length.
     pub finish: Finish,
     /// The decoded text, thinking included.
@@ -89,6 +91,7 @@ pub fn rollouts(
             let drawn = &mut drawn[event.request.0 as usize * group_size + event.sample];
             drawn.tokens.push(event.token);
             drawn.log_probs.push(event.log_prob);
+            drawn.entropy += f64::from(event.entropy);
             drawn.finish = event.finish;
         });
         step.map_err(|source| match source {
@@ -100,14 +103,14 @@ pub fn rollouts(
 
     let tokenizer = &language_model.tokenizer;
     let complete = |drawn: Drawn| {
-        let Drawn { tokens, log_probs, finish } = drawn;
+        let Drawn { tokens, log_probs, entropy, finish } = drawn;
         let (finish, said) = match finish.expect("the generator is idle") {
             FinishReason::Stop => (Finish::Stop, &tokens[..tokens.len() - 1]),
             FinishReason::Length => (Finish::Length, &tokens[..]),
         };
         let text = tokenizer.decode(said, true)?;
         let verdict = verdict::read(&text, finish, judge.template.verdict_form()).strict;
-        Ok(Completion { tokens, log_probs, finish, text, verdict })
+        Ok(Completion { tokens, log_probs, entropy, finish, text, verdict })
     };
     drawn.into_iter().map(complete).collect::<Result<_, _>>().map(Some)
 }
@@ -116,6 +119,7 @@ pub fn rollouts(
 struct Drawn {
     tokens: Vec<u32>,
     log_probs: Vec<f32>,
+    entropy: f64,
     finish: Option<FinishReason>,
 }
 
