@@ -26,6 +26,16 @@ pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
+/// Lines of at most `width` characters of what a stranger may have written: [`printable`], broken between words where that
+/// is possible. All lines but the first begin with `indent`.
+pub(crate) fn wrapped(text: &str, width: usize, indent: &str) -> Vec<String> {
+    let options = textwrap::Options::new(width.max(1))
+        .subsequent_indent(indent)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    let text = printable(text).replace('\t', "    ");
+    textwrap::wrap(&text, options).into_iter().map(|line| line.into_owned()).collect()
+}
+
 /// A progress bar's style. `{left}` is the time that is left, as far as it is known.
 pub(crate) fn bar_style(template: &str) -> ProgressStyle {
     let left = |state: &ProgressState, out: &mut dyn fmt::Write| {

@@ -19,6 +19,7 @@ pub mod deliver;
 pub mod directory;
 pub mod estimate;
 pub mod grpo;
+pub mod held_out;
 pub mod memory;
 pub mod metrics;
 pub mod plan;
@@ -32,7 +33,6 @@ pub(crate) mod tensorboard;
 pub mod update;
 
 use std::{
-    collections::BTreeSet,
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
@@ -381,18 +381,24 @@ impl Trainer {
         add("completions/min_terminated_length", least(&terminated));
         add("completions/max_terminated_length", most(&terminated));
         add("completions/unparsed_ratio", Some(share(unparsed)));
+        let right = (completions.iter().enumerate()).filter(|(index, completion)| {
+            let order = sampled.slots[index / self.settings.rollout.group_size].order;
+            let scores = completion.verdict.scores().map(|scores| order.by_label(scores));
+            scores.is_some_and(|(chosen, rejected)| chosen > rejected)
+        });
+        add("completions/right_ratio", Some(share(right.count())));
         let scores: Vec<(f64, f64)> =
             completions.iter().filter_map(|completion| completion.verdict.scores()).collect();
-        let of_scores =
-            |count: usize| (!scores.is_empty()).then(|| count as f64 / scores.len() as f64);
-        let (for_a, ties) = scores.iter().fold((0, 0), |(for_a, ties), (a, b)| {
-            (for_a + usize::from(a > b), ties + usize::from(a == b))
-        });
-        add("verdicts/share_of_a", of_scores(for_a));
-        add("verdicts/tied_ratio", of_scores(ties));
-        let distinct: BTreeSet<_> =
-            scores.iter().map(|(a, b)| (a.to_bits(), b.to_bits())).collect();
-        add("verdicts/distinct_scores", Some(distinct.len() as f64));
+        let count = |is: fn(&(f64, f64)) -> bool| scores.iter().filter(|s| is(s)).count();
+        let ratio = |part: usize, of: usize| (of > 0).then(|| part as f64 / of as f64);
+        let (for_a, ties) = (count(|(a, b)| a > b), count(|(a, b)| a == b));
+        add("verdicts/share_of_a", ratio(for_a, scores.len() - ties));
+        add("verdicts/tied_ratio", ratio(ties, scores.len()));
+        let distinct = metrics::distinct_scores(scores.iter().copied());
+        add("verdicts/distinct_scores", Some(distinct as f64));
+        let advantages_of = advantages.values.iter().copied();
+        add("advantages/min", advantages_of.clone().reduce(f32::min).map(f64::from));
+        add("advantages/max", advantages_of.reduce(f32::max).map(f64::from));
         add("sampling/sampling_logp_difference/max", report.log_prob_difference);
         let (generation_s, update_s) = (sampled.elapsed.as_secs_f64(), update.as_secs_f64());
         let mut timing = vec![

@@ -47,7 +47,31 @@ stopped, to the bit.
 
 DIR gets config.toml (every setting), metrics.jsonl (one line per step), TensorBoard events,
 rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end,
-adapter/ in PEFT's form: that of the best step on held-out pairs, or the last (train.deliver).")]
+adapter/ in PEFT's form: that of the best step on held-out pairs, or the last (train.deliver).
+
+Each step prints a line, and each evaluation of held-out pairs one that begins with eval; as many columns
+as fit. Numbers are those of metrics.jsonl:
+  column       of a step                              of held-out pairs
+  reward       reward                                 eval/reward
+  right        completions/right_ratio                eval/accuracy
+  both         rewards/consistency/mean               eval/right_in_both_orders
+  share_a      verdicts/share_of_a                    eval/share_of_a
+  agree        rewards/agreement/mean                 eval/rewards/agreement/mean
+  distinct     verdicts/distinct_scores               eval/distinct_scores
+  tied         verdicts/tied_ratio                    eval/ties
+  unparsed     completions/unparsed_ratio             eval/unparsed
+  length       completions/mean_length                eval/mean_length
+  clip         completions/clipped_ratio              eval/truncated
+  entropy      entropy
+  zero_std     frac_reward_zero_std
+  kl           kl
+  grad_norm    grad_norm
+  format       rewards/format/mean                    eval/rewards/format/mean
+  logp_diff    sampling/sampling_logp_difference/max
+  gen_tok/s    time/generated_tokens_per_s
+  train_tok/s  time/trained_tokens_per_s
+  step_time    step_time
+  left         the time for the steps to come; best: of the evaluations so far")]
 pub(crate) struct Train {
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
@@ -117,7 +141,7 @@ pub(crate) struct Train {
 Example:
   j1 rollout --model ./qwen3 --data pairs.jsonl --group 8 --limit 50 --out rollouts.jsonl
 
-One line per judgement: its text, verdict, rewards, and the advantage it would have in training. The file
+One line per judgement: its pair, text, verdict, rewards, and the advantage it would have in training. The file
 appears whole or not at all.")]
 pub(crate) struct Rollout {
     /// Checkpoint: a directory, or a Hugging Face id

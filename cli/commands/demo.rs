@@ -21,7 +21,7 @@ use trainer::{
         scores::Scores,
     },
     judge::prompt::Template,
-    train::{run::evaluate, sample::Sampler, settings::Settings},
+    train::{held_out::evaluate, sample::Sampler, settings::Settings},
 };
 
 use crate::{

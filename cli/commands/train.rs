@@ -2,6 +2,7 @@
 
 mod plan;
 mod resume;
+mod table;
 mod view;
 
 use std::{
@@ -271,7 +272,7 @@ fn train(args: &Train) -> Result<RunStatus, Failure> {
     if start.is_some() {
         set_reference(&mut trainer, run_directory, &adapter, checkpoint.is_some())?;
     }
-    let mut view = view.start(done, trainer.steps());
+    let mut view = view.start(trainer.settings(), done, trainer.steps());
     let ended = run::run(
         &mut trainer,
         &mut adapter,

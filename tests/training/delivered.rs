@@ -1,8 +1,9 @@
 //! What a run ends with: the best step's adapter, the alarms on the way there, and a reference that training began with.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::Value;
+use trainer::train::rollout::RolloutRecord;
 
 use super::{
     Run, assert_same, finish, lines, metrics, number, resume, scratch, succeeded, with_threads,
@@ -100,7 +101,52 @@ fn a_collapse_is_told_and_the_best_step_is_delivered() {
     let told = format!("adapter/ is step {best_step} of 10, the best on held-out pairs");
     assert!(says.contains(&told), "{says}");
     assert!(says.contains(&format!("before training {:.1} %", 100.0 * share(&lines[0]))), "{says}");
-    assert!(says.contains("before training: held-out pairs"), "{says}");
+    assert!(says.lines().any(|line| line.trim_start().starts_with("eval 0 ")), "{says}");
+    // The best so far is in every line, and where it is new, in the table.
+    for (line, step) in steps.iter().zip(1..) {
+        let so_far = steps[..step].iter().map(share).fold(0.0, f64::max);
+        let first = steps.iter().position(|line| share(line) == so_far).unwrap() + 1;
+        assert_eq!(number(line, "eval/best_step"), first as f64, "step {step}");
+        let label = format!("eval {step} ");
+        let row = says.lines().find(|line| line.trim_start().starts_with(&label)).unwrap();
+        assert_eq!(row.ends_with(" best"), first == step, "{row}");
+        assert!(row.chars().count() <= 80, "{row}");
+    }
+    assert!(!lines[0].contains_key("eval/best_step"), "no step of training");
+    // What a step says of its verdicts is what its rollouts hold.
+    for (line, step) in steps.iter().zip(1..) {
+        let text = fs::read_to_string(out.join(format!("rollouts/step-{step}.jsonl"))).unwrap();
+        let records: Vec<RolloutRecord> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let right = records.iter().filter(|record| record.right).count() as f64;
+        assert_eq!(number(line, "completions/right_ratio"), right / records.len() as f64);
+        let advantages = || records.iter().map(|record| f64::from(record.advantage));
+        assert_eq!(number(line, "advantages/min"), advantages().fold(f64::MAX, f64::min));
+        assert_eq!(number(line, "advantages/max"), advantages().fold(f64::MIN, f64::max));
+        let scores: Vec<(f64, f64)> =
+            records.iter().filter_map(|record| record.verdict.scores()).collect();
+        let count =
+            |is: fn(f64, f64) -> bool| scores.iter().filter(|(a, b)| is(*a, *b)).count() as f64;
+        let (for_a, for_b) = (count(|a, b| a > b), count(|a, b| a < b));
+        match for_a + for_b > 0.0 {
+            true => assert_eq!(number(line, "verdicts/share_of_a"), for_a / (for_a + for_b)),
+            false => assert!(!line.contains_key("verdicts/share_of_a"), "step {step}"),
+        }
+        let distinct: BTreeSet<String> =
+            scores.iter().map(|scores| format!("{scores:?}")).collect();
+        assert_eq!(number(line, "verdicts/distinct_scores"), distinct.len() as f64);
+    }
+    // What training pays for, on held-out pairs: verdicts that are right, and in both orders.
+    for line in &lines {
+        assert_eq!(number(line, "eval/rewards/verdict/mean"), number(line, "eval/accuracy"));
+        let both = number(line, "eval/rewards/consistency/mean");
+        assert!((both - share(line)).abs() < 1e-12);
+        let reward = 0.2 * number(line, "eval/rewards/format/mean") + number(line, "eval/accuracy");
+        assert!((number(line, "eval/reward") - reward - both).abs() < 1e-9);
+        let [least, mean, most] =
+            ["min", "mean", "max"].map(|of| number(line, &format!("eval/{of}_length")));
+        assert!(1.0 <= least && least <= mean && mean <= most && most <= 48.0);
+    }
     // Alarms: each at one step, with what to try, in the file too.
     let begun = |name: &str| {
         let at =
@@ -121,6 +167,7 @@ fn a_collapse_is_told_and_the_best_step_is_delivered() {
     let last = demo.path("last");
     assert_eq!(weights(&last.join("adapter")), weights(&last.join("checkpoints/step-10")));
     assert!(says.contains("adapter/ is step 10, the last, as train.deliver says"), "{says}");
+    assert!(says.contains(&format!("after step {best_step}, the best, ")), "{says}");
     assert_eq!(
         fs::read(last.join("rollouts/step-10.jsonl")).unwrap(),
         fs::read(out.join("rollouts/step-10.jsonl")).unwrap()

@@ -159,7 +159,7 @@ fn a_reward_out_of_reach_is_told() {
     let still = line("warning: the adapter did not move in the last 5 steps");
     let zero = line("warning: B of the adapter is still zero after 10 steps");
     let step = |step: u64| {
-        let is_it = |line: &str| line.split_whitespace().next() == Some(&step.to_string());
+        let is_it = |line: &str| line.split_whitespace().next() == Some(&format!("{step}/10"));
         says.lines().position(is_it)
     };
     assert_eq!(still, step(5).map(|line| line + 1), "{says}");

@@ -148,7 +148,7 @@ fn a_signal_finishes_the_step_saves_and_the_run_goes_on_later() {
         let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
         // Once a step is done, and long before all are.
         let mut says = String::new();
-        while says.lines().last().is_none_or(|line| !line.trim_start().starts_with("1 ")) {
+        while says.lines().last().is_none_or(|line| !line.trim_start().starts_with("1/60 ")) {
             assert_ne!(stderr.read_line(&mut says).unwrap(), 0, "ended before a step: {says}");
         }
         let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();

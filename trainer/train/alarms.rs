@@ -8,7 +8,7 @@
 //! | reward | below half of the best five steps' mean, by more than sampling explains |
 //! | truncation | three steps with more than 90 % of completions cut off |
 //! | verdicts | three steps with more than 90 % of completions without a readable verdict |
-//! | slots | three steps with more than 90 % of verdicts for one slot, where most completions have one |
+//! | slots | more than 90 % of verdicts for one slot, where most completions prefer one: in three steps, or in an evaluation of held-out pairs with 20 such verdicts |
 //! | entropy | five steps below a tenth of the first five's, or above three times it and half a nat more |
 //! | kl | five steps above 1 nat a token |
 //! | length | five steps below a quarter or above four times the first five's, and no more reward than those |
@@ -24,6 +24,8 @@ const WINDOW: usize = 5;
 const SHORT: usize = 3;
 /// Steps whose gradients are the usual ones.
 const USUAL: usize = 20;
+/// Verdicts of an evaluation by which a slot is told from chance: 19 of 20 for one slot are once in 25,000 by a coin.
+const VERDICTS: f64 = 20.0;
 /// Steps without its sign that end an alarm.
 const QUIET: u32 = 10;
 
@@ -90,8 +92,32 @@ const LENGTH: &str = "completions/mean_length";
 const GRADIENT: &str = "grad_norm";
 const SHARE_OF_A: &str = "verdicts/share_of_a";
 const TIED: &str = "verdicts/tied_ratio";
-const NAMES: [&str; 10] =
-    [REWARD, REWARD_STD, TRUNCATED, UNPARSED, SHARE_OF_A, TIED, ENTROPY, KL, LENGTH, GRADIENT];
+const HELD_OUT: &str = "eval/judgements";
+const HELD_OUT_SHARE_OF_A: &str = "eval/share_of_a";
+const HELD_OUT_TIES: &str = "eval/ties";
+const HELD_OUT_UNPARSED: &str = "eval/unparsed";
+const NAMES: [&str; 14] = [
+    REWARD,
+    REWARD_STD,
+    TRUNCATED,
+    UNPARSED,
+    SHARE_OF_A,
+    TIED,
+    ENTROPY,
+    KL,
+    LENGTH,
+    GRADIENT,
+    HELD_OUT,
+    HELD_OUT_SHARE_OF_A,
+    HELD_OUT_TIES,
+    HELD_OUT_UNPARSED,
+];
+
+/// The slot that has more than 90 % of what prefers one, by the share of A.
+fn nearly_all(share_of_a: f64) -> Option<(char, f64)> {
+    let (slot, share) = if share_of_a > 0.5 { ('A', share_of_a) } else { ('B', 1.0 - share_of_a) };
+    (share > 0.9).then_some((slot, share))
+}
 
 /// The last values of one metric.
 #[derive(Clone, Debug, Default)]
@@ -227,14 +253,18 @@ impl Alarms {
                 ),
             );
         }
-        if let Some((slot, share)) = self.one_slot() {
+        let sampled =
+            self.one_slot().map(|found| (found, format!("verdicts in the last {SHORT} steps")));
+        let held_out =
+            || Some((self.one_held_out_slot()?, "verdicts on held-out pairs".to_owned()));
+        if let Some(((slot, share), of)) = sampled.or_else(held_out) {
             say(
                 AlarmKind::Slots,
                 format!(
-                    "{:.0} % of verdicts in the last {SHORT} steps are for slot {slot}, and each reply stands there in half of the \
-                     prompts: the judge does not read what it judges. Train with data.orders=both, \
-                     reward.weights.consistency=1, reward.weights.verdict=0 and reward.scale_rewards=batch, with more pairs \
-                     in a step or a lower optimizer.learning_rate, from a checkpoint before that",
+                    "{:.0} % of {of} are for slot {slot}, and each reply stands there in half of the prompts: the judge does \
+                     not read what it judges. Train with data.orders=both, reward.weights.consistency=1, \
+                     reward.weights.verdict=0 and reward.scale_rewards=batch, with more pairs in a step \
+                     (rollout.prompts_per_step) or a lower optimizer.learning_rate, from a checkpoint before that",
                     100.0 * share
                 ),
             );
@@ -278,16 +308,21 @@ impl Alarms {
         found
     }
 
-    /// The slot that nearly all verdicts prefer, and their share of all that are no ties.
+    /// The slot that nearly all verdicts of the last steps prefer, and their share of those that prefer one.
     fn one_slot(&self) -> Option<(char, f64)> {
-        let of_verdicts = self.mean(SHARE_OF_A, SHORT)?;
-        let decided = 1.0 - self.mean(TIED, SHORT)?;
-        if self.mean(UNPARSED, SHORT)? > 0.5 || decided < 0.5 {
+        if self.mean(UNPARSED, SHORT)? > 0.5 || self.mean(TIED, SHORT)? > 0.5 {
             return None;
         }
-        let share = of_verdicts / decided;
-        let (slot, share) = if share > 0.5 { ('A', share) } else { ('B', 1.0 - share) };
-        (share > 0.9).then_some((slot, share))
+        nearly_all(self.mean(SHARE_OF_A, SHORT)?)
+    }
+
+    /// The same of the last evaluation. It is greedy: a slot that sampling swings about may have all of its verdicts.
+    fn one_held_out_slot(&self) -> Option<(char, f64)> {
+        let decided = 1.0 - self.mean(HELD_OUT_UNPARSED, 1)? - self.mean(HELD_OUT_TIES, 1)?;
+        if decided < 0.5 || decided * self.mean(HELD_OUT, 1)? < VERDICTS {
+            return None;
+        }
+        nearly_all(self.mean(HELD_OUT_SHARE_OF_A, 1)?)
     }
 
     fn fallen_reward(&self) -> Option<String> {
@@ -353,203 +388,4 @@ impl Alarms {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A step whose metrics are what `of` gives for their names.
-    fn step(of: impl Fn(&str) -> Option<f64>) -> Vec<(String, f64)> {
-        NAMES.iter().filter_map(|name| Some((name.to_string(), of(name)?))).collect()
-    }
-
-    /// What goes off at each step of a run whose metric takes these values; other metrics are sound.
-    fn run(name: &str, values: &[f64]) -> Vec<(u64, AlarmKind)> {
-        let mut alarms = Alarms::new(100);
-        let mut found = Vec::new();
-        for (number, &value) in (1..).zip(values) {
-            let metric = |asked: &str| match asked {
-                _ if asked == name => Some(value),
-                REWARD => Some(0.5),
-                REWARD_STD => Some(0.4),
-                _ => None,
-            };
-            let begun = alarms.after(number, &step(metric));
-            found.extend(begun.into_iter().map(|alarm| (number, alarm.kind)));
-        }
-        found
-    }
-
-    /// `count` times each value.
-    fn times(parts: &[(usize, f64)]) -> Vec<f64> {
-        parts.iter().flat_map(|&(count, value)| std::iter::repeat_n(value, count)).collect()
-    }
-
-    #[test]
-    fn a_reward_that_falls_goes_off_once() {
-        // Of five steps, three are at 0.01: (2·0.3 + 3·0.01) / 5 = 0.126 < 0.15.
-        assert_eq!(run(REWARD, &times(&[(5, 0.3), (10, 0.01)])), [(8, AlarmKind::Reward)]);
-        // A slow decline to a little above half, and one below it.
-        assert_eq!(run(REWARD, &times(&[(5, 0.4), (20, 0.21)])), []);
-        assert_eq!(
-            run(REWARD, &times(&[(5, 0.4), (5, 0.25), (5, 0.19)])),
-            [(15, AlarmKind::Reward)]
-        );
-        // Sampling explains it: four standard errors are 4·0.4 / √(5·100) = 0.072.
-        assert_eq!(run(REWARD, &times(&[(5, 0.07), (10, 0.0)])), []);
-        assert_eq!(run(REWARD, &times(&[(5, 0.08), (10, 0.0)])), [(10, AlarmKind::Reward)]);
-        // Costs: from -0.1 to below -0.2.
-        assert_eq!(run(REWARD, &times(&[(5, -0.1), (5, -0.19)])), []);
-        assert_eq!(run(REWARD, &times(&[(5, -0.1), (5, -0.9)])), [(6, AlarmKind::Reward)]);
-        // It recovers for ten steps of means above half, and falls again.
-        let twice = times(&[(5, 0.3), (5, 0.0), (14, 0.3), (5, 0.0)]);
-        assert_eq!(run(REWARD, &twice), [(8, AlarmKind::Reward), (27, AlarmKind::Reward)]);
-        // A shorter recovery is the same episode.
-        let once = times(&[(5, 0.3), (5, 0.0), (6, 0.3), (5, 0.0)]);
-        assert_eq!(run(REWARD, &once), [(8, AlarmKind::Reward)]);
-        assert_eq!(run(REWARD, &[f64::NAN; 30]), []);
-    }
-
-    #[test]
-    fn shares_above_nine_tenths_go_off_after_three_steps() {
-        for (name, kind) in [(TRUNCATED, AlarmKind::Truncation), (UNPARSED, AlarmKind::Verdicts)] {
-            assert_eq!(run(name, &[1.0, 1.0, 1.0, 1.0]), [(3, kind)]);
-            // (1 + 0.65 + 1) / 3 is 0.88.
-            assert_eq!(run(name, &[0.0, 1.0, 1.0, 0.65, 1.0, 1.0, 1.0]), [(7, kind)]);
-            assert_eq!(run(name, &[0.9; 30]), []);
-        }
-    }
-
-    #[test]
-    fn a_slot_that_has_nearly_all_verdicts_goes_off() {
-        let of = |share_of_a: &[f64], tied: f64, unparsed: f64| {
-            let mut alarms = Alarms::new(100);
-            let mut found = Vec::new();
-            for (number, &share) in (1..).zip(share_of_a) {
-                let metric = |name: &str| match name {
-                    SHARE_OF_A => Some(share),
-                    TIED => Some(tied),
-                    UNPARSED => Some(unparsed),
-                    _ => None,
-                };
-                let begun = alarms.after(number, &step(metric));
-                found.extend(begun.into_iter().map(|alarm| (number, alarm.kind)));
-            }
-            found
-        };
-        assert_eq!(of(&[0.95; 4], 0.0, 0.0), [(3, AlarmKind::Slots)]);
-        assert_eq!(of(&[0.5, 0.05, 0.05, 0.02], 0.0, 0.0), [(4, AlarmKind::Slots)]);
-        assert_eq!(of(&[0.89; 9], 0.0, 0.0), []);
-        // 0.6 of the verdicts, and all that are no ties.
-        assert_eq!(of(&[0.6; 3], 0.4, 0.0), [(3, AlarmKind::Slots)]);
-        // Few verdicts, or mostly ties, say nothing of slots.
-        assert_eq!(of(&[1.0; 9], 0.0, 0.6), []);
-        assert_eq!(of(&[0.3; 9], 0.7, 0.0), []);
-    }
-
-    #[test]
-    fn entropy_is_held_against_the_first_steps() {
-        let of = |values: &[f64]| run(ENTROPY, values);
-        assert_eq!(of(&times(&[(5, 0.5), (5, 0.051)])), []);
-        assert_eq!(of(&times(&[(5, 0.5), (5, 0.049)])), [(10, AlarmKind::EntropyCollapse)]);
-        assert_eq!(of(&times(&[(5, 0.5), (5, 1.51)])), [(10, AlarmKind::EntropyExplosion)]);
-        assert_eq!(of(&times(&[(5, 0.5), (5, 1.49)])), []);
-        // Three times very little is little.
-        assert_eq!(of(&times(&[(5, 0.01), (5, 0.05)])), []);
-        // Not before there are ten steps: the first would be held against themselves.
-        assert_eq!(of(&times(&[(5, 0.5), (4, 0.0)])), []);
-    }
-
-    #[test]
-    fn a_step_without_a_number_is_left_out() {
-        let mut alarms = Alarms::new(10);
-        let mut found = Vec::new();
-        for number in 1..=20 {
-            // Every second step had no token that was trained on.
-            let value = if number <= 10 { 0.5 } else { 0.01 };
-            let metric = |name: &str| (name == ENTROPY && number % 2 == 0).then_some(value);
-            let begun = alarms.after(number, &step(metric));
-            found.extend(begun.into_iter().map(|alarm| (number, alarm.kind)));
-        }
-        assert_eq!(found, [(20, AlarmKind::EntropyCollapse)]);
-    }
-
-    #[test]
-    fn divergence_length_and_gradients() {
-        assert_eq!(run(KL, &times(&[(5, 0.9), (20, 1.05)])), [(9, AlarmKind::Divergence)]); // (0.9 + 4·1.05) / 5 = 1.02
-        assert_eq!(run(KL, &[1.0; 20]), []);
-        assert_eq!(run(LENGTH, &times(&[(5, 400.0), (5, 99.0)])), [(10, AlarmKind::Short)]);
-        assert_eq!(run(LENGTH, &times(&[(5, 400.0), (5, 101.0)])), []);
-        assert_eq!(run(LENGTH, &times(&[(5, 100.0), (5, 401.0)])), [(10, AlarmKind::Long)]);
-        let usual = times(&[(20, 0.1), (3, 1.1)]);
-        assert_eq!(run(GRADIENT, &usual), [(23, AlarmKind::Gradient)]);
-        assert_eq!(run(GRADIENT, &times(&[(20, 0.1), (3, 0.9)])), []);
-        // One spike of thirty times: (0.1 + 0.1 + 3.1) / 3 = 1.1.
-        assert_eq!(run(GRADIENT, &times(&[(20, 0.1), (1, 3.1)])), [(21, AlarmKind::Gradient)]);
-        // Steps without a gradient are not usual ones; nor is the start.
-        assert_eq!(run(GRADIENT, &times(&[(20, 0.0), (10, 1.0)])), []);
-        assert_eq!(run(GRADIENT, &times(&[(5, 0.1), (5, 5.0)])), []);
-    }
-
-    #[test]
-    fn a_length_that_pays_is_no_collapse() {
-        let mut alarms = Alarms::new(100);
-        for number in 1..=20 {
-            let (length, reward) = if number <= 5 { (2000.0, 0.1) } else { (300.0, 0.6) };
-            let metric = |name: &str| match name {
-                LENGTH => Some(length),
-                REWARD => Some(reward),
-                REWARD_STD => Some(0.3),
-                _ => None,
-            };
-            assert_eq!(alarms.after(number, &step(metric)), [], "step {number}");
-        }
-    }
-
-    #[test]
-    fn every_alarm_says_what_to_try() {
-        let collapsed = |name: &str| match name {
-            REWARD => Some(0.0),
-            REWARD_STD => Some(0.0),
-            TRUNCATED | UNPARSED => Some(1.0),
-            KL => Some(3.0),
-            LENGTH => Some(2048.0),
-            GRADIENT => Some(50.0),
-            _ => Some(4.0),
-        };
-        let sound = |name: &str| match name {
-            REWARD => Some(0.5),
-            REWARD_STD => Some(0.3),
-            LENGTH => Some(200.0),
-            ENTROPY => Some(0.5),
-            GRADIENT => Some(0.1),
-            // One slot all the time is a collapse from the third step on.
-            SHARE_OF_A => Some(1.0),
-            _ => Some(0.0),
-        };
-        let mut alarms = Alarms::new(64);
-        let mut said = Vec::new();
-        for number in 1..=60 {
-            let metrics = if number <= 30 { step(sound) } else { step(collapsed) };
-            said.extend(alarms.after(number, &metrics));
-        }
-        let mut kinds: Vec<AlarmKind> = said.iter().map(|alarm| alarm.kind).collect();
-        kinds.sort_unstable();
-        assert_eq!(
-            kinds,
-            [
-                AlarmKind::Reward,
-                AlarmKind::Truncation,
-                AlarmKind::Verdicts,
-                AlarmKind::Slots,
-                AlarmKind::EntropyExplosion,
-                AlarmKind::Divergence,
-                AlarmKind::Long,
-                AlarmKind::Gradient
-            ]
-        );
-        for alarm in said {
-            let names_a_setting = ["optimizer.", "loss.", "reward.", "rollout."];
-            let names = names_a_setting.iter().any(|section| alarm.message.contains(section));
-            assert!(names, "{alarm:?}");
-        }
-    }
-}
+mod tests;

@@ -11,9 +11,6 @@ use super::{
 };
 use crate::{eval::results::ResultsError, train::settings::Deliver};
 
-/// The metric that says which step is best.
-pub(super) const RIGHT_IN_BOTH: &str = "eval/right_in_both_orders";
-
 /// The adapter that was written at the end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delivered {
@@ -97,26 +94,35 @@ impl Delivered {
             }
         };
         let share = of(step).filter(|_| self.why != Why::NoneRight);
-        let mut sentences = vec![match share {
+        // Of those that training made, the first of the best.
+        let best = self.held_out.iter().filter(|(step, _)| **step > 0);
+        let best = best.fold(None, |best, (&step, &share)| match best {
+            Some((_, most)) if share <= most => best,
+            _ => Some((step, share)),
+        });
+        let delivered = match share {
             None => format!("adapter/ is {chosen}"),
             Some(share) => {
                 let mut beside = Vec::new();
                 beside.extend(of(0).map(|start| format!("before training {}", percent(start))));
                 if step != last {
-                    beside.extend(
-                        of(last).map(|end| format!("after the last step {}", percent(end))),
-                    );
+                    let end = of(last);
+                    beside.extend(end.map(|end| format!("after the last step {}", percent(end))));
                 }
+                beside.extend(
+                    best.filter(|(_, most)| *most > share).map(|(best, most)| {
+                        format!("after step {best}, the best, {}", percent(most))
+                    }),
+                );
                 let beside = match beside.is_empty() {
                     true => String::new(),
                     false => format!(" ({})", beside.join(", ")),
                 };
-                format!(
-                    "adapter/ is {chosen}: {} of them right in both orders{beside}",
-                    percent(share)
-                )
+                let share = percent(share);
+                format!("adapter/ is {chosen}: {share} of them right in both orders{beside}")
             }
-        }];
+        };
+        let mut sentences = vec![delivered];
         if let (Some(start), Some(share)) = (of(0), of(step))
             && start >= share
         {
@@ -160,9 +166,17 @@ mod tests {
             said(60, Why::Unevaluated, &[]),
             ["adapter/ is step 60, the last: no held-out pairs were judged"]
         );
-        assert!(
-            said(60, Why::Asked, &[(60, 0.5)])[0]
-                .starts_with("adapter/ is step 60, the last, as train.deliver")
+        // The best is named where it is not what is delivered; step 0 is no step of training.
+        assert_eq!(
+            said(60, Why::Asked, &[(0, 0.7), (20, 0.55), (40, 0.615), (50, 0.615), (60, 0.6)])[0],
+            "adapter/ is step 60, the last, as train.deliver says: 60.0 % of them right in both orders (before training \
+             70.0 %, after step 40, the best, 61.5 %)"
+        );
+        assert_eq!(
+            said(60, Why::Asked, &[(60, 0.5)]),
+            [
+                "adapter/ is step 60, the last, as train.deliver says: 50.0 % of them right in both orders"
+            ]
         );
         assert!(
             said(60, Why::Gone(40), &[])[0]

@@ -8,6 +8,7 @@
 //! After a kill the file may hold steps that were computed after the last checkpoint, and a torn last line.
 //! [`MetricsFile::resume`] cuts both off: the file ends as that of an uninterrupted run does.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::ops::RangeInclusive;
@@ -163,6 +164,11 @@ fn line(step: u64, entries: &[(String, f64)]) -> String {
         line += &format!(",{}:{}", Value::from(name.as_str()), number(*value));
     }
     line + "}\n"
+}
+
+/// How many different pairs of scores there are among verdicts.
+pub(super) fn distinct_scores(verdicts: impl Iterator<Item = (f64, f64)>) -> usize {
+    verdicts.map(|(a, b)| (a.to_bits(), b.to_bits())).collect::<BTreeSet<_>>().len()
 }
 
 /// Whether a name belongs to the part of a line that depends on the machine.

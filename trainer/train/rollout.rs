@@ -123,8 +123,7 @@ struct Drawn {
     finish: Option<FinishReason>,
 }
 
-/// A line of `rollouts/step-N.jsonl`, which can be read alone: what its completions share is written with each of them, a
-/// third to a half of the file with long judgements.
+/// A line of `rollouts/step-N.jsonl`, which is read alone: what the completions of a prompt share is written with each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutRecord {
     /// The step, counted from 1; 0 for `j1 rollout`.

@@ -31,21 +31,15 @@ use super::{
     StepError, StepProgress, StepReport, Trainer,
     alarms::Alarms,
     checkpoint::{self, Best, CheckpointError},
-    deliver::{Delivered, RIGHT_IN_BOTH, deliver},
+    deliver::{Delivered, deliver},
     directory::{ADAPTER, CHECKPOINTS, METRICS, ROLLOUTS, RunDirectory},
+    held_out::{self, BEST_STEP, RIGHT_IN_BOTH},
 };
 use crate::{
     data::Pair,
-    eval::{
-        results::{Record, ResultsError, files::write_whole},
-        scores::{Protocol, Scores},
-    },
-    judge::{
-        self, Judge, JudgeError, RunStatus, Task,
-        prompt::{Order, OrderPlan},
-        verdict::MatchRule,
-    },
-    train::{metrics::MetricsFile, tensorboard::EventFile},
+    eval::results::{ResultsError, files::write_whole},
+    judge::{JudgeError, RunStatus},
+    train::{metrics::MetricsFile, settings::Orders, tensorboard::EventFile},
 };
 
 /// Warn after this many steps without any gradient.
@@ -63,8 +57,8 @@ pub enum RunEvent<'e> {
     Evaluated {
         /// Steps taken.
         step: u64,
-        /// Metrics of the evaluation.
-        scores: &'e Scores,
+        /// Metrics of the evaluation, under their names in `metrics.jsonl`.
+        metrics: &'e [(String, f64)],
     },
     /// A checkpoint was written.
     Saved(u64),
@@ -124,11 +118,10 @@ pub fn run(
     let evaluates = train.eval_every > 0 && !held_out.is_empty();
     if evaluates && trainer.step == 0 && metrics.last_step().is_none() {
         // Nothing is lost yet by stopping in its midst.
-        let Some(scores) = held_out_scores(trainer, held_out, stop, on)? else {
+        let Some(entries) = held_out_metrics(trainer, held_out, stop, on)? else {
             return Ok(RunStatus::Interrupted);
         };
-        on(RunEvent::Evaluated { step: 0, scores: &scores });
-        let entries = eval_metrics(&scores);
+        on(RunEvent::Evaluated { step: 0, metrics: &entries });
         metrics.append_start(&entries)?;
         events
             .write(now(), 0, &entries)
@@ -157,17 +150,17 @@ pub fn run(
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
         let (mut improved, mut evaluation) = (false, None);
         if evaluates && due(train.eval_every) {
-            let scores = held_out_scores(trainer, held_out, &never, on)?;
-            let scores = scores.expect("nobody raises the flag");
-            let entries = eval_metrics(&scores);
-            history.evaluated(step, &entries);
-            report.metrics.more.extend(entries);
-            let share = scores.consistent.map_or(0.0, |share| share.share);
+            let entries = held_out_metrics(trainer, held_out, &never, on)?;
+            let mut entries = entries.expect("nobody raises the flag");
+            let share = history.evaluated(step, &entries).unwrap_or(0.0);
             if best.is_none_or(|best| share > best.right_in_both) {
                 best = Some(Best { step, right_in_both: share });
                 improved = true;
             }
-            evaluation = Some(scores);
+            let best = best.filter(|best| best.right_in_both > 0.0);
+            entries.extend(best.map(|best| (BEST_STEP.to_owned(), best.step as f64)));
+            report.metrics.more.extend(entries.iter().cloned());
+            evaluation = Some(entries);
         }
         let alarms = history.alarms.after(step, &report.metrics.entries());
         let begins = alarms.iter().map(|alarm| (format!("alarm/{}", alarm.kind.name()), 1.0));
@@ -177,8 +170,8 @@ pub fn run(
             .write(now(), step, &report.metrics.entries())
             .map_err(|source| ResultsError::io("write", events.path(), source))?;
         on(RunEvent::Step(&report));
-        if let Some(scores) = &evaluation {
-            on(RunEvent::Evaluated { step, scores });
+        if let Some(metrics) = &evaluation {
+            on(RunEvent::Evaluated { step, metrics });
         }
 
         for alarm in alarms {
@@ -236,9 +229,11 @@ impl History {
         }
     }
 
-    fn evaluated(&mut self, step: u64, entries: &[(String, f64)]) {
-        let share = entries.iter().find(|(name, _)| name == RIGHT_IN_BOTH);
-        self.held_out.extend(share.map(|(_, share)| (step, *share)));
+    /// Takes up an evaluation: the share of pairs that were right in both orders.
+    fn evaluated(&mut self, step: u64, entries: &[(String, f64)]) -> Option<f64> {
+        let share = entries.iter().find(|(name, _)| name == RIGHT_IN_BOTH).map(|(_, share)| *share);
+        self.held_out.extend(share.map(|share| (step, share)));
+        share
     }
 }
 
@@ -283,73 +278,19 @@ impl NoGradientSteps {
     }
 }
 
-/// Judges the held-out pairs with the policy as it is; `None` if `stop` was raised.
-fn held_out_scores(
+/// Judges the held-out pairs with the policy as it is: the metrics; `None` if `stop` was raised.
+fn held_out_metrics(
     trainer: &Trainer,
     held_out: &[Pair],
     stop: &AtomicBool,
     on: &mut dyn FnMut(RunEvent),
-) -> Result<Option<Scores>, RunError> {
-    let judge = trainer.sampler().judge();
+) -> Result<Option<Vec<(String, f64)>>, RunError> {
+    let sampler = trainer.sampler();
     let mut done = |done, all| on(RunEvent::Evaluating(done, all));
-    let evaluated = evaluate(judge, held_out, stop, &mut done);
+    let evaluated = held_out::evaluate(sampler.judge(), held_out, stop, &mut done);
     let evaluated = evaluated.map_err(|error| RunError::Evaluation(Box::new(error)))?;
-    Ok(evaluated.map(|(_, scores)| scores))
-}
-
-/// Judges pairs greedily in both orders: the records by row, and their scores by the published rule; `None` if `stop` was
-/// raised. `done` is told how many judgements of how many are made.
-pub fn evaluate(
-    mut judge: Judge,
-    pairs: &[Pair],
-    stop: &AtomicBool,
-    done: &mut dyn FnMut(usize, usize),
-) -> Result<Option<(Vec<Record>, Scores)>, JudgeError> {
-    judge.sampling.temperature = 0.0;
-    let _span = profile::phase("evaluate", [pairs.len()]);
-    let orders = [Order::ChosenFirst, Order::RejectedFirst];
-    let tasks: Vec<Task> = (0..pairs.len())
-        .flat_map(|pair| orders.map(|order| Task { pair, order, vote: 0 }))
-        .collect();
-    let mut records: Vec<Record> = Vec::with_capacity(tasks.len());
-    let end = judge.run(pairs, &tasks, stop, &mut |event| {
-        if let judge::JudgeEvent::Done(_, record) = event {
-            records.push(record);
-            done(records.len(), tasks.len());
-        }
-        Ok(())
-    });
-    if end? == RunStatus::Interrupted {
-        return Ok(None);
-    }
-    records.sort_by_key(Record::key);
-    let (rule, order, seed) = (MatchRule::Strict, OrderPlan::Both, judge.seed);
-    let protocol = Protocol { rule, order, votes: 1, seed, sample: None };
-    let scores = Scores::compute(&records, protocol);
-    Ok(Some((records, scores)))
-}
-
-/// The metrics of an evaluation, logged with the step. One rule counts everywhere: right is 1, a tie or no verdict 0, so
-/// that the two orders average to the whole.
-fn eval_metrics(scores: &Scores) -> Vec<(String, f64)> {
-    let named = |name: &str, value: Option<f64>| Some((format!("eval/{name}"), value?));
-    let all = scores.judgements;
-    let share = |count: u64| (all > 0).then(|| count as f64 / all as f64);
-    [
-        named("accuracy", scores.plain_accuracy),
-        named("accuracy_chosen_first", scores.chosen_first.map(|share| share.share)),
-        named("accuracy_rejected_first", scores.rejected_first.map(|share| share.share)),
-        named("right_in_both_orders", scores.consistent.map(|share| share.share)),
-        named("right_by_sum", scores.summed.map(|summed| summed.accuracy())),
-        named("share_of_a", scores.share_of_a.map(|share| share.share)),
-        named("unparsed", share(scores.unparsed().total)),
-        named("ties", share(scores.verdicts.ties)),
-        named("truncated", share(scores.truncated)),
-        named("mean_length", scores.mean_tokens),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let rewards = sampler.rewards_of(Orders::Both);
+    Ok(evaluated.map(|(records, scores)| held_out::metrics(&records, &scores, &rewards)))
 }
 
 /// Whether every B is zero.
@@ -364,61 +305,4 @@ fn is_unchanged(trainer: &Trainer) -> Result<bool, DeviceError> {
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::eval::results::Finish;
-
-    type Judged = (Order, Option<(u32, u32)>);
-
-    /// Records of one judgement per row and order: the scores of slots A and B, or none.
-    fn metrics(judged: &[Judged]) -> std::collections::BTreeMap<String, f64> {
-        let record = |(index, (order, scores)): (usize, &Judged)| {
-            let text = scores.map_or("no verdict".to_owned(), |(a, b)| {
-                format!("<scores>\\boxed{{{a}, {b}}}</scores>")
-            });
-            let finish = if scores.is_some() { Finish::Stop } else { Finish::Length };
-            let tokens = 10 * (index as u32 + 1);
-            Record { tokens, ..Record::saying(index as u64 / 2, *order, finish, text) }
-        };
-        let records: Vec<Record> = judged.iter().enumerate().map(record).collect();
-        let (rule, order) = (MatchRule::Strict, OrderPlan::Both);
-        let protocol = Protocol { rule, order, votes: 1, seed: 0, sample: None };
-        eval_metrics(&Scores::compute(&records, protocol)).into_iter().collect()
-    }
-
-    #[test]
-    fn the_orders_of_an_evaluation_average_to_the_whole() {
-        let (a, b) = (Order::ChosenFirst, Order::RejectedFirst);
-        // No verdict at all: nothing is right in either order.
-        let nothing = metrics(&[(a, None), (b, None), (a, None), (b, None)]);
-        for name in ["accuracy", "accuracy_chosen_first", "accuracy_rejected_first"] {
-            assert_eq!(nothing[&format!("eval/{name}")], 0.0, "{name}");
-        }
-        assert_eq!((nothing["eval/unparsed"], nothing["eval/truncated"]), (1.0, 1.0));
-        assert!(!nothing.contains_key("eval/share_of_a"), "nothing prefers a slot");
-        // Right and wrong; a tie and no verdict; wrong and right; right twice. By order 2 and 2 of 4.
-        let mixed = metrics(&[
-            (a, Some((9, 1))),
-            (b, Some((9, 1))),
-            (a, Some((4, 4))),
-            (b, None),
-            (a, Some((1, 9))),
-            (b, Some((1, 9))),
-            (a, Some((9, 1))),
-            (b, Some((2, 8))),
-        ]);
-        let by_order = (mixed["eval/accuracy_chosen_first"], mixed["eval/accuracy_rejected_first"]);
-        assert_eq!(by_order, (0.5, 0.5));
-        assert_eq!(mixed["eval/accuracy"], 0.5);
-        assert_eq!(mixed["eval/right_in_both_orders"], 0.25);
-        // Sums of rows: a tie; no verdict in one order; a tie; 17 to 3.
-        assert_eq!(mixed["eval/right_by_sum"], 0.25);
-        assert_eq!((mixed["eval/unparsed"], mixed["eval/ties"]), (0.125, 0.125));
-        // Slot A: rows 0, 0 and 3. Slot B: rows 2, 2 and 3.
-        assert_eq!(mixed["eval/share_of_a"], 0.5);
-        assert_eq!(mixed["eval/mean_length"], 45.0);
-    }
 }

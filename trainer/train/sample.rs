@@ -26,7 +26,7 @@ use crate::{
             rewards::{Entry, Reward, RewardTable, Rollout},
         },
         rollout::{Completion, RolloutError, RolloutRecord, rollouts},
-        settings::{self, OverLong, Settings, Thinking},
+        settings::{self, Orders, OverLong, Settings, Thinking},
     },
 };
 
@@ -114,7 +114,7 @@ impl<'a> Sampler<'a> {
                 progress(now);
             })?;
         let Some(completions) = completions else { return Ok(None) };
-        let (rewards, advantages) = self.rewards(&slots, &completions);
+        let (rewards, advantages) = self.earned(&slots, &completions);
         let elapsed = started.elapsed();
         Ok(Some(Sampled { slots, prompts, completions, rewards, advantages, stats, elapsed }))
     }
@@ -141,7 +141,7 @@ impl<'a> Sampler<'a> {
         Ok(tokens)
     }
 
-    fn rewards(&self, slots: &[Slot], completions: &[Completion]) -> (RewardTable, Advantages) {
+    fn earned(&self, slots: &[Slot], completions: &[Completion]) -> (RewardTable, Advantages) {
         let group_size = self.settings.rollout.group_size;
         let rollouts: Vec<Rollout> = completions
             .iter()
@@ -158,7 +158,7 @@ impl<'a> Sampler<'a> {
                 }
             })
             .collect();
-        let table = RewardTable::new(&reward_entries(self.settings), &rollouts);
+        let table = RewardTable::new(&self.rewards_of(self.settings.data.orders), &rollouts);
         let settings = advantages::AdvantageSettings {
             scale: self.settings.reward.scale_rewards,
             per_reward: self.settings.reward.normalize_each,
@@ -210,27 +210,28 @@ impl<'a> Sampler<'a> {
         };
         completions.iter().enumerate().map(record).collect()
     }
-}
 
-/// The rewards that can be computed, in the order of the settings; those of weight 0 are only logged.
-fn reward_entries(settings: &Settings) -> Vec<Entry> {
-    let settings::RewardSettings { weights, wrong_verdict, length_from_tokens, .. } =
-        &settings.reward;
-    let max_tokens = settings.rollout.max_completion_tokens;
-    let mut entries = vec![
-        Entry { reward: Reward::Format, weight: weights.format },
-        Entry { reward: Reward::Verdict { wrong: *wrong_verdict }, weight: weights.verdict },
-    ];
-    if settings.data.orders == settings::Orders::Both {
-        entries.extend([
-            Entry { reward: Reward::Consistency, weight: weights.consistency },
-            Entry { reward: Reward::Agreement, weight: weights.agreement },
-            Entry { reward: Reward::Summed, weight: weights.summed },
-        ]);
+    /// The rewards that can be computed of pairs in these orders, in the order of the settings; those of weight 0 are only
+    /// logged.
+    pub(super) fn rewards_of(&self, orders: Orders) -> Vec<Entry> {
+        let settings::RewardSettings { weights, wrong_verdict, length_from_tokens, .. } =
+            &self.settings.reward;
+        let max_tokens = self.settings.rollout.max_completion_tokens;
+        let mut entries = vec![
+            Entry { reward: Reward::Format, weight: weights.format },
+            Entry { reward: Reward::Verdict { wrong: *wrong_verdict }, weight: weights.verdict },
+        ];
+        if orders == Orders::Both {
+            entries.extend([
+                Entry { reward: Reward::Consistency, weight: weights.consistency },
+                Entry { reward: Reward::Agreement, weight: weights.agreement },
+                Entry { reward: Reward::Summed, weight: weights.summed },
+            ]);
+        }
+        if let Some(cache_tokens) = max_tokens.checked_sub(*length_from_tokens).filter(|n| *n > 0) {
+            let length = Reward::Length { max_tokens, cache_tokens };
+            entries.push(Entry { reward: length, weight: weights.length });
+        }
+        entries
     }
-    if let Some(cache_tokens) = max_tokens.checked_sub(*length_from_tokens).filter(|n| *n > 0) {
-        let length = Reward::Length { max_tokens, cache_tokens };
-        entries.push(Entry { reward: length, weight: weights.length });
-    }
-    entries
 }
