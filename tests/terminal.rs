@@ -166,3 +166,65 @@ fn errors_quote_strangers_escaped() {
 fn toml_escaped(text: &str) -> String {
     text.chars().map(|c| format!("\\U{:08x}", u32::from(c))).collect()
 }
+
+/// A training run on a terminal of 60 columns, whose pairs come from a stranger: the table, what is shown of judgements and
+/// the warnings fit it, and nothing but the progress bar moves the cursor.
+#[test]
+fn a_training_run_fits_its_terminal() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    let row = json!({ "id": HOSTILE, "prompt": format!("Hi {HOSTILE}"), "chosen": "yes",
+        "rejected": HOSTILE });
+    fs::write(path("pairs.jsonl"), format!("{row}\n")).unwrap();
+    let template = "---system---\n---user---\n{{ question }}|{{ response_a }}|{{ response_b }}\n";
+    fs::write(path("template.jinja"), template).unwrap();
+    let set = [
+        format!("data.template={}", path("template.jinja")),
+        "train.steps=5".to_owned(),
+        "train.show_every=1".to_owned(),
+        "rollout.prompts_per_step=2".to_owned(),
+        "rollout.max_completion_tokens=40".to_owned(),
+        "rollout.temperature=1.5".to_owned(),
+        "reward.weights.length=0".to_owned(),
+        "reward.length_from_tokens=0".to_owned(),
+    ];
+    let set: Vec<String> = set.iter().map(|set| format!("--set '{set}'")).collect();
+    let run = format!(
+        "stty rows 24 cols 60; '{}' train --preset j1-nano --model '{}' --data '{}' --out '{}' --cache-memory 8MB {}",
+        env!("CARGO_BIN_EXE_j1"),
+        model(),
+        path("pairs.jsonl"),
+        path("out"),
+        set.join(" ")
+    );
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &run, "/dev/null"]).stdin(Stdio::null());
+    let output = match script.output() {
+        Ok(output) => output,
+        Err(error) => return skipped(format!("script cannot be started: {error}")),
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    // What the progress bar moves the cursor with.
+    let mut plain = String::new();
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find("\u{1b}[") {
+        plain += &rest[..at];
+        let end = rest[at + 2..].find(|c: char| c.is_ascii_alphabetic()).unwrap();
+        rest = &rest[at + 3 + end..];
+    }
+    let plain = (plain + rest).replace('\r', "\n");
+    assert_eq!(steers(&plain), None, "{plain:?}");
+    let from = plain.lines().position(|line| line.starts_with("columns, by their")).unwrap();
+    let lines: Vec<&str> = plain.lines().skip(from).collect();
+    let after = lines.iter().position(|line| line.starts_with("the adapter is in")).unwrap();
+    for line in &lines[..after] {
+        assert!(line.chars().count() <= 60, "{line:?}");
+    }
+    let begin =
+        |start: &str| lines.iter().filter(|line| line.trim_start().starts_with(start)).count();
+    // After a judgement there is a heading again.
+    assert_eq!((begin("step "), begin("── step")), (5, 5), "{plain}");
+    assert!(plain.contains("reply A: ") && plain.contains("\\u{1b}]0;owned"), "{plain}");
+    assert_eq!(begin("warning: the adapter did not move in the last 5 steps"), 1, "{plain}");
+}

@@ -71,7 +71,8 @@ as fit. Numbers are those of metrics.jsonl:
   gen_tok/s    time/generated_tokens_per_s
   train_tok/s  time/trained_tokens_per_s
   step_time    step_time
-  left         the time for the steps to come; best: of the evaluations so far")]
+  left         the time for the steps to come; best: of the evaluations so far
+--set train.show_every=N prints the best and the worst judgement of a group every N steps.")]
 pub(crate) struct Train {
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,

@@ -1,5 +1,6 @@
 //! `j1 train`: from a base model and preference pairs to an adapter.
 
+mod judgements;
 mod plan;
 mod resume;
 mod table;

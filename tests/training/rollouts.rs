@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use serde_json::Value;
 use trainer::{data::Message, train::rollout::RolloutRecord};
 
-use super::{CACHE, Run, finish, succeeded};
+use super::{CACHE, Run, files, finish, succeeded, with_threads};
 
 const GROUP: usize = 3;
 
@@ -109,4 +109,50 @@ fn rollouts_that_cannot_be_made_are_explained() {
     let says = succeeded(&finish(&rollout(&run, "out.jsonl", &more)));
     assert!(says.contains("1 pairs have prompts above 30 tokens"), "{says}");
     assert_eq!(fs::read_to_string(run.path("out.jsonl")).unwrap().lines().count(), 6 * 2 * 4);
+}
+
+/// What is shown is on stderr only: every file but the settings has the bytes of a run that shows nothing. A pair in one
+/// order has no link.
+#[test]
+fn judgements_are_shown_now_and_then_and_change_nothing() {
+    let mut run = Run::new("qwen3-tied-bf16");
+    run.set(&["train.steps=6", "data.orders=random", "rollout.max_completion_tokens=60"]);
+    let quiet = run.complete("quiet", 1);
+    let shown = run.path("shown");
+    let mut args = with_threads(run.start(&shown), 1);
+    args.extend(["--set", "train.show_every=3"].map(str::to_owned));
+    let says = succeeded(&finish(&args));
+    let steps: Vec<&str> = says.lines().filter(|line| line.starts_with("── step")).collect();
+    assert!(steps.len() == 2 && steps[0].starts_with("── step 3, "), "{says}");
+    assert!(steps[1].starts_with("── step 6, "), "{says}");
+    let (quiet, shown) = (files(&quiet), files(&shown));
+    let differing: Vec<&String> =
+        shown.keys().filter(|name| quiet[*name] != shown[*name]).collect();
+    assert_eq!(differing, ["config.toml", "run.json"]);
+    assert_eq!(quiet.len(), shown.len());
+
+    // The best and the worst of the group whose rewards differ most.
+    let text = String::from_utf8(shown["rollouts/step-3.jsonl"].clone()).unwrap();
+    let records: Vec<RolloutRecord> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(records.iter().all(|record| record.other_order.is_none()), "{text}");
+    let ends = |group: &[RolloutRecord]| {
+        let rewards = group.iter().map(|record| record.reward);
+        (rewards.clone().fold(f64::MIN, f64::max), rewards.fold(f64::MAX, f64::min))
+    };
+    let groups: Vec<(f64, f64)> = records.chunks(4).map(ends).collect();
+    let widest = groups.iter().map(|(best, worst)| best - worst).fold(0.0, f64::max);
+    let (best, worst) = groups.iter().find(|(best, worst)| best - worst == widest).unwrap();
+    assert!(widest > 0.0);
+    for expected in
+        [format!("── best: reward {best:.3}, "), format!("── worst: reward {worst:.3}, ")]
+    {
+        assert!(says.lines().any(|line| line.starts_with(&expected)), "{expected}: {says}");
+    }
+    // No line of it is wider than a log's 80 columns; sentences are on one line.
+    let from = says.lines().position(|line| line.starts_with("── step 3")).unwrap();
+    let length = says.lines().skip(from).position(|line| line == "──").unwrap();
+    for line in says.lines().skip(from).take(length) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
 }

@@ -97,6 +97,11 @@ impl Table {
         Table { steps, columns, shown: None, lines: 0, has_legend: false }
     }
 
+    /// Lets the next line have a heading above it: something else was printed.
+    pub(super) fn interrupt(&mut self) {
+        self.lines = LINES;
+    }
+
     /// The lines of a step, or what is printed above them; `left` is the time for those to come.
     pub(super) fn step(
         &mut self,
@@ -335,6 +340,8 @@ mod tests {
         assert_eq!(at, [0, LINES, 2 * LINES]);
         // Followed from the next line on; another width with the same columns is no reason.
         assert_eq!([headings(120), headings(120), headings(80), headings(81)], [1, 0, 1, 0]);
+        table.interrupt();
+        assert_eq!(table.step(81, 1, &metrics(), None).len(), 2, "no second legend");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The output of `j1 train`: the table, and on a terminal a progress bar below it.
+//! The output of `j1 train`: the table, judgements now and then, and on a terminal a progress bar below it.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use terminal_size::{Width, terminal_size_of};
 use trainer::train::{StepProgress, StepReport, run::RunEvent, settings::Settings};
 
-use super::table::Table;
+use super::{judgements, table::Table};
 use crate::output::{bar_style, note, wrapped};
 
 /// Steps that the time that is left is taken over.
@@ -40,6 +40,8 @@ pub(super) struct View {
     ends: VecDeque<Instant>,
     /// From the first step on.
     table: Option<Table>,
+    /// Steps between two judgements that are shown.
+    show_every: u64,
 }
 
 impl View {
@@ -51,6 +53,7 @@ impl View {
             done: 0,
             ends: VecDeque::new(),
             table: None,
+            show_every: 0,
         }
     }
 
@@ -68,6 +71,7 @@ impl View {
     pub(super) fn start(mut self, settings: &Settings, done: u64, steps: u64) -> View {
         (self.done, self.steps) = (done, steps);
         self.table = Some(Table::new(settings, steps));
+        self.show_every = settings.train.show_every;
         self.ends.push_back(Instant::now());
         if self.is_terminal {
             let bar = ProgressBar::new(steps);
@@ -159,7 +163,11 @@ impl View {
         }
         let (width, left) = (self.width(), self.left());
         if let Some(table) = &mut self.table {
-            let lines = table.step(width, step, &report.metrics.entries(), left);
+            let mut lines = table.step(width, step, &report.metrics.entries(), left);
+            if self.show_every > 0 && step.is_multiple_of(self.show_every) {
+                lines.extend(judgements::lines(&report.rollouts, width));
+                table.interrupt();
+            }
             self.say(&lines);
         }
         if let Some(bar) = &self.bar {

@@ -253,6 +253,7 @@ settings! {
         "keep_last" => keep_last: usize = "Checkpoints that are kept, beside the best one."; COUNT, |n| is_count(*n as u64);
         "eval_every" => eval_every: u64 = "Steps between two evaluations on held-out pairs, in both orders, the first before any step; 0: none."; FROM_0, |n| is_from_0(*n);
         "eval_pairs" => eval_pairs: usize = "Held-out pairs of an evaluation; 0: all."; FROM_0, |n| is_from_0(*n as u64);
+        "show_every" => show_every: u64 = "Steps between two looks at judgements: the best and the worst of the group whose rewards differ most are\nprinted. 0: none. It changes nothing that the run computes."; FROM_0, |n| is_from_0(*n);
         "deliver" => deliver: Deliver = "Which step's adapter becomes adapter/: of those evaluated, the one right in both orders most often; or\nthe last. Without held-out pairs it is the last."; ANY, |_| true;
     }
 }

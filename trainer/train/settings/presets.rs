@@ -102,6 +102,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
             keep_last: 3,
             eval_every: 100,
             eval_pairs: 100,
+            show_every: 0,
             deliver: Deliver::Best,
         },
     }

@@ -97,6 +97,7 @@ fn what_is_written_is_read_back() {
         keep_last = 1
         eval_every = 0
         eval_pairs = 0
+        show_every = 5
         deliver = 'last'
     ";
     let settings = parse(other);
@@ -200,6 +201,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         keep_last = 3
         eval_every = 100
         eval_pairs = 100
+        show_every = 0
         deliver = \"best\"
     ";
     let expected: Vec<&str> = expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
@@ -438,6 +440,7 @@ fn values_are_read_back_as_the_same_settings() {
             "train.keep_last",
             "train.eval_every",
             "train.eval_pairs",
+            "train.show_every",
             "train.deliver",
         ];
         assert_eq!(Settings::may_change(key), may.contains(&key.as_str()), "{key}");
