@@ -8,6 +8,10 @@ use std::{
 
 use engine::error::printable;
 use indicatif::{HumanDuration, ProgressState, ProgressStyle};
+use terminal_size::{Width, terminal_size_of};
+
+/// Width of a file, and of a terminal that does not tell its own.
+const USUAL_WIDTH: usize = 80;
 
 /// Writes `text` to stdout at once: as it is to a file or a pipe, [`printable`] to a terminal. A reader that has gone
 /// away (`j1 .. | head`) is an error of kind `BrokenPipe`, which `main` turns into a quiet end.
@@ -24,6 +28,20 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 /// end for it, as with `eprintln!` it would.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(line));
+}
+
+/// Writes a sentence to stderr: on a terminal broken between words, in a file on one line, so that it is found. What is to
+/// be typed goes through [`note`]: a terminal copies its line as one.
+pub(crate) fn sentence(text: &str) {
+    match io::stderr().is_terminal() {
+        true => wrapped(text, width(), "  ").iter().for_each(|line| note(line)),
+        false => note(text),
+    }
+}
+
+/// Characters in a line of stderr. It is asked for each time: windows change.
+pub(crate) fn width() -> usize {
+    terminal_size_of(io::stderr()).map_or(USUAL_WIDTH, |(Width(columns), _)| columns.into())
 }
 
 /// Lines of at most `width` characters of what a stranger may have written: [`printable`], broken between words where that

@@ -215,7 +215,7 @@ fn a_training_run_fits_its_terminal() {
     }
     let plain = (plain + rest).replace('\r', "\n");
     assert_eq!(steers(&plain), None, "{plain:?}");
-    let from = plain.lines().position(|line| line.starts_with("columns, by their")).unwrap();
+    let from = plain.lines().position(|line| line.starts_with("1 pairs, prompts")).unwrap();
     let lines: Vec<&str> = plain.lines().skip(from).collect();
     let after = lines.iter().position(|line| line.starts_with("the adapter is in")).unwrap();
     for line in &lines[..after] {

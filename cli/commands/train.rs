@@ -32,7 +32,7 @@ use crate::{
     advice::typed,
     args::{PresetArg, SettingsArgs, Train, WeightsArg},
     interrupt, machine,
-    output::{note, print},
+    output::{note, print, sentence},
     sampling::left_out_of_training,
     session::{data_source, is_local_pattern, precision, resolve},
 };
@@ -165,7 +165,7 @@ impl Host for Opening<'_> {
 
     fn note(&mut self, text: &str) {
         self.clear_bar();
-        note(text);
+        sentence(text);
     }
 
     fn measured(&self, pairs: usize, of: usize) {
@@ -208,7 +208,7 @@ fn train(args: &Train) -> Result<RunStatus, Failure> {
     let pairs = RunPairs::read(
         (&source, Path::new(&settings.data.train)),
         unseen.as_ref().map(|(source, path)| (source, *path)),
-        &mut |text| note(text),
+        &mut |text| sentence(text),
     )?;
     // Before a model is fetched.
     let template = session::template(&settings)?;
@@ -253,7 +253,7 @@ fn train(args: &Train) -> Result<RunStatus, Failure> {
     };
     let peak = session.checkpointing.peak;
     for line in plan::lines(&ahead, session.pairs, peak, session.pace) {
-        note(&line);
+        sentence(&line);
     }
     if args.dry_run {
         show_prompt(trainer.language_model(), &session.first_prompt)?;

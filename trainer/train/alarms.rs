@@ -262,9 +262,10 @@ impl Alarms {
                 AlarmKind::Slots,
                 format!(
                     "{:.0} % of {of} are for slot {slot}, and each reply stands there in half of the prompts: the judge does \
-                     not read what it judges. Train with data.orders=both, reward.weights.consistency=1, \
-                     reward.weights.verdict=0 and reward.scale_rewards=batch, with more pairs in a step \
-                     (rollout.prompts_per_step) or a lower optimizer.learning_rate, from a checkpoint before that",
+                     not read what it judges. Start another run from a checkpoint before that (model.adapter), with \
+                     data.orders=both, reward.weights.consistency=1, reward.weights.verdict=0 and \
+                     reward.scale_rewards=batch, with which one slot earns nothing; with more pairs in a step \
+                     (rollout.prompts_per_step) and a lower optimizer.learning_rate if it has these",
                     100.0 * share
                 ),
             );

@@ -11,7 +11,7 @@ use trainer::train::{
 use super::view::duration;
 use crate::{
     Failure,
-    output::{bytes, note, print},
+    output::{bytes, note, print, sentence},
 };
 
 /// The lines of the plan.
@@ -99,7 +99,7 @@ pub(super) fn announce(decision: &Decision) {
     let Decision { choice, reason, .. } = *decision;
     let name = choice.name();
     let says = |[kept, recomputed]: [u64; 2], why: &str| {
-        note(&format!(
+        sentence(&format!(
             "gradient checkpointing {name}: a peak of {} without it {why} ({} with it)",
             bytes(kept),
             bytes(recomputed)
@@ -108,7 +108,7 @@ pub(super) fn announce(decision: &Decision) {
     let fits = if choice == GradientCheckpointing::Off { "fits" } else { "does not fit" };
     match reason {
         DecisionReason::Settings => (),
-        DecisionReason::Unknown(why) => note(&format!("gradient checkpointing {name}: {why}")),
+        DecisionReason::Unknown(why) => sentence(&format!("gradient checkpointing {name}: {why}")),
         DecisionReason::Memory { kept, recomputed, free: Some(free) } => {
             let why = format!("{fits} half of the {} that are free", bytes(free));
             says([kept, recomputed], &why);

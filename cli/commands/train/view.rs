@@ -7,17 +7,13 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use terminal_size::{Width, terminal_size_of};
 use trainer::train::{StepProgress, StepReport, run::RunEvent, settings::Settings};
 
 use super::{judgements, table::Table};
-use crate::output::{bar_style, note, wrapped};
+use crate::output::{bar_style, note, sentence, width};
 
 /// Steps that the time that is left is taken over.
 const RECENT: usize = 10;
-
-/// Width of a file, and of a terminal that does not tell its own.
-const USUAL_WIDTH: usize = 80;
 
 /// How long, in few characters.
 pub(super) fn duration(seconds: f64) -> String {
@@ -84,27 +80,16 @@ impl View {
         self
     }
 
-    /// Asked for each line: windows change.
-    fn width(&self) -> usize {
-        let width = terminal_size_of(std::io::stderr()).map(|(Width(columns), _)| columns.into());
-        width.filter(|width| *width > 0).unwrap_or(USUAL_WIDTH)
-    }
-
-    fn say(&self, lines: &[String]) {
-        let note_all = || lines.iter().for_each(|line| note(line));
+    /// Writes above the bar.
+    fn above(&self, write: impl FnOnce()) {
         match &self.bar {
-            Some(bar) => bar.suspend(note_all),
-            None => note_all(),
+            Some(bar) => bar.suspend(write),
+            None => write(),
         }
     }
 
-    /// A sentence: in a file on one line, so that it is found.
-    fn sentence(&self, text: &str) {
-        let lines = match self.is_terminal {
-            true => wrapped(text, self.width(), "  "),
-            false => vec![text.to_owned()],
-        };
-        self.say(&lines);
+    fn say(&self, lines: &[String]) {
+        self.above(|| lines.iter().for_each(|line| note(line)));
     }
 
     /// Time for what is left, at the pace of the last steps; nothing before the first one.
@@ -138,7 +123,7 @@ impl View {
                 }
             }
             RunEvent::Evaluated { step, metrics } => {
-                let width = self.width();
+                let width = width();
                 let lines = self.table.as_mut().map(|table| table.held_out(width, step, metrics));
                 self.say(&lines.unwrap_or_default());
             }
@@ -147,9 +132,11 @@ impl View {
                     bar.set_message(format!("checkpoint of step {step} saved"));
                 }
             }
-            RunEvent::Warning(message) => self.sentence(&format!("warning: {message}")),
+            RunEvent::Warning(message) => {
+                self.above(|| sentence(&format!("warning: {message}")));
+            }
             RunEvent::Delivered(delivered) => {
-                delivered.sentences().iter().for_each(|sentence| self.sentence(sentence));
+                self.above(|| delivered.sentences().iter().for_each(|text| sentence(text)));
             }
         }
     }
@@ -161,7 +148,7 @@ impl View {
         if self.ends.len() > RECENT + 1 {
             self.ends.pop_front();
         }
-        let (width, left) = (self.width(), self.left());
+        let (width, left) = (width(), self.left());
         if let Some(table) = &mut self.table {
             let mut lines = table.step(width, step, &report.metrics.entries(), left);
             if self.show_every > 0 && step.is_multiple_of(self.show_every) {

@@ -1,6 +1,7 @@
 //! Runs of made-up metrics, and what goes off in them.
 
 use super::*;
+use crate::train::settings::{Preset, Settings};
 
 /// A step whose metrics are what `of` gives for their names.
 fn step(of: impl Fn(&str) -> Option<f64>) -> Vec<(String, f64)> {
@@ -228,9 +229,21 @@ fn every_alarm_says_what_to_try() {
             AlarmKind::Gradient
         ]
     );
+    // What is named is there to be set, and takes the value.
+    let settings = Settings::preset(Preset::J1Nano);
+    let keys = settings.values();
+    let sections = ["model.", "data.", "rollout.", "reward.", "loss.", "optimizer.", "train."];
     for alarm in said {
-        let names_a_setting = ["optimizer.", "loss.", "reward.", "rollout."];
-        let names = names_a_setting.iter().any(|section| alarm.message.contains(section));
-        assert!(names, "{alarm:?}");
+        let words = alarm.message.split([' ', '(', ')', ',', ';', ':']);
+        let words = words.map(|word| word.trim_end_matches('.'));
+        let named = words.filter(|word| sections.iter().any(|section| word.starts_with(section)));
+        let named: Vec<&str> = named.collect();
+        assert!(!named.is_empty(), "{alarm:?}");
+        for name in named {
+            match name.contains('=') {
+                true => assert!(settings.with(name).is_ok(), "{name}: {alarm:?}"),
+                false => assert!(keys.contains_key(name), "{name}: {alarm:?}"),
+            }
+        }
     }
 }
