@@ -74,6 +74,7 @@ const LEFT: usize = 7;
 /// The table of a run.
 pub(super) struct Table {
     steps: u64,
+    evaluates: bool,
     /// The columns of which this run has the numbers.
     columns: Vec<&'static Column>,
     /// How many of them the last line had, and lines since the heading.
@@ -94,7 +95,7 @@ impl Table {
             _ => true,
         };
         let columns = COLUMNS.iter().filter(has).collect();
-        Table { steps, columns, shown: None, lines: 0, has_legend: false }
+        Table { steps, evaluates, columns, shown: None, lines: 0, has_legend: false }
     }
 
     /// Lets the next line have a heading above it: something else was printed.
@@ -198,8 +199,12 @@ impl Table {
         let others = columns.iter().filter(|column| column.title != column.metric);
         let names: Vec<String> =
             others.map(|column| format!("{} = {}", column.title, column.metric)).collect();
+        let held_out = match self.evaluates {
+            true => "Lines \"eval N\" are of held-out pairs. ",
+            false => "",
+        };
         let text = format!(
-            "columns, by their names in metrics.jsonl: {}. Lines \"eval N\" are of held-out pairs (eval/..)",
+            "columns, by their names in metrics.jsonl: {}. {held_out}`j1 train --help` has all",
             names.join(", ")
         );
         wrapped(&text, width, "")
@@ -303,6 +308,7 @@ mod tests {
         assert!(lines[0].starts_with("columns, by their names in metrics.jsonl: right = "));
         let legend = lines[..lines.len() - 2].join(" ");
         assert!(legend.contains("share_a = verdicts/share_of_a"), "{legend}");
+        assert!(legend.contains("held-out pairs") && legend.ends_with("`j1 train --help` has all"));
         assert!(!legend.contains("reward = reward") && !legend.contains("kl ="), "{legend}");
 
         // An evaluation stands below, its numbers under the same titles, and says whether it is the best so far.
