@@ -28,5 +28,21 @@ pub(crate) fn grid_row(vocab: usize, scale: f32, seed: u64) -> Vec<f32> {
 pub(crate) fn largest_error(x: &[f32], exact: &[f64]) -> f64 {
     assert_eq!(x.len(), exact.len(), "as many values as there should be");
     let errors = x.iter().zip(exact).map(|(x, exact)| (f64::from(*x) - exact).abs());
-    errors.fold(0.0, |largest, error| if error <= largest { largest } else { error })
+    errors.fold(
+        0.0,
+        |largest: f64, error| {
+            if largest.is_nan() || error <= largest { largest } else { error }
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_is_no_number_is_the_largest() {
+        assert_eq!(largest_error(&[1.0, 2.0, 3.0], &[1.0, 2.5, 3.0]), 0.5);
+        assert!(largest_error(&[1.0, f32::NAN, 3.0], &[1.0, 2.5, 5.0]).is_nan());
+    }
 }
