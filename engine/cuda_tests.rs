@@ -194,13 +194,15 @@ fn logits_are_as_near_to_f32_as_the_cpus() {
     }
 }
 
-/// A group of completions, and one of its own.
+/// A group of completions, one whose prompt begins like it, and one of its own.
 fn batch() -> PackedBatch {
     let tokens = |first: u32, len: u32| (0..len).map(|i| (first + i * 7) % 203).collect::<Vec<_>>();
-    let (prompt, other) = (tokens(1, 21), tokens(2, 5));
+    let prompt = tokens(1, 41);
+    let (alike, other) = ([&prompt[..35], &tokens(8, 3)].concat(), tokens(2, 5));
     let completions = [tokens(3, 4), tokens(4, 18), tokens(5, 1)];
     let mut batch = PackedBatch::default();
     batch.push(&prompt, &completions.each_ref().map(Vec::as_slice));
+    batch.push(&alike, &[&tokens(7, 6), &tokens(9, 2)]);
     batch.push(&other, &[&tokens(6, 9)]);
     batch
 }

@@ -443,7 +443,7 @@ impl Model {
         observe(0, &x);
         for (index, layer) in self.layers.iter().enumerate() {
             let tape = &mut Tape::off();
-            x = self.layer(tape, layer, x, &batch.positions, pass, &mut |_, [q, k, v]| {
+            x = self.layer(tape, layer, x, &batch.positions, None, pass, &mut |_, [q, k, v]| {
                 attention::append(cache, index, &k, &v, &rows, shape);
                 attention::attention(&q, cache, index, &rows, shape)
             });
@@ -452,26 +452,37 @@ impl Model {
         x
     }
 
-    /// One layer: `x [rows, hidden_size]`, whose rows stand at `positions`, to the same shape.
+    /// One layer: `x [rows, hidden_size]`, whose rows stand at `positions`, to the same shape. If `wanted`, to those rows alone
+    /// whose numbers and positions these are; the others only serve as keys and values.
     /// `attend` computes attention from queries, keys and values.
+    #[allow(clippy::too_many_arguments)] // what a layer is, and what it works on
     fn layer<'m>(
         &'m self,
         tape: &mut Tape<'m>,
         layer: &'m Layer,
         x: Tensor,
         positions: &'m Mirrored<u32>,
+        wanted: Option<[&'m Mirrored<u32>; 2]>,
         pass: Pass,
         attend: &mut dyn FnMut(&mut Tape<'m>, [Tensor; 3]) -> Tensor,
     ) -> Tensor {
         let eps = self.config.rms_norm_eps as f32;
         let h = rms_norm(tape, &x, &layer.attention_norm, eps, pass.compute);
-        let [mut q, mut k, v] = linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass);
+        let (x, [mut q, mut k, v], query_positions) = match wanted {
+            None => (x, linear_all(tape, &h, [&layer.q, &layer.k, &layer.v], pass), positions),
+            Some([rows, positions]) => {
+                let [k, v] = linear_all(tape, &h, [&layer.k, &layer.v], pass);
+                let x = gather::gather(tape, &x, rows);
+                let h = rms_norm(tape, &x, &layer.attention_norm, eps, pass.compute);
+                (x, [linear(tape, &h, &layer.q, pass), k, v], positions)
+            }
+        };
         drop(h);
         let [q_norm, k_norm] = match &layer.qk_norm {
             Some(both) => both.each_ref().map(|w| Some(HeadNorm { w, eps })),
             None => [None; 2],
         };
-        q = rope(tape, q, q_norm, &self.rotations, positions);
+        q = rope(tape, q, q_norm, &self.rotations, query_positions);
         k = rope(tape, k, k_norm, &self.rotations, positions);
         let y = attend(tape, [q, k, v]);
         let x = linear_add(tape, x, &y, &layer.o, pass);

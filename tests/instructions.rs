@@ -86,7 +86,7 @@ fn attention_backward(rows: usize) -> Box<dyn FnMut(&Cpu)> {
     let (q, kv, log_sums) =
         (values(rows * width), values(rows * kv_width), vec![5.0; rows * SHAPE.heads]);
     let mut gradients = [width, kv_width, kv_width].map(|width| vec![0.0; rows * width]);
-    let trees = [Tree { first_row: 0, prompt: rows, branches: Vec::new() }];
+    let trees = [Tree::of_prompt(0, rows, &[])];
     Box::new(move |cpu| {
         let [dq, dk, dv] = &mut gradients;
         let saved = Saved { q: &q, k: &kv, v: &kv, y: &q, log_sums: &log_sums, rounded: true };

@@ -29,8 +29,8 @@ pub(crate) fn bench(suite: &mut Suite) {
     for rows in [1, 512] {
         append(suite, rows);
     }
-    backward(suite, Tree { first_row: 0, prompt: 512, branches: vec![] });
-    backward(suite, Tree { first_row: 0, prompt: 256, branches: vec![64; 8] });
+    backward(suite, Tree::of_prompt(0, 512, &[]));
+    backward(suite, Tree::of_prompt(0, 256, &[64; 8]));
 }
 
 // The only calls of the kernel.
@@ -261,24 +261,30 @@ fn append(suite: &mut Suite, rows: usize) {
     });
 }
 
-/// Whether a row sees a key: both of the prompt or of one branch and in order, or the key of the prompt.
+/// Whether a row sees a key: one before it of its own segment, or of a segment that this continues.
 fn sees(tree: &Tree, row: usize, key: usize) -> bool {
-    let branch = |row: usize| {
-        let mut end = tree.prompt;
-        tree.branches.iter().position(|len| {
-            end += len;
-            row < end
-        })
+    let segment = |row: usize| {
+        let ends = tree.segments.iter().scan(0, |end, segment| {
+            *end += segment.rows;
+            Some(*end)
+        });
+        ends.take_while(|end| *end <= row).count()
     };
-    key <= row && (key < tree.prompt || branch(row) == branch(key))
+    let parent = |segment: &usize| tree.segments[*segment].parent;
+    let of_key = segment(key);
+    key <= row && std::iter::successors(Some(segment(row)), parent).any(|seen| seen == of_key)
 }
 
 fn backward(suite: &mut Suite, tree: Tree) {
     let rows = tree.rows();
-    let (branches, len) = (tree.branches.len(), tree.branches.first().copied().unwrap_or(0));
-    let id = format!("backward-p{}-g{branches}-c{len}", tree.prompt);
-    let in_branch = len * tree.prompt + len * (len + 1) / 2;
-    let pairs = tree.prompt * (tree.prompt + 1) / 2 + branches * in_branch;
+    let prompt = tree.segments[0].rows;
+    let (branches, len) = match tree.segments[1..] {
+        [] => (0, 0),
+        [first, ..] => (tree.segments.len() - 1, first.rows),
+    };
+    let id = format!("backward-p{prompt}-g{branches}-c{len}");
+    let in_branch = len * prompt + len * (len + 1) / 2;
+    let pairs = prompt * (prompt + 1) / 2 + branches * in_branch;
     let work = Work {
         // Five products.
         flops: 10.0 * (pairs * WIDTH) as f64,

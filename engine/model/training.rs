@@ -3,11 +3,15 @@
 //!
 //! A batch holds groups: a prompt and the completions sampled from it, as rows `[prompt][completion
 //! 1]..[completion G]`. Each completion attends to the prompt and itself, and its positions continue
-//! the prompt's, so that the prompt is computed once per group. The results are those of G separate
-//! sequences, with the same bits, and the bits that generation computed.
+//! the prompt's, so that the prompt is computed once per group. What a prompt begins with as the prompt before it does
+//! (a template; the conversation, where the same replies come in both orders) is computed once as well: a batch is a tree of
+//! prefixes. The results are those of separate sequences, with the same bits, and the bits that generation computed.
+//!
+//! Log-probabilities are wanted of completions' tokens alone. So in the last layer only the rows that predict them go
+//! beyond keys and values.
 
 pub use kernels::cpu::log_prob::RowError;
-use kernels::cpu::profile;
+use kernels::cpu::{attention::PAGE, profile};
 
 use super::{Layer, Model, lora, transposed};
 use crate::{
@@ -33,39 +37,60 @@ pub struct PackedBatch {
     tokens: Mirrored<u32>,
     positions: Mirrored<u32>,
     layout: Layout,
-    /// The row that predicts each completion token, in the order of groups, completions, tokens.
+    /// The rows that predict completions' tokens, in order, and their positions.
+    wanted_rows: Mirrored<u32>,
+    wanted_positions: Mirrored<u32>,
+    /// Which of them predicts each completion token, in the order of groups, completions, tokens.
     target_rows: Mirrored<u32>,
     target_tokens: Mirrored<u32>,
+    last_prompt: Vec<u32>,
+}
+
+/// How many tokens `prompt` shares with the prompt before it in a batch, and so has no rows for. At least a page of keys
+/// is worth it; the last token always has a row.
+pub fn shared_tokens(before: &[u32], prompt: &[u32]) -> usize {
+    let same = before.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let same = same.min(prompt.len().saturating_sub(1));
+    if same < PAGE { 0 } else { same }
 }
 
 impl PackedBatch {
     /// Adds a prompt and its completions. A completion's last token is predicted but not fed, as in
-    /// generation.
+    /// generation. Prompts that begin alike are best pushed one after the other.
     ///
     /// # Panics
     /// If the prompt is empty.
     pub fn push(&mut self, prompt: &[u32], completions: &[&[u32]]) {
         assert!(!prompt.is_empty(), "a prompt without tokens");
+        let shared = shared_tokens(&self.last_prompt, prompt);
         let (tokens, positions) = (self.tokens.change(), self.positions.change());
+        let (wanted_rows, wanted_positions) =
+            (self.wanted_rows.change(), self.wanted_positions.change());
         let (target_rows, target_tokens) = (self.target_rows.change(), self.target_tokens.change());
-        tokens.extend_from_slice(prompt);
-        positions.extend(0..prompt.len() as u32);
-        let last_of_prompt = tokens.len() as u32 - 1;
+        tokens.extend_from_slice(&prompt[shared..]);
+        positions.extend(shared as u32..prompt.len() as u32);
+        let last_of_prompt = wanted_rows.len() as u32;
+        wanted_rows.push(tokens.len() as u32 - 1);
+        wanted_positions.push(prompt.len() as u32 - 1);
         let mut lengths = Vec::with_capacity(completions.len());
         for completion in completions {
             let fed = completion.split_last().map_or(&[][..], |(_, fed)| fed);
-            let first = tokens.len() as u32;
+            let rows = tokens.len() as u32..(tokens.len() + fed.len()) as u32;
+            let at = prompt.len() as u32..(prompt.len() + fed.len()) as u32;
+            let first_wanted = wanted_rows.len() as u32;
+            wanted_rows.extend(rows);
+            wanted_positions.extend(at.clone());
             if !completion.is_empty() {
                 target_rows.push(last_of_prompt);
-                target_rows.extend(first..first + fed.len() as u32);
+                target_rows.extend(first_wanted..wanted_rows.len() as u32);
             }
             target_tokens.extend_from_slice(completion);
             tokens.extend_from_slice(fed);
-            let start = prompt.len() as u32;
-            positions.extend(start..start + fed.len() as u32);
+            positions.extend(at);
             lengths.push(fed.len());
         }
-        self.layout.push(prompt.len(), &lengths);
+        self.layout.push(shared, prompt.len(), &lengths);
+        self.last_prompt = prompt.to_vec();
     }
 
     /// Rows that run through the model.
@@ -139,11 +164,14 @@ impl Model {
         let pass =
             Pass { compute: self.compute(), adapter: options.adapter, dropout: options.dropout };
         let mut x = embedding(&self.device, &self.embedding, &batch.tokens);
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
+            let last = index + 1 == self.layers.len();
             x = if options.checkpoint {
-                tape.checkpoint(x, move |tape, x| self.packed_layer(tape, layer, x, batch, pass))
+                tape.checkpoint(x, move |tape, x| {
+                    self.packed_layer(tape, layer, x, batch, last, pass)
+                })
             } else {
-                self.packed_layer(tape, layer, x, batch, pass)
+                self.packed_layer(tape, layer, x, batch, last, pass)
             };
         }
         let gathered = gather(tape, &x, &batch.target_rows);
@@ -160,11 +188,13 @@ impl Model {
         layer: &'m Layer,
         x: Tensor,
         batch: &'m PackedBatch,
+        last: bool,
         pass: Pass,
     ) -> Tensor {
         let (dtype, shape) = (self.cache_dtype(), self.attention_shape());
-        self.layer(tape, layer, x, &batch.positions, pass, &mut |tape, qkv| {
-            packed_attention(tape, qkv, &batch.layout, dtype, shape)
+        let wanted = last.then_some([&batch.wanted_rows, &batch.wanted_positions]);
+        self.layer(tape, layer, x, &batch.positions, wanted, pass, &mut |tape, qkv| {
+            packed_attention(tape, qkv, &batch.layout, last, dtype, shape)
         })
     }
 

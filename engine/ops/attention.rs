@@ -15,12 +15,13 @@ use half::bf16;
 use kernels::{
     cpu::{
         ComputeDtype, Cpu,
-        attention::{self, Cache, CacheMut, PAGE, Shape, Span, Tree},
+        attention::{self, Cache, CacheMut, PAGE, Shape, Span},
     },
-    cuda::{AttentionPlan, AttentionSaved, BackwardPlan},
+    cuda::{AttentionPlan, AttentionSaved},
 };
 
-use super::gather;
+mod layout;
+
 use crate::{
     model::kv_cache::{CacheDtype, KvCache},
     tensor::{
@@ -29,6 +30,7 @@ use crate::{
         tape::{Backward, Gradients, Saved, Tape},
     },
 };
+pub(crate) use layout::{Layout, Queries};
 
 /// The sequences and positions of the rows of a step.
 pub(crate) struct Rows<'a> {
@@ -95,90 +97,21 @@ pub(crate) fn attention(
     y
 }
 
-/// How the rows of a training batch see each other: prompts, each followed by its completions.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Layout {
-    trees: Vec<Tree>,
-    spans: Vec<Span>,
-    tables: Vec<u32>,
-    /// Where each row's keys and values go.
-    slots: Mirrored<u32>,
-    /// Rows of prompts whose page is not full, and where each completion has its own copy.
-    copied_rows: Mirrored<u32>,
-    copied_slots: Mirrored<u32>,
-    pages: u32,
-    rows: usize,
-    /// The same in the form that a GPU's kernels take.
-    plan: DeviceCell<AttentionPlan>,
-    backward_plan: DeviceCell<BackwardPlan>,
-}
-
-impl Layout {
-    /// Adds a prompt of `prompt` rows and its completions, as rows one after the other.
-    pub(crate) fn push(&mut self, prompt: usize, completions: &[usize]) {
-        self.plan.clear();
-        self.backward_plan.clear();
-        let first_row = self.rows;
-        let (full, rest) = (prompt / PAGE, prompt % PAGE);
-        let shared: Vec<u32> = (self.pages..).take(full).collect();
-        self.pages += full as u32;
-        // The prompt, then each completion behind the pages of the prompt that are full; the rest of
-        // the prompt is copied, as a fork of the cache does.
-        for (start, len) in
-            std::iter::once((0, prompt)).chain(completions.iter().map(|&n| (prompt, n)))
-        {
-            let own = (start + len).div_ceil(PAGE) - full;
-            let table: Vec<u32> = shared.iter().copied().chain((self.pages..).take(own)).collect();
-            self.pages += own as u32;
-            let slot =
-                |position: usize| table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
-            if start > 0 && len > 0 {
-                let partial = first_row + full * PAGE..first_row + full * PAGE + rest;
-                self.copied_rows.change().extend(partial.map(|row| row as u32));
-                self.copied_slots.change().extend((full * PAGE..prompt).map(slot));
-            }
-            self.slots.change().extend((start..start + len).map(slot));
-            let first_page = self.tables.len();
-            self.tables.extend(&table);
-            self.spans.push(Span {
-                first_row: self.rows,
-                rows: len,
-                first_position: start,
-                table: first_page..self.tables.len(),
-            });
-            self.rows += len;
-        }
-        self.trees.push(Tree { first_row, prompt, branches: completions.to_vec() });
-    }
-
-    /// Pages that hold all keys.
-    pub(crate) fn pages(&self) -> usize {
-        self.pages as usize
-    }
-
-    /// The rows of k and v that completions have copies of, if any.
-    fn copied(&self, kv: [&Tensor; 2]) -> Option<[Tensor; 2]> {
-        let is_any = !self.copied_rows.is_empty();
-        is_any.then(|| kv.map(|x| gather::forward(x, &self.copied_rows)))
-    }
-
-    /// The trees of its attention.
-    pub(crate) fn trees(&self) -> &[Tree] {
-        &self.trees
-    }
-}
-
 /// Attention of a training batch: `q [rows, heads·head_dim]`, `k` and `v [rows, kv_heads·head_dim]`,
-/// keys and values rounded to `dtype` as the cache would (on a GPU to bf16).
+/// keys and values rounded to `dtype` as the cache would (on a GPU to bf16). q has all rows or, if so `wanted`, those
+/// whose results are.
 pub(crate) fn packed_attention<'m>(
     tape: &mut Tape<'m>,
     [q, k, v]: [Tensor; 3],
     layout: &'m Layout,
+    wanted: bool,
     dtype: CacheDtype,
     shape: Shape,
 ) -> Tensor {
     let [n, columns] = q.shape();
-    assert_eq!(n, layout.rows, "attention: q is {:?}", q.shape());
+    let queries = layout.queries(wanted);
+    assert_eq!(n, queries.rows(), "attention: q is {:?}", q.shape());
+    assert_eq!(k.shape()[0], layout.rows(), "attention: k is {:?}", k.shape());
     let recorded = tape.records(q.requires_grad() || k.requires_grad() || v.requires_grad());
     let device = q.device().clone();
     let mut y = Tensor::uninitialized_for_matmul(&device, n, columns);
@@ -187,8 +120,9 @@ pub(crate) fn packed_attention<'m>(
     let mut saved = None;
     match &device {
         Device::Cpu(device) => {
-            let wanted = log_sums.as_mut().map(Tensor::data_mut);
-            on_cpu(device.cpu(), y.data_mut(), wanted, [&q, &k, &v], layout, dtype, shape);
+            let log_sums = log_sums.as_mut().map(Tensor::data_mut);
+            let kv = (layout, dtype);
+            on_cpu(device.cpu(), y.data_mut(), log_sums, [&q, &k, &v], queries, kv, shape);
             if recorded {
                 // They are read rounded, as the forward pass did.
                 let compute =
@@ -209,7 +143,7 @@ pub(crate) fn packed_attention<'m>(
                 &mut y,
                 exact.as_mut().zip(log_sums.as_mut()),
                 [&q, &k, &v],
-                layout,
+                (layout, queries),
                 shape,
             );
             if let Some(y) = exact {
@@ -221,7 +155,7 @@ pub(crate) fn packed_attention<'m>(
     if let Some(((qkv, kept), log_sums)) = saved.zip(log_sums) {
         // The node's own handle on y is taken before y becomes a value of the tape.
         let ids = [&q, &k, &v].map(|x| x.requires_grad().then_some(x.id()));
-        let node = Attention { qkv, ids, y: kept.clone(), log_sums, layout, dtype, shape };
+        let node = Attention { qkv, ids, y: kept.clone(), log_sums, queries, dtype, shape };
         tape.push(&mut y, node);
         tape.shares(&y, &kept);
     }
@@ -234,8 +168,8 @@ fn on_cpu(
     y: &mut [f32],
     log_sums: Option<&mut [f32]>,
     [q, k, v]: [&Tensor; 3],
-    layout: &Layout,
-    dtype: CacheDtype,
+    queries: &Queries,
+    (layout, dtype): (&Layout, CacheDtype),
     shape: Shape,
 ) {
     let elements = layout.pages() * PAGE * shape.kv_heads * shape.head_dim;
@@ -251,9 +185,9 @@ fn on_cpu(
         };
         attention::append(cpu, cache, k.data(), v.data(), slots, shape);
     };
-    write(k, v, &layout.slots);
-    if let Some([k, v]) = layout.copied([k, v]) {
-        write(&k, &v, &layout.copied_slots);
+    write(k, v, layout.slots());
+    if let Some(([k, v], slots)) = layout.copied([k, v]) {
+        write(&k, &v, slots);
     }
     let cache = match dtype {
         CacheDtype::Bf16 => Cache::Bf16 {
@@ -262,7 +196,8 @@ fn on_cpu(
         },
         CacheDtype::F32 => Cache::F32 { keys: keys.data(), values: values.data() },
     };
-    attention::forward(cpu, y, log_sums, q.data(), cache, &layout.tables, &layout.spans, shape);
+    let (tables, spans) = (layout.tables(), queries.spans());
+    attention::forward(cpu, y, log_sums, q.data(), cache, tables, spans, shape);
 }
 
 /// The GPU's pass: queries, keys and values go through the tensor cores in bf16, and y is bf16, as the output projection
@@ -272,7 +207,7 @@ fn on_cuda(
     y: &mut Tensor,
     exact: Option<(&mut Tensor, &mut Tensor)>,
     [q, k, v]: [&Tensor; 3],
-    layout: &Layout,
+    (layout, queries): (&Layout, &Queries),
     shape: Shape,
 ) {
     let (copied, q) = (layout.copied([k, v]), q.for_matmul());
@@ -282,12 +217,13 @@ fn on_cuda(
         let mut append = |rows: [&Tensor; 2], slots| {
             gpu.attention_append([&mut keys, &mut values], rows.map(Tensor::f32), slots, shape)
         };
-        append([k, v], layout.slots.on(gpu)?)?;
-        if let Some([k, v]) = &copied {
-            append([k, v], layout.copied_slots.on(gpu)?)?;
+        append([k, v], layout.slots().on(gpu)?)?;
+        if let Some(([k, v], slots)) = &copied {
+            append([k, v], slots.on(gpu)?)?;
         }
-        let make = || gpu.attention_plan(&layout.spans, &layout.tables, layout.pages(), shape, 0);
-        let plan = layout.plan.get_or_make(make)?;
+        let (spans, tables) = (queries.spans(), layout.tables());
+        let make = || gpu.attention_plan(spans, tables, layout.pages(), shape, 0);
+        let plan = queries.plan().get_or_make(make)?;
         let exact = exact.map(|(y, log_sums)| [y.f32_mut(), log_sums.f32_mut()]);
         gpu.attention(y.bf16_mut(), exact, q.bf16(), [&keys, &values], plan)
     });
@@ -298,16 +234,16 @@ struct Attention<'m> {
     /// The inputs whose gradient is wanted.
     ids: [Option<Id>; 3],
     y: Saved<'m>,
-    /// `[rows, heads]`.
+    /// `[queries, heads]`.
     log_sums: Tensor,
-    layout: &'m Layout,
+    queries: &'m Queries,
     dtype: CacheDtype,
     shape: Shape,
 }
 
 impl Backward for Attention<'_> {
     fn backward(self: Box<Self>, dy: Tensor, gradients: &mut Gradients) {
-        let Attention { qkv, ids, y, log_sums, layout, dtype, shape } = *self;
+        let Attention { qkv, ids, y, log_sums, queries, dtype, shape } = *self;
         let [q, k, v] = qkv.each_ref().map(Saved::get);
         let y = y.get();
         let like = |x: &Tensor| Tensor::uninitialized(x.device(), x.shape()[0], x.shape()[1]);
@@ -323,13 +259,13 @@ impl Backward for Attention<'_> {
                     rounded: dtype == CacheDtype::Bf16,
                 };
                 let all = [dq.data_mut(), dk.data_mut(), dv.data_mut()];
-                attention::backward(device.cpu(), all, dy.data(), saved, &layout.trees, shape);
+                attention::backward(device.cpu(), all, dy.data(), saved, queries.trees(), shape);
             }
             Device::Cuda(cuda) => {
                 let [q, k] = [q, k].map(Tensor::for_matmul);
                 cuda.queue(|gpu| {
-                    let make = || gpu.backward_plan(&layout.trees, shape);
-                    let plan = layout.backward_plan.get_or_make(make)?;
+                    let make = || gpu.backward_plan(queries.trees(), shape);
+                    let plan = queries.backward_plan().get_or_make(make)?;
                     let saved = AttentionSaved {
                         q: q.bf16(),
                         k: k.bf16(),
@@ -353,41 +289,59 @@ impl Backward for Attention<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{
-        Bf16Tensor,
-        check_gradient::{check_gradient, values},
+    use crate::{
+        ops::gather,
+        tensor::{
+            Bf16Tensor,
+            check_gradient::{check_gradient, values},
+        },
     };
 
-    fn layout(sequences: &[(usize, &[usize])]) -> Layout {
+    /// Of prompts: how much of the one before they share, their length, and those of their completions.
+    fn layout(sequences: &[(usize, usize, &[usize])]) -> Layout {
         let mut layout = Layout::default();
-        sequences.iter().for_each(|(prompt, completions)| layout.push(*prompt, completions));
+        for (shared, prompt, completions) in sequences {
+            layout.push(*shared, *prompt, completions);
+        }
         layout
+    }
+
+    fn batches() -> [Layout; 2] {
+        [
+            layout(&[(0, 3, &[2, 0, 4]), (0, 5, &[]), (0, PAGE + 1, &[1, 2])]),
+            layout(&[(0, PAGE + 3, &[2, 1]), (PAGE + 1, PAGE + 2, &[3]), (4, 9, &[1])]),
+        ]
     }
 
     #[test]
     fn gradient() {
         let shape = Shape { heads: 4, kv_heads: 2, head_dim: 5 };
-        let layout = layout(&[(3, &[2, 0, 4]), (5, &[]), (PAGE + 1, &[1, 2])]);
-        let rows = layout.rows;
-        let [q, k, v] = [(1, 20), (2, 10), (3, 10)].map(|(seed, n)| values(seed, [rows, n]));
         let f32 = CacheDtype::F32;
-        check_gradient([rows, 20], |tape, q| {
-            packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
-        });
-        check_gradient([rows, 10], |tape, k| {
-            packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
-        });
-        check_gradient([rows, 10], |tape, v| {
-            packed_attention(tape, [q.clone(), k.clone(), v.clone()], &layout, f32, shape)
-        });
+        for (layout, wanted) in batches().iter().flat_map(|of| [(of, false), (of, true)]) {
+            let (rows, queries) = (layout.rows(), layout.queries(wanted).rows());
+            let q = values(1, [queries, 20]);
+            let [k, v] = [2, 3].map(|seed| values(seed, [rows, 10]));
+            check_gradient([queries, 20], |tape, q| {
+                let qkv = [q.clone(), k.clone(), v.clone()];
+                packed_attention(tape, qkv, layout, wanted, f32, shape)
+            });
+            check_gradient([rows, 10], |tape, k| {
+                let qkv = [q.clone(), k.clone(), v.clone()];
+                packed_attention(tape, qkv, layout, wanted, f32, shape)
+            });
+            check_gradient([rows, 10], |tape, v| {
+                let qkv = [q.clone(), k.clone(), v.clone()];
+                packed_attention(tape, qkv, layout, wanted, f32, shape)
+            });
+        }
     }
 
     /// ComputeDtype y moves each of its values by at most 2⁻⁹, and D = dy·y by as much of |dy|·|y|.
     #[test]
     fn what_is_kept_in_bf16_gives_gradients_near_those_in_f32() {
         let shape = Shape { heads: 4, kv_heads: 2, head_dim: 16 };
-        let layout = layout(&[(3, &[2, 0, 4]), (PAGE + 1, &[1, 2])]);
-        let rows = layout.rows;
+        let layout = layout(&[(0, 3, &[2, 0, 4]), (0, PAGE + 1, &[1, 2])]);
+        let rows = layout.rows();
         let run = |dtype| {
             let qkv = [(1, 64), (2, 32), (3, 32)].map(|(seed, n)| {
                 let mut x = Bf16Tensor::of(&values(seed, [rows, n])).widened();
@@ -395,7 +349,7 @@ mod tests {
                 x
             });
             let mut tape = Tape::new();
-            let y = packed_attention(&mut tape, qkv.clone(), &layout, dtype, shape);
+            let y = packed_attention(&mut tape, qkv.clone(), &layout, false, dtype, shape);
             let kept = tape.save(&y);
             let mut gradients = Gradients::default();
             tape.backward(&y, values(4, [rows, 64]), &mut gradients);
@@ -419,17 +373,41 @@ mod tests {
     #[test]
     fn a_completion_sees_its_prompt_and_itself_with_the_same_bits_as_alone() {
         let shape = Shape { heads: 2, kv_heads: 1, head_dim: 8 };
-        for prompt in [1, PAGE - 1, PAGE, PAGE + 7] {
-            let packed = layout(&[(prompt, &[5, 0, PAGE + 3, 1])]);
-            let alone = layout(&[(prompt + PAGE + 3, &[])]);
+        let run = |qkv, layout: &Layout, wanted, dtype| {
+            packed_attention(&mut Tape::off(), qkv, layout, wanted, dtype, shape)
+        };
+        let rows_of = |rows: &mut dyn Iterator<Item = usize>| {
+            Mirrored::from(rows.map(|row| row as u32).collect::<Vec<_>>())
+        };
+        for prompt in [2, PAGE - 1, PAGE, PAGE + 7] {
+            // A completion of the first prompt, and one of the second, which shares all but a token with the first.
+            let packed = layout(&[(0, prompt, &[5, 0, PAGE + 3, 1]), (prompt - 1, prompt, &[6])]);
+            let first = prompt + PAGE + 9;
+            let paths = [
+                ((0..prompt).chain(prompt + 5..prompt + PAGE + 8), PAGE + 3),
+                ((0..prompt - 1).chain(first..first + 7), 6),
+            ];
             for dtype in [CacheDtype::F32, CacheDtype::Bf16] {
-                let [q, k, v] = [(4, 16), (5, 8), (6, 8)].map(|(s, n)| values(s, [packed.rows, n]));
-                let rows = (0..prompt).chain(prompt + 5..prompt + 5 + PAGE + 3);
-                let rows = Mirrored::from(rows.map(|row| row as u32).collect::<Vec<_>>());
-                let own = [&q, &k, &v].map(|x| gather::forward(x, &rows));
-                let y = packed_attention(&mut Tape::off(), [q, k, v], &packed, dtype, shape);
-                let want = packed_attention(&mut Tape::off(), own, &alone, dtype, shape);
-                assert_eq!(gather::forward(&y, &rows).data(), want.data(), "{prompt} {dtype:?}");
+                let rows = packed.rows();
+                let [q, k, v] = [(4, 16), (5, 8), (6, 8)].map(|(s, n)| values(s, [rows, n]));
+                let y = run([q.clone(), k.clone(), v.clone()], &packed, false, dtype);
+                for (mut path, completion) in paths.clone() {
+                    let path = rows_of(&mut path);
+                    let alone = layout(&[(0, prompt + completion, &[])]);
+                    let own = [&q, &k, &v].map(|x| gather::forward(x, &path));
+                    let want = run(own, &alone, false, dtype);
+                    assert_eq!(
+                        gather::forward(&y, &path).data(),
+                        want.data(),
+                        "{prompt} {dtype:?}"
+                    );
+                }
+                // What is wanted is the same where only that is computed.
+                let completions = (prompt - 1..first).chain(first..rows);
+                let wanted = rows_of(&mut completions.into_iter());
+                assert_eq!(wanted.len(), packed.queries(true).rows());
+                let some = run([gather::forward(&q, &wanted), k, v], &packed, true, dtype);
+                assert_eq!(some.data(), gather::forward(&y, &wanted).data(), "{prompt} {dtype:?}");
             }
         }
     }

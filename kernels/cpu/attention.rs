@@ -28,7 +28,8 @@ use super::pool::Disjoint;
 use super::profile;
 use super::vector::Scalar;
 use super::{Cpu, elements, round};
-pub use backward::{Saved, Tree, backward};
+pub(crate) use backward::{Place, tree};
+pub use backward::{Saved, Segment, Tree, backward};
 use block::{Block, Kernel};
 
 /// Tokens in a page of the cache.

@@ -51,14 +51,18 @@ struct Call {
     float scale;
 };
 
+// A block of keys: its rows; the row of its tree's first query; and counted from that, the query whose own key is the first
+// (negative or less than `least` where keys have no queries), the first that may see any, and the end of those that do.
 struct Keys {
-    int first, count, tree, end, tiles_before;
+    int first, count, tree, diagonal, least, end, tiles_before;
     DEV Keys(const Call& c, int index) {
-        const u32* from = c.table + 5 * (u64)index;
-        first = from[0], count = from[1], tree = from[2], end = from[3], tiles_before = from[4];
+        const u32* from = c.table + 7 * (u64)index;
+        first = from[0], count = from[1], tree = from[2], diagonal = (int)from[3], least = from[4], end = from[5], tiles_before = from[6];
     }
-    DEV int first_tile(const Call& c) const { return (first - tree) * c.group / VECTORS; }
-    DEV int end_tile(const Call& c) const { return ((end - tree) * c.group + VECTORS - 1) / VECTORS; }
+    // The first query that sees key `row` of the block.
+    DEV int seen_from(int row) const { return larger(diagonal + row, least); }
+    DEV int first_tile(const Call& c) const { return seen_from(0) * c.group / VECTORS; }
+    DEV int end_tile(const Call& c) const { return (end * c.group + VECTORS - 1) / VECTORS; }
     // Where ds of tile `tile` lies.
     DEV u64 ds(const Call& c, int tile) const { return ((u64)BLOCK_Y * c.tiles + tiles_before + tile - first_tile(c)) * DS_TILE; }
 };
@@ -103,10 +107,10 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
     sync_block();
 
     // Vectors see keys that do not lie behind them and are theirs.
-    const int limit = (own.end - own.tree) * c.group, last_tile = own.end_tile(c), first_tile = own.first_tile(c);
-    const int key = WARP * T * 16 + (LANE >> 2), rows = own.count - key, from = (own.first - own.tree + key) * c.group;
+    const int limit = own.end * c.group, last_tile = own.end_tile(c), first_tile = own.first_tile(c);
+    const int key = WARP * T * 16 + (LANE >> 2), rows = own.count - key, from = (own.diagonal + key) * c.group, least = own.least * c.group;
     // From this vector on all see all of the warp's keys.
-    const int full = own.count < KEYS ? limit : (own.first - own.tree + (WARP + 1) * T * 16 - 1) * c.group;
+    const int full = own.count < KEYS ? limit : own.seen_from((WARP + 1) * T * 16 - 1) * c.group;
 
     // Vector i is in row i / group: the upper half of 2 i times 2^31 / group, rounded up, for i below 2^27.
     const u32 inverse = 0x7fffffffu / c.group + 1;
@@ -181,7 +185,7 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
 #pragma unroll
                         for (int e = 0; e < 4; ++e) {
                             const int other = vector + j * 8 + (e & 1), row = t * 16 + (e >> 1) * 8;
-                            if (other < from + row * c.group || other >= limit || row >= rows) p[t][j][e] = d[t][j][e] = 0.0f;
+                            if (other < from + row * c.group || other < least || other >= limit || row >= rows) p[t][j][e] = d[t][j][e] = 0.0f;
                         }
                     of_p[t][2 * j] = pack_bf16(p[t][j][0], p[t][j][1]), of_p[t][2 * j + 1] = pack_bf16(p[t][j][2], p[t][j][3]);
                     of_d[t][2 * j] = pack_bf16(d[t][j][0], d[t][j][1]), of_d[t][2 * j + 1] = pack_bf16(d[t][j][2], d[t][j][3]);
@@ -222,13 +226,13 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
 }
 
 // dq of 128 vectors: a warp has a tile.
-template <int D> DEV void queries(float* dq, const u16* ds, const Call& c) {
-    const u32* item = c.items + 8 * (u64)BLOCK_X;
-    const int tree = item[0], tile = item[1] + WARP, vectors = item[2];
-    const int first = item[3], of_prompt = item[4] - item[3], others = item[5], count = of_prompt + item[6] - item[5], ends = item[7];
+template <int D> DEV void queries(float* dq, const u16* ds, const u32* seen, const Call& c) {
+    const u32* item = c.items + 6 * (u64)BLOCK_X;
+    const int tree = item[0], tile = item[1] + WARP, vectors = item[2], count = item[4], ends = item[5];
+    seen += item[3];
     constexpr int TILE = KEYS * D * 2, OWN = DS_TILE * 2, STAGE = TILE + 4 * OWN;
     const u32 memory = shared_address(shared_memory);
-    auto keys_of = [&](int index) { return Keys(c, index < of_prompt ? first + index : others + index - of_prompt); };
+    auto keys_of = [&](int index) { return Keys(c, seen[index]); };
     auto sees = [&](const Keys& keys) { return tile >= keys.first_tile(c) && tile < keys.end_tile(c); };
     auto load = [&](int index, const Keys& keys) {
         const u32 to = memory + (index & 1) * STAGE;
@@ -310,7 +314,7 @@ template <int D> DEV void queries(float* dq, const u16* ds, const Call& c) {
         deltas<D>(numbers, rounded, dy, y, log_sums, vectors); \
     } \
     KERNEL(128 / KEY_TILES<D>, 2 * KEY_TILES<D>) attention_backward_keys_##D(float* dk, float* dv, u16* ds, CALL) { keys<D>(dk, dv, ds, GIVEN_CALL); } \
-    KERNEL(128, 2) attention_backward_queries_##D(float* dq, const u16* ds, CALL) { queries<D>(dq, ds, GIVEN_CALL); }
+    KERNEL(128, 2) attention_backward_queries_##D(float* dq, const u16* ds, const u32* seen, CALL) { queries<D>(dq, ds, seen, GIVEN_CALL); }
 OF_WIDTH(16)
 OF_WIDTH(32)
 OF_WIDTH(64)

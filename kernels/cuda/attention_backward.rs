@@ -1,4 +1,4 @@
-//! Gradients of attention over sequences that share their prompt.
+//! Gradients of attention over sequences that share what they begin with.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::attention::{by_width, check, pick};
 use super::launch::{Grid, args, expect};
 use super::{Buffer, Error, Gpu};
-use crate::cpu::attention::{Shape, Tree};
+use crate::cpu::attention::{Place, Shape, Tree, tree};
 
 /// Keys of a block of threads of attention's backward pass, and query vectors of a tile of ds: as in
 /// attention_backward.cu.
@@ -15,10 +15,57 @@ const VECTORS: usize = 32;
 /// Bytes of ds that exist at a time, unless 64 keys need more: those of one sequence of 5,600 tokens and 16 heads.
 const DS_BYTES: usize = 512 << 20;
 
-/// Tiles of ds that 64 keys of a tree have: those of the query vectors from row `first` to row `end`, where
-/// `group` heads share a head of keys.
-fn tiles_of_keys(first: usize, end: usize, group: usize) -> usize {
-    (end * group).div_ceil(VECTORS) - first * group / VECTORS
+/// A block of at most 64 keys of a segment. Queries are counted from the tree's first.
+#[derive(Clone, Copy)]
+struct KeyBlock {
+    /// Row of the first key, and how many there are.
+    first_row: usize,
+    count: usize,
+    /// Row of the tree's first query.
+    first_query: usize,
+    /// The query whose own key is the first. Less than `least`, also less than 0, where the key has none.
+    diagonal: isize,
+    /// No query before this one sees the block.
+    least: usize,
+    /// The queries that see it end here.
+    end: usize,
+}
+
+/// As the kernels read it, with the tiles of ds before.
+const OF_BLOCK: usize = 7;
+
+impl KeyBlock {
+    /// The blocks of each of the tree's segments.
+    fn of(tree: &Tree) -> impl Iterator<Item = Vec<KeyBlock>> {
+        let (first_row, first_query) = (tree.first_row, tree.first_query);
+        tree.places().into_iter().map(move |Place { rows, queries, end }| {
+            let without = rows.len() - queries.len();
+            let block = |first: usize| KeyBlock {
+                first_row: first_row + rows.start + first,
+                count: KEYS.min(rows.len() - first),
+                first_query,
+                diagonal: (queries.start + first) as isize - without as isize,
+                least: queries.start,
+                end,
+            };
+            (0..rows.len()).step_by(KEYS).map(block).collect()
+        })
+    }
+
+    /// Tiles of ds that it has, where `group` heads share a head of keys.
+    fn tiles(&self, group: usize) -> usize {
+        let first = usize::try_from(self.diagonal).unwrap_or(0).max(self.least);
+        (self.end * group).div_ceil(VECTORS) - first * group / VECTORS
+    }
+
+    fn numbers(&self, tiles_before: usize) -> [u32; OF_BLOCK] {
+        let KeyBlock { first_row, count, first_query, diagonal, least, end } = *self;
+        let narrow = |number: usize| u32::try_from(number).expect("rows fit 32 bits");
+        let diagonal = i32::try_from(diagonal).expect("rows fit 31 bits").cast_unsigned();
+        let [first_row, count, first_query] = [first_row, count, first_query].map(narrow);
+        let [least, end, tiles_before] = [least, end, tiles_before].map(narrow);
+        [first_row, count, first_query, diagonal, least, end, tiles_before]
+    }
 }
 
 /// Bytes of attention's ds in the backward pass over these trees, at most.
@@ -26,22 +73,13 @@ pub fn attention_backward_bytes(trees: &[Tree], shape: Shape) -> usize {
     let group = shape.heads / shape.kv_heads;
     let tile = shape.kv_heads * KEYS * VECTORS * size_of::<u16>();
     let (mut tiles, mut most) = (0, 0);
-    for tree in trees {
-        let mut begin = 0;
-        for (index, len) in
-            std::iter::once(tree.prompt).chain(tree.branches.iter().copied()).enumerate()
-        {
-            let end = if index == 0 { tree.rows() } else { begin + len };
-            for first in (begin..begin + len).step_by(KEYS) {
-                let seen = tiles_of_keys(first, end, group);
-                if tiles > 0 && tiles + seen > DS_BYTES / tile {
-                    tiles = 0;
-                }
-                tiles += seen;
-                most = tiles.max(most);
-            }
-            begin += len;
+    for block in trees.iter().flat_map(KeyBlock::of).flatten() {
+        let own = block.tiles(group);
+        if tiles > 0 && tiles + own > DS_BYTES / tile {
+            tiles = 0;
         }
+        tiles += own;
+        most = tiles.max(most);
     }
     most * tile
 }
@@ -52,7 +90,7 @@ const TILES: usize = 4;
 /// Saved tensors: queries, keys and values of a training batch, and the results of the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSaved<'a> {
-    /// `[rows, heads, head_dim]`, bf16, as forward took them.
+    /// `[queries, heads, head_dim]`, bf16, as forward took them.
     pub q: &'a Buffer<u16>,
     /// `[rows, kv_heads, head_dim]`, bf16, row by row (not in pages).
     pub k: &'a Buffer<u16>,
@@ -60,7 +98,7 @@ pub struct AttentionSaved<'a> {
     pub v: &'a Buffer<u16>,
     /// The result of the forward pass in f32, shaped as q.
     pub y: &'a Buffer<f32>,
-    /// ln Σ e^score, `[rows, heads]`.
+    /// ln Σ e^score, `[queries, heads]`.
     pub log_sums: &'a Buffer<f32>,
 }
 
@@ -68,11 +106,11 @@ pub struct AttentionSaved<'a> {
 #[derive(Debug)]
 pub struct BackwardPlan {
     shape: Shape,
-    /// Blocks of 64 keys in the order of rows: first row, rows, the tree's first row, end of the rows that see them,
-    /// tiles of ds before.
+    /// Blocks of 64 keys in the order of rows (see [`KeyBlock::numbers`]).
     table: Buffer<u32>,
     chunks: Vec<Chunk<Buffer<u32>>>,
     rows: usize,
+    queries: usize,
 }
 
 /// A part of the table whose ds exist at the same time.
@@ -80,127 +118,135 @@ pub struct BackwardPlan {
 struct Chunk<T> {
     /// Its places in the table, the longest first.
     keys: T,
-    /// Query vectors that see some of them, the longest first: eight numbers each.
+    /// Query vectors that see some of them, the longest first: the tree's first query, the tile, the tree's vectors, where in
+    /// `seen` their blocks begin, how many they are, and whether these are the first (1) and the last (2) that they see.
     queries: T,
+    /// Places in the table.
+    seen: T,
     /// Tiles of ds of a kv head.
     tiles: usize,
 }
 
-/// Segments of a tree as rows from its first on, and their blocks of keys.
-struct Segment {
-    rows: Range<usize>,
-    blocks: Range<usize>,
-}
+/// Numbers of a chunk's item of query vectors.
+const OF_QUERIES_ITEM: usize = 6;
 
 struct Lists {
-    table: Vec<[usize; 5]>,
+    table: Vec<[u32; OF_BLOCK]>,
     chunks: Vec<Chunk<Vec<u32>>>,
     rows: usize,
+    queries: usize,
 }
 
 impl Lists {
     fn new(trees: &[Tree], group: usize, most_tiles: usize) -> Lists {
-        let (mut table, mut segments) = (Vec::new(), Vec::new());
-        // Ends of chunks in the table.
-        let (mut cuts, mut tiles, mut chunk_tiles) = (Vec::new(), 0, Vec::new());
-        let mut next = 0;
+        tree::check(trees, usize::MAX, usize::MAX);
+        let mut table: Vec<[u32; OF_BLOCK]> = Vec::new();
+        // Where chunks of the table end, and the tiles of each.
+        let (mut cuts, mut chunk_tiles, mut tiles) = (Vec::new(), Vec::new(), 0);
+        // How many queries a block serves: what its work is.
+        let mut work = Vec::new();
+        let mut blocks_of_trees = Vec::new();
         for tree in trees {
-            let Tree { first_row, prompt, ref branches } = *tree;
-            assert!(next <= first_row, "rows of trees overlap");
-            next = first_row + tree.rows();
-            let (mut of_tree, mut begin) = (Vec::new(), 0);
-            for (index, len) in std::iter::once(prompt).chain(branches.iter().copied()).enumerate()
-            {
-                let rows = begin..begin + len;
-                let end = if index == 0 { tree.rows() } else { rows.end };
-                let first_block = table.len();
-                for first in rows.clone().step_by(KEYS) {
-                    let seen = tiles_of_keys(first, end, group);
-                    if tiles > 0 && tiles + seen > most_tiles {
+            let mut of_tree = Vec::new();
+            for blocks in KeyBlock::of(tree) {
+                let first = table.len();
+                for block in blocks {
+                    let own = block.tiles(group);
+                    if tiles > 0 && tiles + own > most_tiles {
                         cuts.push(table.len());
                         chunk_tiles.push(std::mem::take(&mut tiles));
                     }
-                    let count = KEYS.min(rows.end - first);
-                    table.push([first_row + first, count, first_row, first_row + end, tiles]);
-                    tiles += seen;
+                    table.push(block.numbers(tiles));
+                    work.push(own);
+                    tiles += own;
                 }
-                begin = rows.end;
-                of_tree.push(Segment { rows, blocks: first_block..table.len() });
+                of_tree.push(first..table.len());
             }
-            segments.push(of_tree);
+            blocks_of_trees.push(of_tree);
         }
-        if tiles > 0 {
+        if cuts.last().copied().unwrap_or(0) < table.len() {
             cuts.push(table.len());
             chunk_tiles.push(tiles);
         }
         let mut queries = vec![Vec::new(); cuts.len()];
-        for (tree, segments) in trees.iter().zip(&segments) {
-            Self::queries(tree, segments, group, &cuts, &mut queries);
+        for (tree, blocks) in trees.iter().zip(&blocks_of_trees) {
+            Lists::queries(tree, blocks, group, &cuts, &mut queries);
         }
         let mut begin = 0;
-        let chunks =
-            cuts.iter().zip(chunk_tiles).zip(queries).map(|((end, tiles), mut queries)| {
-                let mut keys: Vec<usize> = (std::mem::replace(&mut begin, *end)..*end).collect();
-                // The longest first: small ones then fill the gaps.
-                keys.sort_by_key(|key| Reverse(table[*key][3] - table[*key][0]));
-                queries.sort_by_key(|[_, _, _, a, b, c, d, _]| Reverse(b - a + d - c));
-                let narrow = |number: usize| u32::try_from(number).expect("rows fit 32 bits");
-                let keys = keys.into_iter().map(narrow).collect();
-                let queries = queries.into_iter().flatten().map(narrow).collect();
-                Chunk { keys, queries, tiles }
-            });
+        let chunks = cuts.iter().zip(chunk_tiles).zip(queries).map(|((&end, tiles), mut items)| {
+            let mut keys: Vec<usize> = (std::mem::replace(&mut begin, end)..end).collect();
+            // The longest first: small ones then fill the gaps.
+            keys.sort_by_key(|&key| Reverse(work[key]));
+            items.sort_by_key(|item: &Item| Reverse(item.seen.len()));
+            let narrow = |number: usize| u32::try_from(number).expect("rows fit 32 bits");
+            let (mut queries, mut seen) = (Vec::new(), Vec::new());
+            for Item { first_query, tile, vectors, seen: blocks, ends } in items {
+                let item = [first_query, tile, vectors, seen.len(), blocks.len(), ends];
+                queries.extend(item.map(narrow));
+                seen.extend(blocks.into_iter().map(narrow));
+            }
+            Chunk { keys: keys.into_iter().map(narrow).collect(), queries, seen, tiles }
+        });
         let chunks = chunks.collect();
-        Lists { table, chunks, rows: next }
+        let end = |of: fn(&Tree) -> usize| trees.last().map_or(0, of);
+        let rows = end(|tree| tree.first_row + tree.rows());
+        let queries = end(|tree| tree.first_query + tree.queries());
+        Lists { table, chunks, rows, queries }
     }
 
-    /// A tree's query vectors, to each chunk of the table that has keys they may see.
+    /// A tree's query vectors, to each chunk of the table that has keys they may see. `blocks` are the places of each
+    /// segment's keys in the table.
     fn queries(
         tree: &Tree,
-        segments: &[Segment],
+        blocks: &[Range<usize>],
         group: usize,
         cuts: &[usize],
-        lists: &mut [Vec<[usize; 8]>],
+        lists: &mut [Vec<Item>],
     ) {
-        let vectors = tree.rows() * group;
-        let prompt = &segments[0];
+        let places = tree.places();
+        let vectors = tree.queries() * group;
         for first in (0..vectors).step_by(TILES * VECTORS) {
-            let [first_row, last_row] =
+            let [first_query, last_query] =
                 [first, (first + TILES * VECTORS).min(vectors) - 1].map(|vector| vector / group);
-            let seen = prompt.blocks.len().min(last_row / KEYS + 1);
-            let of_prompt = prompt.blocks.start..prompt.blocks.start + seen;
-            let has = |row: usize| segments.iter().find(|segment| segment.rows.contains(&row));
-            let others = if last_row < prompt.rows.end {
-                0..0
-            } else {
-                let [begin, end] = [first_row.max(prompt.rows.end), last_row]
-                    .map(|row| has(row).expect("every row has a segment"));
-                begin.blocks.start..end.blocks.start + (last_row - end.rows.start) / KEYS + 1
-            };
-            let within = |range: &Range<usize>, chunk: usize| {
-                let begin = if chunk == 0 { 0 } else { cuts[chunk - 1] };
-                let start = range.start.clamp(begin, cuts[chunk]);
-                start..range.end.clamp(start, cuts[chunk])
-            };
-            let parts: Vec<_> = (0..cuts.len())
-                .map(|chunk| (chunk, within(&of_prompt, chunk), within(&others, chunk)))
-                .filter(|(_, a, b)| a.len() + b.len() > 0)
-                .collect();
-            for (index, (chunk, a, b)) in parts.iter().enumerate() {
-                let ends = usize::from(index == 0) + 2 * usize::from(index + 1 == parts.len());
+            let mut seen: Vec<usize> = Vec::new();
+            for (index, Place { rows, queries, .. }) in places.iter().enumerate() {
+                if queries.is_empty() || queries.end <= first_query || last_query < queries.start {
+                    continue;
+                }
+                seen.extend(tree.ancestors(index).into_iter().flat_map(|of| blocks[of].clone()));
+                let last = last_query.min(queries.end - 1);
+                let last_key = rows.len() - (queries.end - last);
+                seen.extend(blocks[index].start..=blocks[index].start + last_key / KEYS);
+            }
+            seen.sort_unstable();
+            seen.dedup();
+            let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
+            for block in seen {
+                let chunk = cuts.partition_point(|&end| end <= block);
+                match parts.last_mut() {
+                    Some((last, part)) if *last == chunk => part.push(block),
+                    _ => parts.push((chunk, vec![block])),
+                }
+            }
+            let count = parts.len();
+            for (index, (chunk, seen)) in parts.into_iter().enumerate() {
+                let ends = usize::from(index == 0) + 2 * usize::from(index + 1 == count);
                 let tile = first / VECTORS;
-                lists[*chunk].push([
-                    tree.first_row,
-                    tile,
-                    vectors,
-                    a.start,
-                    a.end,
-                    b.start,
-                    b.end,
-                    ends,
-                ]);
+                let first_query = tree.first_query;
+                lists[chunk].push(Item { first_query, tile, vectors, seen, ends });
             }
         }
     }
+}
+
+/// An item of a chunk's queries, see [`Chunk`].
+#[derive(Clone)]
+struct Item {
+    first_query: usize,
+    tile: usize,
+    vectors: usize,
+    seen: Vec<usize>,
+    ends: usize,
 }
 
 by_width! {
@@ -227,14 +273,14 @@ impl Gpu {
     ) -> Result<BackwardPlan, Error> {
         let group = check(shape);
         let most_tiles = ds_bytes / (shape.kv_heads * KEYS * VECTORS * size_of::<u16>());
-        let lists = Lists::new(trees, group, most_tiles);
-        assert!(lists.rows * group < 1 << 27, "{} rows: too many for a pass", lists.rows);
-        let table: Vec<u32> = lists.table.iter().flatten().map(|number| *number as u32).collect();
-        let chunks = lists.chunks.into_iter().map(|Chunk { keys, queries, tiles }| {
-            Ok(Chunk { keys: self.upload(&keys)?, queries: self.upload(&queries)?, tiles })
+        let Lists { table, chunks, rows, queries } = Lists::new(trees, group, most_tiles);
+        assert!(rows.max(queries) * group < 1 << 27, "{rows} rows: too many for a pass");
+        let chunks = chunks.into_iter().map(|Chunk { keys, queries, seen, tiles }| {
+            let [keys, queries, seen] = [&keys, &queries, &seen].map(|list| self.upload(list));
+            Ok(Chunk { keys: keys?, queries: queries?, seen: seen?, tiles })
         });
         let chunks = chunks.collect::<Result<_, Error>>()?;
-        Ok(BackwardPlan { shape, table: self.upload(&table)?, chunks, rows: lists.rows })
+        Ok(BackwardPlan { shape, table: self.upload(table.as_flattened())?, chunks, rows, queries })
     }
 
     /// Reference: [`crate::cpu::attention::backward`]: the gradients of q, k and v, given that of y, for the rows
@@ -250,25 +296,26 @@ impl Gpu {
         let Shape { heads, kv_heads, head_dim } = shape;
         let group = check(shape);
         let AttentionSaved { q, k, v, y, log_sums } = saved;
-        let rows = dy.len() / (heads * head_dim);
+        let (queries, rows) = (dy.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));
         for (name, x) in [("dy", dy), ("y", y), ("dq", &*dq)] {
-            expect(self, name, x, &[rows, heads, head_dim]);
+            expect(self, name, x, &[queries, heads, head_dim]);
         }
-        expect(self, "q", q, &[rows, heads, head_dim]);
+        expect(self, "q", q, &[queries, heads, head_dim]);
         for (name, x) in [("k", k), ("v", v)] {
             expect(self, name, x, &[rows, kv_heads, head_dim]);
         }
         for (name, x) in [("dk", &*dk), ("dv", &*dv)] {
             expect(self, name, x, &[rows, kv_heads, head_dim]);
         }
-        expect(self, "log-sums", log_sums, &[rows, heads]);
-        assert!(plan.rows <= rows, "trees of {} rows, dy has {rows}", plan.rows);
+        expect(self, "log-sums", log_sums, &[queries, heads]);
+        assert!(plan.rows <= rows, "trees of {} rows, k has {rows}", plan.rows);
+        assert!(plan.queries <= queries, "trees of {} queries, dy has {queries}", plan.queries);
         // L log2(e) and delta of every query vector.
-        let numbers = self.uninitialized::<f32>(rows * heads * 2)?;
+        let numbers = self.uninitialized::<f32>(queries * heads * 2)?;
         let rounded = self.uninitialized::<u16>(dy.len())?;
-        let args = args![&numbers, &rounded, dy, y, log_sums, rows * heads];
-        let grid = Grid::new((rows * heads).div_ceil(4), 128);
-        // SAFETY: a warp reads a vector of dy and y below rows·heads and writes its numbers and copy.
+        let args = args![&numbers, &rounded, dy, y, log_sums, queries * heads];
+        let grid = Grid::new((queries * heads).div_ceil(4), 128);
+        // SAFETY: a warp reads a vector of dy and y below queries·heads and writes its numbers and copy.
         unsafe { self.launch(pick(shape, &DELTAS), grid, args)? };
 
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -277,7 +324,7 @@ impl Gpu {
         let most = plan.chunks.iter().map(|chunk| chunk.tiles).max().unwrap_or(0);
         let ds = self.uninitialized::<u16>(most * kv_heads * KEYS * VECTORS)?;
         let table = &plan.table;
-        for Chunk { keys, queries, tiles } in &plan.chunks {
+        for Chunk { keys, queries, seen, tiles } in &plan.chunks {
             let tiles = *tiles;
             // Two stages of q, dy and numbers of 32 vectors, where keys and values lie first.
             let shared_bytes = 2 * (2 * VECTORS * row_bytes + VECTORS * 8);
@@ -293,11 +340,11 @@ impl Gpu {
             unsafe { self.launch(pick(shape, &OF_KEYS), grid, args)? };
             // Two stages of keys and of four tiles of ds.
             let shared_bytes = 2 * (KEYS * row_bytes + TILES * tile_bytes);
-            let blocks = [queries.len() / 8, kv_heads, 1];
+            let blocks = [queries.len() / OF_QUERIES_ITEM, kv_heads, 1];
             let grid = Grid { blocks, threads: 128, shared_bytes };
             let args = args![
-                &*dq, &ds, q, k, v, &rounded, &numbers, table, queries, kv_heads, group, tiles,
-                scale
+                &*dq, &ds, seen, q, k, v, &rounded, &numbers, table, queries, kv_heads, group,
+                tiles, scale
             ];
             // SAFETY: as above; of ds those tiles are read that the keys of this chunk have written.
             unsafe { self.launch(pick(shape, &OF_QUERIES), grid, args)? };
@@ -314,12 +361,12 @@ mod tests {
     fn gradients_of_scores_by_hand() {
         let shape = Shape { heads: 4, kv_heads: 2, head_dim: 16 };
         // 64 keys: 128 and then 8 vectors in 5 tiles; 4 keys: 8 vectors in 1.
-        let tree = Tree { first_row: 0, prompt: 68, branches: vec![] };
+        let tree = Tree::of_prompt(0, 68, &[]);
         let tile = 2 * 64 * 32 * 2;
         assert_eq!(attention_backward_bytes(&[tree], shape), 6 * tile);
         // Of one long sequence a part.
         let shape = Shape { heads: 16, kv_heads: 8, head_dim: 128 };
-        let long = Tree { first_row: 0, prompt: 8192, branches: vec![] };
+        let long = Tree::of_prompt(0, 8192, &[]);
         let bytes = attention_backward_bytes(&[long], shape);
         assert!((DS_BYTES * 9 / 10..=DS_BYTES).contains(&bytes), "{bytes}");
     }

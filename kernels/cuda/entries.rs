@@ -156,13 +156,13 @@ entries! {
         ATTENTION_BACKWARD_KEYS_128 = "attention_backward_keys_128"
             (p p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_16 = "attention_backward_queries_16"
-            (p p p p p p p p p u32 u32 u32 f32);
+            (p p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_32 = "attention_backward_queries_32"
-            (p p p p p p p p p u32 u32 u32 f32);
+            (p p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_64 = "attention_backward_queries_64"
-            (p p p p p p p p p u32 u32 u32 f32);
+            (p p p p p p p p p p u32 u32 u32 f32);
         ATTENTION_BACKWARD_QUERIES_128 = "attention_backward_queries_128"
-            (p p p p p p p p p u32 u32 u32 f32);
+            (p p p p p p p p p p u32 u32 u32 f32);
     }
     "log_prob" {
         LOG_PROB_JOIN = "log_prob_join"(p p p p u32 u32 u32 f32);

@@ -1,6 +1,6 @@
-//! A group packed as `[prompt][completion 1]..[completion G]` computes what its completions compute as
-//! sequences of their own: log-probabilities and entropies to the bit, gradients but for the order of
-//! sums.
+//! A group packed as `[prompt][completion 1]..[completion G]`, behind a prompt that it begins like, computes what its
+//! completions compute as sequences of their own: log-probabilities and entropies to the bit, gradients but for the
+//! order of sums.
 
 use engine::{
     model::{
@@ -20,18 +20,35 @@ use crate::generation::open;
 const PASS: TrainingPass =
     TrainingPass { temperature: 0.9, adapter: true, dropout: None, checkpoint: false };
 
+/// Tokens that the last four prompts share with the fifth: of the next one three quarters, and less and less.
+const SHARED: [usize; 4] = [70, 65, 64, 31];
+
 /// A prompt and its completions.
 type Group = (Vec<u32>, Vec<Vec<u32>>);
 
-/// Prompts around the ends of pages, with completions that end in them, at their ends and beyond.
+/// Prompts around the ends of pages, with completions that end in them, at their ends and beyond. Some begin like the
+/// prompt before.
 fn groups(vocab: usize) -> Vec<Group> {
-    let lengths: [(usize, &[usize]); 5] =
-        [(1, &[1, 31, 4]), (31, &[2, 1, 33, 1]), (32, &[1, 1]), (33, &[32, 7, 3]), (40, &[25])];
+    let lengths: [(usize, &[usize]); 9] = [
+        (1, &[1, 31, 4]),
+        (31, &[2, 1, 33, 1]),
+        (32, &[1, 1]),
+        (33, &[32, 7, 3]),
+        (80, &[25]),
+        (90, &[3, 2]),
+        (71, &[9, 0]),
+        (70, &[5]),
+        (64, &[2]),
+    ];
     let token = |seed: usize, i: usize| ((i * 37 + seed * 101 + i * i * seed + 5) % vocab) as u32;
     let group = |(index, (prompt, completions)): (usize, &(usize, &[usize]))| {
         let tokens = |seed, len| (0..len).map(|i| token(seed, i)).collect::<Vec<u32>>();
         let completion = |(sample, &len)| tokens(10 * (index + 1) + sample, len);
-        (tokens(index, *prompt), completions.iter().enumerate().map(completion).collect())
+        let mut own = tokens(index, *prompt);
+        if let Some(shared) = index.checked_sub(5).map(|of| SHARED[of]) {
+            own[..shared].copy_from_slice(&tokens(4, shared));
+        }
+        (own, completions.iter().enumerate().map(completion).collect())
     };
     lengths.iter().enumerate().map(group).collect()
 }
@@ -95,6 +112,12 @@ fn packed_groups_are_their_sequences() {
             let groups = groups(model.config().vocab_size);
             let whole = packed(&groups);
             let all = derivatives(0, whole.targets());
+            let alone = |(prompt, completions): &Group| {
+                prompt.len() + completions.iter().map(|all| all.len().max(1) - 1).sum::<usize>()
+            };
+            // The last one shares less than a page.
+            let shared: usize = SHARED[..3].iter().sum();
+            assert_eq!(whole.rows() + shared, groups.iter().map(alone).sum::<usize>());
             let mut gradients = Gradients::default();
             let values = pass(&model, &whole, &all, PASS, &mut gradients);
             let together = named(&model, &gradients);
@@ -191,5 +214,5 @@ fn no_precision_and_no_policy_depends_on_the_packing() {
 fn the_prompts_lie_around_the_page_size() {
     let pages: Vec<usize> =
         groups(100).iter().map(|(prompt, _)| KvCache::pages_for(prompt.len())).collect();
-    assert_eq!(pages, [1, 1, 1, 2, 2]);
+    assert_eq!(pages, [1, 1, 1, 2, 3, 3, 3, 3, 2]);
 }

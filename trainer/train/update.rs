@@ -1,13 +1,14 @@
 //! The second half of a step: from rewarded completions to new parameters.
 //!
 //! Completions are packed into micro-batches by a token budget, group by group: a prompt runs once for
-//! the completions of its group. The loss of the step is a sum over completions whose weights are
+//! the completions of its group, and what it begins with as the prompt before it does runs once for both
+//! ([`engine::model::training`]). The loss of the step is a sum over completions whose weights are
 //! known beforehand (see [`crate::train::grpo::loss`]), so how they are packed is arithmetic's order only.
 
 use engine::{
     model::{
         Model,
-        training::{PackedBatch, RowError, TrainingPass},
+        training::{PackedBatch, RowError, TrainingPass, shared_tokens},
     },
     ops::linear::Dropout,
     optimizer::{AdamW, StepOutcome, first_not_finite},
@@ -114,16 +115,20 @@ struct Part {
 /// Cuts the groups into micro-batches of at most `budget` rows.
 fn pack(groups: &[PromptGroup], budget: usize) -> Vec<Vec<Part>> {
     let mut batches: Vec<Vec<Part>> = Vec::new();
-    let mut room = 0;
+    // What is left of the last batch, and the prompt that it ends with.
+    let (mut room, mut before): (usize, &[u32]) = (0, &[]);
     for (index, group) in groups.iter().enumerate() {
         let mut part = Part { group: index, items: Vec::new() };
         let mut rows = group.prompt.len();
         let mut place = |part: Part, rows: usize| {
-            if batches.is_empty() || rows > room {
+            let own = rows - shared_tokens(before, group.prompt);
+            if batches.is_empty() || own > room {
                 batches.push(Vec::new());
-                room = budget;
+                room = budget.saturating_sub(rows);
+            } else {
+                room -= own;
             }
-            room = room.saturating_sub(rows);
+            before = group.prompt;
             batches.last_mut().expect("pushed above").push(part);
         };
         for (item, completion) in group.items.iter().enumerate() {
@@ -157,8 +162,8 @@ pub struct TooLarge;
 /// A row's activations are megabytes.
 const MOST_ROWS: usize = 1 << 22;
 
-/// The largest micro-batch of a step in which every prompt and completion is so long. As all groups are alike, it is one
-/// that `pack` fills with as many of them as fit, or a part of one that does not.
+/// The largest micro-batch of a step whose prompts and completions are at most so long, and share nothing. Groups that do not
+/// fit one batch fill it, for their lengths vary.
 pub fn largest_batch(
     [prompt, completion]: [usize; 2],
     group_size: usize,
@@ -179,16 +184,29 @@ pub fn largest_batch(
         false => 1.min(groups),
     };
     let mut packed = PackedBatch::default();
-    if items == 0 {
+    if items == 0 || parts == 0 {
         return Ok(packed);
     }
     let targets = items.checked_mul(completion).ok_or(TooLarge)?;
     if rows.max(targets).max(items).saturating_mul(parts) > MOST_ROWS {
         return Err(TooLarge);
     }
-    let (prompt, tokens) = (vec![0; prompt], vec![0; completion]);
-    let completions = vec![&tokens[..]; items];
-    (0..parts).for_each(|_| packed.push(&prompt, &completions));
+    // Neighbours differ in every token.
+    let tokens = vec![0; completion];
+    let mut push = |index: usize, prompt: usize, completions: &[&[u32]]| {
+        packed.push(&vec![index as u32 % 2; prompt], completions);
+    };
+    (0..parts).for_each(|index| push(index, prompt, &vec![&tokens[..]; items]));
+    let left = budget.saturating_sub(parts * rows);
+    if left > 0 && (parts < groups || items < group_size) {
+        // A shorter group, or shorter completions of it.
+        let of_completions = (left - 1).min(items * fed);
+        let whole = of_completions.checked_div(fed).unwrap_or(items);
+        let rest = of_completions - whole * fed;
+        let mut completions = vec![&tokens[..]; whole];
+        completions.extend((rest > 0).then(|| &tokens[..rest + 1]));
+        push(parts, prompt.min(left - of_completions), &completions);
+    }
     Ok(packed)
 }
 
@@ -451,26 +469,38 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_batch_is_the_largest_that_is_packed() {
-        let same = |[prompt, completion]: [usize; 2], group_size, groups, budget| {
-            let (tokens, before) = (vec![0; completion], vec![0; prompt.max(1)]);
-            let group =
-                PromptGroup { prompt: &before, items: vec![item(&tokens, 1.0); group_size] };
-            let all = vec![group; groups];
-            let packed = pack(&all, budget).into_iter();
-            let packed = packed.map(|parts| Batch::new(&all, &parts).packed);
-            let sizes = |batch: &PackedBatch| (batch.rows(), batch.targets());
-            let expected = packed.map(|batch| sizes(&batch)).max().unwrap_or_default();
+    fn no_batch_is_larger_than_the_largest() {
+        let check = |[prompt, completion]: [usize; 2], group_size, groups, budget| {
             let found = largest_batch([prompt, completion], group_size, groups, budget).unwrap();
             let case = (prompt, completion, group_size, groups, budget);
-            assert_eq!(sizes(&found), expected, "{case:?}");
+            let fed = completion.saturating_sub(1);
+            let all = match group_size {
+                0 => 0,
+                _ => groups * (prompt.max(1) + group_size * fed),
+            };
+            let least = if all == 0 { 0 } else { prompt.max(1) + fed };
+            assert_eq!(found.rows(), all.min(budget.max(least)), "{case:?}");
+            // All of that length, or shorter ones.
+            for shorter in 0..3 {
+                let tokens = vec![0; completion.saturating_sub(shorter)];
+                let prompts: Vec<Vec<u32>> = (0..groups as u32)
+                    .map(|index| vec![index % 2; prompt.max(1) - shorter.min(prompt.max(1) - 1)])
+                    .collect();
+                let group =
+                    |prompt| PromptGroup { prompt, items: vec![item(&tokens, 1.0); group_size] };
+                let groups: Vec<PromptGroup> = prompts.iter().map(|prompt| group(prompt)).collect();
+                for parts in pack(&groups, budget) {
+                    let rows = Batch::new(&groups, &parts).packed.rows();
+                    assert!(rows <= found.rows(), "{case:?}: {rows}");
+                }
+            }
         };
         for prompt in [0, 1, 5, 9] {
             for completion in [0, 1, 2, 4, 7] {
                 for group_size in [0, 1, 2, 3, 8] {
                     for groups in [0, 1, 2, 5] {
                         for budget in [0, 1, 8, 13, 24, 40, 1000, usize::MAX] {
-                            same([prompt, completion], group_size, groups, budget);
+                            check([prompt, completion], group_size, groups, budget);
                         }
                     }
                 }
@@ -495,7 +525,25 @@ mod tests {
         }
         // Steps of any number of prompts are cut into batches.
         let rows = largest_batch([100, 101], 8, MOST, 4096).unwrap().rows();
-        assert_eq!(rows, 4 * (100 + 8 * 100));
+        assert_eq!(rows, 4096);
+    }
+
+    /// A batch has the rows that its budget was counted in.
+    #[test]
+    fn what_prompts_share_is_counted_once() {
+        let template = [1; 40];
+        let prompts = [[&template[..], &[2; 10]].concat(), [&template[..], &[3; 12]].concat()];
+        let completion = [4; 6];
+        let groups = prompts.each_ref().map(|prompt| PromptGroup {
+            prompt,
+            items: vec![item(&completion, 1.0), item(&completion, 1.0)],
+        });
+        // 60 rows, then 12 + 10.
+        for (budget, rows) in [(82, vec![82]), (81, vec![60, 62])] {
+            let batches = pack(&groups, budget).into_iter();
+            let packed = batches.map(|parts| Batch::new(&groups, &parts).packed.rows());
+            assert_eq!(packed.collect::<Vec<_>>(), rows, "{budget}");
+        }
     }
 
     #[test]

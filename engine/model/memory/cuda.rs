@@ -103,8 +103,10 @@ impl TrainedModel<'_> {
         CudaPass {
             peak: counter.most() - counter.live(),
             log_probs: (rows * columns * bytes_each) as u64,
-            attention: attention_backward_bytes(batch.layout().trees(), model.attention_shape())
-                as u64,
+            attention: attention_backward_bytes(
+                batch.layout().queries(false).trees(),
+                model.attention_shape(),
+            ) as u64,
         }
     }
 

@@ -10,14 +10,16 @@
 //! dq = Σ ds·k                 dk = Σ ds·q
 //! ```
 //!
-//! A task is one tree and one kv head: it alone adds to that head's dk and dv, in the order of the
-//! rows, so that the result has the same bits for any number of threads. Where the forward pass met
+//! A task is a part of a tree and one kv head. It alone adds to that head's dk and dv of the part's keys, in the order of
+//! the rows; of the keys that the part only sees it makes sums of its own, which are added in the order of parts. So the
+//! result has the same bits for any number of threads. Where the forward pass met
 //! rounded queries, keys and values, so does this one; their gradients pass the rounding unchanged.
 //! Bound: the multipliers, five products of queries × keys × head_dim, in f32 here, in pairs of bf16
 //! where the forward pass took those (bf16_dot.rs).
 
 #[cfg(target_arch = "x86_64")]
 mod bf16_dot;
+pub(crate) mod tree;
 
 use super::{Shape, work};
 use crate::cpu::context::grown;
@@ -26,40 +28,15 @@ use crate::cpu::pool::Disjoint;
 use crate::cpu::product::{Strided, product};
 use crate::cpu::vector::{Vector, for_each_isa};
 use crate::cpu::{Cpu, elements, profile, round};
+pub(crate) use tree::Place;
+use tree::{Keys, Part, Run};
+pub use tree::{Segment, Tree};
 
 /// Query vectors (rows × heads of a kv head) that are taken through the keys together.
 const VECTORS: usize = 48;
 
 /// Keys a block of scores spans; a multiple of every vector.
 const KEYS: usize = 64;
-
-/// A prompt and what continues it: each branch sees the prompt and itself. Rows lie one after the
-/// other, the prompt first, then the branches in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tree {
-    /// Row of the prompt's first token.
-    pub first_row: usize,
-    /// Rows of the prompt.
-    pub prompt: usize,
-    /// Rows of each branch.
-    pub branches: Vec<usize>,
-}
-
-impl Tree {
-    /// Rows of the prompt, then of each branch.
-    fn segments(&self) -> impl Iterator<Item = usize> {
-        std::iter::once(self.prompt).chain(self.branches.iter().copied())
-    }
-
-    /// Total number of rows.
-    ///
-    /// # Panics
-    /// If they cannot be counted: a sum that wrapped would let trees overlap.
-    pub fn rows(&self) -> usize {
-        let rows = self.segments().try_fold(0usize, |sum, rows| sum.checked_add(rows));
-        rows.expect("rows of a tree that can be counted")
-    }
-}
 
 /// Saved tensors: what the backward pass reads.
 #[derive(Clone, Copy, Debug)]
@@ -91,10 +68,11 @@ pub fn backward(
     shape.check();
     let Shape { heads, kv_heads, head_dim } = shape;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-    let rows = dy.len() / width;
     let Saved { q, k, v, y, log_sums, .. } = saved;
+    let (queries, rows) = (dy.len() / width, k.len() / kv_width);
     for len in [dy.len(), dq.len(), q.len(), y.len()] {
-        assert_eq!(len, elements([rows, width]), "queries are not [{rows}, {heads}, {head_dim}]");
+        let fits = len == elements([queries, width]);
+        assert!(fits, "queries are not [{queries}, {heads}, {head_dim}]");
     }
     for len in [dk.len(), dv.len(), k.len(), v.len()] {
         assert_eq!(
@@ -103,54 +81,131 @@ pub fn backward(
             "keys are not [{rows}, {kv_heads}, {head_dim}]"
         );
     }
-    assert_eq!(log_sums.len(), elements([rows, heads]), "log-sums are not [{rows}, {heads}]");
-    let mut next = 0;
-    for tree in trees {
-        assert!(next <= tree.first_row, "rows of trees overlap");
-        next = tree.first_row.checked_add(tree.rows()).expect("rows of trees that can be counted");
-    }
-    assert!(next <= rows, "trees have {next} rows of {rows}");
+    assert_eq!(log_sums.len(), elements([queries, heads]), "log-sums are not [{queries}, {heads}]");
+    tree::check(trees, rows, queries);
     let work = || work::backward(trees, shape);
-    let _span = profile::span("attention backward", [rows, heads, head_dim], work);
+    let _span = profile::span("attention backward", [queries, heads, head_dim], work);
 
-    let [dq, dk, dv] = [dq, dk, dv].map(Disjoint::new);
+    let parts = Part::all(trees);
+    let shared_rows = parts.last().map_or(0, |part| part.sums_before + part.shared_rows());
+    let sums_len = shared_rows * 2 * kv_width;
+    let (gradients, threads) = ([dq, dk, dv].map(Disjoint::new), cpu.threads());
     let scratch = &mut cpu.scratch().f32;
     #[cfg(target_arch = "x86_64")]
     if saved.rounded && super::bf16_dot::suits(cpu.isa(), shape) {
-        let layout = bf16_dot::Layout::of(shape, trees.iter());
-        let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
-        cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
+        let layout = bf16_dot::Layout::of(shape, &parts);
+        let scratch = grown(scratch, sums_len + threads * layout.len);
+        let (sums, scratch) = scratch.split_at_mut(sums_len);
+        let (sums, scratch) = (Disjoint::new(sums), Disjoint::new(scratch));
+        let results = Results { gradients: &gradients, sums: &sums, shape };
+        cpu.pool().for_each(parts.len() * kv_heads, &|thread, task| {
             // SAFETY: each thread has a part of its own.
             let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
-            let (tree, kv_head) = (&trees[task / kv_heads], task % kv_heads);
-            let head = bf16_dot::Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
+            let (part, kv_head) = (&parts[task / kv_heads], task % kv_heads);
+            let head = bf16_dot::Head { cpu, part, kv_head, shape, layout, saved, dy, scratch };
             // SAFETY: `suits` says that the CPU has AVX-512 BF16 and that head_dim suits; tasks
-            // differ in tree, whose rows do not overlap by the assert above, or in head.
-            unsafe { head.run(&dq, &dk, &dv) };
+            // differ in part, whose rows do not overlap by the check above, or in head.
+            unsafe { head.run(&results) };
         });
+        results.join(cpu, &parts);
         return;
     }
-    let layout = Layout::of(shape, trees.iter());
-    let scratch = Disjoint::new(grown(scratch, cpu.threads() * layout.len));
-    cpu.pool().for_each(trees.len() * kv_heads, &|thread, task| {
+    let layout = Layout::of(shape, &parts);
+    let scratch = grown(scratch, sums_len + threads * layout.len);
+    let (sums, scratch) = scratch.split_at_mut(sums_len);
+    let (sums, scratch) = (Disjoint::new(sums), Disjoint::new(scratch));
+    let results = Results { gradients: &gradients, sums: &sums, shape };
+    cpu.pool().for_each(parts.len() * kv_heads, &|thread, task| {
         // SAFETY: each thread has a part of its own.
         let scratch = unsafe { scratch.part(thread * layout.len, layout.len) };
-        let (tree, kv_head) = (&trees[task / kv_heads], task % kv_heads);
-        let head = Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch };
-        // SAFETY: tasks differ in tree, whose rows do not overlap by the assert above, or in head.
-        unsafe { head.run(&dq, &dk, &dv) };
+        let (part, kv_head) = (&parts[task / kv_heads], task % kv_heads);
+        let head = Head { cpu, part, kv_head, shape, layout, saved, dy, scratch };
+        // SAFETY: tasks differ in part, whose rows do not overlap by the check above, or in head.
+        unsafe { head.run(&results) };
     });
+    results.join(cpu, &parts);
 }
 
-/// Elements of a thread's scratch memory: for a whole tree keys, values, their transposes and
+/// Where tasks leave what they find.
+struct Results<'a> {
+    /// dq, dk and dv.
+    gradients: &'a [Disjoint<'a, f32>; 3],
+    /// Gradients of the keys and values that parts only see: of each part `[kv_heads, 2, shared rows, head_dim]`.
+    sums: &'a Disjoint<'a, f32>,
+    shape: Shape,
+}
+
+impl Results<'_> {
+    /// Elements of dk or dv before a row's.
+    fn key(&self, row: usize, kv_head: usize) -> usize {
+        (row * self.shape.kv_heads + kv_head) * self.shape.head_dim
+    }
+
+    /// Where in `sums` those of dk (or, of `which` 1, of dv) of a part and a head begin.
+    fn sums_of(&self, part: &Part, kv_head: usize, which: usize) -> usize {
+        let Shape { kv_heads, head_dim, .. } = self.shape;
+        let before = part.sums_before * 2 * kv_heads + (2 * kv_head + which) * part.shared_rows();
+        before * head_dim
+    }
+
+    /// Takes a task's dk (or dv): `row(run, index, to)` writes that of a run's key.
+    ///
+    /// # Safety
+    /// Nobody else uses this head's place in the part's rows of dk and dv, and in the part's sums.
+    unsafe fn keys(
+        &self,
+        part: &Part,
+        kv_head: usize,
+        which: usize,
+        mut row: impl FnMut(usize, usize, &mut [f32]),
+    ) {
+        let d = self.shape.head_dim;
+        let mut sums = self.sums_of(part, kv_head, which);
+        for (run, Run { keys, .. }) in part.runs.iter().enumerate() {
+            for (index, key) in keys.clone().enumerate() {
+                // SAFETY: the caller's promise.
+                let to = unsafe {
+                    if run < part.shared {
+                        self.sums.part(sums, d)
+                    } else {
+                        self.gradients[1 + which].part(self.key(key, kv_head), d)
+                    }
+                };
+                sums += d;
+                row(run, index, to);
+            }
+        }
+    }
+
+    /// Adds the parts' sums, in their order.
+    fn join(&self, cpu: &Cpu, parts: &[Part]) {
+        let d = self.shape.head_dim;
+        cpu.pool().for_each(self.shape.kv_heads, &|_, kv_head| {
+            for (part, which) in parts.iter().flat_map(|part| [(part, 0), (part, 1)]) {
+                let mut sums = self.sums_of(part, kv_head, which);
+                for key in part.shared_keys() {
+                    // SAFETY: a task has a head of its own.
+                    let (to, from) = unsafe {
+                        let to = self.gradients[1 + which].part(self.key(key, kv_head), d);
+                        (to, self.sums.part(sums, d))
+                    };
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
+                    sums += d;
+                }
+            }
+        });
+    }
+}
+
+/// Elements of a thread's scratch memory: for all keys of a part keys, values, their transposes and
 /// gradients; for a block of queries the rest.
 #[derive(Clone, Copy)]
 struct Layout {
     /// Elements from column to column of the transposes.
     stride: usize,
     vectors: usize,
-    /// Of `[rows, head_dim]`.
-    tree: usize,
+    /// Of `[keys, head_dim]`.
+    keys: usize,
     /// Of `[head_dim, stride]`.
     transposed: usize,
     /// Of `[vectors, head_dim]`.
@@ -168,8 +223,8 @@ fn deltas(to: &mut [f32], dy: &[f32], y: &[f32], head_dim: usize) {
 }
 
 impl Layout {
-    fn of<'t>(shape: Shape, trees: impl Iterator<Item = &'t Tree>) -> Layout {
-        let largest = trees.map(Tree::rows).max().unwrap_or(0);
+    fn of(shape: Shape, parts: &[Part]) -> Layout {
+        let largest = parts.iter().map(|part| part.keys(|rows| rows)).max().unwrap_or(0);
         let group = shape.heads / shape.kv_heads;
         Layout::new(largest, shape.head_dim, (VECTORS / group).max(1) * group)
     }
@@ -177,23 +232,23 @@ impl Layout {
     fn new(rows: usize, head_dim: usize, vectors: usize) -> Layout {
         // A line apart from a power of two: else a column's elements share a few cache sets.
         let stride = rows.next_multiple_of(16) + 16;
-        let (tree, transposed, queries) = (rows * head_dim, head_dim * stride, vectors * head_dim);
+        let (keys, transposed, queries) = (rows * head_dim, head_dim * stride, vectors * head_dim);
         let block = 3 * queries + 2 * vectors * KEYS + 2 * vectors;
         Layout {
             stride,
             vectors,
-            tree,
+            keys,
             transposed,
             queries,
-            len: 4 * tree + 2 * transposed + block,
+            len: 4 * keys + 2 * transposed + block,
         }
     }
 }
 
-/// One kv head of one tree.
+/// One kv head of one part.
 struct Head<'a> {
     cpu: &'a Cpu,
-    tree: &'a Tree,
+    part: &'a Part,
     kv_head: usize,
     shape: Shape,
     layout: Layout,
@@ -204,19 +259,18 @@ struct Head<'a> {
 
 impl Head<'_> {
     /// # Safety
-    /// Nobody else uses this head's part of the tree's rows of dq, dk and dv.
-    unsafe fn run(self, dq: &Disjoint<'_, f32>, dk: &Disjoint<'_, f32>, dv: &Disjoint<'_, f32>) {
-        let Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch } = self;
+    /// Nobody else uses this head's place in the part's rows of dq, dk and dv, and in the part's sums.
+    unsafe fn run(self, results: &Results<'_>) {
+        let Head { cpu, part, kv_head, shape, layout, saved, dy, scratch } = self;
         let Shape { heads, kv_heads, head_dim } = shape;
         let group = heads / kv_heads;
-        let rows = tree.rows();
         let mut rest = scratch;
         let mut take = |len: usize| {
             let (part, others) = std::mem::take(&mut rest).split_at_mut(len);
             rest = others;
             part
         };
-        let [keys, values, dkeys, dvalues] = [0; 4].map(|_| take(layout.tree));
+        let [keys, values, dkeys, dvalues] = [0; 4].map(|_| take(layout.keys));
         let [keys_t, values_t] = [0; 2].map(|_| take(layout.transposed));
         let [queries, dys, dqueries] = [0; 3].map(|_| take(layout.queries));
         let [p, ds] = [0; 2].map(|_| take(layout.vectors * KEYS));
@@ -226,29 +280,31 @@ impl Head<'_> {
             true => round::row(cpu, to, from),
             false => to.copy_from_slice(from),
         };
-        let kv_place = |row: usize| ((tree.first_row + row) * kv_heads + kv_head) * head_dim;
+        let rows_of_keys = || part.runs.iter().flat_map(|run| run.keys.clone());
         for (to, transposed, from) in
             [(&mut *keys, &mut *keys_t, saved.k), (&mut *values, &mut *values_t, saved.v)]
         {
-            for (row, to) in to.chunks_exact_mut(head_dim).take(rows).enumerate() {
-                convert(to, &from[kv_place(row)..][..head_dim]);
+            for (index, (to, row)) in to.chunks_exact_mut(head_dim).zip(rows_of_keys()).enumerate()
+            {
+                convert(to, &from[results.key(row, kv_head)..][..head_dim]);
                 for (d, value) in to.iter().enumerate() {
-                    transposed[d * layout.stride + row] = *value;
+                    transposed[d * layout.stride + index] = *value;
                 }
             }
         }
         dkeys.fill(0.0);
         dvalues.fill(0.0);
 
-        let place = |row: usize| ((tree.first_row + row) * heads + kv_head * group) * head_dim;
+        // Where the keys of each run lie here.
+        let starts = part.starts(|rows| rows);
         let width = group * head_dim;
-        let mut segment = 0;
-        for (index, len) in tree.segments().enumerate() {
-            let step = layout.vectors / group;
-            for first in (0..len).step_by(step) {
-                let count = step.min(len - first);
+        let place = |row: usize| (row * heads + kv_head * group) * head_dim;
+        let step = layout.vectors / group;
+        for (index, run) in part.runs.iter().enumerate() {
+            for first in (0..run.queries.len()).step_by(step) {
+                let count = step.min(run.queries.len() - first);
                 for i in 0..count {
-                    let from = place(segment + first + i);
+                    let from = place(run.queries.start + first + i);
                     let vectors = i * width..(i + 1) * width;
                     convert(&mut queries[vectors.clone()], &saved.q[from..][..width]);
                     dys[vectors.clone()].copy_from_slice(&dy[from..][..width]);
@@ -258,7 +314,7 @@ impl Head<'_> {
                     self::deltas(&mut deltas[heads], &dy[from..], &saved.y[from..], head_dim);
                 }
                 dqueries[..count * width].fill(0.0);
-                let block = Block {
+                let mut block = Block {
                     queries,
                     dys,
                     dqueries,
@@ -276,30 +332,32 @@ impl Head<'_> {
                     group,
                     head_dim,
                     rows: count,
-                    prompt: if index == 0 { 0 } else { tree.prompt },
-                    segment,
-                    first,
-                };
-                // SAFETY: `Cpu::with_isa` asserts the instruction set, `check` the sizes.
-                unsafe { block_on(cpu.isa(), block.check()) };
+                }
+                .check();
+                for keys in part.blocks(index, first..first + count, &starts, KEYS) {
+                    // SAFETY: `Cpu::with_isa` asserts the instruction set, `check` the sizes.
+                    unsafe { block_on(cpu.isa(), &mut block, keys) };
+                }
                 for i in 0..count {
                     // SAFETY: the caller's promise.
-                    let to = unsafe { dq.part(place(segment + first + i), width) };
+                    let to = unsafe {
+                        results.gradients[0].part(place(run.queries.start + first + i), width)
+                    };
                     to.copy_from_slice(&dqueries[i * width..(i + 1) * width]);
                 }
             }
-            segment += len;
         }
-        for (to, from) in [(dk, &*dkeys), (dv, &*dvalues)] {
-            for (row, from) in from.chunks_exact(head_dim).take(rows).enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { to.part(kv_place(row), head_dim) }.copy_from_slice(from);
-            }
+        for (which, from) in [&*dkeys, &*dvalues].into_iter().enumerate() {
+            let row = |run: usize, index: usize, to: &mut [f32]| {
+                to.copy_from_slice(&from[(starts[run] + index) * head_dim..][..head_dim]);
+            };
+            // SAFETY: the caller's promise.
+            unsafe { results.keys(part, kv_head, which, row) };
         }
     }
 }
 
-/// Consecutive query rows of a segment (the prompt or a branch) against all keys they see.
+/// Consecutive query rows of a run; what they are multiplied with, and what they add to.
 struct Block<'a> {
     /// [rows · group, head_dim].
     queries: &'a [f32],
@@ -310,7 +368,7 @@ struct Block<'a> {
     ds: &'a mut [f32],
     log_sums: &'a [f32],
     deltas: &'a [f32],
-    /// Of the whole tree, [tree rows, head_dim].
+    /// Of the whole part, [keys, head_dim].
     keys: &'a [f32],
     values: &'a [f32],
     /// Their transposes, [head_dim, stride].
@@ -322,15 +380,10 @@ struct Block<'a> {
     group: usize,
     head_dim: usize,
     rows: usize,
-    /// Rows of the prompt that every query sees; 0 in the prompt itself.
-    prompt: usize,
-    /// The segment's first row in the tree, and the block's first row in the segment.
-    segment: usize,
-    first: usize,
 }
 
 impl Block<'_> {
-    /// Asserts what makes the kernel's pointers valid.
+    /// Asserts what makes the kernel's pointers valid, but for the keys' place.
     fn check(self) -> Self {
         let vectors = self.rows * self.group;
         for len in [self.queries.len(), self.dys.len(), self.dqueries.len()] {
@@ -338,11 +391,6 @@ impl Block<'_> {
         }
         assert!(self.p.len().min(self.ds.len()) >= vectors * KEYS, "scores of a block");
         assert!(self.log_sums.len().min(self.deltas.len()) >= vectors, "sums of a block");
-        let last = (self.segment + self.first + self.rows).max(self.prompt);
-        for len in [self.keys.len(), self.values.len(), self.dkeys.len(), self.dvalues.len()] {
-            assert!(len >= last * self.head_dim, "keys of a block");
-        }
-        assert!(self.stride >= last, "columns of a block");
         for len in [self.keys_t.len(), self.values_t.len()] {
             assert!(len >= self.head_dim * self.stride, "transposed keys of a block");
         }
@@ -351,45 +399,25 @@ impl Block<'_> {
 }
 
 for_each_isa! {
-    fn block_on(block: Block<'_>) = run_block
+    fn block_on(block: &mut Block<'_>, keys: Keys) = run_block
 }
 
+/// Adds what `keys` contribute.
+///
 /// # Safety
 /// The CPU has the instruction set of `V`; the block has passed [`Block::check`].
 #[inline(always)]
-unsafe fn run_block<V: Vector>(mut block: Block<'_>) {
-    let own = block.first + block.rows;
-    // SAFETY: the keys named exist, by `Block::check`.
-    unsafe {
-        let mut key = 0;
-        while key < block.prompt {
-            let count = KEYS.min(block.prompt - key);
-            keys::<V>(&mut block, key, count, count as isize);
-            key += count;
-        }
-        key = 0;
-        while key < own {
-            let count = KEYS.min(own - key);
-            // A row sees the segment's keys up to its own.
-            let visible = (block.first + 1) as isize - key as isize;
-            let first = block.segment + key;
-            keys::<V>(&mut block, first, count, visible);
-            key += count;
-        }
-    }
-}
-
-/// Adds what `count` keys from `first` on contribute. The block's first row sees `visible` of them
-/// (none if negative, all if more), every next row one more.
-///
-/// # Safety
-/// As for [`run_block`]; the keys exist and are at most KEYS.
-#[inline(always)]
-unsafe fn keys<V: Vector>(block: &mut Block<'_>, first: usize, count: usize, visible: isize) {
+unsafe fn run_block<V: Vector>(block: &mut Block<'_>, keys: Keys) {
+    let Keys { first, count, visible } = keys;
     let (head_dim, group) = (block.head_dim, block.group);
+    let end = first + count;
+    for len in [block.keys.len(), block.values.len(), block.dkeys.len(), block.dvalues.len()] {
+        assert!(len >= end * head_dim, "keys of a block");
+    }
+    assert!(block.stride >= end && count <= KEYS, "columns of a block");
     let vectors = block.rows * group;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    // SAFETY: the caller's promise; p and ds have KEYS elements per vector.
+    // SAFETY: the caller's promise and the sizes above; p and ds have KEYS elements per vector.
     unsafe {
         let (p, ds) = (block.p.as_mut_ptr(), block.ds.as_mut_ptr());
         let scores = |to| Rows { start: to, stride: KEYS };
@@ -420,7 +448,7 @@ unsafe fn keys<V: Vector>(block: &mut Block<'_>, first: usize, count: usize, vis
         }
 
         let rows = |of: &[f32]| Rows { start: of.as_ptr(), stride: head_dim };
-        let tree_rows = |of: &mut [f32]| Rows {
+        let key_rows = |of: &mut [f32]| Rows {
             start: of.as_mut_ptr().add(first * head_dim),
             stride: head_dim,
         };
@@ -430,8 +458,8 @@ unsafe fn keys<V: Vector>(block: &mut Block<'_>, first: usize, count: usize, vis
         product::<V, f32>(dqueries, by_row, own, [vectors, head_dim, count]);
         let by_key = |of: *mut f32| Strided { start: of.cast_const(), row: 1, step: KEYS };
         let shape = [count, head_dim, vectors];
-        product::<V, f32>(tree_rows(block.dkeys), by_key(ds), rows(block.queries), shape);
-        product::<V, f32>(tree_rows(block.dvalues), by_key(p), rows(block.dys), shape);
+        product::<V, f32>(key_rows(block.dkeys), by_key(ds), rows(block.queries), shape);
+        product::<V, f32>(key_rows(block.dvalues), by_key(p), rows(block.dys), shape);
     }
 }
 

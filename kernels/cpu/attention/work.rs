@@ -33,13 +33,17 @@ pub(super) fn forward(cache: Cache<'_>, queries: usize, spans: &[Span], shape: S
 /// v, y, dy and the logarithms of sums, writes dq, dk and dv.
 pub(super) fn backward(trees: &[Tree], shape: Shape) -> Work {
     let Shape { heads, kv_heads, head_dim } = shape;
-    let (mut pairs, mut rows) = (0, 0);
+    let (mut pairs, mut rows, mut queries) = (0, 0, 0);
     for tree in trees {
-        let branches = tree.branches.iter().map(|&branch| branch * tree.prompt + triangle(branch));
-        pairs += triangle(tree.prompt) + branches.sum::<usize>();
+        for (index, segment) in tree.segments.iter().enumerate() {
+            let shared = tree.ancestors(index).into_iter().map(|of| tree.segments[of].rows);
+            let before = shared.sum::<usize>() + segment.rows - segment.queries;
+            pairs += segment.queries * before + triangle(segment.queries);
+        }
         rows += tree.rows();
+        queries += tree.queries();
     }
-    let elements = rows * (4 * heads * head_dim + 4 * kv_heads * head_dim + heads);
+    let elements = queries * (4 * heads * head_dim + heads) + rows * 4 * kv_heads * head_dim;
     Work::each(pairs * heads, 10 * head_dim as u64, 0).and_bytes(4 * elements)
 }
 
@@ -66,7 +70,7 @@ mod tests {
         assert_eq!(work.bytes, 2 * 4 * (4 * 32) + 2 * 2 * (3 + 11) * 16);
 
         // A prompt of 2 and branches of 1 and 2: 3 pairs, then 2 + 1, then 4 + 3.
-        let tree = Tree { first_row: 0, prompt: 2, branches: vec![1, 2] };
+        let tree = Tree::of_prompt(0, 2, &[1, 2]);
         let work = backward(&[tree], SHAPE);
         assert_eq!(work.flops, (3 + 3 + 7) * 4 * 5 * 2 * 8);
         assert_eq!(work.bytes, 4 * 5 * (4 * 32 + 4 * 16 + 4));

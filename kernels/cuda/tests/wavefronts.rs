@@ -52,7 +52,7 @@ fn attention_has_no_bank_conflicts() {
     for shape in SHAPES {
         let case = Case::new(&gpu, &[(70, 40), (130, 2)], shape).unwrap();
         case.run(&mut Comparisons::new(&gpu, "bank conflicts", &mut must_pass), shape, 0).unwrap();
-        let trees = [Tree { first_row: 0, prompt: 37, branches: vec![5, 40] }];
+        let trees = [Tree::of_prompt(0, 37, &[5, 40])];
         let plan = gpu.backward_plan(&trees, shape).unwrap();
         let rows = 37 + 5 + 40;
         let q_len = rows * shape.heads * shape.head_dim;

@@ -47,7 +47,7 @@ pub(crate) fn forward(lab: &Lab, rows: usize, d: usize) -> Result<Figure, Error>
 /// Backward over one sequence of `rows`: deltas, the keys' gradients, the queries'.
 pub(crate) fn backward(lab: &Lab, rows: usize, d: usize) -> Result<[Figure; 3], Error> {
     let runs = lab.runs(format!("attention_backward_{d}"), 2, 256, 256, |rows| {
-        let tree = Tree { first_row: 0, prompt: rows, branches: vec![] };
+        let tree = Tree::of_prompt(0, rows, &[]);
         let plan = lab.gpu.backward_plan(&[tree], one(d))?;
         let wide = rows * GROUP * d;
         let [q, k, v] = [lab.halves(wide)?, lab.halves(rows * d)?, lab.halves(rows * d)?];

@@ -2,11 +2,10 @@
 //!
 //! As in the forward pass, what meets another operand is rounded to bf16 first: dy, and of every block
 //! p and ds; all sums are f32, each one chain in the order of keys or of rows. Keys and values of a
-//! tree are packed once as panels; the gradients dk and dv are kept transposed, `[head_dim, keys]`, so
+//! part are packed once as panels; the gradients dk and dv are kept transposed, `[head_dim, keys]`, so
 //! that p and ds are panels of theirs as they come: rows of pairs of query vectors, one lane per key.
 //!
-//! Every segment of a tree (the prompt, a branch) starts at a multiple of 32 of the packed keys; the
-//! keys between are zero and seen by nobody.
+//! Every run of a part starts at a multiple of 32 of the packed keys; the keys between are zero and seen by nobody.
 
 #![allow(clippy::needless_range_loop)] // indices of tiles, as in the formulas
 
@@ -14,10 +13,9 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{KEYS, Saved, Tree};
+use super::{KEYS, Keys, Part, Results, Saved};
 use crate::cpu::attention::Shape;
 use crate::cpu::matmul::{PANEL_ROWS, multiply, pack_columns, pack_rows};
-use crate::cpu::pool::Disjoint;
 use crate::cpu::vector::{Avx512, Simd, transposed};
 use crate::cpu::{Cpu, round};
 
@@ -27,7 +25,7 @@ const VECTORS: usize = 96;
 /// Parts of a thread's scratch memory, in elements of four bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
-    /// Keys of a tree, its segments padded.
+    /// Keys of a part, its runs padded.
     keys: usize,
     /// Elements from row to row of the transposed gradients: a line apart from a power of two.
     stride: usize,
@@ -37,32 +35,32 @@ pub(super) struct Layout {
     pub(super) len: usize,
 }
 
-/// Rows of the tree with every segment padded to whole panels.
-fn padded_rows(tree: &Tree) -> usize {
-    tree.segments().map(|rows| rows.next_multiple_of(PANEL_ROWS)).sum()
+/// Rows of a run's keys, padded to whole panels.
+fn whole_panels(rows: usize) -> usize {
+    rows.next_multiple_of(PANEL_ROWS)
 }
 
 impl Layout {
-    pub(super) fn of<'t>(shape: Shape, trees: impl Iterator<Item = &'t Tree>) -> Layout {
-        let keys = trees.map(padded_rows).max().unwrap_or(0);
+    pub(super) fn of(shape: Shape, parts: &[Part]) -> Layout {
+        let keys = parts.iter().map(|part| part.keys(whole_panels)).max().unwrap_or(0);
         let group = shape.heads / shape.kv_heads;
         let vectors = (VECTORS / group).max(1) * group;
         let padded = vectors.next_multiple_of(32);
         let stride = keys + 16;
         let d = shape.head_dim;
         // Rounded rows, three kinds of panels, two gradients; then a block's parts (see `Head::run`).
-        let tree = 4 * (keys * d / 2) + 2 * d * stride;
+        let part = 4 * (keys * d / 2) + 2 * d * stride;
         let rows = 2 * (padded * d / 2) + 2 * d * (padded / 2) + padded / 2 * PANEL_ROWS;
         let scores = 2 * padded * KEYS + 4 * (padded * KEYS / 2);
-        let len = tree + rows + scores + padded * d + 2 * padded;
+        let len = part + rows + scores + padded * d + 2 * padded;
         Layout { keys, stride, vectors, padded, len: len.next_multiple_of(16) }
     }
 }
 
-/// One kv head of one tree.
+/// One kv head of one part.
 pub(super) struct Head<'a> {
     pub(super) cpu: &'a Cpu,
-    pub(super) tree: &'a Tree,
+    pub(super) part: &'a Part,
     pub(super) kv_head: usize,
     pub(super) shape: Shape,
     pub(super) layout: Layout,
@@ -74,16 +72,11 @@ pub(super) struct Head<'a> {
 
 impl Head<'_> {
     /// # Safety
-    /// The CPU has the features below; nobody else uses this head's part of the tree's rows of dq, dk
-    /// and dv; head_dim is a multiple of 32.
+    /// The CPU has the features below; nobody else uses this head's place in the part's rows of dq, dk and dv, and in
+    /// the part's sums; head_dim is a multiple of 32.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn run(
-        self,
-        dq: &Disjoint<'_, f32>,
-        dk: &Disjoint<'_, f32>,
-        dv: &Disjoint<'_, f32>,
-    ) {
-        let Head { cpu, tree, kv_head, shape, layout, saved, dy, scratch } = self;
+    pub(super) unsafe fn run(self, results: &Results<'_>) {
+        let Head { cpu, part, kv_head, shape, layout, saved, dy, scratch } = self;
         let Shape { heads, kv_heads, head_dim } = shape;
         let group = heads / kv_heads;
         let (d, Layout { keys, stride, padded, .. }) = (head_dim, layout);
@@ -105,48 +98,47 @@ impl Head<'_> {
         let dqueries = take(padded * d);
         let [log_sums, deltas] = [0; 2].map(|_| take(padded));
 
-        let kv_place = |row: usize| ((tree.first_row + row) * kv_heads + kv_head) * d;
+        // Where the keys of each run lie here.
+        let starts = part.starts(whole_panels);
+        let all_keys = part.keys(whole_panels);
         for (from, panels, pairs) in [
             (saved.k, &mut *key_panels, Some(&mut *key_pairs)),
             (saved.v, &mut *value_panels, None),
         ] {
-            let (mut row, mut to) = (0, 0);
-            for rows in tree.segments() {
-                for index in 0..rows.next_multiple_of(PANEL_ROWS) {
-                    let to = &mut rounded[(to + index) * d..(to + index + 1) * d];
-                    match index < rows {
-                        true => round::row(cpu, to, &from[kv_place(row + index)..][..d]),
+            for (run, start) in part.runs.iter().zip(&starts) {
+                for index in 0..whole_panels(run.keys.len()) {
+                    let to = &mut rounded[(start + index) * d..(start + index + 1) * d];
+                    let row = run.keys.start + index;
+                    match row < run.keys.end {
+                        true => round::row(cpu, to, &from[results.key(row, kv_head)..][..d]),
                         false => to.fill(bf16::ZERO),
                     }
                 }
-                row += rows;
-                to += rows.next_multiple_of(PANEL_ROWS);
             }
-            let rounded = &rounded[..to * d];
-            for first in (0..to).step_by(PANEL_ROWS) {
+            let rounded = &rounded[..all_keys * d];
+            for first in (0..all_keys).step_by(PANEL_ROWS) {
                 let panel = &mut panels[first * (d / 2)..];
-                pack_rows(panel, rounded, [to, d], first, [0, d / 2]);
+                pack_rows(panel, rounded, [all_keys, d], first, [0, d / 2]);
             }
             if let Some(pairs) = pairs {
                 for first in (0..d).step_by(PANEL_ROWS) {
                     let panel = &mut pairs[first * (keys / 2)..];
-                    pack_columns(panel, rounded, [to, d], first, [0, to / 2]);
+                    pack_columns(panel, rounded, [all_keys, d], first, [0, all_keys / 2]);
                 }
             }
         }
         dkeys.fill(0.0);
         dvalues.fill(0.0);
 
-        let place = |row: usize| ((tree.first_row + row) * heads + kv_head * group) * d;
+        let place = |row: usize| (row * heads + kv_head * group) * d;
         let width = group * d;
-        let (mut segment, mut packed_segment) = (0, 0);
-        for (index, len) in tree.segments().enumerate() {
-            let step = layout.vectors / group;
-            for first in (0..len).step_by(step) {
-                let rows = step.min(len - first);
+        let step = layout.vectors / group;
+        for (index, run) in part.runs.iter().enumerate() {
+            for first in (0..run.queries.len()).step_by(step) {
+                let rows = step.min(run.queries.len() - first);
                 let vectors = rows * group;
                 for i in 0..rows {
-                    let from = place(segment + first + i);
+                    let from = place(run.queries.start + first + i);
                     let vectors = i * width..(i + 1) * width;
                     round::row(cpu, &mut queries[vectors.clone()], &saved.q[from..][..width]);
                     round::row(cpu, &mut dys[vectors], &dy[from..][..width]);
@@ -186,41 +178,26 @@ impl Head<'_> {
                     group,
                     d,
                 };
-                let prompt = if index == 0 { 0 } else { tree.prompt };
-                let own = first + rows;
-                // SAFETY: the caller's promise; the keys named lie inside the padded tree.
-                unsafe {
-                    for key in (0..prompt).step_by(KEYS) {
-                        let count = KEYS.min(prompt - key);
-                        block.keys(key, count, count as isize);
-                    }
-                    for key in (0..own).step_by(KEYS) {
-                        // A row sees the segment's keys up to its own.
-                        let visible = (first + 1) as isize - key as isize;
-                        block.keys(packed_segment + key, KEYS.min(own - key), visible);
-                    }
-                    for i in 0..rows {
-                        let to = dq.part(place(segment + first + i), width);
-                        to.copy_from_slice(&dqueries[i * width..(i + 1) * width]);
-                    }
+                for keys in part.blocks(index, first..first + rows, &starts, KEYS) {
+                    // SAFETY: the caller's promise; the keys named lie inside the padded part.
+                    unsafe { block.keys(keys) };
                 }
-            }
-            segment += len;
-            packed_segment += len.next_multiple_of(PANEL_ROWS);
-        }
-        for (to, from) in [(dk, &*dkeys), (dv, &*dvalues)] {
-            let (mut row, mut packed) = (0, 0);
-            for rows in tree.segments() {
-                for index in 0..rows {
+                for i in 0..rows {
+                    let to = place(run.queries.start + first + i);
                     // SAFETY: the caller's promise.
-                    let to = unsafe { to.part(kv_place(row + index), d) };
-                    for (i, to) in to.iter_mut().enumerate() {
-                        *to = from[i * stride + packed + index];
-                    }
+                    let to = unsafe { results.gradients[0].part(to, width) };
+                    to.copy_from_slice(&dqueries[i * width..(i + 1) * width]);
                 }
-                row += rows;
-                packed += rows.next_multiple_of(PANEL_ROWS);
             }
+        }
+        for (which, from) in [&*dkeys, &*dvalues].into_iter().enumerate() {
+            let row = |run: usize, index: usize, to: &mut [f32]| {
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = from[i * stride + starts[run] + index];
+                }
+            };
+            // SAFETY: the caller's promise.
+            unsafe { results.keys(part, kv_head, which, row) };
         }
     }
 }
@@ -298,13 +275,13 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Adds what `count` packed keys from `first` on contribute. The block's first row sees `visible`
-    /// of them (none if negative, all if more), every next row one more.
+    /// Adds what packed keys contribute.
     ///
     /// # Safety
-    /// The CPU has the features below; whole panels of keys from `first`, a multiple of 32, exist.
+    /// The CPU has the features below; whole panels of keys from the first, a multiple of 32, exist.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn keys(&mut self, first: usize, count: usize, visible: isize) {
+    unsafe fn keys(&mut self, keys: Keys) {
+        let Keys { first, count, visible } = keys;
         let Block { vectors, padded, group, d, stride, .. } = *self;
         let panels = count.div_ceil(PANEL_ROWS);
         let end = (first + panels * PANEL_ROWS) * (d / 2);

@@ -4,23 +4,54 @@ use super::*;
 use crate::cpu::Isa;
 use crate::cpu::reference::{assert_close, assert_same_bits, contexts, values};
 
-/// Keys that row `row` of the tree sees, as rows of the tree.
-fn seen(tree: &Tree, row: usize) -> Vec<usize> {
-    if row < tree.prompt {
-        return (0..=row).collect();
-    }
-    let mut start = tree.prompt;
-    for len in &tree.branches {
-        if row < start + len {
-            return (0..tree.prompt).chain(start..=row).collect();
+/// Keys that each query of the tree sees, as rows of the tree, and its own.
+fn seen(tree: &Tree) -> Vec<Vec<usize>> {
+    let places = tree.places();
+    let mut all = Vec::new();
+    for (index, place) in places.iter().enumerate() {
+        let before: Vec<usize> =
+            tree.ancestors(index).iter().flat_map(|&of| places[of].rows.clone()).collect();
+        for own in place.rows.end - place.queries.len()..place.rows.end {
+            all.push(before.iter().copied().chain(place.rows.start..=own).collect());
         }
-        start += len;
     }
-    unreachable!("row {row} of {tree:?}")
+    all
 }
 
 fn tree(first_row: usize, prompt: usize, branches: &[usize]) -> Tree {
-    Tree { first_row, prompt, branches: branches.to_vec() }
+    Tree::of_prompt(first_row, prompt, branches)
+}
+
+/// A tree of segments with a parent, rows and queries each.
+fn deep(first_row: usize, first_query: usize, segments: &[(usize, usize, usize)]) -> Tree {
+    let segment = |(index, &(parent, rows, queries)): (usize, &(usize, usize, usize))| Segment {
+        parent: (index > 0).then_some(parent),
+        rows,
+        queries,
+    };
+    let segments = segments.iter().enumerate().map(segment).collect();
+    Tree { first_row, first_query, segments }
+}
+
+/// A template, conversations, prompts and completions; with queries as all layers but the last have them, or as the last.
+fn of_a_step(last: bool) -> Tree {
+    let only = |queries: usize, all: usize| if last { queries } else { all };
+    deep(
+        0,
+        0,
+        &[
+            (0, 70, only(0, 70)),
+            (0, 33, only(0, 33)),
+            (1, 5, only(1, 5)),
+            (2, 40, 40),
+            (2, 0, 0),
+            (1, 64, only(1, 64)),
+            (5, 31, 31),
+            (5, 3, 3),
+            (0, 66, only(1, 66)),
+            (8, 1, 1),
+        ],
+    )
 }
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
@@ -56,11 +87,10 @@ fn reference_of(
     let mut log_sums = vec![0.0; q.len() / d];
     let mut gradients = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
     for tree in trees {
-        for row in 0..tree.rows() {
+        for (index, keys) in seen(tree).iter().enumerate() {
             for head in 0..heads {
-                let query = (tree.first_row + row) * heads + head;
+                let query = (tree.first_query + index) * heads + head;
                 let kv = |key: usize| (tree.first_row + key) * kv_heads + head / (heads / kv_heads);
-                let keys = seen(tree, row);
                 let scores: Vec<f64> = keys
                     .iter()
                     .map(|&key| {
@@ -97,6 +127,12 @@ fn reference_of(
     Reference { y, log_sums, gradients }
 }
 
+/// Rows of keys and of queries.
+fn sizes(trees: &[Tree]) -> (usize, usize) {
+    let last = trees.last().expect("a tree");
+    (last.first_row + last.rows(), last.first_query + last.queries())
+}
+
 fn narrowed(x: &[f64]) -> Vec<f32> {
     x.iter().map(|x| *x as f32).collect()
 }
@@ -108,16 +144,20 @@ fn cases() -> Vec<(Vec<Tree>, Shape)> {
         (vec![tree(0, 7, &[3, 0, 1, 90])], shape(4, 2, 33)),
         (vec![tree(0, 130, &[65, 64]), tree(259, 20, &[])], shape(3, 3, 64)),
         (vec![tree(0, 0, &[2, 70])], shape(6, 2, 8)),
+        (vec![of_a_step(false)], shape(4, 2, 16)),
+        (vec![of_a_step(true), deep(313, 78, &[(0, 9, 1)])], shape(4, 2, 16)),
+        // More than one task's: the gradients of what all see are sums over them.
+        (vec![deep(0, 0, &[(0, 600, 3), (0, 500, 2), (1, 9, 9), (0, 8, 8)])], shape(2, 1, 8)),
     ]
 }
 
 #[test]
 fn equals_the_formula_with_the_same_bits_on_any_number_of_threads() {
     for (trees, shape) in cases() {
-        let rows: usize = trees.iter().map(Tree::rows).sum();
+        let (rows, queries) = sizes(&trees);
         let Shape { heads, kv_heads, head_dim } = shape;
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-        let [q, dy] = [1, 2].map(|seed| values(seed, rows * width));
+        let [q, dy] = [1, 2].map(|seed| values(seed, queries * width));
         let [k, v] = [3, 4].map(|seed| values(seed, rows * kv_width));
         let q: Vec<f32> = q.iter().map(|q| q * 3.0).collect();
         let exact = reference([&q, &k, &v, &dy], &trees, shape, false);
@@ -155,16 +195,19 @@ fn pairs_equal_the_formula_with_rounded_operands_on_any_number_of_threads() {
         (vec![tree(0, 130, &[65, 64]), tree(259, 20, &[])], shape(6, 2, 64)),
         (vec![tree(0, 0, &[2, 70])], shape(4, 2, 128)),
         (vec![tree(0, 33, &[31, 32])], shape(7, 1, 96)),
+        (vec![of_a_step(false)], shape(2, 1, 64)),
+        (vec![of_a_step(true), deep(313, 78, &[(0, 9, 1)])], shape(4, 2, 32)),
+        (vec![deep(0, 0, &[(0, 600, 3), (0, 500, 2), (1, 9, 9), (0, 8, 8)])], shape(2, 1, 32)),
     ] {
-        let rows: usize = trees.iter().map(Tree::rows).sum();
+        let (rows, queries) = sizes(&trees);
         let Shape { heads, kv_heads, head_dim } = shape;
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let round = |x: Vec<f32>| -> Vec<f32> {
             x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
         };
-        let dy = values(2, rows * width);
+        let dy = values(2, queries * width);
         let [k, v] = [3, 4].map(|seed| round(values(seed, rows * kv_width)));
-        let q = round(values(1, rows * width).iter().map(|q| q * 3.0).collect());
+        let q = round(values(1, queries * width).iter().map(|q| q * 3.0).collect());
         let exact = reference([&q, &k, &v, &dy], &trees, shape, false);
         // Sums in f64 of rounded operands: the error that the rounding itself makes.
         let rounded = reference_of([&q, &k, &v, &dy], &trees, shape, false, true);
@@ -200,7 +243,7 @@ fn pairs_equal_the_formula_with_rounded_operands_on_any_number_of_threads() {
 #[test]
 fn rounds_what_the_forward_pass_rounded() {
     let shape = Shape { heads: 2, kv_heads: 1, head_dim: 16 };
-    let trees = [Tree { first_row: 0, prompt: 9, branches: vec![4, 3] }];
+    let trees = [tree(0, 9, &[4, 3])];
     let (q, k, v, dy) = (values(1, 512), values(2, 256), values(3, 256), values(4, 512));
     let round = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect::<Vec<_>>();
     let (rounded_q, rounded_k, rounded_v) = (round(&q), round(&k), round(&v));
@@ -222,11 +265,6 @@ fn rounds_what_the_forward_pass_rounded() {
 #[test]
 fn trees_whose_rows_wrap_are_refused() {
     let shape = Shape { heads: 1, kv_heads: 1, head_dim: 2 };
-    let tree = |first_row, prompt, branches: &[usize]| Tree {
-        first_row,
-        prompt,
-        branches: branches.to_vec(),
-    };
     for trees in
         [[tree(0, 2, &[usize::MAX]), tree(1, 1, &[])], [tree(1, usize::MAX, &[]), tree(0, 1, &[])]]
     {
