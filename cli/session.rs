@@ -181,10 +181,7 @@ pub(crate) fn note_unread(chat: &ChatTemplate, template: &Template, options: Ren
 
 /// The judge's own prompt.
 pub(crate) fn template(generation: &GenerationArgs) -> Result<Template, Failure> {
-    Ok(match &generation.template {
-        Some(path) => Template::from_file(path)?,
-        None => Template::bundled()?,
-    })
+    Ok(Template::open(generation.template.as_deref().unwrap_or_default())?)
 }
 
 /// The directories of a model and an adapter, fetched if they have to be.

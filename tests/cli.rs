@@ -294,6 +294,11 @@ fn a_prompt_is_shown_as_the_model_reads_it() {
     let file = file.display().to_string();
     assert_eq!(stdout(&judge(&["--print-prompt", "--template", &file])), text);
     assert_eq!(stdout(&j1(&["judge", "--print-template", "--template", &file])), bundled);
+    assert_eq!(stdout(&j1(&["judge", "--print-template", "--template", "j1"])), bundled);
+    let examples = stdout(&j1(&["judge", "--print-template", "--template", "examples"]));
+    assert!(examples != bundled && examples.contains("{{ response_b }}"), "{examples}");
+    let unknown = ["judge", "--print-template", "--template", "exmaples"];
+    fails(&unknown, 1, &["exmaples", "j1 and examples"]);
 }
 
 #[test]

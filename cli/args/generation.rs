@@ -1,7 +1,5 @@
 //! How judgements are written.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 use engine::text::chat::Date;
 
@@ -59,11 +57,12 @@ pub(crate) struct GenerationArgs {
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub(crate) template_date: Option<Date>,
 
-    /// Your own judge prompt, a minijinja file (see trainer/judge/prompt/README.md). Scores are read from 1 to
-    /// 10, unless its first line names another verdict, such as ---verdict: \boxed{a, b} from 0 to 100---
-    /// or ---verdict: [[A]], [[B]] or [[C]]---
-    #[arg(long, value_name = "FILE")]
-    pub(crate) template: Option<PathBuf>,
+    /// The judge's prompt: j1; examples, for models that do not know the form; or your own, a minijinja file (see
+    /// trainer/judge/prompt/README.md). Scores are read from 1 to 10, unless its first line names another
+    /// verdict, such as ---verdict: \boxed{a, b} from 0 to 100--- or ---verdict: [[A]], [[B]] or [[C]]---
+    /// [default: j1]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) template: Option<String>,
 
     /// Number of judgements that are written at once
     #[arg(long, value_name = "N", default_value_t = 16,

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Eval) -> Result<ExitCode, Failure> {
 
 /// `--rescore`: judgements that are already written.
 fn rescored(args: &Eval, path: &Path) -> Result<ExitCode, Failure> {
-    let template = args.generation.template.as_deref().map(Template::from_file).transpose()?;
+    let template = args.generation.template.as_deref().map(Template::open).transpose()?;
     let records = rescore(path, template.map(|template| template.verdict_form()))?;
     let asked = asked_for(path, &records).unwrap_or(0);
     if asked > records.len() as u64 {
@@ -106,12 +106,11 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     }
     settings["order"] = json!(protocol.order.name());
     settings["votes"] = json!(protocol.votes);
-    let template = args.generation.template.as_deref().map(|path| path.display().to_string());
     settings["about"] = json!(machine::about(&[
         ("model", Some(model)),
         ("adapter", args.runtime.adapter.as_deref()),
         ("data", Some(spec)),
-        ("template", template.as_deref()),
+        ("template", args.generation.template.as_deref()),
     ]));
     let mut results = Results::open(out, &settings)?;
 

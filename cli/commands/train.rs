@@ -17,7 +17,7 @@ use engine::{
 };
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
-use trainer::judge::RunStatus;
+use trainer::judge::{RunStatus, prompt::Template};
 use trainer::train::{
     StepError, Trainer,
     directory::RunDirectory,
@@ -76,9 +76,8 @@ pub(crate) fn base_settings(
 /// A template named in a file of settings is looked for beside that file, then at the path itself.
 fn beside(config: &Path, mut settings: Settings) -> Settings {
     let template = config.with_file_name(&settings.data.template);
-    if let (false, true, Some(path)) =
-        (settings.data.template.is_empty(), template.is_file(), template.to_str())
-    {
+    let bundled = Template::is_bundled(&settings.data.template);
+    if let (false, true, Some(path)) = (bundled, template.is_file(), template.to_str()) {
         settings.data.template = path.to_owned();
     }
     settings
@@ -107,13 +106,9 @@ fn settings(args: &Train) -> Result<Settings, Failure> {
 /// Paths that exist made absolute, so that --resume works from any directory.
 fn with_absolute_paths(mut settings: Settings) -> Settings {
     let (model, data) = (&mut settings.model, &mut settings.data);
-    for place in [
-        &mut model.path,
-        &mut model.adapter,
-        &mut data.train,
-        &mut data.held_out,
-        &mut data.template,
-    ] {
+    let template = (!Template::is_bundled(&data.template)).then_some(&mut data.template);
+    let paths = [&mut model.path, &mut model.adapter, &mut data.train, &mut data.held_out];
+    for place in paths.into_iter().chain(template) {
         let found = Path::new(place.as_str()).canonicalize();
         if let Some(path) = found.ok().as_deref().and_then(Path::to_str) {
             *place = path.to_owned();

@@ -1,8 +1,13 @@
 //! The judge's prompt: a system prompt and a user message made from a template.
 //!
-//! The bundled template (`prompt/system.jinja`, `prompt/user.jinja`) has the sections, tags, markers
-//! and box of the published j1 prompt in our own wording, so published adapters see the form they
-//! were trained on. A user's own template file replaces it.
+//! There are two bundled templates:
+//!
+//! * `j1` (`prompt/system.jinja`, `prompt/user.jinja`) has the sections, tags, markers and box of the published j1 prompt
+//!   in our own wording, so published adapters see the form they were trained on.
+//! * `examples` (`prompt/examples.jinja`) shows the same form in four worked examples. A small model that has never seen the
+//!   form keeps it from the first judgement on. All prompts begin alike, so that the examples are computed once.
+//!
+//! A user's own template file replaces them.
 //!
 //! # Template files
 //!
@@ -47,13 +52,14 @@ use crate::judge::verdict::VerdictForm;
 
 const SYSTEM: &str = include_str!("prompt/system.jinja");
 const USER: &str = include_str!("prompt/user.jinja");
+const EXAMPLES: &str = include_str!("prompt/examples.jinja");
 const VARIABLES: [&str; 5] = ["conversation", "messages", "question", "response_a", "response_b"];
 /// Why a template could not be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the fields say what they hold
 pub enum PromptError {
     /// The file could not be read.
-    #[error("cannot read the template {}: {source}", path.display())]
+    #[error("cannot read the template {}: {source}; bundled are j1 and examples", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     /// The file is larger than any sensible template.
     #[error("the template {} is larger than {SOURCE_LIMIT_BYTES} bytes", path.display())]
@@ -142,6 +148,20 @@ impl Template {
     /// The bundled j1 template. It is well formed: what can fail is the thread that it is compiled in.
     pub fn bundled() -> Result<Template, PromptError> {
         Template::build("the j1 template", VerdictForm::default(), Some((SYSTEM, 0)), (USER, 0))
+    }
+
+    /// The bundled template of this name, and otherwise the file; no name at all is `j1`.
+    pub fn open(name: &str) -> Result<Template, PromptError> {
+        match name {
+            "" | "j1" => Template::bundled(),
+            "examples" => Template::from_source("the template of examples", EXAMPLES),
+            path => Template::from_file(Path::new(path)),
+        }
+    }
+
+    /// Whether [`Template::open`] has a template of this name without a file.
+    pub fn is_bundled(name: &str) -> bool {
+        matches!(name, "" | "j1" | "examples")
     }
 
     /// Reads and checks a user's template file.

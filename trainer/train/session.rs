@@ -194,10 +194,7 @@ impl RunPairs {
 
 /// The template that settings name.
 pub fn template(settings: &Settings) -> Result<Template, PromptError> {
-    match settings.data.template.as_str() {
-        "" => Template::bundled(),
-        path => Template::from_file(Path::new(path)),
-    }
+    Template::open(&settings.data.template)
 }
 
 /// Prompt and completion must fit the model's positions.

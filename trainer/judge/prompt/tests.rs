@@ -3,6 +3,7 @@
 use engine::text::tokenizer::ControlTokens;
 
 use super::*;
+use crate::judge::verdict;
 
 fn user(text: &str) -> [Message; 1] {
     [Message::new("user", text)]
@@ -48,6 +49,46 @@ fn the_bundled_prompt_has_the_form_the_adapters_know() {
     assert!(crate::judge::verdict::FORMAT_TAGS.iter().all(|tag| system.contains(tag)));
     let messages = prompt.messages();
     assert_eq!((messages[0].role.as_str(), messages[1].role.as_str()), ("system", "user"));
+}
+
+/// Every example is a judgement that parses, and the pair at hand follows as the examples do.
+#[test]
+fn the_examples_are_judgements_in_the_form() {
+    let prompt = render(&Template::open("examples").unwrap(), "Two.", "Three.");
+    let shown = prompt.user.strip_suffix("#### Judgement ####").unwrap();
+    let parts: Vec<&str> = shown.split("#### Judgement ####\n").collect();
+    let pair = parts.last().unwrap().split("#### Conversation ####\n").last().unwrap();
+    assert_eq!(
+        pair,
+        "What is one and one?\n[The Begin of Response A]\nTwo.\n[The End of Response A]\n\
+         [The Begin of Response B]\nThree.\n[The End of Response B]\n"
+    );
+    let verdicts: Vec<_> = parts[1..]
+        .iter()
+        .map(|part| {
+            let judgement = part.split("\n\n").next().unwrap();
+            let places = verdict::FORMAT_TAGS.map(|tag| judgement.find(tag));
+            assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{judgement}");
+            let read = verdict::read(
+                judgement,
+                crate::eval::results::Finish::Stop,
+                VerdictForm::default(),
+            );
+            let (a, b) = read.strict.scores().unwrap();
+            assert!((1.0..=10.0).contains(&a.min(b)) && a.max(b) <= 10.0);
+            a > b
+        })
+        .collect();
+    // Neither slot is the better one more often.
+    assert_eq!(verdicts, [false, true, false, true]);
+}
+
+#[test]
+fn a_template_is_a_name_or_a_file() {
+    let fingerprint = |name: &str| Template::open(name).map(|found| found.fingerprint().to_owned());
+    assert_eq!(fingerprint("").unwrap(), fingerprint("j1").unwrap());
+    assert_ne!(fingerprint("examples").unwrap(), fingerprint("j1").unwrap());
+    assert!(matches!(fingerprint("exampels"), Err(PromptError::Read { .. })));
 }
 
 #[test]

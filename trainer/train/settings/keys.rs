@@ -181,7 +181,7 @@ settings! {
         "max_prompt_tokens" => max_prompt_tokens: usize = "The longest prompt, in tokens, chat template included."; TOKENS, |n| (1..=1 << 20).contains(n);
         "over_long" => over_long: OverLong = "Longer prompts: left out before the run and counted, or cut at their beginning."; ANY, |_| true;
         "orders" => orders: Orders = "Every pair in both orders within a step, or in one drawn for it."; ANY, |_| true;
-        "template" => template: String = "Template file of the judge's prompt; empty: the j1 template."; ANY, |_| true;
+        "template" => template: String = "The judge's prompt: j1 (or empty); examples, for models that do not know the form; or a template file."; ANY, |_| true;
     }
 
     /// How completions are sampled.
