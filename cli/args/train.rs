@@ -210,9 +210,10 @@ pub(crate) struct PresetArg(pub(crate) Preset);
 
 impl ValueEnum for PresetArg {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [PresetArg; 4] = [
+        const ALL: [PresetArg; 5] = [
             PresetArg(Preset::J1Nano),
             PresetArg(Preset::J1Micro),
+            PresetArg(Preset::Cpu05b),
             PresetArg(Preset::Spct),
             PresetArg(Preset::Trl0152),
         ];
@@ -223,6 +224,7 @@ impl ValueEnum for PresetArg {
         let help = match self.0 {
             Preset::J1Nano => "the j1 recipe on Qwen3-0.6B, its faults mended",
             Preset::J1Micro => "the same on Qwen3-1.7B",
+            Preset::Cpu05b => "for Qwen2.5-Coder-0.5B-Instruct on two cores, in hours",
             Preset::Spct => "SPCT's RL stage: G = 4, +1 or -1, no format reward",
             Preset::Trl0152 => "the original, as it ran on TRL 0.15.2",
         };

@@ -63,7 +63,7 @@ pub(crate) fn base_settings(
     replaced: &[String],
 ) -> Result<Settings, Failure> {
     let mut settings = match (config, preset) {
-        (Some(path), _) => beside(path, Settings::from_file(path)?),
+        (Some(path), _) => Settings::from_file(path)?,
         (None, Some(preset)) => Settings::preset(preset.0),
         (None, None) => Settings::preset(Preset::J1Nano),
     };
@@ -71,16 +71,6 @@ pub(crate) fn base_settings(
         settings = settings.with(assignment)?;
     }
     Ok(settings)
-}
-
-/// A template named in a file of settings is looked for beside that file, then at the path itself.
-fn beside(config: &Path, mut settings: Settings) -> Settings {
-    let template = config.with_file_name(&settings.data.template);
-    let bundled = Template::is_bundled(&settings.data.template);
-    if let (false, true, Some(path)) = (bundled, template.is_file(), template.to_str()) {
-        settings.data.template = path.to_owned();
-    }
-    settings
 }
 
 /// The settings of all flags, paths included.

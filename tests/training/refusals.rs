@@ -121,6 +121,7 @@ fn settings_are_printed_whole_and_read_back() {
     for (name, preset) in [
         ("j1-nano", Preset::J1Nano),
         ("j1-micro", Preset::J1Micro),
+        ("cpu-0.5b", Preset::Cpu05b),
         ("spct", Preset::Spct),
         ("trl-0.15.2", Preset::Trl0152),
     ] {

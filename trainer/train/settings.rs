@@ -25,6 +25,8 @@ pub use keys::{
 };
 use serde_json::{Map, Value};
 
+use crate::judge::prompt::Template;
+
 /// Completions of a step at most: a list of them is made before it.
 const MAX_COMPLETIONS: usize = 1 << 20;
 
@@ -81,7 +83,7 @@ impl Settings {
         let template = &mut settings.data.template;
         let beside = path.parent().map(|directory| directory.join(template.as_str()));
         if let Some(beside) = beside.as_deref().and_then(Path::to_str)
-            && !template.is_empty()
+            && !Template::is_bundled(template)
         {
             *template = beside.to_owned();
         }

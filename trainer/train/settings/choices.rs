@@ -71,6 +71,8 @@ choices! {
         J1Nano = "j1-nano",
         /// The same on Qwen3-1.7B.
         J1Micro = "j1-micro",
+        /// A recipe for Qwen2.5-Coder-0.5B-Instruct that two cores train in hours.
+        Cpu05b = "cpu-0.5b",
         /// The RL stage of SPCT (arXiv 2504.02495).
         Spct = "spct",
         /// The original j1 training on TRL 0.15.2, fault for fault.

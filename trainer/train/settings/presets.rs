@@ -14,6 +14,7 @@ pub(super) fn settings(preset: Preset) -> Settings {
     match preset {
         Preset::J1Nano => j1(preset, "Qwen/Qwen3-0.6B"),
         Preset::J1Micro => j1(preset, "Qwen/Qwen3-1.7B"),
+        Preset::Cpu05b => cpu_0_5b(),
         Preset::Spct => spct(),
         Preset::Trl0152 => trl_0_15_2(),
     }
@@ -106,6 +107,50 @@ fn j1(preset: Preset, model: &str) -> Settings {
             deliver: Deliver::Best,
         },
     }
+}
+
+/// A recipe for a model of half a billion parameters that has never seen the form, on two cores. benches/LEARNING.md has
+/// what each setting was tried against.
+fn cpu_0_5b() -> Settings {
+    let mut settings = j1(Preset::Cpu05b, "Qwen/Qwen2.5-Coder-0.5B-Instruct");
+    // The form from the first step on, so that the reward can go into the verdict. The examples run once a
+    // micro-batch, and are about 600 of the tokens.
+    settings.data.template = "examples".to_owned();
+    settings.data.max_prompt_tokens = 1800;
+    // Labels are noisy and differ by pair, so more pairs tell more than more samples of one: 16 pairs in both orders. Four
+    // samples differ nearly always, as the rewards below are shares.
+    settings.rollout.prompts_per_step = 32;
+    settings.rollout.group_size = 4;
+    // The log-probabilities that are trained are those of the model itself.
+    settings.rollout.temperature = 1.0;
+    // Judgements have about 70 tokens; one that rambles on is cut, and pays.
+    settings.rollout.max_completion_tokens = 160;
+    settings.reward.length_from_tokens = 150;
+    // A right verdict counts as far as the other order agrees, and points as far as they decide the sum: a constant slot
+    // earns neither. Each reward in its own size, by the step's deviation, or the pull to the middle is lost.
+    settings.reward.weights = RewardWeights {
+        format: 1.0, // at most 0.2
+        verdict: 0.0,
+        consistency: 1.0,
+        summed: 1.0,
+        ..RewardWeights::default()
+    };
+    settings.reward.normalize_each = false;
+    settings.reward.scale_rewards = ScaleRewards::Batch;
+    // No reference pass: a quarter of the update. The steps are few.
+    settings.loss.beta = 0.0;
+    // Gradients have norms of 0.2 to 0.5 here: what is cut is an accident.
+    settings.optimizer.learning_rate = 2e-4;
+    settings.optimizer.schedule = Shape::Constant;
+    settings.optimizer.warmup_steps = 4;
+    settings.optimizer.max_grad_norm = 1.0;
+    // A step in two micro-batches instead of four: the examples run half as often. Activations take 5 GiB then; with less
+    // memory they are recomputed.
+    settings.train.micro_batch_tokens = 8192;
+    settings.train.steps = 200;
+    settings.train.save_every = 5;
+    settings.train.eval_every = 20;
+    settings
 }
 
 /// The RL stage of SPCT (DeepSeek, arXiv 2504.02495): G = 4, +1 or -1 for a strict argmax and nothing for the format,

@@ -220,6 +220,35 @@ fn the_other_presets_differ_in_these_lines_only() {
         ["preset = \"j1-micro\"", "path = \"Qwen/Qwen3-1.7B\""]
     );
     assert_eq!(
+        differences(Preset::Cpu05b),
+        [
+            "preset = \"cpu-0.5b\"",
+            "path = \"Qwen/Qwen2.5-Coder-0.5B-Instruct\"",
+            "max_prompt_tokens = 1800",
+            "template = \"examples\"",
+            "group_size = 4",
+            "prompts_per_step = 32",
+            "temperature = 1.0",
+            "max_completion_tokens = 160",
+            "length_from_tokens = 150",
+            "normalize_each = false",
+            "scale_rewards = \"batch\"",
+            "format = 1.0",
+            "verdict = 0.0",
+            "consistency = 1.0",
+            "summed = 1.0",
+            "beta = 0.0",
+            "learning_rate = 0.0002",
+            "max_grad_norm = 1.0",
+            "schedule = \"constant\"",
+            "warmup_steps = 4",
+            "steps = 200",
+            "micro_batch_tokens = 8192",
+            "save_every = 5",
+            "eval_every = 20",
+        ]
+    );
+    assert_eq!(
         differences(Preset::Spct),
         [
             "preset = \"spct\"",
@@ -303,7 +332,10 @@ fn wrong_values_are_refused_with_what_is_allowed() {
         ("optimizer.betas = [0.9]", "two numbers from 0 to below 1"),
         ("optimizer.betas = [0.9, 1.0]", "two numbers"),
         ("optimizer.learning_rate = 1979-05-27", "a number above 0"),
-        ("preset = 'j1-mini'", "\"j1-nano\" | \"j1-micro\" | \"spct\" | \"trl-0.15.2\""),
+        (
+            "preset = 'j1-mini'",
+            "\"j1-nano\" | \"j1-micro\" | \"cpu-0.5b\" | \"spct\" | \"trl-0.15.2\"",
+        ),
         ("reward.weights.verdict = -1", "from 0 to 1000000"),
         // Their sums and products would be infinite, or NaN, in a step.
         ("reward.weights.verdict = 1e308", "from 0 to 1000000"),
