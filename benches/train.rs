@@ -205,8 +205,13 @@ impl Trained {
             .map(|index| tokens(vocab, 1000 + index, step.completion))
             .collect();
         let weight = 1.0 / (completions.len() * step.completion) as f64;
-        let item =
-            |(tokens, advantage)| TrainedCompletion { tokens, sampled: None, advantage, weight };
+        let item = |(tokens, advantage)| TrainedCompletion {
+            tokens,
+            sampled: None,
+            advantage,
+            weight,
+            reasoning: 0,
+        };
         let groups: Vec<PromptGroup> = prompts
             .iter()
             .zip(completions.chunks(2))

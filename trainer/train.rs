@@ -322,6 +322,7 @@ impl Trainer {
                 sampled: comparable.then_some(&completion.log_probs),
                 advantage: advantages.values[index],
                 weight: weights[index],
+                reasoning: completion.reasoning,
             }
         };
         let of_prompt = |(group, prompt): (usize, &'a Vec<u32>)| PromptGroup {
@@ -347,6 +348,7 @@ impl Trainer {
                 clip_high: loss.epsilon_high,
                 beta: loss.beta,
                 bias_corrected_kl: loss.bias_corrected_kl,
+                reasoning_weight: loss.reasoning_weight,
             },
             iterations: loss.num_iterations,
             temperature: if loss.temperature_scaled { self.sampling_temperature() } else { 1.0 },

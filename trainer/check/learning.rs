@@ -215,6 +215,7 @@ fn loss_of(
             old: item.old.as_deref(),
             reference: item.reference.as_deref(),
             advantage: item.advantage,
+            reasoning: 0,
         };
         loss += completion_loss(settings, &completion, *weight, &mut derivative[own]).loss;
     }
@@ -253,7 +254,7 @@ fn grpo(
             clip_low: epsilon,
             clip_high: epsilon,
             beta,
-            bias_corrected_kl: false,
+            ..loss::LossTerms::default()
         };
         let mut items = Vec::new();
         for (index, ids) in case.inputs.iter().enumerate() {
@@ -319,6 +320,7 @@ fn trl_step(
         clip_high: epsilon,
         beta,
         bias_corrected_kl: case.number(&["args", "kl_correction"])? != 0.0,
+        ..loss::LossTerms::default()
     };
     let mut micros = Vec::new();
     while tensors.contains_key(&format!("micro{}.loss", micros.len())) {

@@ -47,9 +47,12 @@ pub const FORMAT_TAGS: [&str; 6] = [
     "</specific_criteria>",
     "<analysis>",
     "</analysis>",
-    "<scores>",
+    SCORES_TAG,
     "</scores>",
 ];
+
+/// What opens the section of scores.
+pub const SCORES_TAG: &str = "<scores>";
 
 /// The verdict of a judgement on two replies.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::{
     generate::{self, FinishReason, Generator, Request, Stats},
-    text::tokenizer::TokenizerError,
+    text::tokenizer::{Tokenizer, TokenizerError},
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,8 @@ pub struct Completion {
     pub text: String,
     /// Its verdict by the published rule.
     pub verdict: Verdict,
+    /// Tokens before the section of scores is opened; 0 where it never is.
+    pub reasoning: usize,
 }
 
 /// Why rollouts could not be made.
@@ -110,9 +112,28 @@ pub fn rollouts(
         };
         let text = tokenizer.decode(said, true)?;
         let verdict = verdict::read(&text, finish, judge.template.verdict_form()).strict;
-        Ok(Completion { tokens, log_probs, entropy, finish, text, verdict })
+        let reasoning = reasoning_tokens(tokenizer, said)?;
+        Ok(Completion { tokens, log_probs, entropy, finish, text, verdict, reasoning })
     };
     drawn.into_iter().map(complete).collect::<Result<_, _>>().map(Some)
+}
+
+/// How many tokens, the first, do not open the section of scores; 0 if none opens it.
+fn reasoning_tokens(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<usize, TokenizerError> {
+    let opened = |count: usize| {
+        let text = tokenizer.decode(&tokens[..count], true)?;
+        Ok::<bool, TokenizerError>(text.contains(verdict::SCORES_TAG))
+    };
+    if !opened(tokens.len())? {
+        return Ok(0);
+    }
+    // Not opened by `before` tokens, opened by `after`.
+    let (mut before, mut after) = (0, tokens.len());
+    while after - before > 1 {
+        let middle = before.midpoint(after);
+        if opened(middle)? { after = middle } else { before = middle }
+    }
+    Ok(before)
 }
 
 #[derive(Clone, Default)]
@@ -171,4 +192,30 @@ pub struct RolloutRecord {
     pub rejected: String,
     /// The decoded text.
     pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn reasoning_ends_where_the_scores_begin() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/qwen3-tied/model");
+        let tokenizer = Tokenizer::load(&model).unwrap();
+        let count = |text: &str| {
+            let tokens = tokenizer.encode(text).unwrap();
+            (reasoning_tokens(&tokenizer, &tokens).unwrap(), tokens)
+        };
+        for before in ["", "é is right, A is not\n", "<analysis>\nA\n</analysis>\n<score>"] {
+            let text = format!("{before}<scores>\n\\boxed{{8, 6}}\n</scores> <scores>");
+            let (reasoning, tokens) = count(&text);
+            let decoded = |count: usize| tokenizer.decode(&tokens[..count], true).unwrap();
+            assert!(!decoded(reasoning).contains("<scores>"), "{text}");
+            assert!(decoded(reasoning + 1).contains("<scores>"), "{text}");
+            assert!(decoded(reasoning + 1).starts_with(before), "{text}");
+        }
+        assert_eq!(count("\\boxed{8, 6}").0, 0);
+        assert_eq!(count("").0, 0);
+    }
 }

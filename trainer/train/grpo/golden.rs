@@ -74,6 +74,7 @@ fn losses(
             old: old.map(|old| old[i]),
             reference: Some(reference[i]),
             advantage: advantages[i],
+            reasoning: 0,
         };
         let mut d = vec![f32::NAN; new[i].len()];
         sums.add(&completion_loss(settings, &completion, weights[i], &mut d));
@@ -104,6 +105,7 @@ fn losses_and_derivatives_are_pytorchs() {
             clip_high: info["clip_high"].as_f64().unwrap(),
             beta: if kl == "none" { 0.0 } else { info["beta"].as_f64().unwrap() },
             bias_corrected_kl: kl == "corrected",
+            reasoning_weight: 1.0,
         };
         let weights = weights(kind(kind_name), max_len, &parts, &lens);
         let d_new = rows(&tensors[&format!("{case}.d_new")], &lens);
@@ -148,6 +150,7 @@ fn the_shared_dumps_losses_are_pytorchs() {
                 clip_high: epsilon,
                 beta: beta.parse().unwrap(),
                 bias_corrected_kl: false,
+                reasoning_weight: 1.0,
             };
             let mut kinds = vec![kind(kind_name)];
             // One part: every token of it is every token of the step.
@@ -221,8 +224,13 @@ fn advantages_and_losses_are_trls() {
             for (row, &advantage) in theirs[part].iter().enumerate() {
                 let i = 4 * part + row;
                 let log_probs = vec![-1.5; lens[i]];
-                let completion =
-                    LossInputs { log_probs: &log_probs, old: None, reference: None, advantage };
+                let completion = LossInputs {
+                    log_probs: &log_probs,
+                    old: None,
+                    reference: None,
+                    advantage,
+                    reasoning: 0,
+                };
                 let mut d = vec![0.0; lens[i]];
                 sums.add(&completion_loss(&LossTerms::default(), &completion, weights[i], &mut d));
             }

@@ -79,6 +79,7 @@ fn j1(preset: Preset, model: &str) -> Settings {
             epsilon_low: 0.2,
             epsilon_high: 0.2,
             bias_corrected_kl: false,
+            reasoning_weight: 1.0,
             num_iterations: 1,
             mask_truncated: false,
             temperature_scaled: true,

@@ -75,6 +75,7 @@ fn what_is_written_is_read_back() {
         epsilon_low = 1
         epsilon_high = 0.28
         bias_corrected_kl = true
+        reasoning_weight = 0.5
         num_iterations = 2
         mask_truncated = true
         temperature_scaled = true
@@ -179,6 +180,7 @@ fn j1_nano_is_the_published_recipe_mended() {
         epsilon_low = 0.2
         epsilon_high = 0.2
         bias_corrected_kl = false
+        reasoning_weight = 1.0
         num_iterations = 1
         mask_truncated = false
         temperature_scaled = true
