@@ -23,6 +23,7 @@
 constexpr int KEYS = 64, VECTORS = 32, DS_TILE = KEYS * VECTORS;
 
 constexpr float LOG2_E = 1.44269504f;
+constexpr int EVERY = -0x7fffffff - 1;
 
 // delta = dy y, in f64 as the reference, and dy to bf16. One warp per (row, head).
 template <int D> DEV void deltas(float2* numbers, u16* rounded, const float* dy, const float* y, const float* log_sums, u32 vectors) {
@@ -108,14 +109,15 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
 
     // Vectors see keys that do not lie behind them and are theirs.
     const int limit = own.end * c.group, last_tile = own.end_tile(c), first_tile = own.first_tile(c);
-    const int key = WARP * T * 16 + (LANE >> 2), rows = own.count - key, from = (own.diagonal + key) * c.group, least = own.least * c.group;
+    const int key = WARP * T * 16 + (LANE >> 2), rows = own.count - key, from = (own.diagonal + key) * c.group;
     // From this vector on all see all of the warp's keys.
     const int full = own.count < KEYS ? limit : own.seen_from((WARP + 1) * T * 16 - 1) * c.group;
 
     // Vector i is in row i / group: the upper half of 2 i times 2^31 / group, rounded up, for i below 2^27.
     const u32 inverse = 0x7fffffffu / c.group + 1;
     const int heads = c.kv_heads * c.group;
-    auto load = [&](int tile) {
+    // Vectors of queries before `least`, which only the first tile may have, are zeros and so change no sum: a register less than a mask.
+    auto load = [&](int tile, int least) {
         constexpr int ACROSS = D / 8, STRIDE = THREADS / ACROSS, ROWS = STRIDE < VECTORS ? STRIDE : VECTORS;
         const int chunk = THREAD % ACROSS, r = THREAD / ACROSS;
         const u32 to = memory + (tile & 1) * STAGE;
@@ -126,7 +128,7 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
 #pragma unroll
             for (int i = 0; i < VECTORS; i += ROWS) {
                 const int vector = tile * VECTORS + i + r;
-                const bool there = vector < limit;
+                const bool there = vector >= least && vector < limit;
                 const u64 offset = (base + (there ? at(vector) : 0)) * D + chunk * 8;
                 const u32 place_of = to + place<D>(r, chunk) + i * D * 2;
                 copy16(place_of, c.q + offset, there);
@@ -134,7 +136,7 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
             }
         if (THREAD < VECTORS) {
             const int vector = tile * VECTORS + THREAD;
-            const bool there = vector < limit;
+            const bool there = vector >= least && vector < limit;
             copy8(to + 2 * TILE + THREAD * 8, c.numbers + base + (there ? at(vector) : 0), there);
         }
         copies_commit();
@@ -144,12 +146,12 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
     for (int t = 0; t < T; ++t) clear(of_keys[t]), clear(of_values[t]);
     u32* out = (u32*)(ds + own.ds(c, first_tile)) + WARP * T * 256 + LANE;
     const float scale = c.scale * LOG2_E;
-    load(first_tile);
+    load(first_tile, own.least * c.group);
     for (int tile = first_tile; tile < last_tile; ++tile) {
         copies_wait<0>();
         // All are past the stage that is loaded next.
         sync_block();
-        if (tile + 1 < last_tile) load(tile + 1);
+        if (tile + 1 < last_tile) load(tile + 1, EVERY);
         u32 q_columns = columns_at<D>(memory + (tile & 1) * STAGE, 0), q_rows = rows_at<D>(memory + (tile & 1) * STAGE, 0);
         const float* numbers = (const float*)(shared_memory + (tile & 1) * STAGE + 2 * TILE) + (LANE & 3) * 4;
         const bool all = tile * VECTORS >= full && (tile + 1) * VECTORS <= limit;
@@ -185,7 +187,7 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
 #pragma unroll
                         for (int e = 0; e < 4; ++e) {
                             const int other = vector + j * 8 + (e & 1), row = t * 16 + (e >> 1) * 8;
-                            if (other < from + row * c.group || other < least || other >= limit || row >= rows) p[t][j][e] = d[t][j][e] = 0.0f;
+                            if (other < from + row * c.group || other >= limit || row >= rows) p[t][j][e] = d[t][j][e] = 0.0f;
                         }
                     of_p[t][2 * j] = pack_bf16(p[t][j][0], p[t][j][1]), of_p[t][2 * j + 1] = pack_bf16(p[t][j][2], p[t][j][3]);
                     of_d[t][2 * j] = pack_bf16(d[t][j][0], d[t][j][1]), of_d[t][2 * j + 1] = pack_bf16(d[t][j][2], d[t][j][3]);
@@ -207,13 +209,15 @@ template <int D> DEV void keys(float* dk, float* dv, u16* ds, const Call& c) {
         }
         out += DS_TILE / 2 - 128;
     }
+    // Read again: registers are full.
+    const Keys again(c, c.items[BLOCK_X]);
 #pragma unroll
     for (int t = 0; t < T; ++t)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = key + t * 16 + h * 8;
-            if (row >= own.count) continue;
-            const u64 at = ((u64)(own.first + row) * c.kv_heads + BLOCK_Y) * D + (LANE & 3) * 2;
+            if (row >= again.count) continue;
+            const u64 at = ((u64)(again.first + row) * c.kv_heads + BLOCK_Y) * D + (LANE & 3) * 2;
 #pragma unroll
             for (int i = 0; i < D / 8; ++i) {
                 float2 pair;
