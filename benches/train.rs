@@ -210,7 +210,7 @@ impl Trained {
             sampled: None,
             advantage,
             weight,
-            reasoning: 0,
+            scores: [0; 2],
         };
         let groups: Vec<PromptGroup> = prompts
             .iter()

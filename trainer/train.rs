@@ -322,7 +322,7 @@ impl Trainer {
                 sampled: comparable.then_some(&completion.log_probs),
                 advantage: advantages.values[index],
                 weight: weights[index],
-                reasoning: completion.reasoning,
+                scores: completion.scores,
             }
         };
         let of_prompt = |(group, prompt): (usize, &'a Vec<u32>)| PromptGroup {

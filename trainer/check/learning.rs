@@ -215,7 +215,7 @@ fn loss_of(
             old: item.old.as_deref(),
             reference: item.reference.as_deref(),
             advantage: item.advantage,
-            reasoning: 0,
+            scores: [0; 2],
         };
         loss += completion_loss(settings, &completion, *weight, &mut derivative[own]).loss;
     }

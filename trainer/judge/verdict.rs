@@ -47,12 +47,12 @@ pub const FORMAT_TAGS: [&str; 6] = [
     "</specific_criteria>",
     "<analysis>",
     "</analysis>",
-    SCORES_TAG,
-    "</scores>",
+    SCORES_TAGS[0],
+    SCORES_TAGS[1],
 ];
 
-/// What opens the section of scores.
-pub const SCORES_TAG: &str = "<scores>";
+/// What opens and closes the section of scores.
+pub const SCORES_TAGS: [&str; 2] = ["<scores>", "</scores>"];
 
 /// The verdict of a judgement on two replies.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

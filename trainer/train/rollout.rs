@@ -36,8 +36,9 @@ pub struct Completion {
     pub text: String,
     /// Its verdict by the published rule.
     pub verdict: Verdict,
-    /// Tokens before the section of scores is opened; 0 where it never is.
-    pub reasoning: usize,
+    /// The tokens that say the scores: from the one that opens the section to the one after its end, where a judgement ends.
+    /// Empty where nothing opens it.
+    pub scores: [usize; 2],
 }
 
 /// Why rollouts could not be made.
@@ -112,28 +113,40 @@ pub fn rollouts(
         };
         let text = tokenizer.decode(said, true)?;
         let verdict = verdict::read(&text, finish, judge.template.verdict_form()).strict;
-        let reasoning = reasoning_tokens(tokenizer, said)?;
-        Ok(Completion { tokens, log_probs, entropy, finish, text, verdict, reasoning })
+        let scores = tokens_of_scores(tokenizer, &tokens)?;
+        Ok(Completion { tokens, log_probs, entropy, finish, text, verdict, scores })
     };
     drawn.into_iter().map(complete).collect::<Result<_, _>>().map(Some)
 }
 
-/// How many tokens, the first, do not open the section of scores; 0 if none opens it.
-fn reasoning_tokens(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<usize, TokenizerError> {
-    let opened = |count: usize| {
-        let text = tokenizer.decode(&tokens[..count], true)?;
-        Ok::<bool, TokenizerError>(text.contains(verdict::SCORES_TAG))
+/// See [`Completion::scores`].
+fn tokens_of_scores(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<[usize; 2], TokenizerError> {
+    let Some(first) = token_with(tokenizer, tokens, verdict::SCORES_TAGS[0])? else {
+        return Ok([0; 2]);
     };
-    if !opened(tokens.len())? {
-        return Ok(0);
+    let last = token_with(tokenizer, tokens, verdict::SCORES_TAGS[1])?;
+    Ok([first, last.map_or(tokens.len(), |last| tokens.len().min(last + 2))])
+}
+
+/// The token that completes the first `tag`.
+fn token_with(
+    tokenizer: &Tokenizer,
+    tokens: &[u32],
+    tag: &str,
+) -> Result<Option<usize>, TokenizerError> {
+    let said = |count: usize| {
+        Ok::<bool, TokenizerError>(tokenizer.decode(&tokens[..count], true)?.contains(tag))
+    };
+    if !said(tokens.len())? {
+        return Ok(None);
     }
-    // Not opened by `before` tokens, opened by `after`.
+    // Not said by `before` tokens, said by `after`.
     let (mut before, mut after) = (0, tokens.len());
     while after - before > 1 {
         let middle = before.midpoint(after);
-        if opened(middle)? { after = middle } else { before = middle }
+        if said(middle)? { after = middle } else { before = middle }
     }
-    Ok(before)
+    Ok(Some(before))
 }
 
 #[derive(Clone, Default)]
@@ -200,22 +213,27 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn reasoning_ends_where_the_scores_begin() {
+    fn the_scores_are_found_among_the_tokens() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/qwen3-tied/model");
         let tokenizer = Tokenizer::load(&model).unwrap();
-        let count = |text: &str| {
+        let found = |text: &str| {
             let tokens = tokenizer.encode(text).unwrap();
-            (reasoning_tokens(&tokenizer, &tokens).unwrap(), tokens)
+            let [first, end] = tokens_of_scores(&tokenizer, &tokens).unwrap();
+            let decode =
+                |range: std::ops::Range<usize>| tokenizer.decode(&tokens[range], true).unwrap();
+            [decode(0..first), decode(first..end), decode(end..tokens.len())]
         };
         for before in ["", "é is right, A is not\n", "<analysis>\nA\n</analysis>\n<score>"] {
-            let text = format!("{before}<scores>\n\\boxed{{8, 6}}\n</scores> <scores>");
-            let (reasoning, tokens) = count(&text);
-            let decoded = |count: usize| tokenizer.decode(&tokens[..count], true).unwrap();
-            assert!(!decoded(reasoning).contains("<scores>"), "{text}");
-            assert!(decoded(reasoning + 1).contains("<scores>"), "{text}");
-            assert!(decoded(reasoning + 1).starts_with(before), "{text}");
+            let scores = "<scores>\n\\boxed{8, 6}\n</scores>";
+            let [first, said, rest] = found(&format!("{before}{scores}\n\n#### <scores> 1"));
+            // The tag's first tokens may be before it, and one token after it belongs to it.
+            assert!(first.starts_with(before) && !first.contains("<scores>"), "{first}");
+            assert!(format!("{first}{said}").starts_with(&format!("{before}{scores}")), "{said}");
+            assert!(rest.contains("####") && !rest.contains("</scores>"), "{rest}");
+            let [_, said, rest] = found(&format!("{before}<scores> \\boxed{{8, 6}}"));
+            assert!(said.ends_with("6}") && rest.is_empty(), "{said}, {rest}");
         }
-        assert_eq!(count("\\boxed{8, 6}").0, 0);
-        assert_eq!(count("").0, 0);
+        assert_eq!(found("\\boxed{8, 6}")[1], "");
+        assert_eq!(found("")[1], "");
     }
 }

@@ -34,8 +34,8 @@ pub struct TrainedCompletion<'a> {
     pub advantage: f32,
     /// Weight of each of its tokens in the step's loss; at 0 the completion is left out.
     pub weight: f64,
-    /// Tokens before the verdict, whose advantage counts as `loss.reasoning_weight` says.
-    pub reasoning: usize,
+    /// Its tokens that say the scores; the advantage of the others counts as `loss.reasoning_weight` says.
+    pub scores: [usize; 2],
 }
 
 /// A prompt and its completions.
@@ -422,7 +422,7 @@ impl<'a> Batch<'a> {
                 old: old.as_deref(),
                 reference: reference.as_deref(),
                 advantage: item.advantage,
-                reasoning: item.reasoning,
+                scores: item.scores,
             };
             let sums = completion_loss(&settings.loss, &completion, item.weight, &mut derivative);
             report.sums.add(&sums);
@@ -468,7 +468,7 @@ mod tests {
     use super::*;
 
     fn item(tokens: &[u32], weight: f64) -> TrainedCompletion<'_> {
-        TrainedCompletion { tokens, sampled: None, advantage: 1.0, weight, reasoning: 0 }
+        TrainedCompletion { tokens, sampled: None, advantage: 1.0, weight, scores: [0; 2] }
     }
 
     #[test]

@@ -387,7 +387,7 @@ fn train(
         sampled: None,
         advantage: if index % 2 == 0 { 1.0 } else { -1.0 },
         weight,
-        reasoning: 0,
+        scores: [0; 2],
     });
     let groups = [PromptGroup { prompt: &prompt, items: items.collect() }];
     let settings = UpdateSettings {

@@ -74,7 +74,7 @@ fn losses(
             old: old.map(|old| old[i]),
             reference: Some(reference[i]),
             advantage: advantages[i],
-            reasoning: 0,
+            scores: [0; 2],
         };
         let mut d = vec![f32::NAN; new[i].len()];
         sums.add(&completion_loss(settings, &completion, weights[i], &mut d));
@@ -229,7 +229,7 @@ fn advantages_and_losses_are_trls() {
                     old: None,
                     reference: None,
                     advantage,
-                    reasoning: 0,
+                    scores: [0; 2],
                 };
                 let mut d = vec![0.0; lens[i]];
                 sums.add(&completion_loss(&LossTerms::default(), &completion, weights[i], &mut d));

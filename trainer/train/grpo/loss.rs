@@ -10,7 +10,7 @@
 //! kl = k3, or r k3 bias-corrected                    (DeepSeek-V3.2, arXiv 2512.02556)
 //! loss = Σ_i w_i Σ_t (policy + β kl)
 //!
-//! A is ρ A for tokens of the reasoning              ρ = 1, unless set
+//! A is ρ A for tokens outside of the scores         ρ = 1, unless set
 //!
 //! d policy / dx = -r A where the minimum is r A, else 0
 //! d kl / dx = 1 - exp(y - x), or r (k3 + 1 - exp(y - x)) bias-corrected
@@ -34,11 +34,12 @@
 //!
 //! # The weight of reasoning
 //!
-//! The policy gradient is a sum over tokens: E[Σ_t A d log π(t)]. Tokens before the verdict matter by what they make of
-//! it. Where a small model's verdict hardly depends on what it wrote, their terms have an expectation near zero and the
-//! noise of all of them, sixty against the few in which the verdict is said. ρ below 1 weighs them less: the terms of the
-//! verdict's tokens, given what was written, stay a gradient of the expected reward by themselves. It is not the whole
-//! gradient any more. At 0 only the verdict is trained, and what comes before it as far as parameters are shared.
+//! The policy gradient is a sum over tokens: E[Σ_t A d log π(t)]. Tokens before the scores matter by what they make of
+//! them. Where a small model's verdict hardly depends on what it wrote, their terms have an expectation near zero and the
+//! noise of all of them, sixty against the few in which the verdict is said. ρ below 1 weighs them less, and what is written
+//! after the scores: the terms of the scores' own tokens, given what was written, stay a gradient of the expected reward
+//! by themselves. It is not the whole gradient any more. At 0 only the scores are trained, and what comes before them as
+//! far as parameters are shared. Where nothing opens the scores, all tokens have the weight ρ.
 //!
 //! Log-probabilities are f32; everything between is f64, and a derivative is rounded once. TRL
 //! computes in f32: the difference is rounding.
@@ -71,7 +72,7 @@ pub struct LossTerms {
     pub beta: f64,
     /// Multiplies k3 by the ratio, so that it is unbiased off policy (and its gradient is, on policy).
     pub bias_corrected_kl: bool,
-    /// ρ, the weight of the advantage before the verdict.
+    /// ρ, the weight of the advantage outside of the scores.
     pub reasoning_weight: f64,
 }
 
@@ -161,8 +162,8 @@ pub struct LossInputs<'a> {
     pub reference: Option<&'a [f32]>,
     /// The advantage A.
     pub advantage: f32,
-    /// How many of its tokens, the first, are reasoning before the verdict.
-    pub reasoning: usize,
+    /// Its tokens that say the scores.
+    pub scores: [usize; 2],
 }
 
 /// Returns the completion's part of the step's loss with its statistics, and writes its
@@ -226,7 +227,8 @@ struct Token {
 /// The formulas at the top for token `t`.
 fn token_loss(settings: &LossTerms, completion: &LossInputs<'_>, t: usize) -> Token {
     let x = f64::from(completion.log_probs[t]);
-    let share = if t < completion.reasoning { settings.reasoning_weight } else { 1.0 };
+    let [first, end] = completion.scores;
+    let share = if (first..end).contains(&t) { 1.0 } else { settings.reasoning_weight };
     let advantage = share * f64::from(completion.advantage);
     let ratio = completion.old.map_or(1.0, |old| (x - f64::from(old[t])).exp());
     let (lowest, highest) = (1.0 - settings.clip_low, 1.0 + settings.clip_high);

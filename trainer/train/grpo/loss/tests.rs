@@ -27,7 +27,7 @@ fn on_policy_the_loss_is_minus_the_advantage() {
         old: None,
         reference: None,
         advantage,
-        reasoning: 0,
+        scores: [0; 2],
     };
     for advantage in [0.7, -1.5, 0.0] {
         let (sums, d) = evaluate(&CLIP, &on(advantage), 0.25);
@@ -37,22 +37,22 @@ fn on_policy_the_loss_is_minus_the_advantage() {
     }
 }
 
-/// Two tokens of reasoning and one of the verdict; the KL term counts in full everywhere.
+/// Two tokens of reasoning, one of the scores and one after them; the KL term counts in full everywhere.
 #[test]
 fn the_advantage_of_reasoning_counts_as_its_weight_says() {
     let completion = LossInputs {
-        log_probs: &[-1.0, -2.0, -3.0],
+        log_probs: &[-1.0, -2.0, -3.0, -1.0],
         old: None,
-        reference: Some(&[-1.0, -1.5, -3.0]),
+        reference: Some(&[-1.0, -1.5, -3.0, -1.0]),
         advantage: 2.0,
-        reasoning: 2,
+        scores: [2, 3],
     };
     let settings = LossTerms { beta: 0.1, reasoning_weight: 0.25, ..CLIP };
     let (sums, d) = evaluate(&settings, &completion, 0.5);
     let growth = 0.5f64.exp();
     let kl = growth - 0.5 - 1.0;
-    near(sums.loss, 0.5 * (-0.5 - 0.5 - 2.0 + 0.1 * kl));
-    let want = [-0.25, 0.5 * (-0.5 + 0.1 * (1.0 - growth)), -1.0];
+    near(sums.loss, 0.5 * (-0.5 - 0.5 - 2.0 - 0.5 + 0.1 * kl));
+    let want = [-0.25, 0.5 * (-0.5 + 0.1 * (1.0 - growth)), -1.0, -0.25];
     d.iter().zip(want).for_each(|(d, want)| near(f64::from(*d), f64::from(want as f32)));
 }
 
@@ -65,7 +65,7 @@ fn the_ratio_is_clipped_where_that_makes_it_worse() {
         old: Some(&old),
         reference: None,
         advantage,
-        reasoning: 0,
+        scores: [0; 2],
     };
     let (sums, d) = evaluate(&CLIP, &off(2.0), 1.0);
     // A > 0: r A = 1, 2, 4; only the last is above its clipped 2.6.
@@ -94,7 +94,7 @@ fn the_divergence_by_hand() {
         old,
         reference: Some(&[-2.0 + std::f32::consts::LN_2]),
         advantage: 0.0,
-        reasoning: 0,
+        scores: [0; 2],
     };
     let settings = LossTerms { beta: 0.5, ..CLIP };
     let (sums, d) = evaluate(&settings, &of(None), 1.0);
@@ -125,7 +125,7 @@ fn a_small_divergence_is_not_lost_and_equal_policies_have_none() {
         old: None,
         reference: Some(reference),
         advantage: 0.0,
-        reasoning: 0,
+        scores: [0; 2],
     };
     let (sums, d) = evaluate(&settings, &of(&[-0.5]), 1.0);
     assert_eq!((sums.loss, sums.kl, d[0].abs()), (0.0, Some(0.0), 0.0));
@@ -157,7 +157,7 @@ fn derivatives_are_central_differences() {
                         old: Some(old),
                         reference: Some(&reference),
                         advantage,
-                        reasoning: 0,
+                        scores: [0; 2],
                     };
                     let (sums, d) = evaluate(&settings, &completion, 0.37);
                     for t in 0..x.len() {
@@ -235,7 +235,7 @@ fn at_weight_zero_nothing_gets_through() {
         old: Some(&[-1.0, -2.0]),
         reference: Some(&[-900.0, 0.0]),
         advantage: 1.0,
-        reasoning: 0,
+        scores: [0; 2],
     };
     let settings = LossTerms { beta: 0.1, ..CLIP };
     let (sums, d) = evaluate(&settings, &completion, 0.0);
@@ -258,7 +258,7 @@ fn sums_are_the_steps_in_whatever_batches() {
         old: Some(&old),
         reference: Some(&[-1.1, -0.7]),
         advantage,
-        reasoning: 0,
+        scores: [0; 2],
     });
     let settings = LossTerms { beta: 0.04, ..CLIP };
     let mut all = Sums::default();
@@ -283,7 +283,12 @@ fn sums_are_the_steps_in_whatever_batches() {
 #[test]
 #[should_panic(expected = "beta is 0.1 and there are no reference log-probs")]
 fn a_reference_is_asked_for() {
-    let completion =
-        LossInputs { log_probs: &[-1.0], old: None, reference: None, advantage: 1.0, reasoning: 0 };
+    let completion = LossInputs {
+        log_probs: &[-1.0],
+        old: None,
+        reference: None,
+        advantage: 1.0,
+        scores: [0; 2],
+    };
     evaluate(&LossTerms { beta: 0.1, ..CLIP }, &completion, 1.0);
 }
