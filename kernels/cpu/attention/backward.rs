@@ -1,4 +1,4 @@
-//! The backward pass of attention over sequences that share their prompt.
+//! The backward pass of attention over sequences that share what they begin with.
 //!
 //! With s = q·k/√d and the saved L = ln Σ e^s of each query vector, nothing of the size of tokens ×
 //! tokens is ever kept; probabilities are recomputed block by block (Dao et al. 2022, arXiv
@@ -12,8 +12,8 @@
 //!
 //! A task is a part of a tree and one kv head. It alone adds to that head's dk and dv of the part's keys, in the order of
 //! the rows; of the keys that the part only sees it makes sums of its own, which are added in the order of parts. So the
-//! result has the same bits for any number of threads. Where the forward pass met
-//! rounded queries, keys and values, so does this one; their gradients pass the rounding unchanged.
+//! result has the same bits for any number of threads. Where the forward pass met rounded queries, keys and values, so
+//! does this one; their gradients pass the rounding unchanged.
 //! Bound: the multipliers, five products of queries × keys × head_dim, in f32 here, in pairs of bf16
 //! where the forward pass took those (bf16_dot.rs).
 
@@ -41,7 +41,7 @@ const KEYS: usize = 64;
 /// Saved tensors: what the backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
-    /// Queries of the forward pass, [rows, heads, head_dim].
+    /// Queries of the forward pass, [queries, heads, head_dim].
     pub q: &'a [f32],
     /// Keys before the cache rounds them, [rows, kv_heads, head_dim].
     pub k: &'a [f32],
@@ -49,14 +49,14 @@ pub struct Saved<'a> {
     pub v: &'a [f32],
     /// The result of the forward pass, shaped as q.
     pub y: &'a [f32],
-    /// ln Σ e^s of the forward pass, [rows, heads].
+    /// ln Σ e^s of the forward pass, [queries, heads].
     pub log_sums: &'a [f32],
     /// Whether the cache was bf16.
     pub rounded: bool,
 }
 
 /// Writes the gradients of q, k and v, given that of y, for the rows in `trees` (in ascending
-/// order); other rows are left alone.
+/// order); other rows are left alone. `dy` and `dq` are shaped as q, `dk` and `dv` as k.
 pub fn backward(
     cpu: &Cpu,
     [dq, dk, dv]: [&mut [f32]; 3],
