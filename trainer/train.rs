@@ -383,12 +383,10 @@ impl Trainer {
         add("completions/min_terminated_length", least(&terminated));
         add("completions/max_terminated_length", most(&terminated));
         add("completions/unparsed_ratio", Some(share(unparsed)));
-        let right = (completions.iter().enumerate()).filter(|(index, completion)| {
-            let order = sampled.slots[index / self.settings.rollout.group_size].order;
-            let scores = completion.verdict.scores().map(|scores| order.by_label(scores));
-            scores.is_some_and(|(chosen, rejected)| chosen > rejected)
-        });
-        add("completions/right_ratio", Some(share(right.count())));
+        let rollouts =
+            sample::as_rewarded(&sampled.slots, completions, self.settings.rollout.group_size);
+        let right = rollouts.iter().filter(|rollout| rollout.is_right()).count();
+        add("completions/right_ratio", Some(share(right)));
         let scores: Vec<(f64, f64)> =
             completions.iter().filter_map(|completion| completion.verdict.scores()).collect();
         let count = |is: fn(&(f64, f64)) -> bool| scores.iter().filter(|s| is(s)).count();

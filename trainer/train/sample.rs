@@ -30,6 +30,26 @@ use crate::{
     },
 };
 
+/// The completions of a step as rewards see them, in order.
+pub(super) fn as_rewarded<'a>(
+    slots: &[Slot],
+    completions: &'a [Completion],
+    group_size: usize,
+) -> Vec<Rollout<'a>> {
+    let of = |(index, completion): (usize, &'a Completion)| {
+        let slot = &slots[index / group_size];
+        let group = |group: usize| [group * group_size, (group + 1) * group_size];
+        Rollout {
+            text: &completion.text,
+            verdict: completion.verdict,
+            order: slot.order,
+            tokens: completion.tokens.len(),
+            other_order: slot.partner.map(group),
+        }
+    };
+    completions.iter().enumerate().map(of).collect()
+}
+
 /// A policy that samples judgements, and computes their rewards.
 pub struct Sampler<'a> {
     /// The policy.
@@ -143,21 +163,7 @@ impl<'a> Sampler<'a> {
 
     fn earned(&self, slots: &[Slot], completions: &[Completion]) -> (RewardTable, Advantages) {
         let group_size = self.settings.rollout.group_size;
-        let rollouts: Vec<Rollout> = completions
-            .iter()
-            .enumerate()
-            .map(|(index, completion)| {
-                let slot = &slots[index / group_size];
-                let group = |group: usize| [group * group_size, (group + 1) * group_size];
-                Rollout {
-                    text: &completion.text,
-                    verdict: completion.verdict,
-                    order: slot.order,
-                    tokens: completion.tokens.len(),
-                    other_order: slot.partner.map(group),
-                }
-            })
-            .collect();
+        let rollouts = as_rewarded(slots, completions, group_size);
         let table = RewardTable::new(&self.rewards_of(self.settings.data.orders), &rollouts);
         let settings = advantages::AdvantageSettings {
             scale: self.settings.reward.scale_rewards,
@@ -171,16 +177,10 @@ impl<'a> Sampler<'a> {
     pub fn records(&self, sampled: &Sampled, step: u64) -> Vec<RolloutRecord> {
         let group_size = self.settings.rollout.group_size;
         let Sampled { slots, prompts, completions, rewards, advantages, .. } = sampled;
+        let rollouts = as_rewarded(slots, completions, group_size);
         let record = |(index, completion): (usize, &Completion)| {
             let (group, slot) = (index / group_size, &slots[index / group_size]);
             let pair = &self.pairs[slot.pair];
-            let rollout = Rollout {
-                text: &completion.text,
-                verdict: completion.verdict,
-                order: slot.order,
-                tokens: completion.tokens.len(),
-                other_order: None,
-            };
             let named = rewards
                 .columns
                 .iter()
@@ -197,7 +197,7 @@ impl<'a> Sampler<'a> {
                 tokens: completion.tokens.len(),
                 finish: completion.finish,
                 verdict: completion.verdict,
-                right: rollout.is_right(),
+                right: rollouts[index].is_right(),
                 rewards: named.collect::<BTreeMap<_, _>>(),
                 reward: advantages.rewards[index],
                 advantage: advantages.values[index],

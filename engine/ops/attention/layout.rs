@@ -24,7 +24,6 @@ pub(crate) struct Layout {
     copied_rows: Mirrored<u32>,
     copied_slots: Mirrored<u32>,
     pages: u32,
-    rows: usize,
     all: Queries,
     wanted: Queries,
     last: Path,
@@ -119,7 +118,7 @@ impl Layout {
         let parent = self.branch(shared);
         let prefix = std::mem::take(&mut self.last);
         let (segment, pages) = self.segment(parent, &prefix, [shared, prompt - shared, 1]);
-        let own = self.rows - (prompt - shared)..self.rows;
+        let own = self.rows() - (prompt - shared)..self.rows();
         let rows = prefix.rows[..shared].iter().copied().chain(own).collect();
         let mut segments = prefix.segments;
         segments.push((segment, prompt));
@@ -133,12 +132,13 @@ impl Layout {
     /// The segment that ends at position `shared` of the prompt before, made where there is none; `None` where nothing is
     /// shared and a tree begins.
     fn branch(&mut self, shared: usize) -> Option<usize> {
+        let first_row = self.rows();
         let path = &mut self.last.segments;
         if shared == 0 {
             path.clear();
             for queries in [&mut self.all, &mut self.wanted] {
                 let first_query = queries.rows;
-                let tree = Tree { first_row: self.rows, first_query, segments: Vec::new() };
+                let tree = Tree { first_row, first_query, segments: Vec::new() };
                 queries.trees.push(tree);
             }
             return None;
@@ -186,13 +186,12 @@ impl Layout {
         let segment = tree.segments.len();
         self.all.push(parent, [start, rows, rows], table.clone());
         self.wanted.push(parent, [start, rows, wanted], table);
-        self.rows += rows;
         (segment, pages)
     }
 
-    /// Rows of keys and values.
+    /// Rows of keys and values: every one asks in all layers but the last.
     pub(crate) fn rows(&self) -> usize {
-        self.rows
+        self.all.rows
     }
 
     /// The rows that ask: all, or of each prompt the last, and those of completions.

@@ -155,11 +155,10 @@ impl Part {
             while first < places.len() {
                 let full =
                     |index: usize| places[index].rows.end - places[first].rows.start >= ENOUGH;
-                let end = (first..places.len()).find(|&index| full(index));
-                let part =
-                    Part::of(tree, &places, first..end.map_or(places.len(), |last| last + 1));
-                first = end.map_or(places.len(), |last| last + 1);
-                let part = Part { sums_before, ..part };
+                let last = (first..places.len()).find(|&index| full(index));
+                let end = last.map_or(places.len(), |last| last + 1);
+                let part = Part { sums_before, ..Part::of(tree, &places, first..end) };
+                first = end;
                 sums_before += part.shared_rows();
                 parts.push(part);
             }
