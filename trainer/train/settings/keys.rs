@@ -225,7 +225,7 @@ settings! {
         "epsilon_low" => epsilon_low: f64 = "The importance ratio is clipped below 1 - epsilon_low."; SHARE, |x| (0.0..=1.0).contains(x);
         "epsilon_high" => epsilon_high: f64 = "The importance ratio is clipped above 1 + epsilon_high."; AMOUNT, |x| is_amount(*x);
         "bias_corrected_kl" => bias_corrected_kl: bool = "Multiply the KL term by the importance ratio."; ANY, |_| true;
-        "reasoning_weight" => reasoning_weight: f64 = "The advantage of tokens outside of <scores> is multiplied by it. Below 1, the verdict is trained more than\nwhat leads to it; at 0 it alone is.";  SHARE, |x| (0.0..=1.0).contains(x);
+        "reasoning_weight" => reasoning_weight: f64 = "The advantage of tokens outside of the scores is multiplied by it. Below 1, the verdict is trained more than\nwhat leads to it; at 0 it alone is.";  SHARE, |x| (0.0..=1.0).contains(x);
         "num_iterations" => num_iterations: usize = "Updates on the same completions."; "a whole number from 1 to 64", |n| (1..=64).contains(n);
         "mask_truncated" => mask_truncated: bool = "Leave completions out of the loss that the length limit ended."; ANY, |_| true;
         "temperature_scaled" => temperature_scaled: bool = "Take log-probabilities at the sampling temperature."; ANY, |_| true;
