@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The same work in j1, in llama.cpp and in PyTorch with PEFT, in turn, in one run.
+"""The same work in j1, in llama.cpp, in PyTorch with PEFT and in TRL, in turn, in one run.
 
     python3 benches/compare.py --j1 target/release/j1 --model DIR \\
             --llama-bench PATH --llama-batched-bench PATH --gguf FILE --python PATH --out benches/record/NAME
@@ -16,7 +16,9 @@ every round, so that Ctrl-C loses little.
 
 What is equal: shapes, threads, bf16 weights, lengths, tokens decoded greedily. What is not: llama.cpp keeps
 keys and values in f16; PyTorch runs a group's completions each with its prompt, `--rows` at a time, where j1
-runs the prompt once.
+runs the prompt once. `--only step` is a whole step of training, sampling and update, in j1 and in TRL: step.py says
+what it is of. It needs --data, and takes TRL a quarter of an hour or more a round, so it is not among the kinds that
+are run when none is named.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DEPTH, GEN = 256, 64
-TOOLS = {"j1": "j1", "llama": "llama.cpp", "torch": "PyTorch"}
+TOOLS = {"j1": "j1", "llama": "llama.cpp", "torch": "PyTorch", "trl": "TRL"}
 
 
 def arguments():
@@ -47,17 +49,20 @@ def arguments():
     parser.add_argument("--python", help="an interpreter with torch, transformers and peft")
     parser.add_argument("--weights", default="packed", choices=["auto", "mapped", "packed"],
                         help="where j1 reads weights; packed is what auto comes to in a long run")
-    parser.add_argument("--rows", type=int, default=1, help="sequences PyTorch trains on at a time in GRPO")
+    parser.add_argument("--rows", type=int, default=1, help="sequences PyTorch and TRL train on at a time in GRPO")
+    parser.add_argument("--data", help="for --only step: pairs as j1 data prepare writes them")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of a step: both orders of half as many pairs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=5, help="rounds")
     parser.add_argument("--only", default="prefill,decode,lora,grpo", help="kinds of work, with commas between")
     parser.add_argument("--out", help="write OUT.json and OUT.csv")
     options = parser.parse_args()
     kinds = options.only.split(",")
-    unknown = set(kinds) - {"prefill", "decode", "lora", "grpo"}
+    known = ["prefill", "decode", "lora", "grpo", "step"]
+    unknown = set(kinds) - set(known)
     if unknown:
-        parser.error(f"--only: {', '.join(sorted(unknown))}: not one of prefill, decode, lora, grpo")
-    for name in ["j1", "llama_bench", "llama_batched_bench", "gguf", "model", "python"]:
+        parser.error(f"--only: {', '.join(sorted(unknown))}: not one of {', '.join(known)}")
+    for name in ["j1", "llama_bench", "llama_batched_bench", "gguf", "model", "python", "data"]:
         path = getattr(options, name)
         if path and not Path(path).exists():
             parser.error(f"--{name.replace('_', '-')}: there is no {path}")
@@ -87,6 +92,14 @@ class Plan:
         self.need("python", "model")
         o = self.options
         command = [o.python, str(HERE / "pytorch.py"), work, "--model", o.model, "--threads", str(o.threads), *flags]
+        return command, lambda text: json.loads(text.splitlines()[-1])["seconds"][0]
+
+    def step(self, program, *needs):
+        self.need("model", "data", *needs)
+        o = self.options
+        command = [o.python if program == "trl" else sys.executable, str(HERE / "step.py"), program]
+        command += ["--model", o.model, "--data", o.data, "--prompts", str(o.prompts), "--threads", str(o.threads)]
+        command += ["--rows", str(o.rows)] if program == "trl" else ["--j1", o.j1]
         return command, lambda text: json.loads(text.splitlines()[-1])["seconds"][0]
 
     def llama_bench(self, prompt, gen, depth):
@@ -164,6 +177,11 @@ def measurements(plan, kinds):
                     "grpo", "--prompt", "1024", *group, "--rows", rows, *theirs
                 ),
             }))
+    if "step" in kinds:
+        found.append((f"step, {plan.options.prompts} prompts x 4", "s", 1000, {
+            "j1": lambda: plan.step("j1", "j1"),
+            "trl": lambda: plan.step("trl", "python"),
+        }))
     return found
 
 
@@ -219,8 +237,9 @@ def versions(options):
     if options.llama_bench:
         found["llama.cpp"] = first_line([options.llama_bench, "--version"])
     if options.python:
-        names = "import torch, transformers, peft; print(*(m.__name__ + ' ' + m.__version__ for m in (torch, transformers, peft)))"
-        found["PyTorch"] = first_line([options.python, "-c", names])
+        names = {"torch", "transformers", "peft", "trl"}
+        list_them = "import importlib.metadata as m; print(*sorted(f'{d.name} {d.version}' for d in m.distributions() if d.name in %r))"
+        found["PyTorch"] = first_line([options.python, "-c", list_them % names])
     return found
 
 
@@ -238,18 +257,20 @@ def size(result):
 
 
 def table(results):
-    header = ["", "unit", *TOOLS.values(), *(f"{TOOLS[tool]}: ratio" for tool in ("llama", "torch"))]
-    lines = [header + [f"GiB {name}" for name in TOOLS.values()]]
+    tools = [tool for tool in TOOLS if any(by_tool.get(tool) for _, _, by_tool in results)]
+    others = [tool for tool in tools if tool != "j1"]
+    header = ["", "unit", *(TOOLS[tool] for tool in tools), *(f"{TOOLS[tool]}: ratio" for tool in others)]
+    lines = [header + [f"GiB {TOOLS[tool]}" for tool in tools]]
     empty = {"seconds": [], "peak_bytes": []}
     for name, unit, by_tool in results:
         by = {tool: by_tool.get(tool, empty) for tool in TOOLS}
         ratios = []
-        for tool in ("llama", "torch"):
+        for tool in others:
             ours, theirs = by["j1"]["seconds"], by[tool]["seconds"]
             both = ours and theirs
             ratios.append(f"{statistics.median(theirs) / statistics.median(ours):.2f}" if both else "-")
-        sizes = [size(by[tool]) for tool in TOOLS]
-        lines.append([name, unit, *(shown(by[tool], unit) for tool in TOOLS), *ratios, *sizes])
+        sizes = [size(by[tool]) for tool in tools]
+        lines.append([name, unit, *(shown(by[tool], unit) for tool in tools), *ratios, *sizes])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ""
     for line in lines:

@@ -1,6 +1,7 @@
 //! The command line: every flag once, with its help.
 
 mod bench;
+mod compare;
 mod generation;
 mod judge;
 mod train;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use compare::Compare;
 pub(crate) use generation::{GenerationArgs, OnOff};
 pub(crate) use judge::{Judge, JudgeOrder};
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Judge(Judge),
     /// Evaluate a judge on preference pairs and print a RewardBench table
     Eval(Eval),
+    /// Compare two evaluations: each number of both, and the difference with its interval
+    Compare(Compare),
     /// Train a judge with GRPO on preference pairs, from a base model to a LoRA adapter
     Train(Box<Train>),
     /// Sample judgements and compute their rewards: the first half of a training step, alone
@@ -79,6 +83,7 @@ impl Command {
             Command::Demo(_) => "demo",
             Command::Judge(_) => "judge",
             Command::Eval(_) => "eval",
+            Command::Compare(_) => "compare",
             Command::Train(_) => "train",
             Command::Rollout(_) => "rollout",
             Command::Data(_) => "data",
@@ -194,8 +199,8 @@ Examples:
 Stop it at any time (Ctrl-C) and run the same command again: it goes on where it was, and the files
 end as if it had never stopped.
 
-DIR gets outputs.jsonl (one line per judgement), results.csv, scores.json (RewardBench's format and
-ours), run.json (the settings) and timing.json.")]
+DIR gets outputs.jsonl (one line per judgement), results.csv, rubrics.jsonl (measures of the criteria),
+scores.json (RewardBench's format and ours), run.json (the settings) and timing.json.")]
 pub(crate) struct Eval {
     /// Checkpoint: a directory, or a Hugging Face id
     #[arg(

@@ -19,7 +19,7 @@ use engine::{error::printable, tensor::device::Isa};
 use kernels::cpu::heap::Heap;
 
 use args::{Cli, Command};
-use commands::{bench, check, data, demo, eval, info, judge, merge, rollout, train};
+use commands::{bench, check, compare, data, demo, eval, info, judge, merge, rollout, train};
 
 /// The heap of the program; a tokenizer is in large pages.
 #[global_allocator]
@@ -53,6 +53,7 @@ fn run(command: &Command) -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Train(args) => train::run(args),
         Command::Rollout(args) => rollout::run(args),
         Command::Data(args) => data::run(&args.command),

@@ -261,11 +261,9 @@ fn a_full_stdout_is_a_failure_and_the_results_are_kept() {
         let says = "j1: cannot write to stdout: No space left on device";
         assert!(stderr.contains(says) && !stderr.contains("panicked"), "{args:?}: {stderr}");
         if args[0] == "eval" {
-            assert!(
-                stderr.contains(&format!(
-                    "wrote outputs.jsonl, results.csv and scores.json to {text}"
-                ))
-            );
+            assert!(stderr.contains(&format!(
+                "wrote outputs.jsonl, results.csv, rubrics.jsonl and scores.json to {text}"
+            )));
         }
     }
     assert!(bytes(&out) == expected, "all of the results are in --out");

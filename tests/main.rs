@@ -3,6 +3,7 @@
 mod allocations;
 mod bench;
 mod cli;
+mod compare;
 mod data;
 mod device;
 #[cfg(unix)]

@@ -155,9 +155,12 @@ fn judged(args: &Eval) -> Result<ExitCode, Failure> {
     let timing_json = timing.as_ref().map(|timing| to_json(timing, &session));
     let name = args.runtime.adapter.as_deref().unwrap_or(model);
     let scores_json = scores.to_json(name, "tokenizer");
-    results.finish(&pairs, protocol.rule, &scores_json, timing_json.as_ref())?;
+    results.finish(&pairs, protocol.rule, &measured, &scores_json, timing_json.as_ref())?;
     // Before the table, which may fail to print where the files did not fail to be written.
-    note(&format!("wrote outputs.jsonl, results.csv and scores.json to {}", out.display()));
+    note(&format!(
+        "wrote outputs.jsonl, results.csv, rubrics.jsonl and scores.json to {}",
+        out.display()
+    ));
     report(args, &scores, name, timing.as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -13,11 +13,14 @@
 //! where they are each other's reverse, the rejected reply was A. If a table is known to hold both orders, a line
 //! that does not tell (a tie, or nothing parsed) is an error, not a guess.
 
+mod evaluation;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+pub use evaluation::{Evaluation, PairText};
 use serde_json::{Map, Value};
 
 use crate::data::lines::{LineError, Lines, MAX_LINE};

@@ -5,6 +5,7 @@
 //! | `run.json` | the resolved settings, a run with others is refused; under `about`, what was begun when and where | first, whole |
 //! | `outputs.jsonl` | a [`Record`] a line, with a checksum | appended and synced as each judgement ends; sorted at the end |
 //! | `results.csv` | the columns of the original evaluation | at the end, whole |
+//! | `rubrics.jsonl` | the measures of each judgement's criteria ([`crate::eval::rubrics`]) | at the end, whole |
 //! | `scores.json` | RewardBench's results format, ours under `j1` | at the end, whole |
 //! | `timing.json` | how fast it went: two equal runs differ in this and in `about` alone | at the end, whole |
 //! | `.j1.lock` | an empty file; locked while a run is at work | |
@@ -31,12 +32,14 @@ use serde_json::{Map, Value};
 use crate::data::fingerprint;
 use crate::data::lines::{LineError, Lines, MAX_LINE};
 use crate::data::{Candidates, Pair};
+use crate::eval::rubrics::Measured;
 use crate::judge::prompt::{Order, conversation_text};
 use crate::judge::verdict::{self, MatchRule, Reading, Verdict, VerdictForm};
 
 pub(crate) const RUN: &str = "run.json";
-const OUTPUTS: &str = "outputs.jsonl";
-const CSV: &str = "results.csv";
+pub(crate) const OUTPUTS: &str = "outputs.jsonl";
+pub(crate) const CSV: &str = "results.csv";
+pub(crate) const RUBRICS: &str = "rubrics.jsonl";
 const SCORES: &str = "scores.json";
 const TIMING: &str = "timing.json";
 const LOCK: &str = ".j1.lock";
@@ -184,13 +187,14 @@ impl Results {
         Ok(())
     }
 
-    /// Sorts outputs.jsonl by row, order and vote, and writes results.csv, scores.json and, if given,
+    /// Sorts outputs.jsonl by row, order and vote, and writes results.csv, rubrics.jsonl, scores.json and, if given,
     /// timing.json. Files that already hold the right bytes are left alone, so finishing twice changes nothing
     /// (give no timing the second time). `pairs` are the data; `rule` decides the csv's scores.
     pub fn finish(
         &mut self,
         pairs: &[Pair],
         rule: MatchRule,
+        rubrics: &[Measured],
         scores: &Value,
         timing: Option<&Value>,
     ) -> Result<(), ResultsError> {
@@ -223,6 +227,14 @@ impl Results {
                 csv.write_record(cells).map_err(unwrap_csv)?;
             }
             csv.flush()
+        })?;
+        replace(&self.directory.join(RUBRICS), |file| {
+            let mut sorted: Vec<&Measured> = rubrics.iter().collect();
+            sorted.sort_by_key(|measured| measured.key());
+            sorted.into_iter().try_for_each(|measured| {
+                serde_json::to_writer(&mut *file, measured)?;
+                file.write_all(b"\n")
+            })
         })?;
         write_whole(&self.directory.join(SCORES), pretty(scores).as_bytes())?;
         if let Some(timing) = timing {

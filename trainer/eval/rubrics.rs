@@ -22,12 +22,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::data::Pair;
 use crate::eval::bootstrap::{Draws, Interval, RESAMPLES, hash, percentile_interval};
-use crate::eval::results::{Finish, Record};
-use crate::judge::prompt::{Template, conversation_text};
+use crate::eval::results::{Finish, Key, Record};
+use crate::judge::prompt::{Order, Template, conversation_text};
 use crate::judge::verdict::parts;
 
 /// Words of a criteria section that count.
@@ -38,6 +38,8 @@ const TEMPERATURE: f64 = 0.05;
 const ECHO: usize = 5;
 /// Words in a row that a source must share to be copied.
 const COPY: usize = 8;
+/// More bits than any pool has: of 2^64 sources at most, and as many below 0 as cosines over the temperature come to.
+const MAX_BITS: f64 = 128.0;
 
 /// What a row's criteria may speak of.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,7 @@ pub struct Criteria<'a> {
 }
 
 /// The measures of one judgement. Without criteria all are 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Whether there are criteria.
     pub written: bool,
@@ -82,6 +84,39 @@ pub struct Measures {
     pub echoed: f64,
     /// Share of the words that stand in eight words of the own source in a row.
     pub copied: f64,
+}
+
+impl Measures {
+    /// Whether they can be of any judgement at all: what is read from a file need not be.
+    pub fn are_possible(&self) -> bool {
+        let bits = [self.bits, self.bits_shuffled].iter().all(|bits| bits.abs() <= MAX_BITS);
+        let lifts = [self.lift, self.lift_shuffled, self.lift_prompt, self.lift_replies];
+        let shares = [self.echoed, self.copied].iter().all(|share| (0.0..=1.0).contains(share));
+        bits && shares && lifts.iter().all(|lift| lift.abs() <= 1.0) && self.own <= self.listed
+    }
+}
+
+/// The measures of one judgement of an evaluation: a line of rubrics.jsonl.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The pair's row.
+    pub row: u64,
+    /// Which reply stood in slot A.
+    pub order: Order,
+    /// Which sample of this pair and order.
+    pub vote: u32,
+    /// The row of the data: another one than the pair's where a row has several replies.
+    pub data_row: u64,
+    /// The measures.
+    #[serde(flatten)]
+    pub measures: Measures,
+}
+
+impl Measured {
+    /// Which judgement it is of.
+    pub fn key(&self) -> Key {
+        (self.row, self.order, self.vote)
+    }
 }
 
 /// The words of a text, for all measures.
@@ -312,13 +347,9 @@ pub fn measure(
     judgements.iter().map(of).collect()
 }
 
-/// The measures of records, in their order, each with the row of the data that it is about. The pool has every pair once;
-/// judgements that were not made, and those of pairs that are not there, are left out.
-pub fn of_records(
-    pairs: &[Pair],
-    records: &[Record],
-    template: &Template,
-) -> Vec<(usize, Measures)> {
+/// The measures of records, in their order. The pool has every pair once; judgements that were not made, and those of
+/// pairs that are not there, are left out.
+pub fn of_records(pairs: &[Pair], records: &[Record], template: &Template) -> Vec<Measured> {
     let places: HashMap<u64, usize> =
         pairs.iter().enumerate().map(|(place, pair)| (pair.row, place)).collect();
     let prompts: Vec<String> = pairs.iter().map(|pair| conversation_text(&pair.prompt)).collect();
@@ -327,18 +358,21 @@ pub fn of_records(
     let sources: Vec<RowText> =
         prompts.iter().zip(&replies).map(|(prompt, replies)| RowText { prompt, replies }).collect();
     let made = records.iter().filter(|record| record.finish != Finish::PromptTooLong);
-    let judgements: Vec<Criteria> = made
+    let (of, judgements): (Vec<&Record>, Vec<Criteria>) = made
         .filter_map(|record| {
             let source = *places.get(&record.row)?;
-            Some(Criteria { source, text: parts(&record.text).criteria })
+            Some((record, Criteria { source, text: parts(&record.text).criteria }))
         })
-        .collect();
-    let row = |judgement: &Criteria| {
-        let pair = &pairs[judgement.source];
-        pair.candidates.as_ref().map_or(pair.row, |candidates| candidates.row) as usize
-    };
+        .unzip();
     let measures = measure(&sources, &judgements, &template.to_source());
-    judgements.iter().map(row).zip(measures).collect()
+    let measured = |(record, measures): (&Record, Measures)| Measured {
+        row: record.row,
+        order: record.order,
+        vote: record.vote,
+        data_row: record.candidates.map_or(record.row, |candidates| candidates.row),
+        measures,
+    };
+    of.into_iter().zip(measures).map(measured).collect()
 }
 
 /// A mean over judgements, with its interval.
@@ -380,17 +414,18 @@ pub struct Means {
 }
 
 impl Means {
-    /// Of judgements, each with its row. `None` without any, or with a single source.
-    pub fn new(sources: usize, measured: &[(usize, Measures)], seed: u64) -> Option<Means> {
+    /// Of judgements. `None` without any, or with a single source.
+    pub fn new(sources: usize, measured: &[Measured], seed: u64) -> Option<Means> {
         if measured.is_empty() || sources < 2 {
             return None;
         }
         let mean = |of: fn(&Measures) -> f64| {
-            let values: Vec<_> = measured.iter().map(|(row, m)| (*row, of(m))).collect();
+            let values: Vec<_> =
+                measured.iter().map(|one| (one.data_row, of(&one.measures))).collect();
             mean_over_rows(&values, seed)
         };
         let written: Vec<&Measures> =
-            measured.iter().map(|(_, m)| m).filter(|m| m.written).collect();
+            measured.iter().map(|one| &one.measures).filter(|m| m.written).collect();
         let share = |of: fn(&Measures) -> f64| {
             written.iter().map(|m| of(m)).sum::<f64>() / written.len().max(1) as f64
         };
@@ -413,14 +448,13 @@ impl Means {
     }
 }
 
-/// The mean of values, each with its row, and its interval by a bootstrap over rows. Of differences of two judges on the
-/// same judgements this is the paired bootstrap.
+/// The mean of values, each with its row, and its interval by a bootstrap over rows.
 ///
 /// # Panics
 /// If there is no value.
-pub fn mean_over_rows(values: &[(usize, f64)], seed: u64) -> Mean {
+fn mean_over_rows(values: &[(u64, f64)], seed: u64) -> Mean {
     assert!(!values.is_empty(), "a mean of nothing");
-    let mut rows: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
+    let mut rows: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
     for (row, value) in values {
         let (sum, count) = rows.entry(*row).or_default();
         *sum += value;

@@ -20,6 +20,7 @@
 //! Intervals are percentile bootstraps over rows (pairs): a row is drawn with everything that was judged
 //! about it. Results do not depend on the order of the records.
 
+pub mod compare;
 mod render;
 mod several;
 
@@ -137,12 +138,7 @@ impl Summed {
         let mut summed = None;
         for (first, second) in rows {
             let summed: &mut Summed = summed.get_or_insert_default();
-            let both = Ballot {
-                chosen: first.chosen + second.chosen,
-                rejected: first.rejected + second.rejected,
-                parsed: first.parsed.min(second.parsed),
-            };
-            match both.preference() {
+            match first.with(second).preference() {
                 Some(Preference::Chosen) => summed.right += 1,
                 Some(Preference::Neither) => summed.ties += 1,
                 Some(Preference::Rejected) => summed.wrong += 1,
@@ -285,6 +281,15 @@ impl Ballot {
             }
         }
         ballot
+    }
+
+    /// The sum of both orders' ballots; without a vote if one of them has none.
+    fn with(self, other: Ballot) -> Ballot {
+        Ballot {
+            chosen: self.chosen + other.chosen,
+            rejected: self.rejected + other.rejected,
+            parsed: self.parsed.min(other.parsed),
+        }
     }
 
     /// Which reply it prefers; `None` if no vote was parsed.

@@ -32,7 +32,8 @@ pub(super) fn replace(
 }
 
 /// The files of a run.
-const NAMES: [&str; 5] = [super::RUN, super::OUTPUTS, super::CSV, super::SCORES, super::TIMING];
+const NAMES: [&str; 6] =
+    [super::RUN, super::OUTPUTS, super::CSV, super::RUBRICS, super::SCORES, super::TIMING];
 
 /// Whether this is the temporary file of a run that was killed.
 pub(super) fn is_leftover(name: &OsStr) -> bool {

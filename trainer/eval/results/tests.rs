@@ -57,7 +57,7 @@ fn run(directory: &Path) -> Result<(), ResultsError> {
             results.append(record)?;
         }
     }
-    results.finish(&pairs(), MatchRule::Strict, &json!({"model": "m"}), None)
+    results.finish(&pairs(), MatchRule::Strict, &[], &json!({"model": "m"}), None)
 }
 
 fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
@@ -78,7 +78,7 @@ fn a_run_leaves_its_files_and_running_it_again_changes_nothing() {
     run(&directory).unwrap();
     let before = files(&directory);
     let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, [LOCK, OUTPUTS, CSV, RUN, SCORES]);
+    assert_eq!(names, [LOCK, OUTPUTS, CSV, RUBRICS, RUN, SCORES]);
     let modified = || fs::metadata(directory.join(CSV)).unwrap().modified().unwrap();
     let time = modified();
     run(&directory).unwrap();
@@ -139,7 +139,7 @@ fn a_kill_before_the_first_judgement_leaves_a_usable_directory() {
     fs::write(scratch.path().join(LOCK), "").unwrap();
     fs::write(scratch.path().join(".run.json.4.tmp"), "{").unwrap();
     run(scratch.path()).unwrap();
-    assert_eq!(files(scratch.path()).len(), 5);
+    assert_eq!(files(scratch.path()).len(), 6);
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn a_judgement_of_something_else_is_refused_at_the_end() {
     let mut results = Results::open(scratch.path(), &settings()).unwrap();
     results.append(record(2, Order::ChosenFirst, 0)).unwrap();
     let finish = |results: &mut Results, pairs: &[Pair]| {
-        results.finish(pairs, MatchRule::Strict, &json!({}), None)
+        results.finish(pairs, MatchRule::Strict, &[], &json!({}), None)
     };
     let error = finish(&mut results, &pairs()[..2]).unwrap_err();
     assert!(matches!(error, ResultsError::UnknownRow { row: 2, .. }), "{error}");

@@ -122,21 +122,33 @@ fn records_meet_the_pairs_that_they_are_about() {
         Record::saying(row, Order::ChosenFirst, finish, text)
     };
     let records = [
-        record(9, Finish::Stop, "rye"),
+        Record { candidates: several, ..record(9, Finish::Stop, "rye") },
         record(3, Finish::PromptTooLong, ""),
         record(5, Finish::Stop, "of no pair"),
         record(3, Finish::Length, "rye"),
     ];
     let template = Template::bundled().unwrap();
     let measured = of_records(&pairs, &records, &template);
-    assert_eq!(measured.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [40, 3]);
-    assert!(measured[0].1.lift_replies == 1.0 && measured[1].1.lift_replies == -1.0);
+    assert_eq!(
+        measured.iter().map(|one| (one.row, one.data_row)).collect::<Vec<_>>(),
+        [(9, 40), (3, 3)]
+    );
+    let lift = |one: &Measured| one.measures.lift_replies;
+    assert!(lift(&measured[0]) == 1.0 && lift(&measured[1]) == -1.0);
 }
 
 #[test]
 fn means_count_what_is_missing_and_draw_rows_whole() {
     let value = |bits| Measures { written: true, bits, listed: 2, own: 1, ..Measures::default() };
-    let measured = [(0, value(3.0)), (0, value(1.0)), (7, Measures::default())];
+    let measured = [(0, 0, value(3.0)), (1, 0, value(1.0)), (7, 7, Measures::default())].map(
+        |(row, data_row, measures)| Measured {
+            row,
+            order: Order::ChosenFirst,
+            vote: 0,
+            data_row,
+            measures,
+        },
+    );
     let means = Means::new(2, &measured, 1).unwrap();
     assert_eq!((means.judgements, means.missing, means.own_criteria), (3, 1, Some(0.5)));
     assert_eq!(means.bits.mean, 4.0 / 3.0);
