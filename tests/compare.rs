@@ -49,24 +49,25 @@ fn differences_are_told_with_intervals_and_rows() {
     let output = j1(&["compare", &base, &format!("{trained}/outputs.jsonl"), "--show", "1"]);
     let text = stdout(&output);
     for part in [
-        "4 judgements of 2 rows are in both, match strict",
-        "right in both orders       0.00 %   50.00 %      +50.00",
-        "1 judgements became right, 0 are not right any more",
-        "=== 1 of 1 pairs with more right judgements",
-        "--- row 0 (pair-0): right 1 -> 2 of 2, the chosen reply's lead +12 ---",
+        "in both: 4 judgements of 2 rows, match strict",
+        "right in both orders       0.00 %   50.00 %  +50.00  [+0.00, +100.00]   2",
+        "1 judgement became right, 0 are not right any more",
+        "=== the 1 pair that got better most, of 1 ===",
+        "--- row 0 (pair-0): right 1 -> 2 of 2, the chosen reply's lead changed by +12 ---",
         "[base, rejected-first: chosen 4, rejected 6]\nOf base.",
         "[trained, rejected-first: chosen 9, rejected 2]\nOf trained.",
-        "=== 1 of 2 pairs, drawn by seed 0 ===",
+        "=== 1 pair of 2, drawn by seed 0 ===",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let notes = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        notes.contains("no rubrics.jsonl beside") && notes.contains("no results.csv"),
+        notes.contains("has no rubrics.jsonl beside")
+            && notes.contains("results.csv of its judgements"),
         "{notes}"
     );
     assert!(
-        text.lines().all(|line| line.starts_with(['b', 't']) || line.chars().count() <= 80),
+        text.lines().all(|line| line.starts_with(['b', 't', '-']) || line.chars().count() <= 80),
         "{text}"
     );
 
@@ -77,19 +78,50 @@ fn differences_are_told_with_intervals_and_rows() {
     let part_text = part.display().to_string();
     let text = stdout(&j1(&["compare", &base, &part_text]));
     assert!(
-        text.contains("1 judgements of 1 rows are in both")
-            && text.contains("left out: 3 of base, 0 of trained"),
+        text.contains(
+            "in both: 1 judgement of 1 row, match strict; left out: 3 of base, 0 of trained"
+        ) && text.contains("left out: 3 of base, 0 of trained"),
         "{text}"
     );
     fs::write(&part, lines.replace("pair-0", "pair-9")).unwrap();
     fails(
         &["compare", &base, &part_text],
         1,
-        &["row 0 is the pair \"pair-0\" in one and \"pair-9\" in the other"],
+        &["row 0 is the pair \"pair-0\" in the first and \"pair-9\" in the second"],
     );
     fs::write(&part, lines.replace("\"vote\":0", "\"vote\":3")).unwrap();
     fails(&["compare", &base, &part_text], 1, &["no judgement is in both"]);
     fails(&["compare", &base, "./nothing"], 1, &["nothing"]);
+    let empty = scratch.path().display().to_string();
+    fails(&["compare", &base, &empty], 1, &["holds no outputs.jsonl"]);
+
+    // Numbers that are wide, and a subset's name that is long, fit 80 columns.
+    let long = lines
+        .replace("\"x\"", "\"50 % of a subset with a name\"")
+        .replace("\"tokens\":2", "\"tokens\":2222");
+    fs::write(format!("{trained}/outputs.jsonl"), long).unwrap();
+    let text = stdout(&j1(&["compare", &base, &trained]));
+    assert!(text.contains("\n50 % of a subset wit…  "), "{text}");
+    assert!(text.lines().skip(2).all(|line| line.chars().count() <= 80), "{text}");
+    // Other data, by what the runs say.
+    for (directory, data) in [(&base, "aa"), (&trained, "bb")] {
+        fs::write(format!("{directory}/run.json"), json!({ "data": data }).to_string()).unwrap();
+    }
+    fails(&["compare", &base, &trained], 1, &["are of different data"]);
+    // And by the texts of tables without ids.
+    let table = |name: &str, prompt: &str| {
+        let path = scratch.path().join(name);
+        let judgement = "<scores>\\boxed{8, 2}</scores>";
+        let text = format!("prompt,chosen,rejected,judgement\n{prompt},c,r,\"{judgement}\"\n");
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (one, other) = (table("one.csv", "one"), table("other.csv", "other"));
+    fails(&["compare", &one, &other], 1, &["are of different data"]);
+    let same = j1(&["compare", &one, &one, "--show", "1"]);
+    assert!(stdout(&same).contains("prompt: one\n"), "{}", stdout(&same));
+    let notes = String::from_utf8_lossy(&same.stderr).into_owned();
+    assert!(notes.contains("always stood in slot A"), "{notes}");
 }
 
 /// An evaluation of the tiny model against itself: its criteria are measured, its pairs' texts are there, nothing differs. A

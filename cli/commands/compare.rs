@@ -1,164 +1,223 @@
 //! `j1 compare`: two evaluations of the same data.
 
-use std::{collections::BTreeMap, fmt::Write, process::ExitCode};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write,
+    process::ExitCode,
+};
 
 use engine::error::excerpt_of;
 use serde_json::json;
 use trainer::{
     eval::{
         rescore::{Evaluation, PairText},
-        results::Record,
+        results::{Key, Record},
         scores::compare::{Change, Comparison, Difference, Judged, PairChange, Unit},
     },
-    judge::verdict::MatchRule,
+    judge::{prompt::OrderPlan, verdict::MatchRule},
 };
 
 use crate::{
     Failure,
     args::Compare,
-    output::{note, print, table},
+    output::{print, sentence, table},
 };
 
 /// Characters of a text of a pair that are shown.
 const EXCERPT: usize = 600;
 /// Characters of a subset's name that are shown.
-const NAME: usize = 21;
+const NAME: usize = 20;
 /// Characters of a pair's id that are shown.
 const ID: usize = 40;
 /// Writing to a `String` cannot fail.
 const TO_MEMORY: &str = "a string grows";
 
 pub(crate) fn run(args: &Compare) -> Result<ExitCode, Failure> {
-    let [base, trained] = [&args.base, &args.trained].map(|path| Evaluation::open(path, None));
-    let (base, trained) = (base?, trained?);
-    let measured = base.rubrics.is_some() && trained.rubrics.is_some();
-    let pooled = measured && base.has_the_pool_of(&trained);
-    if measured && !pooled {
-        note("criteria are not compared: their measures are of different rows");
-    } else if !measured {
-        let missing = if base.rubrics.is_none() { &base } else { &trained };
-        note(&format!(
-            "criteria are not compared: there is no rubrics.jsonl beside {} (the `j1 eval` that made it, run again, writes it)",
-            missing.path.display()
-        ));
+    let (base, trained) = (Evaluation::open(&args.base)?, Evaluation::open(&args.trained)?);
+    if base.is_of_other_data(&trained)? {
+        let [base, trained] = [&base.path, &trained.path].map(|path| path.display());
+        return Err(format!("{base} and {trained} are of different data").into());
     }
-    let [of_base, of_trained] = [&base, &trained]
-        .map(|of| Judged { records: &of.records, rubrics: of.rubrics.as_ref().filter(|_| pooled) });
+    let comparable = can_compare_criteria(&base, &trained);
+    let [of_base, of_trained] = [&base, &trained].map(|of| Judged {
+        records: &of.records,
+        rubrics: of.rubrics.as_ref().filter(|_| comparable),
+    });
     let rule = args.match_rule.into();
     let comparison = Comparison::new(of_base, of_trained, rule, args.seed)?;
+    if comparison.protocol.order == OrderPlan::ChosenFirst {
+        sentence(
+            "the chosen reply always stood in slot A, so that a preference for slot A counts as being right: `j1 eval \
+             --order both` judges both orders",
+        );
+    }
     if args.json {
         let paths = json!([args.base, args.trained]);
-        print(&format!(
-            "{:#}\n",
-            json!({"schema": 1, "evaluations": paths, "comparison": comparison})
-        ))?;
+        let all = json!({"schema": 1, "evaluations": paths, "comparison": comparison});
+        print(&format!("{all:#}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text =
         format!("base     {}\ntrained  {}\n", base.path.display(), trained.path.display());
     text += &numbers(&comparison);
     if args.show > 0 {
-        let texts = trained.texts()?.or(base.texts()?);
-        if texts.is_none() {
-            note(
-                "the pairs' own texts are not shown: there is no results.csv beside the judgements",
-            );
-        }
-        let pairs =
-            Shown { texts: texts.unwrap_or_default(), base: &base, trained: &trained, rule };
-        let improved = comparison.improved();
-        writeln!(
-            text,
-            "\n=== {} of {} pairs with more right judgements: the most improved ===",
-            improved.len().min(args.show),
-            improved.len()
-        )
-        .expect(TO_MEMORY);
-        improved.into_iter().take(args.show).for_each(|pair| pairs.add(&mut text, pair));
-        let drawn = comparison.drawn(args.show);
-        writeln!(
-            text,
-            "\n=== {} of {} pairs, drawn by seed {} ===",
-            drawn.len(),
-            comparison.pairs.len(),
-            args.seed
-        )
-        .expect(TO_MEMORY);
-        drawn.into_iter().for_each(|pair| pairs.add(&mut text, pair));
+        show(&mut text, &comparison, args.show, &base, &trained);
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The table of numbers, at most 80 columns wide but for a subset's name.
+/// Whether the criteria of both can be compared; says why not.
+fn can_compare_criteria(base: &Evaluation, trained: &Evaluation) -> bool {
+    let missing = [base, trained].into_iter().find(|of| of.rubrics.is_none());
+    let why = match missing {
+        Some(of) => format!(
+            "{} has no rubrics.jsonl beside it (a directory of `j1 eval` gets it when its command is run again)",
+            of.path.display()
+        ),
+        None if !base.measures_as(trained) => {
+            "they were measured with other rows or another template".to_owned()
+        }
+        None => return true,
+    };
+    sentence(&format!("criteria are not compared: {why}"));
+    false
+}
+
+/// The table of numbers.
 fn numbers(comparison: &Comparison) -> String {
-    let Comparison { judgements, rows, rule, left_out: [before, now], gained, lost, .. } =
+    let Comparison { judgements, rows, protocol, left_out: [before, now], gained, lost, .. } =
         comparison;
-    let mut text = format!("{judgements} judgements of {rows} rows are in both, match {rule}");
+    let mut text = format!(
+        "in both: {} of {}, match {}",
+        counted(*judgements, "judgement"),
+        counted(*rows, "row"),
+        protocol.rule
+    );
     if before + now > 0 {
         write!(text, "; left out: {before} of base, {now} of trained").expect(TO_MEMORY);
     }
-    text += "\n\n";
-    let head = |name: &str| {
-        [name, "base", "trained", "difference", "95 %", "of"].map(str::to_owned).to_vec()
-    };
-    let mut lines = vec![head("")];
-    lines.extend(
-        comparison.measures.iter().map(|measure| line(&measure.name.replace('_', " "), measure)),
-    );
-    text += &table(&lines);
-    writeln!(text, "\n{gained} judgements became right, {lost} are not right any more")
-        .expect(TO_MEMORY);
+    let cells = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect();
+    let mut lines = vec![cells(&["", "base", "trained", "change", "95 %", "of"])];
+    let name = |measure: &Difference| measure.name.replace('_', " ");
+    lines.extend(comparison.measures.iter().map(|measure| line(&name(measure), measure)));
+    write!(text, "\n\n{}", table(&lines)).expect(TO_MEMORY);
+    writeln!(
+        text,
+        "\n{} became right, {lost} are not right any more",
+        counted(*gained, "judgement")
+    )
+    .expect(TO_MEMORY);
     if !comparison.subsets.is_empty() {
-        text += "\n";
-        let mut lines = vec![head("accuracy in %")];
-        lines[0].extend(["gained", "lost"].map(str::to_owned));
+        let mut lines =
+            vec![cells(&["accuracy in %", "base", "trained", "change", "95 %", "gained", "lost"])];
         lines.extend(comparison.subsets.iter().map(subset));
-        text += &table(&lines);
+        write!(text, "\n{}", table(&lines)).expect(TO_MEMORY);
     }
     text
 }
 
+/// `1 row`, `2 rows`.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn subset(change: &Change) -> Vec<String> {
-    let name = change.subset.as_deref().unwrap_or("(no subset)");
-    let mut cells = line(&excerpt_of(name, NAME), &change.right);
-    cells.iter_mut().for_each(|cell| *cell = cell.replace(" %", ""));
+    let name = excerpt_of(change.subset.as_deref().unwrap_or("(no subset)"), NAME);
+    let mut cells = line(&name, &change.accuracy);
+    cells.pop();
+    cells[1..].iter_mut().for_each(|cell| *cell = cell.replace(" %", ""));
     cells.extend([change.gained.to_string(), change.lost.to_string()]);
     cells
 }
 
+/// Name, value of both, change, its interval, of how many.
 fn line(name: &str, measure: &Difference) -> Vec<String> {
-    let Difference { base, trained, difference, interval, of, .. } = *measure;
-    let (scale, unit) = match measure.unit {
-        Unit::Share => (100.0, " %"),
-        Unit::Number | Unit::Tokens => (1.0, ""),
+    let (scale, unit, digits) = match measure.unit {
+        Unit::Share => (100.0, " %", 2),
+        Unit::Number => (1.0, "", 2),
+        Unit::Tokens => (1.0, "", 1),
     };
-    let value = |value: f64| format!("{:.2}{unit}", scale * value);
-    let interval = format!("[{:+.2}, {:+.2}]", scale * interval.low, scale * interval.high);
+    let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+    let value = |value: f64| format!("{:.digits$}{unit}", scale * value);
+    let change = |change: f64| format!("{:+.digits$}", scale * change);
+    let [of_base, of_trained] = measure.of;
     vec![
         name.to_owned(),
-        value(base),
-        value(trained),
-        format!("{:+.2}", scale * difference),
-        interval,
-        of.to_string(),
+        or_none(measure.base.map(value)),
+        or_none(measure.trained.map(value)),
+        or_none(measure.difference.map(change)),
+        or_none(measure.interval.map(|it| format!("[{}, {}]", change(it.low), change(it.high)))),
+        match of_base == of_trained {
+            true => of_base.to_string(),
+            false => format!("{of_base}, {of_trained}"),
+        },
     ]
+}
+
+/// Adds both judgements of the pairs that improved most, and of some that are drawn.
+fn show(
+    text: &mut String,
+    comparison: &Comparison,
+    count: usize,
+    base: &Evaluation,
+    trained: &Evaluation,
+) {
+    let improved = comparison.improved();
+    let (most, drawn) = (&improved[..improved.len().min(count)], comparison.drawn(count));
+    let rows: BTreeSet<u64> = most.iter().chain(&drawn).map(|pair| pair.row).collect();
+    let found = [trained, base].into_iter().find_map(|of| of.texts(&rows).ok().flatten());
+    if found.is_none() {
+        sentence(
+            "the prompts and replies of the pairs are not shown: neither directory has a results.csv of its judgements",
+        );
+    }
+    let by_key = |of: &Evaluation| -> HashMap<Key, Record> {
+        let wanted = of.records.iter().filter(|record| rows.contains(&record.row));
+        wanted.map(|record| (record.key(), record.clone())).collect()
+    };
+    let shown = Shown {
+        texts: found.unwrap_or_default(),
+        base: by_key(base),
+        trained: trained.records.iter().filter(|record| rows.contains(&record.row)).collect(),
+        rule: comparison.protocol.rule,
+    };
+    writeln!(
+        text,
+        "\n=== the {} that got better most, of {} ===",
+        counted(most.len() as u64, "pair"),
+        improved.len()
+    )
+    .expect(TO_MEMORY);
+    most.iter().for_each(|pair| shown.add(text, pair));
+    writeln!(
+        text,
+        "\n=== {} of {}, drawn by seed {} ===",
+        counted(drawn.len() as u64, "pair"),
+        comparison.pairs.len(),
+        comparison.protocol.seed
+    )
+    .expect(TO_MEMORY);
+    drawn.iter().for_each(|pair| shown.add(text, pair));
 }
 
 /// What is needed to show pairs as a person reads them.
 struct Shown<'a> {
     texts: BTreeMap<u64, PairText>,
-    base: &'a Evaluation,
-    trained: &'a Evaluation,
+    base: HashMap<Key, Record>,
+    /// By row.
+    trained: Vec<&'a Record>,
     rule: MatchRule,
 }
 
 impl Shown<'_> {
     fn add(&self, text: &mut String, pair: &PairChange) {
         let PairChange { row, id, judgements, base, trained, lead } = pair;
+        // Decimals of scores add up to a trace of rounding.
+        let lead = (lead * 100.0).round() / 100.0;
         writeln!(
             text,
-            "\n--- row {row} ({}): right {base} -> {trained} of {judgements}, the chosen reply's lead {lead:+} ---",
+            "\n--- row {row} ({}): right {base} -> {trained} of {judgements}, the chosen reply's lead changed by {lead:+} ---",
             excerpt_of(id, ID)
         )
         .expect(TO_MEMORY);
@@ -167,9 +226,9 @@ impl Shown<'_> {
                 writeln!(text, "{name}: {}", excerpt_of(of.trim(), EXCERPT)).expect(TO_MEMORY);
             }
         }
-        for record in self.trained.records.iter().filter(|record| record.row == *row) {
-            let before = self.base.records.iter().find(|before| before.key() == record.key());
-            if let Some(before) = before {
+        let first = self.trained.partition_point(|record| record.row < *row);
+        for record in self.trained[first..].iter().take_while(|record| record.row == *row) {
+            if let Some(before) = self.base.get(&record.key()) {
                 self.judgement(text, "base", before);
                 self.judgement(text, "trained", record);
             }

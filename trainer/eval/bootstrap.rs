@@ -52,6 +52,23 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// The interval of a statistic of rows by resamples of as many, drawn with replacement. Resamples in which it is not defined
+/// are left out; `None` if it is in none.
+pub fn interval_over<T>(
+    rows: &[T],
+    mut draws: Draws,
+    statistic: impl Fn(&mut dyn Iterator<Item = &T>) -> Option<f64>,
+) -> Option<Interval> {
+    let mut drawn = Vec::with_capacity(rows.len());
+    let resample = |_| {
+        drawn.clear();
+        drawn.extend(rows.iter().map(|_| &rows[draws.below(rows.len())]));
+        statistic(&mut drawn.iter().copied())
+    };
+    let mut resampled: Vec<f64> = (0..RESAMPLES).filter_map(resample).collect();
+    percentile_interval(&mut resampled)
+}
+
 /// The percentile interval of a statistic's resampled values, which are sorted here. Quantiles are
 /// interpolated linearly between order statistics (type 7, the default of R and NumPy). `None` for
 /// no values.

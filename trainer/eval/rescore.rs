@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 
 use crate::data::lines::{LineError, Lines, MAX_LINE};
 use crate::data::{self, DataError, Format};
-use crate::eval::results::{Finish, Key, Record, is_as_written, read_json};
+use crate::eval::results::{Finish, Key, Record, ResultsError, is_as_written, read_json};
 use crate::judge::prompt::Order;
 use crate::judge::verdict::{self, Reading, VerdictForm};
 
@@ -51,6 +51,14 @@ pub enum RescoreError {
     /// A line does not hold a judgement.
     #[error("{}, line {line}: {problem}", path.display())]
     Line { path: PathBuf, line: u64, problem: String },
+    /// A directory without judgements.
+    #[error(
+        "{} holds no outputs.jsonl; give a directory that j1 eval wrote, or a file of judgements", path.display()
+    )]
+    NoOutputs { path: PathBuf },
+    /// A file of the directory cannot be read.
+    #[error("{0}")]
+    Results(#[from] ResultsError),
     /// The table holds both orders, and this line does not tell its own.
     #[error(
         "{}, line {line}: this table holds judgements with the rejected reply in slot A, and this line does not \
@@ -65,6 +73,11 @@ pub enum RescoreError {
 pub fn rescore(path: &Path, form: Option<VerdictForm>) -> Result<Vec<Record>, RescoreError> {
     if path.is_dir() {
         let (path, found) = (path.to_owned(), "a directory; give a file in it".to_owned());
+        return Err(DataError::UnknownFormat { path, found }.into());
+    }
+    // It is opened more than once.
+    if path.exists() && !path.is_file() {
+        let (path, found) = (path.to_owned(), "a pipe or a device; give a file".to_owned());
         return Err(DataError::UnknownFormat { path, found }.into());
     }
     let form = form.or_else(|| form_of_run(path)).unwrap_or_default();

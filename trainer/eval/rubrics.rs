@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Pair;
-use crate::eval::bootstrap::{Draws, Interval, RESAMPLES, hash, percentile_interval};
+use crate::eval::bootstrap::{Draws, Interval, hash, interval_over};
 use crate::eval::results::{Finish, Key, Record};
 use crate::judge::prompt::{Order, Template, conversation_text};
 use crate::judge::verdict::parts;
@@ -92,7 +92,12 @@ impl Measures {
         let bits = [self.bits, self.bits_shuffled].iter().all(|bits| bits.abs() <= MAX_BITS);
         let lifts = [self.lift, self.lift_shuffled, self.lift_prompt, self.lift_replies];
         let shares = [self.echoed, self.copied].iter().all(|share| (0.0..=1.0).contains(share));
-        bits && shares && lifts.iter().all(|lift| lift.abs() <= 1.0) && self.own <= self.listed
+        let nothing = self.written || *self == Measures::default();
+        nothing
+            && bits
+            && shares
+            && lifts.iter().all(|lift| lift.abs() <= 1.0)
+            && self.own <= self.listed
     }
 }
 
@@ -464,17 +469,11 @@ fn mean_over_rows(values: &[(u64, f64)], seed: u64) -> Mean {
     let mean = |(sum, count): (f64, f64)| sum / count;
     let add = |a: (f64, f64), b: &(f64, f64)| (a.0 + b.0, a.1 + b.1);
     // "rubr" keeps this stream apart from others made of the same seed.
-    let mut draws = Draws::new(hash(&[0x7275_6272, seed]));
-    let mut resampled: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            mean(
-                (0..rows.len()).fold((0.0, 0.0), |sum, _| add(sum, &rows[draws.below(rows.len())])),
-            )
-        })
-        .collect();
+    let draws = Draws::new(hash(&[0x7275_6272, seed]));
+    let of = |rows: &mut dyn Iterator<Item = &(f64, f64)>| mean(rows.fold((0.0, 0.0), add));
     Mean {
-        mean: mean(rows.iter().fold((0.0, 0.0), add)),
-        interval: percentile_interval(&mut resampled).expect("there are resamples"),
+        mean: of(&mut rows.iter()),
+        interval: interval_over(&rows, draws, |rows| Some(of(rows))).expect("there are resamples"),
     }
 }
 

@@ -64,10 +64,15 @@ pub struct Sample {
 
 impl Protocol {
     /// The orders and votes that records were made with, as far as they show it.
-    pub fn of(records: &[Record], rule: MatchRule, seed: u64) -> Protocol {
+    pub fn of<'a>(
+        records: impl IntoIterator<Item = &'a Record>,
+        rule: MatchRule,
+        seed: u64,
+    ) -> Protocol {
         let mut orders: BTreeMap<(u64, u32), Order> = BTreeMap::new();
-        let mut order = OrderPlan::ChosenFirst;
+        let (mut order, mut votes) = (OrderPlan::ChosenFirst, 1);
         for record in records {
+            votes = votes.max(record.vote.saturating_add(1));
             let first = *orders.entry((record.row, record.vote)).or_insert(record.order);
             if first != record.order {
                 order = OrderPlan::Both;
@@ -75,7 +80,6 @@ impl Protocol {
                 order = OrderPlan::Random;
             }
         }
-        let votes = records.iter().map(|record| record.vote.saturating_add(1)).max().unwrap_or(1);
         Protocol { rule, order, votes, seed, sample: None }
     }
 }
@@ -283,6 +287,17 @@ impl Ballot {
         ballot
     }
 
+    /// Whether both orders' ballots prefer the same reply, as 1 or 0. A tie prefers none; `None` if one has no verdict.
+    fn agrees_with(self, other: Ballot) -> Option<f64> {
+        let (first, second) = self.preference().zip(other.preference())?;
+        Some(flag(first == second && first != Preference::Neither))
+    }
+
+    /// Whether both orders' ballots are right, as 1 or 0.
+    fn is_right_with(self, other: Ballot) -> f64 {
+        flag(self.is_right() && other.is_right())
+    }
+
     /// The sum of both orders' ballots; without a vote if one of them has none.
     fn with(self, other: Ballot) -> Ballot {
         Ballot {
@@ -344,11 +359,8 @@ impl Scores {
         };
         let both = || rows.iter().filter_map(|row| row.orders[0].zip(row.orders[1]));
         let paired = protocol.order == OrderPlan::Both;
-        let agreement = both().filter_map(|(first, second)| {
-            let (first, second) = first.preference().zip(second.preference())?;
-            Some(flag(first == second && first != Preference::Neither))
-        });
-        let consistent = both().map(|(first, second)| flag(first.is_right() && second.is_right()));
+        let agreement = both().filter_map(|(first, second)| first.agrees_with(second));
+        let consistent = both().map(|(first, second)| first.is_right_with(second));
         let verdicts = Slots::of(&sorted, protocol.rule);
         let other = protocol.rule.other();
         let other_rows = rows_of(&sorted, Protocol { rule: other, ..protocol });
