@@ -173,7 +173,7 @@ fn what_one_has_not_is_told_of_the_other() {
     assert_eq!((share_of_a.difference, share_of_a.interval), (None, None));
     // How a judgement of another program ended is not known.
     let unknown = Record { finish: Finish::Unknown, ..record(0, "x", A, Some((3, 2))) };
-    let comparison = compare(&[unknown.clone()], &[unknown]);
+    let comparison = compare(std::slice::from_ref(&unknown), std::slice::from_ref(&unknown));
     assert!(
         measure(&comparison, "truncated").is_none() && measure(&comparison, "length").is_none()
     );
