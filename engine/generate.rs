@@ -39,34 +39,28 @@
 
 mod cuda;
 mod error;
+mod schedule;
 mod sequence;
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex},
-};
+use std::{collections::VecDeque, sync::Mutex};
 
-use kernels::cpu::{
-    attention::PAGE,
-    philox::{RngKey, Stream},
-    profile,
-    sample::{self, Sample, Scratch},
-};
 pub use kernels::cpu::{
     log_prob::LogitsError,
     repetition_penalty,
     sample::{ParamsError, SamplingParams},
 };
+use kernels::cpu::{
+    profile,
+    sample::{self, Sample, Scratch},
+};
 
 use cuda::CapturedSteps;
 pub use error::GenerateError;
-use sequence::{Seen, Sequence, distinct};
+use schedule::{Job, Prefill};
+use sequence::{Seen, Sequence};
 
 use crate::{
-    model::{
-        Batch, Model,
-        kv_cache::{KvCache, PageTable},
-    },
+    model::{Batch, Model, kv_cache::KvCache},
     tensor::{
         Tensor,
         device::{Device, DeviceError},
@@ -151,22 +145,8 @@ pub struct Stats {
     pub shared_tokens: u64,
     /// Completion tokens.
     pub generated_tokens: u64,
-}
-
-/// A part of a request that is scheduled as one: all its samples, or as many as fit at once.
-struct Job {
-    id: RequestId,
-    request: Request,
-    /// The distinct tokens of the prompt, if they are penalized.
-    distinct: Arc<[u32]>,
-    /// Which of the request's samples: `first_sample..first_sample + samples`.
-    first_sample: usize,
-    samples: usize,
-}
-
-struct Prefill {
-    job: Job,
-    table: PageTable,
+    /// How often a sequence gave its pages back and waited for others to end.
+    pub preemptions: u64,
 }
 
 /// Which sequences draw from a row of logits.
@@ -197,7 +177,7 @@ pub struct Generator<'m> {
     queue: VecDeque<Job>,
     prefill: Option<Prefill>,
     running: Vec<Sequence>,
-    /// Pages promised to running sequences and to the prompt under way.
+    /// Pages that the prompt under way will take, and those that join the running sequences in this step.
     reserved_pages: usize,
     next_id: u64,
     stats: Stats,
@@ -261,51 +241,6 @@ impl<'m> Generator<'m> {
         })
     }
 
-    /// Queues a request. Its tokens come from [`Generator::step`].
-    pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
-        assert!(!request.samples.is_empty(), "a request for no samples");
-        assert!(request.max_new_tokens > 0, "a request for no tokens");
-        if let Err(error) = repetition_penalty::validate(request.repetition_penalty) {
-            panic!("{error}");
-        }
-        let config = self.model.config();
-        if request.prompt.is_empty() {
-            return Err(GenerateError::EmptyPrompt);
-        }
-        if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= config.vocab_size) {
-            return Err(GenerateError::UnknownToken { token, vocab_size: config.vocab_size });
-        }
-        let (prompt, new) = (request.prompt.len(), request.max_new_tokens);
-        let tokens = prompt.saturating_add(new);
-        if tokens > config.max_position_embeddings {
-            let limit = config.max_position_embeddings;
-            return Err(GenerateError::TooLong { prompt, max_new_tokens: new, limit });
-        }
-        let needed_pages = KvCache::pages_for(tokens);
-        if needed_pages > self.pages {
-            return Err(GenerateError::CacheTooSmall {
-                tokens,
-                needed_bytes: needed_pages * self.page_bytes,
-                cache_bytes: self.cache_bytes,
-            });
-        }
-
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
-        // A job holds at most the samples that fit in the batch and the cache at once.
-        let each = needed_pages - prompt / PAGE;
-        let shared = needed_pages - each;
-        let fitting = ((self.pages - shared) / each).clamp(1, self.options.max_batch);
-        let total = request.samples.len();
-        let distinct = distinct(&request.prompt, request.repetition_penalty);
-        for first_sample in (0..total).step_by(fitting) {
-            let samples = fitting.min(total - first_sample);
-            let (request, distinct) = (request.clone(), distinct.clone());
-            self.queue.push_back(Job { id, request, distinct, first_sample, samples });
-        }
-        Ok(id)
-    }
-
     /// Whether all submitted requests have ended.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.prefill.is_none() && self.running.is_empty()
@@ -317,27 +252,38 @@ impl<'m> Generator<'m> {
         self.queue.iter().map(|job| job.samples).sum()
     }
 
+    /// Sequences that run, without those whose prompt is still computed.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Share of the memory for keys and values that sequences hold, in [0, 1]. What is kept to be found again does not count.
+    pub fn cache_usage(&self) -> f64 {
+        let held = self.cache.pages() - self.cache.available_pages();
+        held as f64 / self.cache.pages() as f64
+    }
+
     /// Counts of what ran so far.
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
     /// One forward pass. Calls `on` for each token, in an order that depends on the schedule.
-    /// After an error the generator cannot be used any more.
+    ///
+    /// # Errors
+    /// After [`GenerateError::Sampling`] the request that it names has ended, all others have their tokens, and the next step
+    /// goes on. After [`GenerateError::Device`] the generator cannot be used any more.
     pub fn step(&mut self, on: &mut dyn FnMut(TokenEvent)) -> Result<(), GenerateError> {
         let mut step = std::mem::take(&mut self.step);
         step.batch.clear();
         step.destinations.clear();
         step.draws.clear();
         step.first_of_row.clear();
+        self.make_room();
         for (index, sequence) in self.running.iter_mut().enumerate() {
-            if sequence.table.len() % PAGE == 0 {
-                sequence.reserved_pages -= 1;
-                self.reserved_pages -= 1;
-            }
             let position = sequence.table.len();
             self.cache.extend(&mut sequence.table, 1);
-            step.batch.push(&[sequence.last_token], position, sequence.table.pages());
+            step.batch.push(&[sequence.last_token()], position, sequence.table.pages());
             step.batch.want_logits();
             step.destinations.push(Destination::Running(index));
         }
@@ -379,63 +325,6 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Fills the batch with prompt rows: the prompt under way, then new ones while there is room.
-    fn schedule_prompts(&mut self, step: &mut Step) {
-        let Step { batch, destinations, prefilled, .. } = step;
-        let mut rows = self.options.prefill_rows;
-        let mut joining = 0;
-        while rows > 0 {
-            let Some(Prefill { job, mut table }) =
-                self.prefill.take().or_else(|| self.admit(joining))
-            else {
-                break;
-            };
-            let prompt = &job.request.prompt;
-            let start = table.len();
-            let chunk = (prompt.len() - start).min(rows);
-            let pages_before = table.pages().len();
-            self.cache.extend(&mut table, chunk);
-            self.reserved_pages -= table.pages().len() - pages_before;
-            self.cache.publish_prefix(&table, prompt);
-            batch.push(&prompt[start..start + chunk], start, table.pages());
-            self.stats.prompt_tokens += chunk as u64;
-            rows -= chunk;
-            let done = table.len() == prompt.len();
-            let prefill = Prefill { job, table };
-            if done {
-                batch.want_logits();
-                destinations.push(Destination::Prefilled);
-                joining += prefill.job.samples;
-                prefilled.push(prefill);
-            } else {
-                self.prefill = Some(prefill);
-            }
-        }
-    }
-
-    /// Takes the next job if all its samples can run to their end beside the running sequences.
-    fn admit(&mut self, joining: usize) -> Option<Prefill> {
-        let job = self.queue.front()?;
-        if self.running.len() + joining + job.samples > self.options.max_batch {
-            return None;
-        }
-        let prompt = &job.request.prompt;
-        let all = KvCache::pages_for(prompt.len() + job.request.max_new_tokens);
-        // The last token is computed in any case: its logits are needed.
-        let (found, idle) = self.cache.find_prefix(&prompt[..prompt.len() - 1]);
-        let full = prompt.len() / PAGE;
-        let new = all - KvCache::pages_for(found) + (job.samples - 1) * (all - full);
-        if new + idle + self.reserved_pages > self.cache.available_pages() {
-            return None;
-        }
-        let job = self.queue.pop_front()?;
-        let prompt = &job.request.prompt;
-        let table = self.cache.attach_prefix(&prompt[..prompt.len() - 1]);
-        self.stats.shared_tokens += table.len() as u64;
-        self.reserved_pages += new;
-        Some(Prefill { job, table })
-    }
-
     /// Says which sequence draws from which row of logits. Samples of finished prompts join here.
     fn plan_draws(&mut self, step: &mut Step) {
         let mut prefilled = step.prefilled.drain(..);
@@ -464,10 +353,11 @@ impl<'m> Generator<'m> {
                 let draws = draws.lock().expect("no panic under the lock");
                 (draws[index].logits_row, &self.running[draws[index].sequence])
             };
-            let uniform = sequence.key.uniform_f64(sequence.generated as u32);
+            let uniform = sequence.key.uniform_f64(sequence.written.len() as u32);
             let mut scratch = self.scratch[thread].lock().expect("one thread, one scratch");
             let logits = logits.row(logits_row);
-            let result = sample::draw(cpu, &mut scratch, logits, &sequence.sampling, uniform);
+            let result =
+                sample::draw(cpu, &mut scratch, logits, &sequence.request.sampling, uniform);
             draws.lock().expect("no panic under the lock")[index].result = Some(result);
         });
     }
@@ -478,19 +368,23 @@ impl<'m> Generator<'m> {
         draws: &[Draw],
         on: &mut dyn FnMut(TokenEvent),
     ) -> Result<(), GenerateError> {
+        let mut failed = None;
         for draw in draws {
             let sequence = &mut self.running[draw.sequence];
-            let sampled = draw
-                .result
-                .expect("every planned draw was made")
-                .map_err(|source| GenerateError::Sampling { request: sequence.id, source })?;
-            sequence.generated += 1;
-            sequence.last_token = sampled.token;
+            let sampled = match draw.result.expect("every planned draw was made") {
+                Ok(sampled) => sampled,
+                Err(source) => {
+                    failed.get_or_insert((sequence.id, source));
+                    sequence.ended = true;
+                    continue;
+                }
+            };
+            sequence.written.push(sampled.token);
             sequence.seen.push(sampled.token);
             self.stats.generated_tokens += 1;
             let finish = if self.stop_tokens.contains(&sampled.token) {
                 Some(FinishReason::Stop)
-            } else if sequence.generated == sequence.max_new_tokens {
+            } else if sequence.written.len() == sequence.request.max_new_tokens {
                 Some(FinishReason::Length)
             } else {
                 None
@@ -506,52 +400,21 @@ impl<'m> Generator<'m> {
             sequence.ended = finish.is_some();
         }
         self.release_ended();
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some((request, source)) => {
+                self.cancel(request);
+                Err(GenerateError::Sampling { request, source })
+            }
+        }
     }
 
     fn release_ended(&mut self) {
         for index in (0..self.running.len()).rev() {
             if self.running[index].ended {
                 let ended = self.running.swap_remove(index);
-                self.reserved_pages -= ended.reserved_pages;
                 self.cache.release(ended.table);
             }
-        }
-    }
-
-    /// Turns a prefilled prompt into its running samples. The last takes the prompt's own table.
-    fn start_samples(&mut self, prefill: Prefill) {
-        let Prefill { job, table } = prefill;
-        let all = KvCache::pages_for(job.request.prompt.len() + job.request.max_new_tokens);
-        let mut table = Some(table);
-        for sample in job.first_sample..job.first_sample + job.samples {
-            let last = sample + 1 == job.first_sample + job.samples;
-            let mut own = if last {
-                table.take().expect("taken once")
-            } else {
-                let prompt = table.as_ref().expect("taken last");
-                let own = self.cache.fork(prompt);
-                self.reserved_pages -= own.len().div_ceil(PAGE) - own.len() / PAGE;
-                own
-            };
-            own.reserve(all);
-            self.running.push(Sequence {
-                id: job.id,
-                sample,
-                key: RngKey::new(job.request.seed, job.request.samples[sample], Stream::TOKENS),
-                sampling: job.request.sampling,
-                seen: Seen::new(
-                    job.request.repetition_penalty,
-                    job.distinct.clone(),
-                    job.request.max_new_tokens,
-                ),
-                max_new_tokens: job.request.max_new_tokens,
-                reserved_pages: all - own.pages().len(),
-                table: own,
-                last_token: 0,
-                generated: 0,
-                ended: false,
-            });
         }
     }
 }

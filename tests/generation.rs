@@ -218,6 +218,92 @@ fn a_small_cache_makes_requests_wait_and_changes_nothing() {
     }
 }
 
+/// Completions of 400 tokens, of which a sequence is promised 256 at most: where pages run out, the youngest waits and goes on
+/// later with the same bits. What ends gives its pages back.
+#[test]
+fn a_sequence_that_has_to_wait_goes_on_with_the_same_bits() {
+    let model = open("qwen3-tied", true, Precision::F32, Cpu::new(2));
+    let mut requests = requests(model.config().vocab_size);
+    requests.truncate(6);
+    requests.iter_mut().for_each(|request| request.max_new_tokens = 400);
+    requests[4].repetition_penalty = 1.2;
+    let roomy = GeneratorOptions { cache_bytes: 1 << 30, ..WIDE };
+    let expected = generate(&model, &[], roomy, &requests);
+    let page = KvCache::page_bytes(model.config(), model.cache_dtype());
+    for (pages, rows) in [(24, 512), (31, 40), (60, 512)] {
+        let options = GeneratorOptions { cache_bytes: pages * page, prefill_rows: rows, ..WIDE };
+        let mut generator = Generator::new(&model, &[], options).unwrap();
+        requests.iter().for_each(|request| drop(generator.submit(request.clone()).unwrap()));
+        let mut written: Vec<Vec<Completion>> =
+            requests.iter().map(|r| vec![Completion::default(); r.samples.len()]).collect();
+        while !generator.is_idle() {
+            let on = &mut |event: engine::generate::TokenEvent| {
+                let of = &mut written[event.request.0 as usize][event.sample];
+                of.0.push(event.token);
+                of.1.push(event.log_prob.to_bits());
+                of.2 = event.finish;
+            };
+            generator.step(on).unwrap();
+        }
+        assert!(written == expected, "{pages} pages");
+        assert!(generator.stats().preemptions > 0, "{pages} pages: nobody had to wait");
+        assert_eq!(generator.cache_usage(), 0.0);
+    }
+}
+
+/// A request is cancelled in the queue, in its prompt, and while it runs: no more of its tokens come, its pages are free, and the
+/// others have the bits that they have alone.
+#[test]
+fn a_cancelled_request_is_gone_and_the_others_do_not_notice() {
+    let model = open("qwen3-tied", true, Precision::F32, Cpu::new(1));
+    let vocab = model.config().vocab_size;
+    let request = |first: usize, length: usize, samples: std::ops::Range<u64>| Request {
+        prompt: (0..length).map(|i| ((first + i * 7) % vocab) as u32).collect(),
+        samples: samples.collect(),
+        seed: 3,
+        max_new_tokens: 60,
+        sampling: SamplingParams::default(),
+        repetition_penalty: 1.0,
+    };
+    let others = [request(0, 50, 0..2), request(9, 90, 5..6)];
+    let expected: Vec<_> =
+        others.iter().flat_map(|r| generate(&model, &[], WIDE, std::slice::from_ref(r))).collect();
+    // A prompt of 200 rows takes five steps; the batch has room for the others and four samples.
+    let options = GeneratorOptions { max_batch: 7, prefill_rows: 40, cache_bytes: 64 << 20 };
+    for cancel_after in 0..12 {
+        let mut generator = Generator::new(&model, &[], options.clone()).unwrap();
+        let first = generator.submit(others[0].clone()).unwrap();
+        let gone = generator.submit(request(3, 200, 10..18)).unwrap();
+        let second = generator.submit(others[1].clone()).unwrap();
+        let mut written = vec![vec![Completion::default(); 2], vec![Completion::default(); 1]];
+        let mut steps = 0;
+        while !generator.is_idle() {
+            if steps == cancel_after {
+                generator.cancel(gone);
+                generator.cancel(gone);
+            }
+            generator
+                .step(&mut |event| {
+                    assert!(
+                        event.request != gone || steps < cancel_after,
+                        "a token of what is gone"
+                    );
+                    let place = [first, second].iter().position(|&id| id == event.request);
+                    if let Some(place) = place {
+                        let of = &mut written[place][event.sample];
+                        of.0.push(event.token);
+                        of.1.push(event.log_prob.to_bits());
+                        of.2 = event.finish;
+                    }
+                })
+                .unwrap();
+            steps += 1;
+        }
+        assert!(written == expected, "cancelled after {cancel_after} steps");
+        assert_eq!((generator.cache_usage(), generator.running(), generator.queued()), (0.0, 0, 0));
+    }
+}
+
 #[test]
 fn requests_that_cannot_run_are_refused_with_the_reason() {
     let model = open("qwen3-tied", true, Precision::F32, Cpu::new(1));

@@ -131,7 +131,7 @@ impl CapturedSteps {
         };
         for sequence in running {
             let position = sequence.table.len() - 1;
-            push(sequence.last_token, position, sequence.table.pages(), sequence.request());
+            push(sequence.last_token(), position, sequence.table.pages(), sequence.request());
         }
         let nobody = RngKey::new(0, 0, Stream::TOKENS);
         let params = SamplingParams::GREEDY;

@@ -6,26 +6,24 @@ use kernels::{
     cpu::{
         philox::RngKey,
         repetition_penalty::{self, Penalized},
-        sample::SamplingParams,
     },
     cuda::SampleRequest,
 };
 
-use super::{Generator, RequestId};
+use super::{Generator, Request, RequestId};
 use crate::{model::kv_cache::PageTable, tensor::Tensor};
 
 pub(super) struct Sequence {
     pub(super) id: RequestId,
     pub(super) sample: usize,
     pub(super) key: RngKey,
-    pub(super) sampling: SamplingParams,
+    /// Without its prompt.
+    pub(super) request: Arc<Request>,
+    pub(super) prompt: Arc<[u32]>,
+    /// The completion so far. The keys and values of its last token are not in the table yet.
+    pub(super) written: Vec<u32>,
     pub(super) seen: Seen,
-    pub(super) max_new_tokens: usize,
     pub(super) table: PageTable,
-    pub(super) last_token: u32,
-    pub(super) generated: usize,
-    /// Pages that it may still take.
-    pub(super) reserved_pages: usize,
     /// Whether it leaves at the end of the step.
     pub(super) ended: bool,
 }
@@ -33,8 +31,12 @@ pub(super) struct Sequence {
 impl Sequence {
     /// The next draw.
     pub(super) fn request(&self) -> SampleRequest {
-        let position = self.generated as u32;
-        SampleRequest { params: self.sampling, key: self.key, position }
+        let position = self.written.len() as u32;
+        SampleRequest { params: self.request.sampling, key: self.key, position }
+    }
+
+    pub(super) fn last_token(&self) -> u32 {
+        *self.written.last().expect("a running sequence has drawn a token")
     }
 }
 
@@ -63,6 +65,11 @@ impl Seen {
     pub(super) fn new(penalty: f32, prompt: Arc<[u32]>, most: usize) -> Seen {
         let room = if penalty == 1.0 { 0 } else { most };
         Seen { penalty, prompt, written: Vec::with_capacity(room) }
+    }
+
+    /// The distinct tokens of the prompt.
+    pub(super) fn of_prompt(&self) -> Arc<[u32]> {
+        self.prompt.clone()
     }
 
     pub(super) fn is_penalized(&self) -> bool {
