@@ -113,6 +113,7 @@ fn request(model: &Model, tokens: usize, seed: u32, max_new_tokens: usize) -> Re
         max_new_tokens,
         sampling,
         repetition_penalty: 1.0,
+        top_log_probs: 0,
     }
 }
 

@@ -285,6 +285,7 @@ fn sampled_log_probs_have_the_bits_of_training_at_any_batch() {
                     max_new_tokens: 7,
                     sampling,
                     repetition_penalty: 1.0,
+                    top_log_probs: 0,
                 };
                 generator.submit(request).unwrap();
             }

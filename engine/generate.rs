@@ -25,6 +25,7 @@
 //!     max_new_tokens: 8,
 //!     sampling: SamplingParams::default(),
 //!     repetition_penalty: 1.0,
+//!     top_log_probs: 0,
 //! })?;
 //! let mut completions = vec![Vec::new(); 3];
 //! while !generator.is_idle() {
@@ -84,6 +85,8 @@ pub struct Request {
     /// Makes tokens of the prompt and of the completion so far less likely; see
     /// [`repetition_penalty`]. 1 is none, and costs nothing.
     pub repetition_penalty: f32,
+    /// With each token, this many of the most probable ones are reported: [`TokenEvent::top`].
+    pub top_log_probs: usize,
 }
 
 /// Identifies a request within its generator, in order of submission.
@@ -101,7 +104,7 @@ pub enum FinishReason {
 
 /// One token of one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenEvent {
+pub struct TokenEvent<'a> {
     /// The request that this token belongs to.
     pub request: RequestId,
     /// Index into the request's `samples`.
@@ -116,6 +119,9 @@ pub struct TokenEvent {
     pub entropy: f32,
     /// Set with the sample's last token.
     pub finish: Option<FinishReason>,
+    /// The most probable tokens in the place of this one, as many as the request asks for, the most probable first, each with
+    /// its log-probability. The one that was drawn need not be among them.
+    pub top: &'a [(u32, f32)],
 }
 
 /// How much runs at once. No token depends on it.
@@ -162,6 +168,8 @@ struct Draw {
     logits_row: usize,
     sequence: usize,
     result: Option<Result<Sample, LogitsError>>,
+    /// The most probable tokens, if they are asked for.
+    top: Vec<(u32, f32)>,
 }
 
 /// Runs requests over one model.
@@ -273,7 +281,7 @@ impl<'m> Generator<'m> {
     /// # Errors
     /// After [`GenerateError::Sampling`] the request that it names has ended, all others have their tokens, and the next step
     /// goes on. After [`GenerateError::Device`] the generator cannot be used any more.
-    pub fn step(&mut self, on: &mut dyn FnMut(TokenEvent)) -> Result<(), GenerateError> {
+    pub fn step(&mut self, on: &mut dyn FnMut(TokenEvent<'_>)) -> Result<(), GenerateError> {
         let mut step = std::mem::take(&mut self.step);
         step.batch.clear();
         step.destinations.clear();
@@ -309,6 +317,7 @@ impl<'m> Generator<'m> {
         if let Device::Cuda(cuda) = model.device()
             && prompts == 0
             && self.captures.are_wanted()
+            && self.running.iter().all(|sequence| sequence.request.top_log_probs == 0)
         {
             self.plan_draws(step);
             return self.decode_captured(cuda, &mut step.draws);
@@ -338,7 +347,7 @@ impl<'m> Generator<'m> {
                 }
             };
             step.first_of_row.push(sequences.start);
-            let draw = |sequence| Draw { logits_row, sequence, result: None };
+            let draw = |sequence| Draw { logits_row, sequence, result: None, top: Vec::new() };
             step.draws.extend(sequences.map(draw));
         }
     }
@@ -358,7 +367,9 @@ impl<'m> Generator<'m> {
             let logits = logits.row(logits_row);
             let result =
                 sample::draw(cpu, &mut scratch, logits, &sequence.request.sampling, uniform);
-            draws.lock().expect("no panic under the lock")[index].result = Some(result);
+            let top = sequence.top_of(cpu, logits);
+            let mut draws = draws.lock().expect("no panic under the lock");
+            (draws[index].result, draws[index].top) = (Some(result), top);
         });
     }
 
@@ -366,7 +377,7 @@ impl<'m> Generator<'m> {
     fn apply_draws(
         &mut self,
         draws: &[Draw],
-        on: &mut dyn FnMut(TokenEvent),
+        on: &mut dyn FnMut(TokenEvent<'_>),
     ) -> Result<(), GenerateError> {
         let mut failed = None;
         for draw in draws {
@@ -396,6 +407,7 @@ impl<'m> Generator<'m> {
                 log_prob: sampled.log_prob,
                 entropy: sampled.entropy,
                 finish,
+                top: &draw.top,
             });
             sequence.ended = finish.is_some();
         }

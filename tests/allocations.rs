@@ -44,6 +44,7 @@ fn decode(generator: &mut Generator, model: &Model, batch: usize, first: usize) 
             max_new_tokens: NEW_TOKENS,
             sampling: SAMPLINGS[(first + index) % SAMPLINGS.len()],
             repetition_penalty: [1.0, 1.2, 1.0][(first + index) % 3],
+            top_log_probs: 0,
         };
         generator.submit(request).unwrap();
     }

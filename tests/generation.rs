@@ -83,7 +83,15 @@ fn requests(vocab: usize) -> Vec<Request> {
             _ => SamplingParams::GREEDY,
         };
         let repetition_penalty = [1.0, 1.0, 1.3, 0.9][index / 4 % 4];
-        Request { prompt, samples, seed: 7, max_new_tokens: 40, sampling, repetition_penalty }
+        Request {
+            prompt,
+            samples,
+            seed: 7,
+            max_new_tokens: 40,
+            sampling,
+            repetition_penalty,
+            top_log_probs: 0,
+        }
     };
     lengths.iter().enumerate().map(request).collect()
 }
@@ -191,6 +199,7 @@ fn a_prompt_is_computed_once_for_all_its_samples_and_for_prompts_that_begin_alik
         max_new_tokens: 3,
         sampling: SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
         repetition_penalty: 1.0,
+        top_log_probs: 0,
     };
     let mut generator = Generator::new(&model, &[], WIDE).unwrap();
     generator.submit(request(&prompt, 0..8)).unwrap();
@@ -264,6 +273,7 @@ fn a_cancelled_request_is_gone_and_the_others_do_not_notice() {
         max_new_tokens: 60,
         sampling: SamplingParams::default(),
         repetition_penalty: 1.0,
+        top_log_probs: 0,
     };
     let others = [request(0, 50, 0..2), request(9, 90, 5..6)];
     let expected: Vec<_> =
@@ -304,6 +314,53 @@ fn a_cancelled_request_is_gone_and_the_others_do_not_notice() {
     }
 }
 
+/// The most probable tokens are those of the whole row, in order, with the log-probabilities that a draw of them would have.
+#[test]
+fn the_most_probable_tokens_come_with_the_drawn_one() {
+    let model = open("qwen3-tied", true, Precision::F32, Cpu::new(2));
+    for (temperature, repetition_penalty) in [(0.7, 1.0), (0.0, 1.0), (1.5, 1.3)] {
+        let request = Request {
+            prompt: (0..40).collect(),
+            samples: vec![0, 1],
+            seed: 5,
+            max_new_tokens: 12,
+            sampling: SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 },
+            repetition_penalty,
+            top_log_probs: 5,
+        };
+        let without = Request { top_log_probs: 0, ..request.clone() };
+        let expected = generate(&model, &[], WIDE, &[without.clone()]);
+        assert!(
+            generate(&model, &[], WIDE, &[request.clone()]) == expected,
+            "asking changes nothing"
+        );
+        let mut generator = Generator::new(&model, &[], WIDE).unwrap();
+        generator.submit(request).unwrap();
+        let other = generator.submit(without).unwrap();
+        let mut greedy_is_first = 0;
+        while !generator.is_idle() {
+            generator
+                .step(&mut |event| {
+                    let top = event.top;
+                    assert_eq!(top.len(), if event.request == other { 0 } else { 5 });
+                    let is_sorted = top.is_sorted_by(|a, b| a.1 > b.1 || (a.1 == b.1 && a.0 < b.0));
+                    assert!(is_sorted, "{top:?}");
+                    if let Some(&(_, log_prob)) =
+                        top.iter().find(|(token, _)| *token == event.token)
+                    {
+                        assert_eq!(log_prob.to_bits(), event.log_prob.to_bits());
+                    } else if let Some(least) = top.last() {
+                        assert!(event.log_prob <= least.1);
+                    }
+                    greedy_is_first +=
+                        usize::from(top.first().is_some_and(|one| one.0 == event.token));
+                })
+                .unwrap();
+        }
+        assert!(temperature > 0.0 || greedy_is_first == 24, "{greedy_is_first} of 24");
+    }
+}
+
 #[test]
 fn requests_that_cannot_run_are_refused_with_the_reason() {
     let model = open("qwen3-tied", true, Precision::F32, Cpu::new(1));
@@ -319,6 +376,7 @@ fn requests_that_cannot_run_are_refused_with_the_reason() {
         max_new_tokens,
         sampling: SamplingParams::GREEDY,
         repetition_penalty: 1.0,
+        top_log_probs: 0,
     };
     let mut submit = |prompt, new| generator.submit(request(prompt, new));
     assert_eq!(submit(vec![], 1), Err(GenerateError::EmptyPrompt));

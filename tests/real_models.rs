@@ -163,6 +163,7 @@ fn greedy_answer_is(opened: &LanguageModel, case: &Case, repetition_penalty: f32
         max_new_tokens: case.max_new_tokens,
         sampling: SamplingParams::GREEDY,
         repetition_penalty,
+        top_log_probs: 0,
     };
     generator.submit(request).unwrap();
     let mut written = Vec::new();

@@ -54,6 +54,7 @@ fn greedy_tokens_under_a_repetition_penalty_are_those_of_transformers() {
                     max_new_tokens: one["tokens"].as_array().unwrap().len(),
                     sampling: SamplingParams::GREEDY,
                     repetition_penalty: one["penalty"].as_f64().unwrap() as f32,
+                    top_log_probs: 0,
                 };
                 generator.submit(request).unwrap();
             }

@@ -301,6 +301,7 @@ impl Judge<'_> {
             max_new_tokens: self.max_new_tokens,
             sampling: self.sampling,
             repetition_penalty: self.repetition_penalty,
+            top_log_probs: 0,
         };
         let id = generator.submit(request).map_err(|source| JudgeError::Generate {
             row: pair.row,

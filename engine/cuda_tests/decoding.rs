@@ -27,6 +27,7 @@ fn request(prompt: usize, samples: u64, new: usize, sampling: SamplingParams) ->
         max_new_tokens: new,
         sampling,
         repetition_penalty: 1.0,
+        top_log_probs: 0,
     }
 }
 

@@ -146,6 +146,7 @@ fn generation_takes_what_is_predicted() {
         max_new_tokens: completion,
         sampling: SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
         repetition_penalty: 1.0,
+        top_log_probs: 0,
     };
     generator.submit(request(0, 0..samples as u64 - 1)).unwrap();
     for _ in 0..5 {

@@ -278,8 +278,13 @@ impl Generator<'_> {
             gpu.sample(&mut out, logits.f32(), &requests, vocab)?;
             gpu.samples(&out)
         })?;
-        for (draw, sample) in draws.iter_mut().zip(samples) {
+        for (row, (draw, sample)) in draws.iter_mut().zip(samples).enumerate() {
             draw.result = Some(sample);
+            let sequence = &self.running[draw.sequence];
+            if sequence.request.top_log_probs > 0 {
+                let row = gather::forward(&logits, &vec![row as u32].into()).to_vec()?;
+                draw.top = sequence.top_of(self.model.device().host(), &row);
+            }
         }
         Ok(())
     }

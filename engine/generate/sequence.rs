@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use kernels::{
     cpu::{
+        Cpu,
         philox::RngKey,
         repetition_penalty::{self, Penalized},
+        sample,
     },
     cuda::SampleRequest,
 };
@@ -33,6 +35,18 @@ impl Sequence {
     pub(super) fn request(&self) -> SampleRequest {
         let position = self.written.len() as u32;
         SampleRequest { params: self.request.sampling, key: self.key, position }
+    }
+
+    /// The most probable next tokens by its row of logits, as many as its request asks for.
+    pub(super) fn top_of(&self, cpu: &Cpu, logits: &[f32]) -> Vec<(u32, f32)> {
+        let Request { sampling, top_log_probs, .. } = *self.request;
+        match top_log_probs {
+            0 => Vec::new(),
+            // What is wrong with the logits was said by the draw.
+            most => {
+                sample::most_probable(cpu, logits, sampling.temperature, most).unwrap_or_default()
+            }
+        }
     }
 
     pub(super) fn last_token(&self) -> u32 {

@@ -80,6 +80,7 @@ impl LanguageModel {
             max_new_tokens,
             sampling,
             repetition_penalty: 1.0,
+            top_log_probs: 0,
         })?;
         Ok(Completion { generator, text: Some(self.tokenizer.stream(true)) })
     }
@@ -92,13 +93,13 @@ impl Completion<'_> {
         while let Some(mut text) = self.text.take() {
             let mut event = None;
             // A step that is part of a long prompt draws no token.
-            self.generator.step(&mut |one| event = Some(one))?;
+            self.generator.step(&mut |one| event = Some((one.token, one.finish)))?;
             let mut piece = String::new();
-            let finish = event.and_then(|event| event.finish);
-            if let Some(event) = event
+            let finish = event.and_then(|(_, finish)| finish);
+            if let Some((token, _)) = event
                 && finish != Some(FinishReason::Stop)
             {
-                piece = text.push(event.token)?;
+                piece = text.push(token)?;
             }
             match finish {
                 Some(_) => piece.push_str(&text.finish()?),
@@ -144,8 +145,15 @@ mod tests {
         let mut generator = Generator::new(&language_model.model, stop, options).unwrap();
         let prompt = language_model.tokenizer.encode(prompt).unwrap();
         let (samples, seed, repetition_penalty) = (vec![0], 0, 1.0);
-        let request =
-            Request { prompt, samples, seed, max_new_tokens, sampling, repetition_penalty };
+        let request = Request {
+            prompt,
+            samples,
+            seed,
+            max_new_tokens,
+            sampling,
+            repetition_penalty,
+            top_log_probs: 0,
+        };
         generator.submit(request).unwrap();
         let (mut tokens, mut finish) = (Vec::new(), None);
         while !generator.is_idle() {

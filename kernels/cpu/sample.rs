@@ -193,6 +193,35 @@ pub fn draw(
     Ok(Sample { token, log_prob, entropy: distribution.entropy() })
 }
 
+/// The `most` most probable tokens of a row, the most probable first and equal ones by id, each with its log-probability:
+/// what [`draw`] at the same temperature gives it if it is drawn. Tokens that cannot be drawn are left out.
+pub fn most_probable(
+    cpu: &Cpu,
+    logits: &[f32],
+    temperature: f32,
+    most: usize,
+) -> Result<Vec<(u32, f32)>, LogitsError> {
+    let temperature = if temperature == 0.0 { 1.0 } else { temperature };
+    let inverse = log_prob::inverse_of(temperature);
+    let mut sums = log_prob::Sums::new(temperature);
+    let blocks = logits.chunks(VOCAB_BLOCK);
+    blocks.for_each(|logits| sums.join(&log_prob::block(cpu, logits, inverse)));
+    let distribution = sums.finish()?;
+    let mut found: Vec<(u32, f32)> = Vec::with_capacity(most + 1);
+    for (token, &logit) in logits.iter().enumerate() {
+        let is_least = found.len() == most && found.last().is_none_or(|&(_, least)| logit <= least);
+        if is_least || logit == f32::NEG_INFINITY {
+            continue;
+        }
+        // Behind equal ones, whose ids are smaller.
+        let place = found.partition_point(|&(_, other)| other >= logit);
+        found.insert(place, (token as u32, logit));
+        found.truncate(most);
+    }
+    found.iter_mut().for_each(|(_, logit)| *logit = distribution.log_prob(*logit));
+    Ok(found)
+}
+
 fn first_of_largest(blocks: &[Block], logits: &[f32], max: f32) -> u32 {
     let block = blocks.iter().position(|b| b.max == max).expect("the maximum is of a block");
     let start = block * VOCAB_BLOCK;

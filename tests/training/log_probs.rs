@@ -43,6 +43,7 @@ fn sample(model: &Model, stop: &[u32]) -> Vec<(Vec<u32>, Sampled)> {
                     min_p: 0.0,
                 },
                 repetition_penalty: 1.0,
+                top_log_probs: 0,
             })
             .unwrap();
         groups.push((prompt, vec![(Vec::new(), Vec::new()); 4]));

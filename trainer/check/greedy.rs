@@ -62,6 +62,7 @@ pub(super) fn continuations(
             max_new_tokens: expected.len(),
             sampling: SamplingParams::GREEDY,
             repetition_penalty: 1.0,
+            top_log_probs: 0,
         };
         generator.submit(request).map_err(|e| case.failed(e))?;
     }

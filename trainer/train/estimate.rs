@@ -48,6 +48,7 @@ impl Pace {
                 max_new_tokens: decoded,
                 sampling: SamplingParams::GREEDY,
                 repetition_penalty: 1.0,
+                top_log_probs: 0,
             })?;
             let mut is_first = true;
             while !generator.is_idle() {

@@ -82,6 +82,7 @@ pub fn rollouts(
             sampling: judge.sampling,
             // The policy that samples is the one that is trained: its logits are sampled unchanged.
             repetition_penalty: 1.0,
+            top_log_probs: 0,
         };
         generator.submit(request).map_err(failed(index))?;
     }

@@ -352,7 +352,15 @@ fn generator(
 
 fn request(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
     let sampling = SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-    Request { prompt, samples: vec![0], seed: 0, max_new_tokens, sampling, repetition_penalty: 1.0 }
+    Request {
+        prompt,
+        samples: vec![0],
+        seed: 0,
+        max_new_tokens,
+        sampling,
+        repetition_penalty: 1.0,
+        top_log_probs: 0,
+    }
 }
 
 /// Some tokens, others for every `seed`.

@@ -132,6 +132,7 @@ impl TrainedModel<'_> {
                 max_new_tokens: NEW,
                 sampling: SamplingParams::GREEDY,
                 repetition_penalty: 1.0,
+                top_log_probs: 0,
             };
             generator.submit(request).expect("a request within the cache");
         };
