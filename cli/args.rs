@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod generation;
 mod judge;
+mod serve;
 mod train;
 mod values;
 
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use compare::Compare;
 pub(crate) use generation::{GenerationArgs, OnOff};
 pub(crate) use judge::{Judge, JudgeOrder};
+pub(crate) use serve::Serve;
 pub(crate) use train::{Demo, PresetArg, Rollout, SettingsArgs, Train};
 use trainer::{
     data::Columns,
@@ -58,6 +60,8 @@ pub(crate) enum Command {
     Judge(Judge),
     /// Evaluate a judge on preference pairs and print a RewardBench table
     Eval(Eval),
+    /// Serve a judge over HTTP: scores for replies, and completions as OpenAI's API has them
+    Serve(Serve),
     /// Compare two evaluations: each number of both, and the difference with its interval
     Compare(Compare),
     /// Train a judge with GRPO on preference pairs, from a base model to a LoRA adapter
@@ -84,6 +88,7 @@ impl Command {
             Command::Judge(_) => "judge",
             Command::Eval(_) => "eval",
             Command::Compare(_) => "compare",
+            Command::Serve(_) => "serve",
             Command::Train(_) => "train",
             Command::Rollout(_) => "rollout",
             Command::Data(_) => "data",

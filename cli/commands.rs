@@ -11,4 +11,5 @@ pub(crate) mod judge;
 pub(crate) mod memory;
 pub(crate) mod merge;
 pub(crate) mod rollout;
+pub(crate) mod serve;
 pub(crate) mod train;

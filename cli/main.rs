@@ -10,6 +10,7 @@ mod machine;
 mod output;
 mod profile;
 mod sampling;
+mod serve;
 mod session;
 
 use std::{io, process::ExitCode};
@@ -53,6 +54,7 @@ fn run(command: &Command) -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Serve(args) => commands::serve::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Train(args) => train::run(args),
         Command::Rollout(args) => rollout::run(args),

@@ -70,6 +70,11 @@ impl Session {
         Ok(Session { language_model, weights, template, sampling, generation, directory, adapter })
     }
 
+    /// Options of chat templates, as flags have them.
+    pub(crate) fn render_options(&self) -> RenderOptions {
+        render_options(&self.generation)
+    }
+
     /// The judge. `max_prompt_tokens`: `None` for what the model's positions leave.
     pub(crate) fn judge(&self, max_prompt_tokens: Option<usize>) -> Result<Judge<'_>, Failure> {
         let limit = self.language_model.model.config().max_position_embeddings;

@@ -7,6 +7,7 @@
 pub mod prompt;
 mod stop;
 pub mod verdict;
+mod writing;
 
 use std::{
     collections::HashMap,
@@ -14,23 +15,20 @@ use std::{
 };
 
 use engine::{
-    generate::{self, FinishReason, Generator, Request, RequestId, SamplingParams, Stats},
+    generate::{self, Generator, RequestId, SamplingParams, Stats},
     language_model::LanguageModel,
     text::{
         chat::{self, ChatError, ChatTemplate, Date, RenderOptions},
-        tokenizer::{DecodeStream, Encoded, Tokenizer, TokenizerError},
+        tokenizer::{Encoded, Tokenizer, TokenizerError},
     },
 };
 
 use crate::{
     data::Pair,
-    eval::results::{Finish, Record},
-    judge::{
-        prompt::{Order, PromptError, PromptInput, Template},
-        verdict::{Reading, VerdictForm},
-    },
+    eval::results::Record,
+    judge::prompt::{Order, PromptError, PromptInput, Template},
 };
-use stop::{Watch, kept};
+pub use writing::Writing;
 
 /// Votes of one pair and order at most.
 pub const MAX_VOTES: u32 = 1 << 16;
@@ -132,16 +130,8 @@ pub enum JudgeError {
 /// A request under way: all votes of one pair and order that are still to be made.
 struct Open<'a> {
     prompt_tokens: usize,
-    votes: Vec<Vote<'a>>,
+    votes: Vec<Writing<'a>>,
     left: usize,
-}
-
-struct Vote<'a> {
-    task: Task,
-    text: DecodeStream<'a>,
-    watch: Option<Watch<'a>>,
-    tokens: usize,
-    log_prob: f64,
 }
 
 /// Pairs to prompts, without a model.
@@ -287,28 +277,18 @@ impl Judge<'_> {
         };
         let Some(prompt) = prompt else {
             for &task in votes {
-                let vote = self.vote(task);
-                let (finish, form) = (Finish::PromptTooLong, self.template.verdict_form());
-                let record = record(pair, &vote, prompt_tokens, finish, String::new(), form);
+                let record = self.too_long(pair, task, prompt_tokens);
                 on(JudgeEvent::Done(task, record)).map_err(JudgeError::Callback)?;
             }
             return Ok(());
         };
-        let request = Request {
-            prompt,
-            samples: votes.iter().map(|task| sequence(pair, task)).collect(),
-            seed: self.seed,
-            max_new_tokens: self.max_new_tokens,
-            sampling: self.sampling,
-            repetition_penalty: self.repetition_penalty,
-            top_log_probs: 0,
-        };
+        let request = self.request(pair, votes, prompt);
         let id = generator.submit(request).map_err(|source| JudgeError::Generate {
             row: pair.row,
             id: pair.id.clone(),
             source,
         })?;
-        let votes: Vec<Vote> = votes.iter().map(|&task| self.vote(task)).collect();
+        let votes: Vec<Writing> = votes.iter().map(|&task| self.begin(task)).collect();
         open.insert(id, Open { prompt_tokens, left: votes.len(), votes });
         Ok(())
     }
@@ -323,52 +303,25 @@ impl Judge<'_> {
     ) -> Result<bool, JudgeError> {
         let request = open.get_mut(&event.request).expect("events of open requests only");
         let vote = &mut request.votes[event.sample];
-        let task = vote.task;
+        let task = vote.task();
         let pair = &pairs[task.pair];
-        let tokenizer_failed =
-            |source| JudgeError::Tokenizer { row: pair.row, id: pair.id.clone(), source };
-        vote.tokens += 1;
-        vote.log_prob += f64::from(event.log_prob);
-        let said = vote.text.text().len();
-        let mut fresh = String::new();
-        let mut behind = None;
-        if event.finish != Some(FinishReason::Stop) {
-            fresh = vote.text.push(event.token).map_err(tokenizer_failed)?;
-            if let Some(watch) = &mut vote.watch {
-                behind = watch.push(event.token).map_err(tokenizer_failed)?;
-            }
-        }
-        if event.finish.is_some() && behind.is_none() {
-            // With what was held back.
-            fresh = [fresh, vote.text.clone().finish().map_err(tokenizer_failed)?].concat();
-            if let Some(watch) = &mut vote.watch {
-                behind = watch.finish().map_err(tokenizer_failed)?;
-            }
-        }
-        let fresh = kept(&fresh, behind.unwrap_or(0));
+        let (fresh, finish) =
+            vote.push(event.token, event.log_prob, event.finish).map_err(|source| {
+                JudgeError::Tokenizer { row: pair.row, id: pair.id.clone(), source }
+            })?;
         if !fresh.is_empty() {
-            on(JudgeEvent::Text { task, text: fresh }).map_err(JudgeError::Callback)?;
+            on(JudgeEvent::Text { task, text: &fresh }).map_err(JudgeError::Callback)?;
         }
-        let finish = match (event.finish, behind) {
-            (_, Some(_)) | (Some(FinishReason::Stop), None) => Finish::Stop,
-            (Some(FinishReason::Length), None) => Finish::Length,
-            (None, None) => return Ok(false),
-        };
-        let text = vote.text.text()[..said].to_owned() + fresh;
-        let form = self.template.verdict_form();
-        let record = record(pair, vote, request.prompt_tokens, finish, text, form);
+        if finish.is_none() {
+            return Ok(false);
+        }
+        let record = self.record(pair, vote, request.prompt_tokens);
         request.left -= 1;
         if request.left == 0 {
             open.remove(&event.request);
         }
         on(JudgeEvent::Done(task, record)).map_err(JudgeError::Callback)?;
         Ok(event.finish.is_none())
-    }
-
-    fn vote(&self, task: Task) -> Vote<'_> {
-        let tokenizer = &self.language_model.tokenizer;
-        let watch = Watch::new(self.stop_strings, tokenizer);
-        Vote { task, text: tokenizer.stream(true), watch, tokens: 0, log_prob: 0.0 }
     }
 }
 
@@ -381,44 +334,8 @@ fn step_failed(
     let generate::GenerateError::Sampling { request, .. } = &source else {
         return JudgeError::Machine(source);
     };
-    let pair = &pairs[open[request].votes[0].task.pair];
+    let pair = &pairs[open[request].votes[0].task().pair];
     JudgeError::Generate { row: pair.row, id: pair.id.clone(), source }
-}
-
-fn record(
-    pair: &Pair,
-    vote: &Vote,
-    prompt_tokens: usize,
-    finish: Finish,
-    text: String,
-    form: VerdictForm,
-) -> Record {
-    let Reading { strict, soft } = verdict::read(&text, finish, form);
-    Record {
-        row: pair.row,
-        id: pair.id.clone(),
-        subset: pair.subset.clone(),
-        candidates: pair.candidates,
-        order: vote.task.order,
-        vote: vote.task.vote,
-        prompt_tokens: prompt_tokens as u32,
-        tokens: vote.tokens as u32,
-        finish,
-        log_prob: vote.log_prob,
-        strict,
-        soft,
-        text,
-    }
-}
-
-/// The number under which a judgement draws: its own among all of a run's, whatever is left out.
-fn sequence(pair: &Pair, task: &Task) -> u64 {
-    assert!(task.vote < MAX_VOTES, "vote {}", task.vote);
-    let order = match task.order {
-        Order::ChosenFirst => 0,
-        Order::RejectedFirst => 1,
-    };
-    (pair.row << 17) | (order << 16) | u64::from(task.vote)
 }
 
 #[cfg(test)]
