@@ -242,7 +242,9 @@ fn a_sequence_that_has_to_wait_goes_on_with_the_same_bits() {
     for (pages, rows) in [(24, 512), (31, 40), (60, 512)] {
         let options = GeneratorOptions { cache_bytes: pages * page, prefill_rows: rows, ..WIDE };
         let mut generator = Generator::new(&model, &[], options).unwrap();
-        requests.iter().for_each(|request| drop(generator.submit(request.clone()).unwrap()));
+        for request in &requests {
+            generator.submit(request.clone()).unwrap();
+        }
         let mut written: Vec<Vec<Completion>> =
             requests.iter().map(|r| vec![Completion::default(); r.samples.len()]).collect();
         while !generator.is_idle() {
@@ -329,9 +331,9 @@ fn the_most_probable_tokens_come_with_the_drawn_one() {
             top_log_probs: 5,
         };
         let without = Request { top_log_probs: 0, ..request.clone() };
-        let expected = generate(&model, &[], WIDE, &[without.clone()]);
+        let expected = generate(&model, &[], WIDE, std::slice::from_ref(&without));
         assert!(
-            generate(&model, &[], WIDE, &[request.clone()]) == expected,
+            generate(&model, &[], WIDE, std::slice::from_ref(&request)) == expected,
             "asking changes nothing"
         );
         let mut generator = Generator::new(&model, &[], WIDE).unwrap();

@@ -19,6 +19,7 @@ mod merge;
 mod profile;
 mod real_models;
 mod sampling;
+mod serve;
 mod shared;
 #[cfg(target_os = "linux")]
 mod terminal;
