@@ -5,6 +5,7 @@
 //! pair, order, vote and the seed alone, so a run may be cut and continued anywhere.
 
 pub mod prompt;
+pub mod ranking;
 mod stop;
 pub mod verdict;
 mod writing;

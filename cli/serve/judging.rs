@@ -12,7 +12,8 @@ use trainer::{
     eval::results::Record,
     judge::{
         Judge, Task, Writing,
-        prompt::{Order, OrderPlan},
+        prompt::OrderPlan,
+        ranking::{self, Comparisons, Standing},
         verdict::{MatchRule, Verdict, parts},
     },
 };
@@ -49,21 +50,13 @@ pub(super) struct Returned {
 pub(super) struct Item {
     pub(super) messages: Vec<Message>,
     pub(super) responses: Vec<String>,
-    pub(super) order: JudgeOrder,
+    pub(super) order: OrderPlan,
     pub(super) votes: u32,
     pub(super) rule: MatchRule,
     pub(super) seed: u64,
     temperature: Option<f32>,
     max_tokens: Option<usize>,
     returned: Returned,
-}
-
-/// In which orders a pair is judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum JudgeOrder {
-    Both,
-    Given,
-    Random,
 }
 
 impl Item {
@@ -76,7 +69,7 @@ impl Item {
         Ok(Item {
             messages,
             responses,
-            order: JudgeOrder::Both,
+            order: OrderPlan::Both,
             votes: 1,
             rule: MatchRule::Strict,
             seed: served.judge()?.seed,
@@ -128,9 +121,9 @@ impl Item {
         let responses = responses.into_iter().map(str::to_owned).collect();
         let default = Item::new(messages, responses, served)?;
         let orders = [
-            ("both", JudgeOrder::Both),
-            ("given", JudgeOrder::Given),
-            ("random", JudgeOrder::Random),
+            ("both", OrderPlan::Both),
+            ("given", OrderPlan::ChosenFirst),
+            ("random", OrderPlan::Random),
         ];
         let rules = [("strict", MatchRule::Strict), ("soft", MatchRule::Soft)];
         let temperature = fields.number("temperature", 0.0..=100.0)?.map(|t| t as f32);
@@ -144,41 +137,6 @@ impl Item {
             returned,
             ..default
         })
-    }
-
-    /// Every two replies as a pair, the earlier one in the place of the chosen.
-    fn pairs(&self) -> Vec<(usize, usize, Pair)> {
-        let count = self.responses.len();
-        let both =
-            (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second)));
-        let pair = |(row, (first, second)): (usize, (usize, usize))| {
-            let pair = Pair {
-                id: "pair".to_owned(),
-                row: row as u64,
-                prompt: self.messages.clone(),
-                chosen: self.responses[first].clone(),
-                rejected: self.responses[second].clone(),
-                subset: None,
-                candidates: None,
-            };
-            (first, second, pair)
-        };
-        both.enumerate().map(pair).collect()
-    }
-
-    /// The judgements of a pair, those of one order side by side.
-    fn tasks(&self, row: u64) -> Vec<Task> {
-        let mut tasks: Vec<Task> = Vec::new();
-        for vote in 0..self.votes {
-            let orders: &[Order] = match self.order {
-                JudgeOrder::Both => &[Order::ChosenFirst, Order::RejectedFirst],
-                JudgeOrder::Given => &[Order::ChosenFirst],
-                JudgeOrder::Random => OrderPlan::Random.orders(self.seed, row, vote),
-            };
-            tasks.extend(orders.iter().map(|&order| Task { pair: row as usize, order, vote }));
-        }
-        tasks.sort_by_key(|task| (task.order, task.vote));
-        tasks
     }
 
     fn judge<'s>(&self, served: &'s Served) -> Result<Judge<'s>, ApiError> {
@@ -198,96 +156,18 @@ impl Item {
     }
 }
 
-/// The judgements of one item.
-pub(super) struct Judged {
-    /// Indices of the replies of each pair.
-    pairs: Vec<(usize, usize)>,
-    /// By pair, order and vote; the pair is the row.
-    records: Vec<Record>,
-}
-
-impl Judged {
-    /// The replies in slots A and B of a judgement.
-    fn slots(&self, record: &Record) -> [usize; 2] {
-        let (first, second) = self.pairs[record.row as usize];
-        match record.order {
-            Order::ChosenFirst => [first, second],
-            Order::RejectedFirst => [second, first],
-        }
-    }
-
-    /// Points of a pair's replies, the earlier first, over all judgements with a verdict, and how many there are.
-    fn points(&self, row: usize, order: Option<Order>, rule: MatchRule) -> (f64, f64, usize) {
-        let of_pair = self.records.iter().filter(|record| record.row == row as u64);
-        let wanted = of_pair.filter(|record| order.is_none_or(|order| record.order == order));
-        let scores = wanted.filter_map(|record| record.scores_by_label(rule));
-        scores.fold((0.0, 0.0, 0), |(a, b, n), scores| (a + scores.0, b + scores.1, n + 1))
-    }
-
-    /// Whether both orders of a pair prefer the same reply; `None` if one of them has no verdict.
-    fn agreement(&self, row: usize, rule: MatchRule) -> Option<bool> {
-        let preference = |order| match self.points(row, Some(order), rule) {
-            (_, _, 0) => None,
-            (a, b, _) => a.partial_cmp(&b),
-        };
-        Some(preference(Order::ChosenFirst)? == preference(Order::RejectedFirst)?)
-    }
-
-    /// Points of each reply over all its judgements, and how many had a verdict.
-    pub(super) fn totals(&self, replies: usize, rule: MatchRule) -> Vec<(f64, usize)> {
-        let mut totals = vec![(0.0, 0); replies];
-        for (row, &(first, second)) in self.pairs.iter().enumerate() {
-            let (a, b, count) = self.points(row, None, rule);
-            for (reply, points) in [(first, a), (second, b)] {
-                totals[reply].0 += points;
-                totals[reply].1 += count;
-            }
-        }
-        totals
-    }
-
-    /// Of one pair: the mean lead of the earlier reply and the share of judgements that prefer it, ties as half; of those with a
-    /// verdict.
-    pub(super) fn lead(&self, rule: MatchRule) -> Option<(f64, f64)> {
-        let scores: Vec<(f64, f64)> =
-            self.records.iter().filter_map(|record| record.scores_by_label(rule)).collect();
-        let count = scores.len() as f64;
-        let wins = |(a, b): &(f64, f64)| if a == b { 0.5 } else { f64::from(u8::from(a > b)) };
-        (count > 0.0).then(|| {
-            let lead = scores.iter().map(|(a, b)| a - b).sum::<f64>() / count;
-            (lead, scores.iter().map(wins).sum::<f64>() / count)
-        })
-    }
-
-    pub(super) fn usage(&self) -> [u64; 2] {
-        let sum = |of: fn(&Record) -> u32| self.records.iter().map(|r| u64::from(of(r))).sum();
-        [sum(|record| record.prompt_tokens), sum(|record| record.tokens)]
-    }
-}
-
-/// Replies by mean score, the best first and equal ones in their order; those without a verdict last.
-pub(super) fn ranking(totals: &[(f64, usize)]) -> Vec<(usize, Option<f64>)> {
-    let mean = |&(points, count): &(f64, usize)| (count > 0).then(|| points / count as f64);
-    let mut ranking: Vec<(usize, Option<f64>)> = totals.iter().map(mean).enumerate().collect();
-    ranking.sort_by(|(_, a), (_, b)| match (a, b) {
-        (Some(a), Some(b)) => b.total_cmp(a),
-        _ => a.is_none().cmp(&b.is_none()),
-    });
-    ranking
-}
-
 /// Judges items, telling `on` as each is complete.
 pub(super) async fn judge_items(
     served: &Served,
     items: &[Item],
-    mut on: impl AsyncFnMut(usize, Judged) -> Result<(), ApiError>,
+    mut on: impl AsyncFnMut(usize, Comparisons) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
     let several = items.len() > 1;
     let of_item =
         |index: usize| move |error: ApiError| if several { error.in_item(index) } else { error };
     /// What is under way of an item.
     struct Open {
-        pairs: Vec<(usize, usize, Pair)>,
+        pairs: Vec<Pair>,
         records: Vec<Record>,
         left: usize,
     }
@@ -303,10 +183,10 @@ pub(super) async fn judge_items(
     let (mut open, mut asked, mut requests) = (Vec::new(), Vec::new(), Vec::new());
     for (index, item) in items.iter().enumerate() {
         let judge = &judges[index];
-        let pairs = item.pairs();
+        let pairs = ranking::pairs("pair", &item.messages, &item.responses);
         let mut left = 0;
-        for (place, (_, _, pair)) in pairs.iter().enumerate() {
-            let tasks = item.tasks(place as u64);
+        for (place, pair) in pairs.iter().enumerate() {
+            let tasks = ranking::tasks(place, pair.row, item.order, item.votes, item.seed);
             for votes in tasks.chunk_by(|a, b| a.order == b.order) {
                 let prompt = judge.prompter().text(pair, votes[0].order);
                 let prompt =
@@ -364,77 +244,65 @@ pub(super) async fn judge_items(
         }
         left -= 1;
         let state = &mut open[item];
-        state.records.push(judges[item].record(&state.pairs[pair].2, one, prompt_tokens));
+        state.records.push(judges[item].record(&state.pairs[pair], one, prompt_tokens));
         *place = None;
         state.left -= 1;
         if state.left == 0 {
-            let mut records = std::mem::take(&mut state.records);
-            records.sort_by_key(Record::key);
-            let pairs = state.pairs.iter().map(|(first, second, _)| (*first, *second)).collect();
-            on(item, Judged { pairs, records }).await?;
+            let records = std::mem::take(&mut state.records);
+            let compared = Comparisons::new(items[item].responses.len(), records, items[item].rule);
+            on(item, compared).await?;
         }
     }
     Ok(())
 }
 
+/// Tokens of the prompts and of the judgements.
+pub(super) fn usage(compared: &Comparisons) -> [u64; 2] {
+    let sum = |of: fn(&Record) -> u32| compared.records().iter().map(|r| u64::from(of(r))).sum();
+    [sum(|record| record.prompt_tokens), sum(|record| record.tokens)]
+}
+
 /// An answer's judgement of one item.
-fn to_json(item: &Item, judged: &Judged, served: &Served, model: &str) -> Value {
-    let rule = item.rule;
-    let totals = judged.totals(item.responses.len(), rule);
-    let ranking = ranking(&totals);
-    let means: Vec<Option<f64>> =
-        totals.iter().map(|&(sum, n)| (n > 0).then(|| sum / n as f64)).collect();
-    let winner = match ranking[..] {
-        [(first, Some(best)), (_, Some(next)), ..] if best > next => Some(first),
-        [(first, Some(_)), (_, None), ..] => Some(first),
-        _ => None,
-    };
-    let margin = ranking[0].1.zip(ranking[1].1).map(|(best, next)| best - next);
-    let agreements: Vec<Option<bool>> =
-        (0..judged.pairs.len()).map(|row| judged.agreement(row, rule)).collect();
-    let agreement = match item.order {
-        JudgeOrder::Both => agreements.iter().copied().reduce(|a, b| Some(a? && b?)).flatten(),
-        JudgeOrder::Given | JudgeOrder::Random => None,
-    };
-    let [prompt, completion] = judged.usage();
-    let judgements: Vec<Value> =
-        judged.records.iter().map(|record| judgement(item, judged, record)).collect();
-    let parsed = judged.records.iter().filter(|r| r.verdict(rule).scores().is_some()).count();
+fn to_json(item: &Item, compared: &Comparisons, served: &Served, model: &str) -> Value {
+    let standings = compared.standings();
+    let all = |of: fn(&Standing) -> Value| standings.iter().map(of).collect::<Vec<Value>>();
+    let result =
+        |standing: &Standing| json!({"index": standing.reply, "relevance_score": standing.mean});
+    let [prompt, completion] = usage(compared);
+    let both = item.order == OrderPlan::Both;
+    let judgements = compared.records().iter().map(|record| judgement(item, compared, record));
     let mut answer = json!({
         "object": "judgement",
         "model": model,
-        "winner": winner,
-        "scores": totals.iter().map(|&(sum, n)| (n > 0).then_some(sum)).collect::<Vec<_>>(),
-        "means": means,
-        "margin": margin,
-        "agreement": agreement,
-        "parsed": parsed,
-        "judgements_made": judged.records.len(),
-        "results": ranking.iter().map(|(index, mean)| json!({"index": index, "relevance_score": mean})).collect::<Vec<_>>(),
-        "judgements": judgements,
+        "winner": compared.winner(),
+        "scores": all(|standing| json!(standing.mean.map(|_| standing.points))),
+        "means": all(|standing| json!(standing.mean)),
+        "margin": compared.margin(),
+        "agreement": if both { compared.agreement() } else { None },
+        "parsed": compared.verdicts(),
+        "judgements_made": compared.records().len(),
+        "results": compared.ranking().iter().map(result).collect::<Vec<_>>(),
+        "judgements": judgements.collect::<Vec<_>>(),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
         "fingerprint": served.fingerprint,
     });
-    if judged.pairs.len() > 1 {
-        let pair = |(row, &(first, second)): (usize, &(usize, usize))| {
-            let (a, b, count) = judged.points(row, None, rule);
-            let winner = match a.partial_cmp(&b) {
-                _ if count == 0 => None,
-                Some(std::cmp::Ordering::Greater) => Some(first),
-                Some(std::cmp::Ordering::Less) => Some(second),
-                _ => None,
-            };
-            json!({"responses": [first, second], "winner": winner, "agreement": agreements[row]})
+    if compared.places().len() > 1 {
+        let pair = |(pair, &(first, second)): (usize, &(usize, usize))| {
+            json!({
+                "responses": [first, second],
+                "winner": compared.winner_of(pair),
+                "agreement": if both { compared.agreement_of(pair) } else { None },
+            })
         };
-        answer["pairs"] = judged.pairs.iter().enumerate().map(pair).collect();
+        answer["pairs"] = compared.places().iter().enumerate().map(pair).collect();
     }
     answer
 }
 
-fn judgement(item: &Item, judged: &Judged, record: &Record) -> Value {
+fn judgement(item: &Item, compared: &Comparisons, record: &Record) -> Value {
     let verdict = record.verdict(item.rule);
     let mut one = json!({
-        "order": judged.slots(record),
+        "order": compared.slots(record),
         "vote": record.vote,
         "scores": verdict.scores().map(|(a, b)| [a, b]),
         "reason": match verdict {
@@ -515,8 +383,8 @@ pub(super) async fn answer(served: Arc<Served>, asked: Asked) -> Result<Response
         return Ok(lines(served, asked));
     }
     let mut done: Vec<Value> = vec![Value::Null; asked.items.len()];
-    judge_items(&served, &asked.items, async |index, judged: Judged| {
-        done[index] = to_json(&asked.items[index], &judged, &served, &asked.model);
+    judge_items(&served, &asked.items, async |index, compared: Comparisons| {
+        done[index] = to_json(&asked.items[index], &compared, &served, &asked.model);
         Ok(())
     })
     .await?;
@@ -533,8 +401,8 @@ fn lines(served: Arc<Served>, asked: Asked) -> Response<Body> {
     tokio::task::spawn_local(async move {
         let line = |value: &Value| Bytes::from(format!("{value}\n"));
         let gone = send.clone();
-        let work = judge_items(&served, &asked.items, async |index, judged: Judged| {
-            let mut one = to_json(&asked.items[index], &judged, &served, &asked.model);
+        let work = judge_items(&served, &asked.items, async |index, compared: Comparisons| {
+            let mut one = to_json(&asked.items[index], &compared, &served, &asked.model);
             one["index"] = json!(index);
             let gone = |_| ApiError::internal(&"the client has gone");
             send.send(line(&one)).await.map_err(gone)

@@ -6,14 +6,17 @@
 
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
-use trainer::data::Message;
+use trainer::{
+    data::Message,
+    judge::ranking::{Comparisons, Standing},
+};
 
 use super::{
     Served,
     body::{Body, json_response},
     error::ApiError,
     fields::Fields,
-    judging::{Item, Judged, judge_items, ranking},
+    judging::{Item, judge_items, usage},
 };
 
 /// Queries of one request at most.
@@ -63,18 +66,18 @@ async fn leads(
 ) -> Result<(Vec<(f64, f64)>, Vec<bool>, [u64; 2]), ApiError> {
     let mut leads = vec![(0.0, 0.5); items.len()];
     let mut parsed = vec![false; items.len()];
-    let mut usage = [0, 0];
-    judge_items(served, items, async |index, judged: Judged| {
-        if let Some((lead, share)) = judged.lead(items[index].rule) {
+    let mut tokens = [0, 0];
+    judge_items(served, items, async |index, compared: Comparisons| {
+        if let Some((lead, share)) = compared.lead() {
             leads[index] = (lead / SCALE, share);
             parsed[index] = true;
         }
-        let own = judged.usage();
-        usage = [usage[0] + own[0], usage[1] + own[1]];
+        let own = usage(&compared);
+        tokens = [tokens[0] + own[0], tokens[1] + own[1]];
         Ok(())
     })
     .await?;
-    Ok((leads, parsed, usage))
+    Ok((leads, parsed, tokens))
 }
 
 /// `/get_reward`: rewards from -1 to 1, scores from 0 to 1.
@@ -169,23 +172,23 @@ pub(super) async fn rerank(served: &Served, body: &Value) -> Result<Response<Bod
     let top = fields.whole("top_n", 0..=u64::MAX)?.filter(|&top| top > 0);
     let with_text = fields.flag("return_documents")?.unwrap_or(true);
     let items = [Item::new(vec![Message::new("user", query)], documents.clone(), served)?];
-    let (mut totals, mut usage) = (Vec::new(), [0, 0]);
-    judge_items(served, &items, async |_, judged: Judged| {
-        totals = judged.totals(documents.len(), items[0].rule);
-        usage = judged.usage();
+    let (mut ranking, mut tokens) = (Vec::new(), [0, 0]);
+    judge_items(served, &items, async |_, compared: Comparisons| {
+        (ranking, tokens) = (compared.ranking(), usage(&compared));
         Ok(())
     })
     .await?;
-    let one = |(index, mean): (usize, Option<f64>)| {
+    let one = |standing: &Standing| {
         // Clients expect a number: what no verdict speaks of stands below all scores.
-        let mut one = json!({"index": index, "relevance_score": mean.unwrap_or(0.0)});
+        let mut one =
+            json!({"index": standing.reply, "relevance_score": standing.mean.unwrap_or(0.0)});
         if with_text {
-            one["document"] = json!({"text": documents[index]});
+            one["document"] = json!({"text": documents[standing.reply]});
         }
         one
     };
-    let results = ranking(&totals).into_iter().map(one);
-    let [prompt, completion] = usage;
+    let results = ranking.iter().map(one);
+    let [prompt, completion] = tokens;
     let answer = json!({
         "id": format!("rerank-{:016x}", served.draw()),
         "model": model,
