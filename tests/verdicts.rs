@@ -134,3 +134,57 @@ fn a_missing_verdict_is_told_in_words_and_can_fail_the_command() {
     let run: Value = serde_json::from_slice(&fs::read(out.join("run.json")).unwrap()).unwrap();
     assert_eq!(run["verdict"], "[[A]], [[B]] or [[C]]");
 }
+
+/// Every two of three replies are judged, in both orders; the judgements of the first two are those of `--a` and `--b`.
+#[test]
+fn several_replies_are_ranked() {
+    let (scratch, model) = (tempfile::tempdir().unwrap(), model());
+    let template = scratch.path().join("t.jinja").display().to_string();
+    fs::write(
+        &template,
+        "---system---\n---user---\n{{ conversation }}|{{ response_a }}|{{ response_b }}",
+    )
+    .unwrap();
+    let judge = [
+        "judge",
+        "--model",
+        &model,
+        "--prompt",
+        "Hi",
+        "--template",
+        &template,
+        "--max-new-tokens",
+        "8",
+    ];
+    let with = |more: &[&str]| -> Value {
+        serde_json::from_str(&stdout(&j1(&[&judge[..], more, &["--json"]].concat()))).unwrap()
+    };
+    let three = with(&["--reply", "yes", "--reply", "no", "--reply", "@@home"]);
+    let both = with(&["--a", "yes", "--b", "no", "--order", "both"]);
+    let texts = |value: &Value, of: &[usize]| -> Vec<Value> {
+        of.iter().map(|&index| value["judgements"][index]["text"].clone()).collect()
+    };
+    assert_eq!(texts(&three, &[0, 1]), texts(&both, &[0, 1]));
+    let replies: Vec<Value> =
+        three["judgements"].as_array().unwrap().iter().map(|one| one["replies"].clone()).collect();
+    let expected = [[0, 1], [1, 0], [0, 2], [2, 0], [1, 2], [2, 1]].map(|slots| json!(slots));
+    assert_eq!(replies, expected);
+    assert_eq!((&three["winner"], &three["ranking"][0]["mean"]), (&Value::Null, &Value::Null));
+    let text = stdout(&j1(
+        &[&judge[..], &["--reply", "yes", "--reply", "no", "--order", "given"]].concat()
+    ));
+    assert!(
+        text.contains("── reply 1 and reply 2 ──")
+            && text.contains("No verdict could be read in 1 judgements"),
+        "{text}"
+    );
+    let refused =
+        |more: &[&str], status, says: &[&str]| fails(&[&judge[..], more].concat(), status, says);
+    refused(&["--reply", "yes"], 1, &["--reply", "at least two"]);
+    refused(&["--reply", "yes", "--a", "no", "--b", "x"], 2, &["--reply", "--a"]);
+    refused(&["--reply", "@-", "--reply", "@-"], 1, &["standard input can be read once"]);
+    refused(&["--a", "x"], 2, &["--b"]);
+    let failed =
+        j1(&[&judge[..], &["--reply", "yes", "--reply", "no", "--fail-unparsed"]].concat());
+    assert_eq!(failed.status.code(), Some(1));
+}

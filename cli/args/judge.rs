@@ -11,6 +11,7 @@ use super::{GenerationArgs, MatchArg, RuntimeArgs};
 Examples:
   j1 judge --model Qwen/Qwen3-0.6B --prompt 'What is 17*23?' --a '391' --b '381'
   j1 judge --model ./qwen3 --adapter ./j1-nano --data pairs.jsonl --order both --json > out.jsonl
+  j1 judge --model ./qwen3 --prompt @question.txt --reply @a.txt --reply @b.txt --reply @c.txt
   j1 judge --model ./qwen3 --data pairs.jsonl --limit 1 --print-prompt
   j1 judge --print-template > my.jinja        # then --template my.jinja
 
@@ -31,15 +32,21 @@ pub(crate) struct Judge {
 
     /// What was asked: text, @FILE to read it from a file, or @- from standard input; @@ at its beginning
     /// stands for @
-    #[arg(long, value_name = "TEXT", requires_all = ["a", "b"], conflicts_with = "data",
+    #[arg(long, value_name = "TEXT", conflicts_with = "data",
           required_unless_present_any = ["data", "print_template"], help_heading = "Input")]
     pub(crate) prompt: Option<String>,
     /// Reply A: text, @FILE or @-
-    #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
+    #[arg(long, value_name = "TEXT", requires_all = ["prompt", "b"],
+          required_unless_present_any = ["data", "print_template", "reply"], help_heading = "Input")]
     pub(crate) a: Option<String>,
     /// Reply B: text, @FILE or @-
-    #[arg(long, value_name = "TEXT", requires = "prompt", help_heading = "Input")]
+    #[arg(long, value_name = "TEXT", requires_all = ["prompt", "a"], help_heading = "Input")]
     pub(crate) b: Option<String>,
+    /// One of several replies, in the place of --a and --b: text, @FILE or @-. Give it once for each; every two
+    /// are compared, and all are ranked
+    #[arg(long, value_name = "TEXT", requires = "prompt", conflicts_with_all = ["a", "b", "data", "print_prompt"],
+          help_heading = "Input")]
+    pub(crate) reply: Vec<String>,
     /// Pairs to judge: a file (.jsonl, .json, .csv, .parquet), - for standard input, a directory or
     /// pattern of shards, a Hugging Face id (owner/name:file), or the known name rewardbench
     #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
@@ -53,9 +60,9 @@ pub(crate) struct Judge {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
 
-    /// Judge as given, or in both orders (and say whether they agree)
-    #[arg(long, value_enum, default_value_t = JudgeOrder::Given, help_heading = "Protocol")]
-    pub(crate) order: JudgeOrder,
+    /// Judge as given, or in both orders (and say whether they agree) [default: given; with --reply both]
+    #[arg(long, value_enum, help_heading = "Protocol")]
+    pub(crate) order: Option<JudgeOrder>,
     /// Judgements per pair, replies shuffled for each; the scores are summed as in SPCT
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Protocol",
           value_parser = clap::value_parser!(u32).range(1..=1024))]

@@ -1,6 +1,7 @@
 //! `j1 judge`: one pair of replies or a file of them, with the reasoning.
 
 mod print_prompt;
+mod replies;
 
 use std::{collections::BTreeMap, io, path::Path, process::ExitCode};
 
@@ -32,6 +33,10 @@ pub(crate) fn run(args: &Judge) -> Result<ExitCode, Failure> {
     if args.print_template {
         print_template(args)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if !args.reply.is_empty() {
+        let (prompt, replies) = several(args)?;
+        return replies::run(args, &prompt, &replies);
     }
     let pairs = pairs(args)?;
     let model = args.model.as_deref().expect("clap requires it without --print-template");
@@ -70,14 +75,39 @@ fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
         let wanted = Wanted { replies: Replies::Any, columns, ..Wanted::default() };
         return Ok(data::read_with(&data_source(spec)?, limit, &wanted)?);
     }
-    let given = [&args.prompt, &args.a, &args.b];
-    if given.iter().filter(|value| value.as_deref() == Some("@-")).count() > 1 {
-        return Err(
-            "standard input can be read once: give @- for one of --prompt, --a and --b".into()
-        );
+    let [prompt, a, b] = [&args.prompt, &args.a, &args.b]
+        .map(|value| value.as_deref().expect("clap requires prompt, a and b together"));
+    let mut texts = texts(&[("--prompt", prompt), ("--a", a), ("--b", b)])?.into_iter();
+    let mut next = || texts.next().expect("three texts");
+    Ok(vec![Pair {
+        id: "pair".to_string(),
+        row: 0,
+        prompt: vec![Message::new("user", &next())],
+        chosen: next(),
+        rejected: next(),
+        subset: None,
+        candidates: None,
+    }])
+}
+
+/// The prompt and the replies on the command line, where there are several.
+fn several(args: &Judge) -> Result<(String, Vec<String>), Failure> {
+    if args.reply.len() < 2 {
+        return Err("--reply: at least two are wanted, as a judge compares".into());
     }
-    let text = |flag: &str, value: &Option<String>| -> Result<String, Failure> {
-        let value = value.as_deref().expect("clap requires prompt, a and b together");
+    let prompt = args.prompt.as_deref().expect("clap requires it with --reply");
+    let replies = args.reply.iter().map(|reply| ("--reply", reply.as_str()));
+    let mut texts =
+        texts(&std::iter::once(("--prompt", prompt)).chain(replies).collect::<Vec<_>>())?;
+    Ok((texts.remove(0), texts))
+}
+
+/// The texts that flags give, in files or as they are.
+fn texts(values: &[(&str, &str)]) -> Result<Vec<String>, Failure> {
+    if values.iter().filter(|(_, value)| *value == "@-").count() > 1 {
+        return Err("standard input can be read once: give @- for one of the texts".into());
+    }
+    let text = |&(flag, value): &(&str, &str)| -> Result<String, Failure> {
         match value.strip_prefix('@') {
             Some(text) if text.starts_with('@') => Ok(text.to_string()),
             Some("-") => io::read_to_string(io::stdin()).map_err(|error| {
@@ -93,15 +123,7 @@ fn pairs(args: &Judge) -> Result<Vec<Pair>, Failure> {
             None => Ok(value.to_string()),
         }
     };
-    Ok(vec![Pair {
-        id: "pair".to_string(),
-        row: 0,
-        prompt: vec![Message::new("user", &text("--prompt", &args.prompt)?)],
-        chosen: text("--a", &args.a)?,
-        rejected: text("--b", &args.b)?,
-        subset: None,
-        candidates: None,
-    }])
+    values.iter().map(text).collect()
 }
 
 fn tasks(args: &Judge, pairs: &[Pair]) -> Vec<Task> {
@@ -109,7 +131,7 @@ fn tasks(args: &Judge, pairs: &[Pair]) -> Vec<Task> {
     for (index, pair) in pairs.iter().enumerate() {
         let first = tasks.len();
         for vote in 0..args.votes {
-            let orders: &[Order] = match (args.order, args.votes) {
+            let orders: &[Order] = match (args.order.unwrap_or(JudgeOrder::Given), args.votes) {
                 (JudgeOrder::Both, _) => &[Order::ChosenFirst, Order::RejectedFirst],
                 (JudgeOrder::Given, 1) => &[Order::ChosenFirst],
                 // SPCT shuffles the replies for each sample.

@@ -40,7 +40,7 @@ pub(crate) fn print_prompts(args: &Judge, model: &str, pairs: &[Pair]) -> Result
     note_unread(&chat, &template, options);
     let prompter =
         Prompter { template: &template, chat: &chat, tokenizer: &tokenizer, options, positions };
-    let orders: &[Order] = match args.order {
+    let orders: &[Order] = match args.order.unwrap_or(JudgeOrder::Given) {
         JudgeOrder::Given => &[Order::ChosenFirst],
         JudgeOrder::Both => &[Order::ChosenFirst, Order::RejectedFirst],
     };
