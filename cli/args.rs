@@ -13,6 +13,7 @@ use std::path::PathBuf;
 pub(crate) use bench::{Bench, BenchWork, Recompute};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use compare::Compare;
+use engine::tensor::device::Isa;
 pub(crate) use generation::{GenerationArgs, OnOff};
 pub(crate) use judge::{Judge, JudgeOrder};
 pub(crate) use serve::Serve;
@@ -30,13 +31,14 @@ use values::{parse_device, parse_share, parse_size, parse_step};
 #[command(
     name = "j1",
     version,
+    long_version = long_version(),
     about,
     propagate_version = true,
     after_help = "\
-A judge is a Hugging Face checkpoint (Qwen3, Qwen2 or Llama), with or without a PEFT LoRA adapter.
+A judge is a Hugging Face checkpoint (Qwen3, Qwen2 or Llama), with or without a PEFT LoRA adapter. \
 Results go to stdout and files, progress and logs to stderr.
 
-Exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 terminated (what was
+Exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 terminated (what was \
 done is kept)."
 )]
 pub(crate) struct Cli {
@@ -50,6 +52,22 @@ pub(crate) struct Cli {
     /// well, and the next run replaces it
     #[arg(long, value_name = "FILE", global = true, help_heading = "Diagnostics")]
     pub(crate) profile: Option<PathBuf>,
+}
+
+/// The version with what decides how the program computes.
+fn long_version() -> &'static str {
+    static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let all: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        format!(
+            "{}\nfeatures: {}\ninstructions of this machine: {}\ntarget: {} {}",
+            env!("CARGO_PKG_VERSION"),
+            if cfg!(feature = "cuda") { "cuda" } else { "none (cuda is one)" },
+            all.join(", "),
+            std::env::consts::ARCH,
+            std::env::consts::OS,
+        )
+    });
+    &TEXT
 }
 
 #[derive(Subcommand, Debug)]
@@ -78,6 +96,10 @@ pub(crate) enum Command {
     Info(Info),
     /// Measure prefill, decoding and training, beside the peak of the machine
     Bench(Box<Bench>),
+    /// Print a shell's completions of this command line
+    Completions(Completions),
+    /// Print the manual page, of all or of one command
+    Man(Man),
 }
 
 impl Command {
@@ -96,6 +118,8 @@ impl Command {
             Command::Check(_) => "check",
             Command::Info(_) => "info",
             Command::Bench(_) => "bench",
+            Command::Completions(_) => "completions",
+            Command::Man(_) => "man",
         }
     }
 }
@@ -201,10 +225,10 @@ Examples:
   j1 eval --model ./qwen3 --adapter ./j1-nano --data pairs.jsonl --out runs/nano --limit 100
   j1 eval --rescore runs/nano/outputs.jsonl --match soft
 
-Stop it at any time (Ctrl-C) and run the same command again: it goes on where it was, and the files
+Stop it at any time (Ctrl-C) and run the same command again: it goes on where it was, and the files \
 end as if it had never stopped.
 
-DIR gets outputs.jsonl (one line per judgement), results.csv, rubrics.jsonl (measures of the criteria),
+DIR gets outputs.jsonl (one line per judgement), results.csv, rubrics.jsonl (measures of the criteria), \
 scores.json (RewardBench's format and ours), run.json (the settings) and timing.json.")]
 pub(crate) struct Eval {
     /// Checkpoint: a directory, or a Hugging Face id
@@ -289,9 +313,9 @@ Examples:
   j1 data prepare skywork --out data/skywork --exclude rewardbench
   j1 data prepare pairs.csv --out data/mine --held-out 0.1 --max-chars 20000
 
-DIR gets train.jsonl, held_out.jsonl (one line per pair: id, source, prompt, chosen, rejected) and
-prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on
-depends on its prompt and the seed alone. The files appear whole or not at all; prepare.json says so
+DIR gets train.jsonl, held_out.jsonl (one line per pair: id, source, prompt, chosen, rejected) and \
+prepare.json (settings, counts by reason and source, fingerprints). Which side a pair falls on \
+depends on its prompt and the seed alone. The files appear whole or not at all; prepare.json says so \
 while they are replaced, and train refuses files that it does not describe.")]
 pub(crate) struct Prepare {
     /// Pairs: .parquet (Skywork's nested messages, too), .csv, .jsonl or .json, - for standard input, a
@@ -350,7 +374,7 @@ pub(crate) struct Inspect {
 Example:
   j1 merge --model Qwen/Qwen3-0.6B --adapter ./j1-nano --out ./j1-nano-merged
 
-DIR gets the checkpoint's files with the same names, shards and types; it appears when all of it is
+DIR gets the checkpoint's files with the same names, shards and types; it appears when all of it is \
 written.")]
 pub(crate) struct Merge {
     /// Checkpoint: a directory, or a Hugging Face id
@@ -367,8 +391,8 @@ pub(crate) struct Merge {
 /// Arguments of `j1 check`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A dump directory holds model/, adapter/, case.json and safetensors with what PyTorch computed:
-hidden states, logits, log-probabilities, entropies, greedy tokens. tests/golden has some, with the
+A dump directory holds model/, adapter/, case.json and safetensors with what PyTorch computed: \
+hidden states, logits, log-probabilities, entropies, greedy tokens. tests/golden has some, with the \
 scripts that make them.
 
 Examples:
@@ -403,7 +427,7 @@ Examples:
   j1 info --train --shape qwen3-1.7b --set rollout.group_size=8
   j1 info --train --config my.toml --model ./qwen3 --json
 
-The peak of training is that of a step in which every prompt and completion has the length that the
+The peak of training is that of a step in which every prompt and completion has the length that the \
 settings allow, with activations recomputed (train.gradient_checkpointing = on) and kept (off).")]
 pub(crate) struct Info {
     /// Checkpoint: a directory, or a Hugging Face id
@@ -465,6 +489,30 @@ pub(crate) struct Info {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `j1 completions`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 completions bash > ~/.local/share/bash-completion/completions/j1
+  j1 completions fish > ~/.config/fish/completions/j1.fish
+  j1 completions zsh > \"${fpath[1]}/_j1\"")]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Arguments of `j1 man`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  j1 man | man -l -
+  j1 man train > ~/.local/share/man/man1/j1-train.1")]
+pub(crate) struct Man {
+    /// A command; without one, the program
+    #[arg(value_name = "COMMAND")]
+    pub(crate) command: Option<String>,
 }
 
 /// Published shapes.

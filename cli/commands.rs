@@ -10,6 +10,7 @@ pub(crate) mod info;
 pub(crate) mod judge;
 pub(crate) mod memory;
 pub(crate) mod merge;
+pub(crate) mod pages;
 pub(crate) mod rollout;
 pub(crate) mod serve;
 pub(crate) mod train;

@@ -20,7 +20,9 @@ use engine::{error::printable, tensor::device::Isa};
 use kernels::cpu::heap::Heap;
 
 use args::{Cli, Command};
-use commands::{bench, check, compare, data, demo, eval, info, judge, merge, rollout, train};
+use commands::{
+    bench, check, compare, data, demo, eval, info, judge, merge, pages, rollout, train,
+};
 
 /// The heap of the program; a tokenizer is in large pages.
 #[global_allocator]
@@ -63,6 +65,8 @@ fn run(command: &Command) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => pages::completions(args),
+        Command::Man(args) => pages::man(args),
     };
     match result {
         Ok(status) => status,

@@ -528,3 +528,22 @@ fn ctrl_c_keeps_what_is_done_and_the_run_goes_on_later() {
     stdout(&j1(&eval_args(&model, &data, &stopped, &[])));
     assert!(bytes(Path::new(&stopped)) == bytes(Path::new(&whole)));
 }
+
+#[test]
+fn shells_and_manuals_know_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = stdout(&j1(&["completions", shell]));
+        assert!(script.contains("served-model-name") && script.contains("compare"), "{shell}");
+    }
+    let page = stdout(&j1(&["man"]));
+    assert!(page.contains(".TH j1 1") && page.contains("j1\\-serve(1)"), "{page}");
+    let page = stdout(&j1(&["man", "serve"]));
+    assert!(page.contains(".TH j1-serve 1") && page.contains("max\\-wait"), "{page}");
+    fails(&["man", "nothing"], 1, &["there is no command \"nothing\"", "serve"]);
+    let version = stdout(&j1(&["--version"]));
+    assert!(
+        version.contains("features: ") && version.contains("instructions of this machine: "),
+        "{version}"
+    );
+    assert_eq!(stdout(&j1(&["-V"])).lines().count(), 1);
+}

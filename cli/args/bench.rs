@@ -21,14 +21,14 @@ What is measured, each once to warm up and then --repeat times:
   grpo      the same on a prompt of --train tokens and --group completions of --completion tokens, which
             share it; and the reference's forward pass, for the KL term
 
-Rates are medians, taken when the device is done. `spread` is (slowest - fastest) / median. `memory` is
-the most that the process had resident, the mapped weights with it; on a GPU, the most that buffers took
-there. `of peak` says how much of the time the machine would need at least: the work's own multiply-adds
-at the rate that its registers reach, or the bytes that must be read once at the rate that its memory
-gives, whichever takes longer; both rates are measured first, and nothing that is computed twice counts
+Rates are medians, taken when the device is done. `spread` is (slowest - fastest) / median. `memory` is \
+the most that the process had resident, the mapped weights with it; on a GPU, the most that buffers took \
+there. `of peak` says how much of the time the machine would need at least: the work's own multiply-adds \
+at the rate that its registers reach, or the bytes that must be read once at the rate that its memory \
+gives, whichever takes longer; both rates are measured first, and nothing that is computed twice counts \
 as work. A GPU's rates are those of its data sheet, by its name (A100, H100, H200), else left out.
 
-Other programs on the same cores show in the spread. Ctrl-C ends after the pass under way and prints the
+Other programs on the same cores show in the spread. Ctrl-C ends after the pass under way and prints the \
 rows that are whole.")]
 pub(crate) struct Bench {
     /// Checkpoint: a directory, or a Hugging Face id

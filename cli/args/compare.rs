@@ -13,10 +13,10 @@ Examples:
   j1 compare runs/base runs/nano
   j1 compare runs/base runs/nano --show 10 > rows.txt
 
-Only judgements that both have made count: the same row, order and vote of the same data. The
-interval of a change is a paired bootstrap over rows: how far the choice of rows alone could move
-it. Of twenty such intervals one misses by chance, those of few rows more often, and how tokens were
-drawn and judges were trained is not in them. Criteria are compared if rubrics.jsonl, which `j1 eval`
+Only judgements that both have made count: the same row, order and vote of the same data. The \
+interval of a change is a paired bootstrap over rows: how far the choice of rows alone could move \
+it. Of twenty such intervals one misses by chance, those of few rows more often, and how tokens were \
+drawn and judges were trained is not in them. Criteria are compared if rubrics.jsonl, which `j1 eval` \
 writes, is there for both, of the same rows and template.")]
 pub(crate) struct Compare {
     /// Directory of `j1 eval`, or a file of judgements: what is compared with

@@ -15,8 +15,8 @@ Examples:
   j1 judge --model ./qwen3 --data pairs.jsonl --limit 1 --print-prompt
   j1 judge --print-template > my.jinja        # then --template my.jinja
 
-FILE has one line per pair: {\"prompt\": \"...\" or [messages], \"a\": \"...\", \"b\": \"...\"}; chosen and
-rejected are taken for a and b. It may be .jsonl, .json, .csv (these also as .gz) or .parquet, - for
+FILE has one line per pair: {\"prompt\": \"...\" or [messages], \"a\": \"...\", \"b\": \"...\"}; chosen and \
+rejected are taken for a and b. It may be .jsonl, .json, .csv (these also as .gz) or .parquet, - for \
 standard input, a directory or a quoted pattern of shards.")]
 pub(crate) struct Judge {
     /// Checkpoint: a directory, or a Hugging Face id such as Qwen/Qwen3-0.6B or owner/name@revision

@@ -15,9 +15,9 @@ Examples:
       -d '{\"prompt\": \"Name a red fruit.\", \"responses\": [\"Cherry.\", \"The sky.\"]}'
   OPENAI_BASE_URL=http://127.0.0.1:8000/v1 python client.py
 
-Paths: /v1/chat/completions, /v1/completions and /v1/models as OpenAI's; /v1/judge and /v1/judge/batch;
-/v1/rerank, /get_reward (OpenRLHF), /classify (verl); /health, /metrics (Prometheus), /version.
-cli/README.md has their fields. What a request to judge gets depends on that request alone: the same
+Paths: /v1/chat/completions, /v1/completions and /v1/models as OpenAI's; /v1/judge and /v1/judge/batch; \
+/v1/rerank, /get_reward (OpenRLHF), /classify (verl); /health, /metrics (Prometheus), /version. \
+cli/README.md has their fields. What a request to judge gets depends on that request alone: the same \
 bytes whatever else runs.
 
 Ctrl-C ends the server when the requests under way are answered, or after --drain.")]

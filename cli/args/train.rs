@@ -42,14 +42,14 @@ Examples:
   j1 train --out runs/mine --resume
   j1 train --out runs/mine --resume --set train.steps=2000
 
-Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on as if it had never
+Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on as if it had never \
 stopped, to the bit.
 
-DIR gets config.toml (every setting), metrics.jsonl (one line per step), TensorBoard events,
-rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end,
+DIR gets config.toml (every setting), metrics.jsonl (one line per step), TensorBoard events, \
+rollouts/step-N.jsonl (every judgement with what it earned), checkpoints/step-N and, at the end, \
 adapter/ in PEFT's form: that of the best step on held-out pairs, or the last (train.deliver).
 
-Each step prints a line, and each evaluation of held-out pairs one that begins with eval; as many columns
+Each step prints a line, and each evaluation of held-out pairs one that begins with eval; as many columns \
 as fit. Numbers are those of metrics.jsonl:
   column       of a step                              of held-out pairs
   reward       reward                                 eval/reward
@@ -142,7 +142,7 @@ pub(crate) struct Train {
 Example:
   j1 rollout --model ./qwen3 --data pairs.jsonl --group 8 --limit 50 --out rollouts.jsonl
 
-One line per judgement: its pair, text, verdict, rewards, and the advantage it would have in training. The file
+One line per judgement: its pair, text, verdict, rewards, and the advantage it would have in training. The file \
 appears whole or not at all.")]
 pub(crate) struct Rollout {
     /// Checkpoint: a directory, or a Hugging Face id
@@ -183,8 +183,8 @@ pub(crate) struct Rollout {
 /// Arguments of `j1 demo`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A judge of a million parameters, bundled with j1, names a criterion almost at random; it learns to name
-the one that the user asked for: GRPO on 800 pairs, half a minute on two free cores, no network. What
+A judge of a million parameters, bundled with j1, names a criterion almost at random; it learns to name \
+the one that the user asked for: GRPO on 800 pairs, half a minute on two free cores, no network. What \
 it did is in --out, with the configuration to copy.")]
 pub(crate) struct Demo {
     /// Directory of all files
