@@ -10,6 +10,7 @@ mod error;
 mod fields;
 mod generation;
 mod http;
+mod item;
 mod judging;
 mod metrics;
 mod rewards;
@@ -27,9 +28,10 @@ use std::{
 
 use engine::{generate::Request, text::chat::RenderOptions};
 pub(crate) use http::{Limits, Options, run};
+use tokio::sync::Semaphore;
 use trainer::judge::Judge;
 
-use crate::session::Session;
+use crate::session::{JudgeRoom, Session};
 use completion::Kind;
 use error::ApiError;
 use fields::Fields;
@@ -57,13 +59,15 @@ pub(crate) struct Served {
     render_options: RenderOptions,
     /// Of all that decides what is answered.
     fingerprint: String,
-    /// Tokens of a completion where a request does not say, at most.
-    max_new_tokens: usize,
+    /// What judgements, and completions whose request does not say, have room for.
+    room: JudgeRoom,
     /// The reply with which one reply alone is compared.
     reference: Option<String>,
     limits: Limits,
     /// Tokens that the memory for keys and values has room for.
     cache_tokens: usize,
+    /// KiB that bodies may take while they are read.
+    bodies: Arc<Semaphore>,
     is_draining: AtomicBool,
     random: RandomState,
     drawn: AtomicU64,
@@ -114,13 +118,34 @@ impl Served {
             Some(tokens) => Ok(tokens),
             None => {
                 let room = self.cache_tokens.saturating_sub(prompt).max(1);
-                Ok(left.min(self.max_new_tokens).min(room))
+                Ok(left.min(self.room.max_new_tokens).min(room))
             }
         }
     }
 
-    /// Sends requests to the engine, unless they would wait too long.
+    /// Samples that have to wait for others.
+    fn waiting(&self) -> usize {
+        self.worker.open().saturating_sub(self.room.options.max_batch)
+    }
+
+    /// Sends requests to the engine, unless they cannot run or would wait too long.
     fn submit(&self, requests: Vec<Request>) -> Result<Ticket, ApiError> {
+        let vocab = self.session.language_model.model.config().vocab_size;
+        for request in &requests {
+            if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab) {
+                return Err(ApiError::bad(format!(
+                    "token id {token} is beyond the model's {vocab}"
+                )));
+            }
+            let tokens = request.prompt.len() + request.max_new_tokens;
+            if tokens > self.cache_tokens {
+                return Err(ApiError::bad(format!(
+                    "{tokens} tokens of prompt and completion are more than the {} that the server's memory for keys and \
+                     values holds: ask for fewer (or start it with more --cache-memory)",
+                    self.cache_tokens
+                )));
+            }
+        }
         let state = self.worker.state();
         let refuse = |message: &str, retry_after: f64| {
             self.metrics.refused.add(1);
@@ -132,21 +157,29 @@ impl Served {
         if self.is_draining.load(Ordering::Relaxed) {
             return refuse("the server is about to end", 60.0);
         }
-        let wait = state.wait_seconds();
+        let waiting = self.waiting();
+        let wait = state.wait_seconds(waiting);
         if wait > self.limits.max_wait_seconds {
             let message =
                 format!("a request that comes now would wait {wait:.0} s; try again later");
             return refuse(&message, wait - self.limits.max_wait_seconds);
         }
-        if state.waiting >= self.limits.max_queue {
+        let asked: usize = requests.iter().map(|request| request.samples.len()).sum();
+        if asked > self.limits.max_queue {
+            let most = self.limits.max_queue;
+            return Err(ApiError::bad(format!(
+                "{asked} completions are more than the {most} that may wait at once"
+            )));
+        }
+        if waiting + asked > self.limits.max_queue {
             return refuse("the queue is full; try again later", 5.0);
         }
         Ok(self.worker.submit(requests))
     }
 
     /// The judge, as flags have it.
-    fn judge(&self) -> Result<Judge<'_>, ApiError> {
-        self.session.judge(None).map_err(|error| ApiError::internal(&error))
+    fn judge(&self) -> Judge<'_> {
+        self.session.judge_within(&self.room)
     }
 }
 

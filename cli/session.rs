@@ -47,6 +47,14 @@ pub(crate) struct Session {
     adapter: Option<PathBuf>,
 }
 
+/// What a judge has room for.
+#[derive(Clone, Debug)]
+pub(crate) struct JudgeRoom {
+    pub(crate) max_new_tokens: usize,
+    pub(crate) max_prompt_tokens: usize,
+    pub(crate) options: GeneratorOptions,
+}
+
 impl Session {
     /// Resolves and opens everything. Says on stderr what it waits for.
     pub(crate) fn open(
@@ -77,6 +85,11 @@ impl Session {
 
     /// The judge. `max_prompt_tokens`: `None` for what the model's positions leave.
     pub(crate) fn judge(&self, max_prompt_tokens: Option<usize>) -> Result<Judge<'_>, Failure> {
+        Ok(self.judge_within(&self.room(max_prompt_tokens)?))
+    }
+
+    /// How long prompts and judgements may be, and how much runs at once, by flags and by what is free now.
+    pub(crate) fn room(&self, max_prompt_tokens: Option<usize>) -> Result<JudgeRoom, Failure> {
         let limit = self.language_model.model.config().max_position_embeddings;
         let max_new_tokens = match self.generation.max_new_tokens {
             Some(tokens) => tokens as usize,
@@ -89,7 +102,21 @@ impl Session {
             )
             .into());
         };
-        Ok(Judge {
+        let device = self.language_model.model.device();
+        Ok(JudgeRoom {
+            max_new_tokens,
+            max_prompt_tokens: max_prompt_tokens.unwrap_or(room).min(room),
+            options: GeneratorOptions {
+                max_batch: self.generation.batch as usize,
+                prefill_rows: GeneratorOptions::PREFILL_ROWS,
+                cache_bytes: machine::cache_bytes(device, self.generation.cache_memory)? as usize,
+            },
+        })
+    }
+
+    /// The judge, as flags have it.
+    pub(crate) fn judge_within(&self, room: &JudgeRoom) -> Judge<'_> {
+        Judge {
             language_model: &self.language_model,
             template: &self.template,
             thinking: self.generation.thinking.map(|thinking| thinking == OnOff::On),
@@ -98,17 +125,10 @@ impl Session {
             repetition_penalty: self.sampling.repetition_penalty,
             stop_strings: &self.sampling.stop_strings,
             seed: self.generation.seed,
-            max_new_tokens,
-            max_prompt_tokens: max_prompt_tokens.unwrap_or(room).min(room),
-            options: GeneratorOptions {
-                max_batch: self.generation.batch as usize,
-                prefill_rows: GeneratorOptions::PREFILL_ROWS,
-                cache_bytes: machine::cache_bytes(
-                    self.language_model.model.device(),
-                    self.generation.cache_memory,
-                )? as usize,
-            },
-        })
+            max_new_tokens: room.max_new_tokens,
+            max_prompt_tokens: room.max_prompt_tokens,
+            options: room.options.clone(),
+        }
     }
 
     /// Everything that decides what judgements say, for run.json. Threads, batch and memory do not.

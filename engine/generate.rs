@@ -279,7 +279,7 @@ impl<'m> Generator<'m> {
     /// One forward pass. Calls `on` for each token, in an order that depends on the schedule.
     ///
     /// # Errors
-    /// After [`GenerateError::Sampling`] the request that it names has ended, all others have their tokens, and the next step
+    /// After [`GenerateError::Sampling`] the requests that it names have ended, all others have their tokens, and the next step
     /// goes on. After [`GenerateError::Device`] the generator cannot be used any more.
     pub fn step(&mut self, on: &mut dyn FnMut(TokenEvent<'_>)) -> Result<(), GenerateError> {
         let mut step = std::mem::take(&mut self.step);
@@ -379,13 +379,13 @@ impl<'m> Generator<'m> {
         draws: &[Draw],
         on: &mut dyn FnMut(TokenEvent<'_>),
     ) -> Result<(), GenerateError> {
-        let mut failed = None;
+        let mut failed: Vec<(RequestId, LogitsError)> = Vec::new();
         for draw in draws {
             let sequence = &mut self.running[draw.sequence];
             let sampled = match draw.result.expect("every planned draw was made") {
                 Ok(sampled) => sampled,
                 Err(source) => {
-                    failed.get_or_insert((sequence.id, source));
+                    failed.push((sequence.id, source));
                     sequence.ended = true;
                     continue;
                 }
@@ -412,11 +412,15 @@ impl<'m> Generator<'m> {
             sequence.ended = finish.is_some();
         }
         self.release_ended();
-        match failed {
+        failed.dedup_by_key(|(request, _)| *request);
+        failed.iter().for_each(|(request, _)| self.cancel(*request));
+        let mut failed = failed.into_iter();
+        match failed.next() {
             None => Ok(()),
             Some((request, source)) => {
-                self.cancel(request);
-                Err(GenerateError::Sampling { request, source })
+                let others =
+                    failed.map(|(other, _)| other).filter(|other| *other != request).collect();
+                Err(GenerateError::Sampling { request, others, source })
             }
         }
     }

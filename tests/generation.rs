@@ -2,7 +2,7 @@
 //! of threads, how its prompt was cut into chunks, or what it shared with others. All comparisons
 //! are of bits.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use engine::{
     checkpoint::{adapter::Adapter, config::Config, weights::Checkpoint},
@@ -361,6 +361,65 @@ fn the_most_probable_tokens_come_with_the_drawn_one() {
         }
         assert!(temperature > 0.0 || greedy_is_first == 24, "{greedy_is_first} of 24");
     }
+}
+
+/// A checkpoint with a row of NaN in its embedding: prompts with that token cannot be sampled. All of those fail, in one step, and
+/// the others have the bits that they have alone.
+#[test]
+fn logits_that_cannot_be_sampled_fail_their_own_requests() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = golden("qwen3-untied").join("model");
+    for file in fs::read_dir(&source).unwrap() {
+        let path = file.unwrap().path();
+        fs::copy(&path, scratch.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let weights = scratch.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let embedding = &tensors["model.embed_tokens.weight"];
+    let start = 8 + header + embedding["data_offsets"][0].as_u64().unwrap() as usize;
+    let columns = embedding["shape"][1].as_u64().unwrap() as usize;
+    let row = 77 * 4 * columns;
+    assert_eq!(embedding["dtype"], "F32");
+    bytes[start + row..start + row + 4 * columns].fill(0xff);
+    fs::write(&weights, bytes).unwrap();
+    let checkpoint = Checkpoint::open(scratch.path()).unwrap();
+    let config = Config::load(scratch.path()).unwrap();
+    let device = Device::new(Cpu::new(1));
+    let model = Model::new(&checkpoint, config, None, Precision::F32, device).unwrap();
+    let request = |token: u32| Request {
+        prompt: vec![1, token, 3],
+        samples: vec![0, 1],
+        seed: 0,
+        max_new_tokens: 5,
+        sampling: SamplingParams::default(),
+        repetition_penalty: 1.0,
+        top_log_probs: 0,
+    };
+    let expected = generate(&model, &[], WIDE, &[request(9)]);
+    let mut generator = Generator::new(&model, &[], WIDE).unwrap();
+    let ids = [9, 77, 77, 9].map(|token| generator.submit(request(token)).unwrap());
+    let mut written = vec![vec![Completion::default(); 2]; 4];
+    let mut failed = Vec::new();
+    while !generator.is_idle() {
+        let step = generator.step(&mut |event| {
+            let of = &mut written[event.request.0 as usize][event.sample];
+            of.0.push(event.token);
+            of.1.push(event.log_prob.to_bits());
+            of.2 = event.finish;
+        });
+        if let Err(GenerateError::Sampling { request, others, .. }) = &step {
+            failed.push(*request);
+            failed.extend(others);
+        } else {
+            step.unwrap();
+        }
+    }
+    failed.sort_unstable();
+    assert_eq!(failed, ids[1..3]);
+    assert!(written[0] == expected[0] && written[3] == expected[0] && written[1][0].0.is_empty());
+    assert_eq!(generator.cache_usage(), 0.0);
 }
 
 #[test]

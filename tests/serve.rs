@@ -362,6 +362,32 @@ fn what_is_wrong_is_named_and_harms_nobody() {
         ),
         (
             "/v1/chat/completions",
+            r#"{"messages":[{"role":"user","content":"x"}],"repetition_penalty":1000}"#,
+            400,
+            "repetition_penalty",
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"messages":[{"role":"user","content":"x"}],"logprobs":true,"top_logprobs":20,"n":8,"max_tokens":9000}"#,
+            400,
+            "log-probabilities",
+        ),
+        ("/v1/completions", r#"{"prompt":[999999],"stream":true}"#, 400, "999999"),
+        (
+            "/v1/judge/batch",
+            r#"{"items":[{"prompt":"x","responses":["a","b"],"max_tokens":99999}],"stream":true}"#,
+            400,
+            "maximum context length",
+        ),
+        ("/v1/judge", r#"{"prompt":"x","responses":["a","b"],"top_p":0.5}"#, 400, "top_p"),
+        (
+            "/get_reward",
+            r#"{"query":["y"],"prompts":["x"],"labels":["z"]}"#,
+            400,
+            "does not begin with its prompt",
+        ),
+        (
+            "/v1/chat/completions",
             r#"{"messages":[{"role":"user","content":"x"}],"n":0}"#,
             400,
             "n: ",
@@ -458,6 +484,35 @@ fn what_is_wrong_is_named_and_harms_nobody() {
     let (status, text) = post("/v1/chat/completions", &body);
     assert_eq!(status, 200, "{text}");
     server.wait_until_idle();
+}
+
+/// Samples that end at a stop string, at a stop token and at their limit, side by side and in a queue: none is lost.
+#[test]
+fn samples_that_end_early_take_no_other_along() {
+    let server = Server::start(&["--batch", "5"]);
+    let ask = |seed: u64| {
+        chat(
+            json!({"seed": seed, "n": 24, "max_tokens": 30, "stop": ["e", "s", "1"], "stop_token_ids": [33, 40]}),
+        )
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|seed| {
+                let (server, ask) = (&server, &ask);
+                scope.spawn(move || server.post("/v1/chat/completions", &ask(seed)))
+            })
+            .collect();
+        for client in clients {
+            let (status, answer) = client.join().unwrap();
+            assert_eq!(
+                (status, answer["choices"].as_array().map(Vec::len)),
+                (200, Some(24)),
+                "{answer}"
+            );
+        }
+    });
+    server.wait_until_idle();
+    assert_eq!(server.metric("j1:requests_cancelled_total"), 0.0);
 }
 
 /// Clients that go while their requests wait or are decoded: pages and places come back, and another one's bytes do not change.

@@ -36,9 +36,8 @@ pub(crate) fn run(args: &Serve) -> Result<ExitCode, Failure> {
     }
     let reference = args.reference.as_deref().map(reference).transpose()?;
     let session = Session::open(&args.model, &args.runtime, &args.generation)?;
-    let judge = session.judge(None)?;
-    let (generator, max_new_tokens) = (judge.options.clone(), judge.max_new_tokens);
-    let settings = session.settings(&judge)?;
+    let room = session.room(None)?;
+    let settings = session.settings(&session.judge_within(&room))?;
     let options = Options {
         address: SocketAddr::new(args.host, args.port),
         names: match args.served_model_name.as_slice() {
@@ -47,7 +46,7 @@ pub(crate) fn run(args: &Serve) -> Result<ExitCode, Failure> {
         },
         keys,
         defaults: defaults(&args.generation, &session.language_model.generation),
-        max_new_tokens,
+        room,
         reference,
         limits: Limits {
             body_bytes: args.max_body as usize,
@@ -58,7 +57,7 @@ pub(crate) fn run(args: &Serve) -> Result<ExitCode, Failure> {
         },
         log_requests: args.log_requests,
     };
-    serve::run(session, options, generator, fingerprint::of_json(&settings))?;
+    serve::run(session, options, fingerprint::of_json(&settings))?;
     Ok(interrupt::status())
 }
 
@@ -86,7 +85,12 @@ fn keys(path: &Path) -> Result<Vec<[u8; 32]>, Failure> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let keys: Vec<[u8; 32]> = lines.map(|key| Sha256::digest(key.as_bytes()).into()).collect();
+    let lines: Vec<&str> = lines.collect();
+    if lines.iter().any(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+        return Err(wrong("a key is of visible ASCII characters, as it is sent in a header").into());
+    }
+    let keys: Vec<[u8; 32]> =
+        lines.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect();
     if keys.is_empty() { Err(wrong("it has no key").into()) } else { Ok(keys) }
 }
 

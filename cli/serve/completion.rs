@@ -13,7 +13,7 @@ use hyper::{Response, body::Bytes};
 use serde_json::{Value, json};
 use tokio::{
     sync::mpsc,
-    time::{Duration, Instant, interval_at},
+    time::{Duration, Instant, interval_at, timeout},
 };
 
 use super::{
@@ -30,6 +30,10 @@ use super::{
 const MOST_MESSAGES: usize = 1000;
 /// Tokens of a completion where a request of `/v1/completions` does not say.
 const COMPLETION_TOKENS: usize = 16;
+/// Log-probabilities of one answer at most, of drawn tokens and of others in their place: it is built in memory.
+const MOST_LOG_PROBS: usize = 100_000;
+/// How long a client may leave a chunk unread.
+const UNREAD: Duration = Duration::from_secs(60);
 /// How often a stream that waits says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -100,6 +104,17 @@ impl Asked {
         };
         let requests =
             (0..).zip(&self.prompts).map(request).collect::<Result<Vec<_>, ApiError>>()?;
+        if let Some(top) = generation.log_probs.filter(|_| !generation.stream) {
+            let of = |one: &Request| one.samples.len() * one.max_new_tokens * (1 + top);
+            let asked: usize = requests.iter().map(of).sum();
+            if asked > MOST_LOG_PROBS {
+                let message = format!(
+                    "up to {asked} log-probabilities are more than the {MOST_LOG_PROBS} that one answer may have: ask \
+                     for fewer tokens, or for a stream"
+                );
+                return Err(ApiError::field("logprobs", message));
+            }
+        }
         served.submit(requests)
     }
 
@@ -126,18 +141,16 @@ fn chat_text(fields: Fields<'_>, served: &Served) -> Result<String, ApiError> {
     }
     let mut options = RenderOptions { add_generation_prompt: true, ..served.render_options };
     if let Some(kwargs) = fields.get("chat_template_kwargs") {
-        let kwargs = kwargs
-            .as_object()
-            .ok_or_else(|| ApiError::field("chat_template_kwargs", "an object is wanted"))?;
-        if let Some(other) = kwargs.keys().find(|key| *key != "enable_thinking") {
+        let kwargs = Fields::of(kwargs)
+            .map_err(|_| ApiError::field("chat_template_kwargs", "an object is wanted"))?;
+        if let Some(other) = kwargs.names().find(|name| *name != "enable_thinking") {
             let name = format!("chat_template_kwargs.{other}");
             return Err(ApiError::field(
                 &name,
                 "is not supported by this server; enable_thinking is",
             ));
         }
-        options.enable_thinking =
-            Fields(kwargs).flag("enable_thinking")?.or(options.enable_thinking);
+        options.enable_thinking = kwargs.flag("enable_thinking")?.or(options.enable_thinking);
     }
     let chat = &served.session.language_model.chat;
     chat.render(&messages, options).map_err(|error| ApiError::field("messages", error.to_string()))
@@ -393,7 +406,7 @@ fn of_text(tokens: &[Value], mut offset: usize) -> Value {
         .iter()
         .map(|token| {
             let at = offset;
-            offset += token["token"].as_str().unwrap_or_default().len();
+            offset += token["token"].as_str().unwrap_or_default().chars().count();
             at
         })
         .collect();
@@ -428,13 +441,16 @@ async fn chunks(served: &Served, asked: &Asked, ticket: Ticket, send: &mpsc::Sen
         chunk["system_fingerprint"] = json!(served.fingerprint);
         event(&chunk)
     };
-    let gone = |_| ApiError::internal(&"the client has gone");
+    let send_one = async |bytes: Bytes| match timeout(UNREAD, send.send(bytes)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(ApiError::internal(&"the client has gone, or does not read")),
+    };
     if asked.kind == Kind::Chat {
         for index in 0..asked.prompts.len() * asked.generation.samples {
             let delta = json!({"role": "assistant", "content": ""});
             let first =
                 json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": null}]);
-            if send.send(chunk(first)).await.is_err() {
+            if send_one(chunk(first)).await.is_err() {
                 return;
             }
         }
@@ -464,11 +480,14 @@ async fn chunks(served: &Served, asked: &Asked, ticket: Ticket, send: &mpsc::Sen
                 one["text"] = json!(delta.text);
                 one["logprobs"] =
                     if wanted { of_text(&tokens, offsets[index]) } else { Value::Null };
-                offsets[index] +=
-                    tokens.iter().filter_map(|t| t["token"].as_str()).map(str::len).sum::<usize>();
+                offsets[index] += tokens
+                    .iter()
+                    .filter_map(|t| t["token"].as_str())
+                    .map(|text| text.chars().count())
+                    .sum::<usize>();
             }
         }
-        send.send(chunk(json!([one]))).await.map_err(gone)
+        send_one(chunk(json!([one]))).await
     });
     let end = tokio::select! {
         end = follow => end,
@@ -485,9 +504,9 @@ async fn chunks(served: &Served, asked: &Asked, ticket: Ticket, send: &mpsc::Sen
         Err(error) => Some(error.to_json()),
     };
     if let Some(last) = last {
-        let _ = send.send(event(&last)).await;
+        let _ = send_one(event(&last)).await;
     }
-    let _ = send.send(Bytes::from_static(b"data: [DONE]\n\n")).await;
+    let _ = send_one(Bytes::from_static(b"data: [DONE]\n\n")).await;
 }
 
 /// One event of a stream.

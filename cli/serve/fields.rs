@@ -6,18 +6,34 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// The fields of a JSON object. A field that is null is not there.
+/// The fields of a JSON object, and those of another one that hold where it has none. A field that is null is not there.
 #[derive(Clone, Copy)]
-pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
+pub(super) struct Fields<'a> {
+    own: &'a Map<String, Value>,
+    common: Option<&'a Map<String, Value>>,
+}
 
 impl<'a> Fields<'a> {
     /// The object that a body is.
     pub(super) fn of(body: &'a Value) -> Result<Fields<'a>, ApiError> {
-        body.as_object().map(Fields).ok_or_else(|| ApiError::bad("the body is not a JSON object"))
+        let own = body.as_object().ok_or_else(|| ApiError::bad("the body is not a JSON object"))?;
+        Ok(Fields { own, common: None })
+    }
+
+    /// The fields of an object within this one, where these hold, too.
+    pub(super) fn within(&self, item: &'a Value) -> Result<Fields<'a>, ApiError> {
+        let own = item.as_object().ok_or_else(|| ApiError::bad("an object is wanted"))?;
+        Ok(Fields { own, common: Some(self.own) })
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
-        self.0.get(name).filter(|value| !value.is_null())
+        let own = self.own.get(name).or_else(|| self.common?.get(name));
+        own.filter(|value| !value.is_null())
+    }
+
+    /// The names of the object's own fields.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.own.keys().map(String::as_str)
     }
 
     /// A number within its range.
@@ -43,7 +59,10 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let (low, high) = (range.start(), range.end());
         // Some clients write whole numbers as 5.0.
-        let whole = |number: f64| (number >= 0.0 && number.fract() == 0.0).then_some(number as u64);
+        let exact = 0.0..=(1_u64 << 53) as f64;
+        let whole = |number: f64| {
+            (exact.contains(&number) && number.fract() == 0.0).then_some(number as u64)
+        };
         let number = value.as_u64().or_else(|| value.as_f64().and_then(whole));
         match number.filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),

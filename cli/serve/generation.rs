@@ -1,6 +1,6 @@
 //! What a completion is to be: the sampling fields of OpenAI's requests, with vLLM's names and defaults.
 
-use engine::generate::SamplingParams;
+use engine::generate::{SamplingParams, repetition_penalty};
 use serde_json::{Value, json};
 
 use super::{Served, error::ApiError, fields::Fields, text::Stops};
@@ -49,7 +49,9 @@ impl Generation {
         };
         let sampling = SamplingParams { temperature, top_k, top_p, min_p };
         sampling.validate().map_err(|error| ApiError::bad(error.to_string()))?;
-        let repetition_penalty = fields.number("repetition_penalty", 1e-6..=1e6)?;
+        let (least, most) = repetition_penalty::PENALTIES;
+        let penalties = f64::from(least)..=f64::from(most);
+        let repetition_penalty = fields.number("repetition_penalty", penalties)?;
         let strings = fields.texts("stop", MOST_STOPS)?;
         if strings.iter().any(|text| text.is_empty()) {
             return Err(ApiError::field("stop", "an empty string would end everything"));
@@ -75,15 +77,7 @@ impl Generation {
         };
         Ok(Generation {
             samples: fields.whole("n", 1..=MOST_CHOICES as u64)?.unwrap_or(1) as usize,
-            seed: match fields.get("seed") {
-                None => served.fresh_seed(),
-                // Any integer of 64 bits.
-                Some(seed) => {
-                    seed.as_i64().map(|seed| seed as u64).or(seed.as_u64()).ok_or_else(|| {
-                        ApiError::field("seed", "a whole number of 64 bits is wanted")
-                    })?
-                }
-            },
+            seed: seed_of(fields)?.unwrap_or_else(|| served.fresh_seed()),
             sampling,
             repetition_penalty: single(repetition_penalty, defaults.repetition_penalty),
             stops: Stops {
@@ -107,6 +101,14 @@ impl Generation {
     /// The number of most probable tokens that a field asks for.
     pub(super) fn top_of(fields: Fields<'_>, name: &str) -> Result<Option<usize>, ApiError> {
         Ok(fields.whole(name, 0..=MOST_TOP)?.map(|most| most as usize))
+    }
+}
+
+/// The seed that a request names: any whole number of 64 bits, with or without a sign.
+pub(super) fn seed_of(fields: Fields<'_>) -> Result<Option<u64>, ApiError> {
+    match fields.get("seed").and_then(Value::as_i64) {
+        Some(seed) => Ok(Some(seed as u64)),
+        None => fields.whole("seed", 0..=u64::MAX),
     }
 }
 
@@ -148,6 +150,12 @@ fn refuse_what_is_not_done(fields: Fields<'_>) -> Result<(), ApiError> {
         ("audio", vec![]),
         ("prediction", vec![]),
         ("logits_processors", vec![]),
+        ("length_penalty", vec![json!(1)]),
+        ("add_special_tokens", vec![no.clone(), yes.clone()]),
+        ("include_reasoning", vec![yes.clone()]),
+        ("reasoning_effort", vec![]),
+        ("function_call", vec![json!("none"), json!("auto")]),
+        ("return_prompt_text", vec![no.clone()]),
     ] {
         fields.only(name, &neutral)?;
     }

@@ -8,12 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::{error::printable, generate::GeneratorOptions};
+use engine::error::printable;
 use http_body_util::{BodyExt, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER},
+    body::{Body as HttpBody, Bytes, Incoming},
+    header::{
+        ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    },
     service::service_fn,
 };
 use hyper_util::{
@@ -22,7 +24,11 @@ use hyper_util::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{
     Defaults, Served,
@@ -31,14 +37,22 @@ use super::{
     error::ApiError,
     judging,
     metrics::Metrics,
-    rewards,
+    rewards::{self, Classify, Rerank},
     worker::Worker,
 };
-use crate::{Failure, interrupt, output::note, session::Session};
+use crate::{
+    Failure, interrupt,
+    output::note,
+    session::{JudgeRoom, Session},
+};
 
 /// Time in which the headers and the body of a request must arrive.
 const HEADERS_TIME: Duration = Duration::from_secs(10);
 const BODY_TIME: Duration = Duration::from_secs(60);
+/// Bodies of the largest size that may be read at once.
+const BODIES: usize = 16;
+/// How long a client may leave unread what it was sent, and how long it may say nothing.
+const UNREAD: Duration = Duration::from_secs(60);
 /// Bytes of a request's headers.
 const HEADERS: usize = 16 << 10;
 
@@ -62,7 +76,7 @@ pub(crate) struct Options {
     /// Digests of the keys; none: everybody may ask.
     pub(crate) keys: Vec<[u8; 32]>,
     pub(crate) defaults: Defaults,
-    pub(crate) max_new_tokens: usize,
+    pub(crate) room: JudgeRoom,
     pub(crate) reference: Option<String>,
     pub(crate) limits: Limits,
     pub(crate) log_requests: bool,
@@ -87,15 +101,11 @@ const PATHS: [(&str, &str, &str); 14] = [
 ];
 
 /// Serves until a signal comes. Returns when all is answered, or the time for that is over.
-pub(crate) fn run(
-    session: Session,
-    options: Options,
-    generator: GeneratorOptions,
-    fingerprint: String,
-) -> Result<(), Failure> {
+pub(crate) fn run(session: Session, options: Options, fingerprint: String) -> Result<(), Failure> {
     let session = Arc::new(session);
     let metrics = Arc::new(Metrics::default());
-    let cache_tokens = cache_tokens(&session, generator.cache_bytes);
+    let cache_tokens = cache_tokens(&session, options.room.options.cache_bytes);
+    let generator = options.room.options.clone();
     let (worker, thread) = Worker::start(session.clone(), generator, metrics.clone())?;
     let served = Arc::new(Served {
         render_options: session.render_options(),
@@ -105,10 +115,11 @@ pub(crate) fn run(
         names: options.names.clone(),
         defaults: options.defaults,
         fingerprint,
-        max_new_tokens: options.max_new_tokens,
+        room: options.room.clone(),
         reference: options.reference.clone(),
         limits: options.limits.clone(),
         cache_tokens,
+        bodies: Arc::new(Semaphore::new(BODIES * options.limits.body_bytes / 1024)),
         is_draining: Default::default(),
         random: Default::default(),
         drawn: Default::default(),
@@ -123,6 +134,18 @@ pub(crate) fn run(
     let _ = thread.join();
     result
 }
+
+/// Has the system end a connection whose other side takes nothing, or is no more.
+#[cfg(target_os = "linux")]
+fn give_up_on_the_silent(stream: &tokio::net::TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    // Without them such a connection keeps its place for longer; it does no other harm.
+    let _ = socket.set_tcp_user_timeout(Some(UNREAD));
+    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(UNREAD));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn give_up_on_the_silent(_: &tokio::net::TcpStream) {}
 
 /// Tokens that a cache of so many bytes holds.
 fn cache_tokens(session: &Session, bytes: usize) -> usize {
@@ -146,10 +169,16 @@ async fn serve(served: Arc<Served>, options: Arc<Options>) -> Result<(), Failure
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     loop {
         let stream = tokio::select! {
-            _ = tick.tick() => match stop.load(Ordering::Relaxed) {
-                true => break,
-                false => continue,
-            },
+            _ = tick.tick() => {
+                if served.worker.state().is_dead {
+                    // Whoever watches over this process starts it again.
+                    return Err("the engine has ended; what it said is above".into());
+                }
+                match stop.load(Ordering::Relaxed) {
+                    true => break,
+                    false => continue,
+                }
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 // Out of descriptors, or a client that went at once: the next one may do.
@@ -164,6 +193,7 @@ async fn serve(served: Arc<Served>, options: Arc<Options>) -> Result<(), Failure
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let peer = stream.peer_addr().map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
         let _ = stream.set_nodelay(true);
+        give_up_on_the_silent(&stream);
         let (served, options) = (served.clone(), options.clone());
         let service = service_fn(move |request| {
             let (served, options, peer) = (served.clone(), options.clone(), peer.clone());
@@ -198,9 +228,9 @@ async fn answer(
 ) -> Response<Body> {
     let begin = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let known =
-        PATHS.iter().find(|(known, ..)| *known == path.trim_end_matches('/') || *known == path);
-    let result = match admitted(options, &request) {
+    let plain = if path.len() > 1 { path.trim_end_matches('/') } else { &path };
+    let known = PATHS.iter().find(|(known, ..)| *known == plain);
+    let result = match admitted(options, plain, &request) {
         Ok(()) => route(&served, known.copied(), request).await,
         Err(error) => Err(error),
     };
@@ -209,13 +239,19 @@ async fn answer(
         if let Some(seconds) = error.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if error.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let (StatusCode::METHOD_NOT_ALLOWED, Some((_, method, _))) = (error.status, known) {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+        }
         response
     });
     if method == Method::HEAD {
         *response.body_mut() = Body::Whole(Default::default());
     }
     let (status, seconds) = (response.status().as_u16(), begin.elapsed().as_secs_f64());
-    served.metrics.answered(known.map_or("other", |(path, ..)| path), status, seconds);
+    served.metrics.answered(known.map_or("other", |(path, ..)| path), status);
     if options.log_requests {
         note(&format!("{peer} {method} {} {status} {seconds:.3}s", printable(&path)));
     }
@@ -223,8 +259,7 @@ async fn answer(
 }
 
 /// Whether a request may be answered at all.
-fn admitted(options: &Options, request: &Request<Incoming>) -> Result<(), ApiError> {
-    let path = request.uri().path();
+fn admitted(options: &Options, path: &str, request: &Request<Incoming>) -> Result<(), ApiError> {
     if options.address.ip().is_loopback() {
         // A page of another site may have a browser ask this server by a name that it resolves to loopback.
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
@@ -237,7 +272,9 @@ fn admitted(options: &Options, request: &Request<Incoming>) -> Result<(), ApiErr
         return Ok(());
     }
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let given = given.and_then(|value| value.split_once(' '));
+    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"));
+    let given = given.map_or("", |(_, key)| key);
     let digest: [u8; 32] = Sha256::digest(given.trim().as_bytes()).into();
     // All keys and all bytes of each are looked at, whatever is found.
     let same = options.keys.iter().fold(false, |found, key| {
@@ -253,7 +290,7 @@ fn is_loopback(host: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
-    name.eq_ignore_ascii_case("localhost")
+    name.trim_end_matches('.').eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
@@ -274,42 +311,58 @@ async fn route(
     }
     let body = body(served, request).await?;
     match path {
-        "/v1/chat/completions" => complete(served, Kind::Chat, body).await,
-        "/v1/completions" => complete(served, Kind::Text, body).await,
-        "/v1/judge" | "/v1/judge/batch" => {
-            let (is_batch, at) = (path.ends_with("batch"), served.clone());
-            let asked = off_thread(move || judging::Asked::read(&body, is_batch, &at)).await?;
-            judging::answer(served.clone(), asked).await
+        "/v1/chat/completions" | "/v1/completions" => {
+            let kind = if path.contains("chat") { Kind::Chat } else { Kind::Text };
+            let read =
+                move |body: &Value, served: &Served| completion::Asked::read(kind, body, served);
+            completion::answer(served.clone(), understood(served, body, read).await?).await
         }
-        "/v1/rerank" | "/rerank" => rewards::rerank(served, &body).await,
-        "/get_reward" => rewards::get_reward(served, &body).await,
-        "/classify" => rewards::classify(served, &body).await,
+        "/v1/judge" | "/v1/judge/batch" => {
+            let is_batch = path.ends_with("batch");
+            let read =
+                move |body: &Value, served: &Served| judging::Asked::read(body, is_batch, served);
+            judging::answer(served.clone(), understood(served, body, read).await?).await
+        }
+        "/v1/rerank" | "/rerank" => {
+            rewards::rerank(served, understood(served, body, Rerank::read).await?).await
+        }
+        "/get_reward" => {
+            let asked = understood(served, body, rewards::read_get_reward).await?;
+            rewards::get_reward(served, asked).await
+        }
+        "/classify" => {
+            rewards::classify(served, understood(served, body, Classify::read).await?).await
+        }
         _ => Err(ApiError::no_path(path)),
     }
 }
 
-async fn complete(
+/// Reads a body on another thread: a long prompt takes long to encode, and other connections go on meanwhile.
+async fn understood<T: Send + 'static>(
     served: &Arc<Served>,
-    kind: Kind,
-    body: Value,
-) -> Result<Response<Body>, ApiError> {
-    let at = served.clone();
-    let asked = off_thread(move || completion::Asked::read(kind, &body, &at)).await?;
-    completion::answer(served.clone(), asked).await
-}
-
-/// Reads a request on another thread: a long prompt takes long to encode, and other connections go on meanwhile.
-async fn off_thread<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    body: Received,
+    read: impl FnOnce(&Value, &Served) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(read).await {
+    let served = served.clone();
+    let work = move || {
+        let json = serde_json::from_slice(&body.bytes)
+            .map_err(|error| ApiError::bad(format!("the body is not JSON: {error}")))?;
+        read(&json, &served)
+    };
+    match tokio::task::spawn_blocking(work).await {
         Ok(read) => read,
         Err(error) => Err(ApiError::internal(&error)),
     }
 }
 
-/// The JSON that a body holds.
-async fn body(served: &Served, request: Request<Incoming>) -> Result<Value, ApiError> {
+/// A body, and its part of the memory that all of them may take.
+struct Received {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The body of a request in JSON.
+async fn body(served: &Served, request: Request<Incoming>) -> Result<Received, ApiError> {
     let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     // A page of another site may send a plain text without asking first, but no JSON.
     if kind
@@ -318,6 +371,15 @@ async fn body(served: &Served, request: Request<Incoming>) -> Result<Value, ApiE
         return Err(ApiError::bad("Content-Type: application/json is wanted"));
     }
     let limit = served.limits.body_bytes;
+    let said = request.body().size_hint().upper();
+    if said.is_some_and(|said| said > limit as u64) {
+        return Err(ApiError::too_large(limit));
+    }
+    // A chunked body may become as large as any.
+    let room = (said.unwrap_or(limit as u64) as usize / 1024 + 1) as u32;
+    let room = served.bodies.clone().try_acquire_many_owned(room).map_err(|_| {
+        ApiError::busy("requests that are being read take all the memory that they may", 1)
+    })?;
     let collected = timeout(BODY_TIME, Limited::new(request.into_body(), limit).collect()).await;
     let bytes = match collected {
         Err(_) => return Err(ApiError::too_slow()),
@@ -327,8 +389,7 @@ async fn body(served: &Served, request: Request<Incoming>) -> Result<Value, ApiE
         Ok(Err(error)) => return Err(ApiError::bad(format!("the body did not arrive: {error}"))),
         Ok(Ok(collected)) => collected.to_bytes(),
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad(format!("the body is not JSON: {error}")))
+    Ok(Received { bytes, _room: room })
 }
 
 fn get(served: &Served, path: &str) -> Result<Response<Body>, ApiError> {
@@ -345,7 +406,9 @@ fn get(served: &Served, path: &str) -> Result<Response<Body>, ApiError> {
             Ok(text_response(StatusCode::OK, String::new()))
         }
         "/version" => ok(json!({"version": env!("CARGO_PKG_VERSION"), "program": "j1"})),
-        "/metrics" => Ok(text_response(StatusCode::OK, served.metrics.to_text(state))),
+        "/metrics" => {
+            Ok(text_response(StatusCode::OK, served.metrics.to_text(state, served.waiting())))
+        }
         "/v1/models" => {
             let model = |name: &String| {
                 json!({
@@ -373,9 +436,15 @@ mod tests {
 
     #[test]
     fn hosts_of_this_machine_are_told_from_others() {
-        for host in
-            ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", "[::1]"]
-        {
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "127.0.0.1:8000",
+            "127.9.9.9",
+            "[::1]:8000",
+            "[::1]",
+            "localhost.:1",
+        ] {
             assert!(is_loopback(host), "{host}");
         }
         for host in

@@ -81,10 +81,9 @@ fn head(out: &mut String, name: &str, help: &str, kind: &str) {
 
 impl Metrics {
     /// Counts an answer. `path` is one of the server's own.
-    pub(super) fn answered(&self, path: &'static str, status: u16, seconds: f64) {
+    pub(super) fn answered(&self, path: &'static str, status: u16) {
         let mut requests = self.requests.lock().expect("no panic under the lock");
         *requests.entry((path, status)).or_default() += 1;
-        self.request_latency.observe(seconds);
     }
 
     /// Counts a sample that ended.
@@ -93,7 +92,7 @@ impl Metrics {
     }
 
     /// The text that GET /metrics answers.
-    pub(super) fn to_text(&self, state: State) -> String {
+    pub(super) fn to_text(&self, state: State, waiting: usize) -> String {
         let mut out = String::new();
         let mut one = |name: &str, kind: &str, help: &str, value: f64| {
             head(&mut out, name, help, kind);
@@ -166,7 +165,7 @@ impl Metrics {
             "j1:wait_seconds",
             "gauge",
             "Estimated wait of a sequence that comes now.",
-            state.wait_seconds(),
+            state.wait_seconds(waiting),
         );
         let name = "vllm:request_success_total";
         head(&mut out, name, "Samples that ended, by reason.", "counter");

@@ -16,7 +16,8 @@ use super::{
     body::{Body, json_response},
     error::ApiError,
     fields::Fields,
-    judging::{Item, judge_items, usage},
+    item::{Item, usage},
+    judging::Prepared,
 };
 
 /// Queries of one request at most.
@@ -28,16 +29,16 @@ const SCALE: f64 = 9.0;
 const TURN: &str = "<|im_start|>";
 const END: &str = "<|im_end|>";
 
-/// The turns of a text that a chat template made; a text without its tags is one turn of the user's. A turn without
-/// anything, as a generation prompt ends with, is left out.
+/// The turns of a text that a chat template made; a text without its tags is one turn of the user's. A last turn that is not
+/// closed is where the model is to go on, and is left out.
 fn turns(text: &str) -> Vec<Message> {
     if !text.contains(TURN) {
         return vec![Message::new("user", text.trim())];
     }
     let turn = |part: &str| {
-        let (role, content) = part.split_once('\n')?;
-        let content = content.split(END).next().unwrap_or_default().trim();
-        (!content.is_empty()).then(|| Message::new(role.trim(), content))
+        let (role, rest) = part.split_once('\n')?;
+        let (content, _) = rest.split_once(END)?;
+        Some(Message::new(role.trim(), content.trim()))
     };
     text.split(TURN).skip(1).filter_map(turn).collect()
 }
@@ -48,40 +49,36 @@ fn reply(text: &str) -> String {
     text.trim().trim_end_matches("<|endoftext|>").trim_end_matches("</s>").trim().to_owned()
 }
 
-/// One reply against its reference.
-fn against(
-    messages: Vec<Message>,
-    own: String,
-    reference: String,
-    served: &Served,
-) -> Result<Item, ApiError> {
-    Item::new(messages, vec![own, reference], served)
-}
-
 /// The leads of first replies over second ones, as a share of the scale, and the shares of judgements that prefer them; of
 /// items without a verdict 0 and a half.
-async fn leads(
-    served: &Served,
-    items: &[Item],
-) -> Result<(Vec<(f64, f64)>, Vec<bool>, [u64; 2]), ApiError> {
-    let mut leads = vec![(0.0, 0.5); items.len()];
-    let mut parsed = vec![false; items.len()];
-    let mut tokens = [0, 0];
-    judge_items(served, items, async |index, compared: Comparisons| {
-        if let Some((lead, share)) = compared.lead() {
-            leads[index] = (lead / SCALE, share);
-            parsed[index] = true;
-        }
-        let own = usage(&compared);
-        tokens = [tokens[0] + own[0], tokens[1] + own[1]];
-        Ok(())
-    })
-    .await?;
-    Ok((leads, parsed, tokens))
+struct Leads {
+    leads: Vec<(f64, f64)>,
+    parsed: Vec<bool>,
+    tokens: [u64; 2],
 }
 
-/// `/get_reward`: rewards from -1 to 1, scores from 0 to 1.
-pub(super) async fn get_reward(served: &Served, body: &Value) -> Result<Response<Body>, ApiError> {
+impl Leads {
+    async fn of(served: &Served, mut prepared: Prepared) -> Result<Leads, ApiError> {
+        let ticket = prepared.submit(served)?;
+        let count = prepared.items.len();
+        let mut all =
+            Leads { leads: vec![(0.0, 0.5); count], parsed: vec![false; count], tokens: [0; 2] };
+        let on = async |index: usize, compared: Comparisons| {
+            if let Some((lead, share)) = compared.lead() {
+                all.leads[index] = (lead / SCALE, share);
+                all.parsed[index] = true;
+            }
+            let [prompt, completion] = usage(&compared);
+            all.tokens = [all.tokens[0] + prompt, all.tokens[1] + completion];
+            Ok(())
+        };
+        prepared.follow(served, ticket, on).await?;
+        Ok(all)
+    }
+}
+
+/// What `/get_reward` asks.
+pub(super) fn read_get_reward(body: &Value, served: &Served) -> Result<Prepared, ApiError> {
     let fields = Fields::of(body)?;
     let queries = fields.texts("query", MOST)?;
     let (prompts, labels) = (fields.texts("prompts", MOST)?, fields.texts("labels", MOST)?);
@@ -91,18 +88,31 @@ pub(super) async fn get_reward(served: &Served, body: &Value) -> Result<Response
     if prompts.len() != queries.len() {
         return Err(ApiError::field("prompts", "as many as queries are wanted"));
     }
+    if !labels.is_empty() && labels.len() != queries.len() {
+        return Err(ApiError::field("labels", "as many as queries are wanted"));
+    }
     let item = |(index, (query, prompt)): (usize, (&&str, &&str))| {
-        let reference = labels.get(index).map(|label| (*label).to_owned());
-        let reference = reference.filter(|label| !label.is_empty()).or(served.reference.clone());
+        let label = labels.get(index).map(|label| (*label).to_owned());
+        let reference = label.filter(|label| !label.is_empty()).or(served.reference.clone());
         let reference = reference.ok_or_else(|| {
-            ApiError::field("labels", "a reply to compare with is wanted for each query (or start the server with --reference)")
+            let message = "a reply to compare with is wanted for each query (or start the server with --reference)";
+            ApiError::field("labels", message)
         })?;
-        let own = query.strip_prefix(prompt).unwrap_or(query);
-        against(turns(prompt), reply(own), reference, served)
+        let own = query.strip_prefix(prompt).ok_or_else(|| {
+            ApiError::field("query", format!("number {index} does not begin with its prompt"))
+        })?;
+        Ok(Item::new(turns(prompt), vec![reply(own), reference], served))
     };
-    let items =
-        queries.iter().zip(&prompts).enumerate().map(item).collect::<Result<Vec<_>, _>>()?;
-    let (leads, parsed, _) = leads(served, &items).await?;
+    let items = queries.iter().zip(&prompts).enumerate().map(item);
+    Prepared::new(items.collect::<Result<_, _>>()?, served)
+}
+
+/// `/get_reward`: rewards from -1 to 1, scores from 0 to 1.
+pub(super) async fn get_reward(
+    served: &Served,
+    prepared: Prepared,
+) -> Result<Response<Body>, ApiError> {
+    let Leads { leads, parsed, .. } = Leads::of(served, prepared).await?;
     let rewards: Vec<f64> = leads.iter().map(|lead| lead.0).collect();
     let scores: Vec<f64> = leads.iter().map(|lead| lead.1).collect();
     let parsed: Vec<f64> = parsed.iter().map(|&parsed| f64::from(u8::from(parsed))).collect();
@@ -110,34 +120,48 @@ pub(super) async fn get_reward(served: &Served, body: &Value) -> Result<Response
     Ok(json_response(StatusCode::OK, &answer))
 }
 
-/// `/classify`: the share of judgements that prefer the last turn of a conversation to the server's reference.
-pub(super) async fn classify(served: &Served, body: &Value) -> Result<Response<Body>, ApiError> {
-    let fields = Fields::of(body)?;
-    let model = served.model_name(fields)?;
-    let name = if fields.get("use_activation").is_some() { "use_activation" } else { "activation" };
-    let activation = fields.flag(name)?.unwrap_or(true);
-    let Some(reference) = &served.reference else {
-        let message = "this judge compares: start the server with --reference, the reply that others are compared with";
-        return Err(ApiError::bad(message));
-    };
-    let inputs = fields.texts("input", MOST)?;
-    let item = |text: &&str| {
-        let mut turns = turns(text);
-        match turns.pop() {
-            Some(last) if !turns.is_empty() => {
-                against(turns, last.content, reference.clone(), served)
+/// What `/classify` asks.
+pub(super) struct Classify {
+    model: String,
+    activation: bool,
+    prepared: Prepared,
+}
+
+impl Classify {
+    pub(super) fn read(body: &Value, served: &Served) -> Result<Classify, ApiError> {
+        let fields = Fields::of(body)?;
+        let model = served.model_name(fields)?;
+        let newer = fields.flag("use_activation")?;
+        let activation = newer.or(fields.flag("activation")?).unwrap_or(true);
+        let Some(reference) = &served.reference else {
+            let message = "this judge compares: start the server with --reference, the reply that others are compared with";
+            return Err(ApiError::bad(message));
+        };
+        let item = |text: &&str| {
+            let mut turns = turns(text);
+            match turns.pop() {
+                Some(last) if last.role == "assistant" && !turns.is_empty() => {
+                    Ok(Item::new(turns, vec![last.content, reference.clone()], served))
+                }
+                _ => {
+                    let message = "a conversation that ends with the reply, as a chat template writes it, is wanted";
+                    Err(ApiError::field("input", message))
+                }
             }
-            _ => Err(ApiError::field(
-                "input",
-                "a conversation with its reply, as a chat template writes it, is wanted",
-            )),
+        };
+        let items = fields.texts("input", MOST)?.iter().map(item).collect::<Result<Vec<_>, _>>()?;
+        if items.is_empty() {
+            return Err(ApiError::field("input", "a text or a list of texts is wanted"));
         }
-    };
-    let items = inputs.iter().map(item).collect::<Result<Vec<_>, _>>()?;
-    if items.is_empty() {
-        return Err(ApiError::field("input", "a text or a list of texts is wanted"));
+        Ok(Classify { model, activation, prepared: Prepared::new(items, served)? })
     }
-    let (leads, _, [prompt, completion]) = leads(served, &items).await?;
+}
+
+/// `/classify`: the share of judgements that prefer the last turn of a conversation to the server's reference, or without
+/// activation its lead.
+pub(super) async fn classify(served: &Served, asked: Classify) -> Result<Response<Body>, ApiError> {
+    let Classify { model, activation, prepared } = asked;
+    let Leads { leads, tokens: [prompt, completion], .. } = Leads::of(served, prepared).await?;
     let one = |(index, lead): (usize, &(f64, f64))| {
         let value = if activation { lead.1 } else { lead.0 };
         json!({"index": index, "label": null, "probs": [value], "num_classes": 1})
@@ -153,46 +177,68 @@ pub(super) async fn classify(served: &Served, body: &Value) -> Result<Response<B
     Ok(json_response(StatusCode::OK, &answer))
 }
 
-/// `/v1/rerank`: documents by mean score, the best first.
-pub(super) async fn rerank(served: &Served, body: &Value) -> Result<Response<Body>, ApiError> {
-    let fields = Fields::of(body)?;
-    let model = served.model_name(fields)?;
-    let query =
-        fields.text("query")?.ok_or_else(|| ApiError::field("query", "a string is wanted"))?;
-    let documents = fields.list("documents", 8)?.unwrap_or_default();
-    let text = |value: &Value| {
-        let text = value.as_str().or_else(|| value["text"].as_str());
-        text.map(str::to_owned)
-            .ok_or_else(|| ApiError::field("documents", "a list of strings is wanted"))
-    };
-    let documents = documents.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-    if documents.len() < 2 {
-        return Err(ApiError::field("documents", "a list of 2 to 8 is wanted: a judge compares"));
+/// What `/v1/rerank` asks.
+pub(super) struct Rerank {
+    model: String,
+    top: usize,
+    with_text: bool,
+    prepared: Prepared,
+}
+
+impl Rerank {
+    pub(super) fn read(body: &Value, served: &Served) -> Result<Rerank, ApiError> {
+        let fields = Fields::of(body)?;
+        let model = served.model_name(fields)?;
+        let query = fields.text("query")?;
+        let query = query.ok_or_else(|| ApiError::field("query", "a string is wanted"))?;
+        let text = |value: &Value| {
+            let text = value.as_str().or_else(|| value["text"].as_str());
+            let text = text.map(str::to_owned);
+            text.ok_or_else(|| ApiError::field("documents", "a list of strings is wanted"))
+        };
+        let documents = fields.list("documents", 8)?.unwrap_or_default();
+        let documents = documents.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+        if documents.len() < 2 {
+            return Err(ApiError::field(
+                "documents",
+                "a list of 2 to 8 is wanted: a judge compares",
+            ));
+        }
+        let top = fields.whole("top_n", 0..=u64::MAX)?.filter(|&top| top > 0);
+        let item = Item::new(vec![Message::new("user", query)], documents, served);
+        Ok(Rerank {
+            model,
+            top: top.map_or(usize::MAX, |top| top as usize),
+            with_text: fields.flag("return_documents")?.unwrap_or(true),
+            prepared: Prepared::new(vec![item], served)?,
+        })
     }
-    let top = fields.whole("top_n", 0..=u64::MAX)?.filter(|&top| top > 0);
-    let with_text = fields.flag("return_documents")?.unwrap_or(true);
-    let items = [Item::new(vec![Message::new("user", query)], documents.clone(), served)?];
+}
+
+/// `/v1/rerank`: documents by mean score, the best first.
+pub(super) async fn rerank(served: &Served, asked: Rerank) -> Result<Response<Body>, ApiError> {
+    let Rerank { model, top, with_text, mut prepared } = asked;
+    let ticket = prepared.submit(served)?;
     let (mut ranking, mut tokens) = (Vec::new(), [0, 0]);
-    judge_items(served, &items, async |_, compared: Comparisons| {
+    let on = async |_: usize, compared: Comparisons| {
         (ranking, tokens) = (compared.ranking(), usage(&compared));
         Ok(())
-    })
-    .await?;
+    };
+    prepared.follow(served, ticket, on).await?;
     let one = |standing: &Standing| {
         // Clients expect a number: what no verdict speaks of stands below all scores.
-        let mut one =
-            json!({"index": standing.reply, "relevance_score": standing.mean.unwrap_or(0.0)});
+        let score = standing.mean.unwrap_or(0.0);
+        let mut one = json!({"index": standing.reply, "relevance_score": score});
         if with_text {
-            one["document"] = json!({"text": documents[standing.reply]});
+            one["document"] = json!({"text": prepared.items[0].responses[standing.reply]});
         }
         one
     };
-    let results = ranking.iter().map(one);
     let [prompt, completion] = tokens;
     let answer = json!({
         "id": format!("rerank-{:016x}", served.draw()),
         "model": model,
-        "results": results.take(top.map_or(usize::MAX, |top| top as usize)).collect::<Vec<_>>(),
+        "results": ranking.iter().map(one).take(top).collect::<Vec<_>>(),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
         "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
     });
@@ -205,10 +251,13 @@ mod tests {
 
     #[test]
     fn conversations_are_found_in_what_a_chat_template_wrote() {
-        let text = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi\nthere<|im_end|>\n<|im_start|>assistant\n";
+        let text = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi\nthere<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
         let expected =
             [("system", "Be kind."), ("user", "Hi\nthere")].map(|(r, c)| Message::new(r, c));
         assert_eq!(turns(text), expected);
+        // An empty reply is a reply.
+        let closed = turns("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n");
+        assert_eq!(closed, [("user", "Q"), ("assistant", "")].map(|(r, c)| Message::new(r, c)));
         assert_eq!(turns("  plain text "), [Message::new("user", "plain text")]);
         assert_eq!(reply("\nFine.<|im_end|>\n"), "Fine.");
         assert_eq!(reply("Fine.</s>"), "Fine.");

@@ -1,6 +1,6 @@
 //! Why a request cannot run.
 
-use super::{LogitsError, RequestId};
+use super::{LogitsError, ParamsError, RequestId, repetition_penalty::PenaltyError};
 use crate::{model::kv_cache::NoRoom, tensor::device::DeviceError};
 
 /// Why a request cannot run.
@@ -37,11 +37,17 @@ pub enum GenerateError {
     NoRoom(NoRoom),
     /// The device failed.
     Device(DeviceError),
+    /// A sampling parameter out of its range.
+    Params(ParamsError),
+    /// A penalty out of its range.
+    Penalty(PenaltyError),
     /// The model's logits cannot be sampled.
     Sampling {
         /// The request whose sample it is.
         request: RequestId,
-        /// What is wrong with them.
+        /// Further requests to which the same happened in the step.
+        others: Vec<RequestId>,
+        /// What is wrong with the logits of the first.
         source: LogitsError,
     },
 }
@@ -69,7 +75,9 @@ impl std::fmt::Display for GenerateError {
             ),
             GenerateError::NoRoom(error) => write!(f, "{error}"),
             GenerateError::Device(error) => write!(f, "{error}"),
-            GenerateError::Sampling { request, source } => {
+            GenerateError::Params(error) => write!(f, "{error}"),
+            GenerateError::Penalty(error) => write!(f, "{error}"),
+            GenerateError::Sampling { request, source, .. } => {
                 write!(f, "request {}: {source}", request.0)
             }
         }

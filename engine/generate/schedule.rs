@@ -73,9 +73,9 @@ impl Generator<'_> {
     pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
         assert!(!request.samples.is_empty(), "a request for no samples");
         assert!(request.max_new_tokens > 0, "a request for no tokens");
-        if let Err(error) = super::repetition_penalty::validate(request.repetition_penalty) {
-            panic!("{error}");
-        }
+        super::repetition_penalty::validate(request.repetition_penalty)
+            .map_err(GenerateError::Penalty)?;
+        request.sampling.validate().map_err(GenerateError::Params)?;
         let config = self.model.config();
         if request.prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
@@ -123,6 +123,20 @@ impl Generator<'_> {
             });
         }
         Ok(id)
+    }
+
+    /// Ends a sample before its time, between steps: no more of its tokens come. One that has ended stays ended; one that has no
+    /// token yet beside others of its request goes on, as it cannot be told from them.
+    pub fn end(&mut self, request: RequestId, sample: usize) {
+        for sequence in &mut self.running {
+            sequence.ended |= sequence.id == request && sequence.sample == sample;
+        }
+        self.release_ended();
+        let is_it = |job: &Job| job.id == request && job.samples == 1 && job.first_sample == sample;
+        self.queue.retain(|job| !is_it(job));
+        if self.prefill.as_ref().is_some_and(|prefill| is_it(&prefill.job)) {
+            self.take_prefill_back();
+        }
     }
 
     /// Ends a request, whatever has become of it: in the queue, in its prompt, or running. No more of its tokens come, and

@@ -106,14 +106,6 @@ impl Seen {
 }
 
 impl Generator<'_> {
-    /// Ends a sample before its time, between steps: no more of its tokens come. One that has ended stays ended.
-    pub fn end(&mut self, request: RequestId, sample: usize) {
-        for sequence in &mut self.running {
-            sequence.ended |= sequence.id == request && sequence.sample == sample;
-        }
-        self.release_ended();
-    }
-
     /// Penalizes repetition, where any sequence asks for it.
     pub(super) fn penalize(&self, logits: &mut Tensor, first_of_row: &[usize]) {
         if !self.running.iter().any(|sequence| sequence.seen.is_penalized()) {

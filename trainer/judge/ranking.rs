@@ -129,7 +129,7 @@ impl Comparisons {
     /// Whether both orders of every pair prefer the same reply; `None` if one of them has no verdict.
     pub fn agreement(&self) -> Option<bool> {
         let all = (0..self.places.len()).map(|pair| self.agreement_of(pair));
-        all.reduce(|a, b| Some(a? && b?)).flatten()
+        all.reduce(|a, b| a.zip(b).map(|(a, b)| a && b)).flatten()
     }
 
     /// Judgements with a verdict.
