@@ -111,6 +111,51 @@ fn captured_steps_have_the_bits_of_others() {
     }
 }
 
+/// Where pages run out a sequence waits, and goes on with the same bits; captured steps take what is left of the batch.
+#[test]
+fn a_sequence_that_has_to_wait_goes_on_with_the_same_bits() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::new(Family::Qwen3, 16, 8);
+    let model = fixture.model(Precision::Bf16, &device);
+    let requests = [request(10, 1, 290, PLAIN), request(20, 1, 280, PLAIN)];
+    let expected = generate(&model, &requests, 16, &mut |_| ());
+    let page = KvCache::page_bytes(model.config(), model.cache_dtype());
+    let options = GeneratorOptions { cache_bytes: 18 * page, ..OPTIONS };
+    let mut preemptions = 0;
+    let waited = generate_with(options, &model, &requests, 16, &mut |generator| {
+        preemptions = generator.stats().preemptions;
+    });
+    assert!(waited == expected && preemptions > 0, "{preemptions} times");
+}
+
+/// The most probable tokens are those of the row that was drawn from, penalties included.
+#[test]
+fn the_most_probable_tokens_come_with_the_drawn_one() {
+    let Some(device) = device() else { return };
+    let fixture = Fixture::new(Family::Qwen3, 16, 8);
+    let model = fixture.model(Precision::Bf16, &device);
+    let greedy = request(30, 1, 6, SamplingParams::GREEDY);
+    let asking = Request { top_log_probs: 3, repetition_penalty: 1.3, ..greedy.clone() };
+    let mut generator = Generator::new(&model, &[], OPTIONS).unwrap();
+    let asked = generator.submit(asking).unwrap();
+    generator.submit(request(8, 2, 9, PLAIN)).unwrap();
+    let mut seen = 0;
+    while !generator.is_idle() {
+        let mut on = |event: TokenEvent| match event.request == asked {
+            false => assert!(event.top.is_empty()),
+            true => {
+                let (token, log_prob) = event.top[0];
+                assert_eq!((token, event.top.len()), (event.token, 3));
+                // The row's sums are those of another device.
+                assert!((log_prob - event.log_prob).abs() < 1e-4, "{log_prob} {}", event.log_prob);
+                seen += 1;
+            }
+        };
+        generator.step(&mut on).unwrap();
+    }
+    assert_eq!(seen, 6);
+}
+
 /// Samples of one prompt, others that are not penalized beside them, more distinct tokens with every step.
 #[test]
 fn captured_steps_penalize_repetition() {

@@ -283,7 +283,8 @@ impl Generator<'_> {
             let sequence = &self.running[draw.sequence];
             if sequence.request.top_log_probs > 0 {
                 let row = gather::forward(&logits, &vec![row as u32].into()).to_vec()?;
-                draw.top = sequence.top_of(self.model.device().host(), &row);
+                // Columns behind the vocabulary only pad.
+                draw.top = sequence.top_of(self.model.device().host(), &row[..vocab]);
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ not: their requests are sent as these programs send them. Exit status 1 if anyth
 
 import concurrent.futures
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -58,6 +59,8 @@ def with_openai(client):
 
 
 def with_litellm(api):
+    # It would ask the network for prices.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     try:
         import litellm
     except ImportError:
