@@ -129,7 +129,7 @@ impl Command {
 #[command(next_help_heading = "Model")]
 pub(crate) struct RuntimeArgs {
     /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(short = 'a', long, value_name = "DIR|ID")]
     pub(crate) adapter: Option<String>,
 
     /// Where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)
@@ -145,7 +145,7 @@ pub(crate) struct RuntimeArgs {
     pub(crate) weights: WeightsArg,
 
     /// Threads; results are the same at any number [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 }
 
@@ -233,6 +233,7 @@ scores.json (RewardBench's format and ours), run.json (the settings) and timing.
 pub(crate) struct Eval {
     /// Checkpoint: a directory, or a Hugging Face id
     #[arg(
+        short = 'm',
         long,
         value_name = "DIR|ID",
         required_unless_present = "rescore",
@@ -245,6 +246,7 @@ pub(crate) struct Eval {
     /// Pairs: a file (.jsonl, .json, .csv, .parquet), - for standard input, a directory or pattern of shards,
     /// a Hugging Face id (owner/name:file or :'data/train-*'), or a known name: rewardbench, rewardbench2
     #[arg(
+        short = 'd',
         long,
         value_name = "FILE|ID|NAME",
         required_unless_present = "rescore",
@@ -261,7 +263,7 @@ pub(crate) struct Eval {
     pub(crate) rescore: Option<PathBuf>,
     /// At most N rows: a sample in which every subset has its share, drawn by --seed and the rows'
     /// content; a larger N adds rows to those of a smaller one
-    #[arg(long, value_name = "N", help_heading = "Input",
+    #[arg(short = 'n', long, value_name = "N", help_heading = "Input",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
     /// At most N prompt tokens; longer rows are counted as unparsed and reported, never cut
@@ -270,7 +272,13 @@ pub(crate) struct Eval {
     pub(crate) max_prompt_tokens: Option<usize>,
 
     /// Directory of the results; an interrupted run in it is continued
-    #[arg(long, value_name = "DIR", required_unless_present = "rescore", help_heading = "Output")]
+    #[arg(
+        short = 'o',
+        long,
+        value_name = "DIR",
+        required_unless_present = "rescore",
+        help_heading = "Output"
+    )]
     pub(crate) out: Option<PathBuf>,
     /// Print the scores as JSON instead of the table
     #[arg(long, help_heading = "Output")]
@@ -327,13 +335,13 @@ pub(crate) struct Prepare {
     #[arg(long, value_name = "FIELD=COLUMN,..")]
     pub(crate) columns: Option<Columns>,
     /// Directory of the files
-    #[arg(long, value_name = "DIR")]
+    #[arg(short = 'o', long, value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Share of the prompts to hold out, from 0 to below 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = parse_share)]
     pub(crate) held_out: f64,
     /// Seed of that split
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(short = 's', long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Drop pairs with more characters in prompt and replies together
     #[arg(long, value_name = "N")]
@@ -378,13 +386,13 @@ DIR gets the checkpoint's files with the same names, shards and types; it appear
 written.")]
 pub(crate) struct Merge {
     /// Checkpoint: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(short = 'm', long, value_name = "DIR|ID")]
     pub(crate) model: String,
     /// LoRA adapter in PEFT form: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(short = 'a', long, value_name = "DIR|ID")]
     pub(crate) adapter: String,
     /// Directory of the merged checkpoint; it must be empty or not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(short = 'o', long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 }
 
@@ -411,7 +419,7 @@ pub(crate) struct Check {
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
     pub(crate) device: Option<DeviceArg>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// Print the table as JSON
     #[arg(long)]
@@ -431,7 +439,7 @@ The peak of training is that of a step in which every prompt and completion has 
 settings allow, with activations recomputed (train.gradient_checkpointing = on) and kept (off).")]
 pub(crate) struct Info {
     /// Checkpoint: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(short = 'm', long, value_name = "DIR|ID")]
     pub(crate) model: Option<String>,
     /// Number of sequences that run at once, for the memory estimate
     #[arg(long, value_name = "N", default_value_t = 16,
@@ -475,7 +483,7 @@ pub(crate) struct Info {
           help_heading = "Training")]
     pub(crate) dtype: DtypeArg,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           requires = "train", help_heading = "Training")]
     pub(crate) threads: Option<u16>,
     /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]

@@ -547,3 +547,47 @@ fn shells_and_manuals_know_the_commands() {
     );
     assert_eq!(stdout(&j1(&["-V"])).lines().count(), 1);
 }
+
+/// Short flags are those of the long ones: the same directory is continued, with nothing left to do.
+#[test]
+fn short_flags_are_the_long_ones() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, data) = (model(), pairs(scratch.path(), 2));
+    let out = scratch.path().join("out").display().to_string();
+    stdout(&j1(&[
+        "eval",
+        "-m",
+        &model,
+        "-d",
+        &data,
+        "-o",
+        &out,
+        "-n",
+        "1",
+        "-s",
+        "3",
+        "-t",
+        "1",
+        "--max-new-tokens",
+        "4",
+    ]));
+    let long = [
+        "eval",
+        "--model",
+        &model,
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--limit",
+        "1",
+        "--seed",
+        "3",
+        "--threads",
+        "2",
+    ];
+    let again = j1(&[&long[..], &["--max-new-tokens", "4"]].concat());
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.success() && said.contains("2 of 2 judgements are done"), "{said}");
+    assert_eq!(fs::read_to_string(format!("{out}/outputs.jsonl")).unwrap().lines().count(), 2);
+}

@@ -32,7 +32,7 @@ Other programs on the same cores show in the spread. Ctrl-C ends after the pass 
 rows that are whole.")]
 pub(crate) struct Bench {
     /// Checkpoint: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(short = 'm', long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) model: Option<String>,
     /// A published shape with random weights in bf16, written to a temporary directory that is gone
     /// before anything is measured

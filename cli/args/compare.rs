@@ -32,7 +32,7 @@ pub(crate) struct Compare {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) show: usize,
     /// Seed of the bootstrap and of the drawn pairs
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(short = 's', long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Print the numbers as JSON
     #[arg(long, conflicts_with = "show")]

@@ -45,7 +45,7 @@ pub(crate) struct GenerationArgs {
     pub(crate) stop: Vec<String>,
 
     /// Seed: the same seed gives the same judgements, in any batch and at any number of threads
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(short = 's', long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
 
     /// Whether the model may think before it answers (Qwen3's enable_thinking)

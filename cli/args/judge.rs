@@ -21,6 +21,7 @@ standard input, a directory or a quoted pattern of shards.")]
 pub(crate) struct Judge {
     /// Checkpoint: a directory, or a Hugging Face id such as Qwen/Qwen3-0.6B or owner/name@revision
     #[arg(
+        short = 'm',
         long,
         value_name = "DIR|ID",
         required_unless_present = "print_template",
@@ -49,14 +50,14 @@ pub(crate) struct Judge {
     pub(crate) reply: Vec<String>,
     /// Pairs to judge: a file (.jsonl, .json, .csv, .parquet), - for standard input, a directory or
     /// pattern of shards, a Hugging Face id (owner/name:file), or the known name rewardbench
-    #[arg(long, value_name = "FILE|ID|NAME", help_heading = "Input")]
+    #[arg(short = 'd', long, value_name = "FILE|ID|NAME", help_heading = "Input")]
     pub(crate) data: Option<String>,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
     /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", requires = "data", help_heading = "Input")]
     pub(crate) columns: Option<Columns>,
     /// At most N pairs, the first of the file
-    #[arg(long, value_name = "N", requires = "data", help_heading = "Input",
+    #[arg(short = 'n', long, value_name = "N", requires = "data", help_heading = "Input",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
 

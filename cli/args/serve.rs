@@ -23,7 +23,7 @@ bytes whatever else runs.
 Ctrl-C ends the server when the requests under way are answered, or after --drain.")]
 pub(crate) struct Serve {
     /// Checkpoint: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(short = 'm', long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,

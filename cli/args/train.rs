@@ -85,10 +85,10 @@ pub(crate) struct Train {
     pub(crate) dry_run: bool,
 
     /// Checkpoint of the base model: a directory, or a Hugging Face id [default: the settings']
-    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(short = 'm', long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) model: Option<String>,
     /// Adapter to start from [default: a new one]
-    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(short = 'a', long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) adapter: Option<String>,
     /// Precision of matmul inputs, keys and values; auto: f32 for f32 checkpoints, else bf16
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Model")]
@@ -98,7 +98,7 @@ pub(crate) struct Train {
     pub(crate) weights: Option<WeightsArg>,
 
     /// Training pairs: .jsonl, .csv or .parquet, or the known name skywork [default: the settings']
-    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    #[arg(short = 'd', long, value_name = "FILE|NAME", help_heading = "Data")]
     pub(crate) data: Option<String>,
     /// Pairs for evaluation, judged in both orders every train.eval_every steps
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
@@ -106,7 +106,7 @@ pub(crate) struct Train {
 
     /// Directory of the run
     #[arg(
-        long,
+        short = 'o', long,
         value_name = "DIR",
         required_unless_present_any = ["print_config", "dry_run"],
         help_heading = "Run"
@@ -128,7 +128,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device, help_heading = "Run")]
     pub(crate) device: DeviceArg,
     /// Threads; results are the same at any number [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Run")]
     pub(crate) threads: Option<u16>,
     /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
@@ -146,20 +146,20 @@ One line per judgement: its pair, text, verdict, rewards, and the advantage it w
 appears whole or not at all.")]
 pub(crate) struct Rollout {
     /// Checkpoint: a directory, or a Hugging Face id
-    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(short = 'm', long, value_name = "DIR|ID", help_heading = "Model")]
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
     /// Pairs: .jsonl, .csv or .parquet, or a known name
-    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    #[arg(short = 'd', long, value_name = "FILE|NAME", help_heading = "Data")]
     pub(crate) data: String,
     /// Columns of the file under other names, such as prompt=question,chosen=better; fields are prompt,
     /// system, chosen, rejected, a, b, label, subset, id (see trainer/data/README.md)
     #[arg(long, value_name = "FIELD=COLUMN,..", help_heading = "Data")]
     pub(crate) columns: Option<Columns>,
     /// At most N pairs, from the start of the file
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(short = 'n', long, value_name = "N", help_heading = "Data")]
     pub(crate) limit: Option<usize>,
 
     #[command(flatten)]
@@ -169,11 +169,11 @@ pub(crate) struct Rollout {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) group: Option<u32>,
     /// Seed [default: the settings']
-    #[arg(long, value_name = "S", help_heading = "Settings")]
+    #[arg(short = 's', long, value_name = "S", help_heading = "Settings")]
     pub(crate) seed: Option<u64>,
 
     /// The file to write
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    #[arg(short = 'o', long, value_name = "FILE", help_heading = "Output")]
     pub(crate) out: PathBuf,
     /// Memory for keys and values, such as 512MB or 8GB [default: a quarter of what is free, of a GPU half]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Output")]
@@ -188,10 +188,10 @@ the one that the user asked for: GRPO on 800 pairs, half a minute on two free co
 it did is in --out, with the configuration to copy.")]
 pub(crate) struct Demo {
     /// Directory of all files
-    #[arg(long, value_name = "DIR", default_value = "j1-demo")]
+    #[arg(short = 'o', long, value_name = "DIR", default_value = "j1-demo")]
     pub(crate) out: PathBuf,
     /// Seed of sampling, of the data's order and of the new adapter
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(short = 's', long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Replace one setting of the demo, such as train.steps=4; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
@@ -200,7 +200,7 @@ pub(crate) struct Demo {
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
     pub(crate) device: DeviceArg,
     /// Threads; results are the same at any number [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 }
 
