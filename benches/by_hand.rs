@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::measure::{Report, Work, median};
 
-/// Flags without a value, cargo's and criterion's among them; all others take one.
+/// Flags without a value, what cargo and those used to criterion give among them.
 const SWITCHES: [&str; 9] = [
     "--bench",
     "--exact",
@@ -25,6 +25,9 @@ const SWITCHES: [&str; 9] = [
     "--verbose",
 ];
 
+/// Flags with a value that each of these benches takes.
+const VALUES: [&str; 5] = ["--model", "--rounds", "--shape", "--threads", "--weights"];
+
 /// The command line.
 pub(crate) struct Arguments {
     flags: Vec<(String, String)>,
@@ -33,17 +36,21 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    pub(crate) fn parse() -> Arguments {
+    /// Reads it; `own` are further flags with a value. What it does not know ends the bench: a flag that is misspelled would
+    /// otherwise measure something else.
+    pub(crate) fn parse(own: &[&str]) -> Arguments {
         let mut parsed = Arguments { flags: Vec::new(), filters: Vec::new() };
-        let mut arguments = std::env::args().skip(1);
+        let mut arguments = std::env::args().skip(1).peekable();
         while let Some(argument) = arguments.next() {
             if !argument.starts_with("--") {
                 parsed.filters.push(argument);
                 continue;
             }
-            let value = match SWITCHES.contains(&argument.as_str()) {
-                true => String::new(),
-                false => arguments.next().unwrap_or_default(),
+            let is = |known: &[&str]| known.contains(&argument.as_str());
+            let value = match arguments.next_if(|_| is(&VALUES) || is(own)) {
+                Some(value) => value,
+                None if is(&SWITCHES) => String::new(),
+                None => refuse(&argument, own),
             };
             parsed.flags.push((argument, value));
         }
@@ -76,6 +83,16 @@ impl Arguments {
     fn wants(&self, id: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| id.contains(filter.as_str()))
     }
+}
+
+/// Ends the bench with what it takes.
+fn refuse(argument: &str, own: &[&str]) -> ! {
+    let known = [&VALUES, own].concat().join(", ");
+    let what = if known.contains(argument) { "needs a value" } else { "is not known here" };
+    eprintln!(
+        "{argument} {what}; there are {known} (each with a value), --list, --test, --separate, and parts of ids"
+    );
+    std::process::exit(2)
 }
 
 /// The model under test: `--model DIR`, or random weights of `--shape qwen3-0.6b`, `qwen3-1.7b` or `tiny`, the

@@ -31,7 +31,7 @@ const BATCHES: [usize; 4] = [1, 4, 16, 32];
 const PROMPT: usize = 256;
 
 fn main() {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse(&["--steps"]);
     let subject = Subject::of(&arguments);
     let name = &subject.name;
     let prefills = PREFILLS.map(|tokens| format!("cpu/prefill/{name}-t{tokens}"));

@@ -52,7 +52,17 @@ mod record;
 const SEQUENCE: usize = 512;
 
 fn main() {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse(&[
+        "--completion",
+        "--conversation",
+        "--group",
+        "--pairs",
+        "--prompt",
+        "--reply",
+        "--rows",
+        "--template",
+        "--tokens",
+    ]);
     let subject = Subject::of(&arguments);
     let [prompt, group, completion] = [("--prompt", 1024), ("--group", 8), ("--completion", 128)]
         .map(|(name, default)| arguments.number(name, default));
