@@ -27,7 +27,7 @@ use engine::{
 use crate::{
     data::Pair,
     eval::results::Record,
-    judge::prompt::{Order, PromptError, PromptInput, Template},
+    judge::prompt::{Order, OrderPlan, PromptError, PromptInput, Template},
 };
 pub use writing::Writing;
 
@@ -70,6 +70,17 @@ pub struct Task {
     pub order: Order,
     /// Number of the judgement among those of this pair and order.
     pub vote: u32,
+}
+
+/// The judgements of a pair whose data have it in this row, those of one order side by side.
+pub fn tasks_of(pair: usize, row: u64, order: OrderPlan, votes: u32, seed: u64) -> Vec<Task> {
+    let mut tasks: Vec<Task> = Vec::new();
+    for vote in 0..votes {
+        let orders = order.orders(seed, row, vote);
+        tasks.extend(orders.iter().map(|&order| Task { pair, order, vote }));
+    }
+    tasks.sort_by_key(|task| (task.order, task.vote));
+    tasks
 }
 
 /// An event of a run.

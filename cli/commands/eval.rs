@@ -22,6 +22,7 @@ use trainer::{
     judge::{
         CallbackError, JudgeEvent, RunStatus, Task,
         prompt::{OrderPlan, Template},
+        tasks_of,
         verdict::MatchRule,
     },
 };
@@ -180,16 +181,9 @@ fn note_empty_replies(pairs: &[Pair]) {
 
 /// All judgements of a run, those of one pair and order side by side.
 fn tasks(pairs: &[Pair], protocol: &Protocol) -> Vec<Task> {
-    let mut tasks = Vec::new();
-    for (index, pair) in pairs.iter().enumerate() {
-        let first = tasks.len();
-        for vote in 0..protocol.votes {
-            let orders = protocol.order.orders(protocol.seed, pair.row, vote);
-            tasks.extend(orders.iter().map(|&order| Task { pair: index, order, vote }));
-        }
-        tasks[first..].sort_by_key(|task| (task.order, task.vote));
-    }
-    tasks
+    let Protocol { order, votes, seed, .. } = *protocol;
+    let of_pair = |(index, pair): (usize, &Pair)| tasks_of(index, pair.row, order, votes, seed);
+    pairs.iter().enumerate().flat_map(of_pair).collect()
 }
 
 fn report(

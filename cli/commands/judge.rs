@@ -13,7 +13,8 @@ use trainer::{
     judge::{
         CallbackError, JudgeEvent, RunStatus, Task,
         prompt::{Order, OrderPlan},
-        verdict::{MatchRule, Verdict, parts},
+        tasks_of,
+        verdict::{MatchRule, UnparsedReason, Verdict, parts},
     },
 };
 
@@ -103,7 +104,7 @@ fn several(args: &Judge) -> Result<(String, Vec<String>), Failure> {
 }
 
 /// The texts that flags give, in files or as they are.
-fn texts(values: &[(&str, &str)]) -> Result<Vec<String>, Failure> {
+pub(crate) fn texts(values: &[(&str, &str)]) -> Result<Vec<String>, Failure> {
     if values.iter().filter(|(_, value)| *value == "@-").count() > 1 {
         return Err("standard input can be read once: give @- for one of the texts".into());
     }
@@ -127,21 +128,15 @@ fn texts(values: &[(&str, &str)]) -> Result<Vec<String>, Failure> {
 }
 
 fn tasks(args: &Judge, pairs: &[Pair]) -> Vec<Task> {
-    let mut tasks = Vec::new();
-    for (index, pair) in pairs.iter().enumerate() {
-        let first = tasks.len();
-        for vote in 0..args.votes {
-            let orders: &[Order] = match (args.order.unwrap_or(JudgeOrder::Given), args.votes) {
-                (JudgeOrder::Both, _) => &[Order::ChosenFirst, Order::RejectedFirst],
-                (JudgeOrder::Given, 1) => &[Order::ChosenFirst],
-                // SPCT shuffles the replies for each sample.
-                _ => OrderPlan::Random.orders(args.generation.seed, pair.row, vote),
-            };
-            tasks.extend(orders.iter().map(|&order| Task { pair: index, order, vote }));
-        }
-        tasks[first..].sort_by_key(|task| (task.order, task.vote));
-    }
-    tasks
+    let order = match (args.order.unwrap_or(JudgeOrder::Given), args.votes) {
+        (JudgeOrder::Both, _) => OrderPlan::Both,
+        (JudgeOrder::Given, 1) => OrderPlan::ChosenFirst,
+        // SPCT shuffles the replies for each sample.
+        (JudgeOrder::Given, _) => OrderPlan::Random,
+    };
+    let (votes, seed) = (args.votes, args.generation.seed);
+    let of_pair = |(index, pair): (usize, &Pair)| tasks_of(index, pair.row, order, votes, seed);
+    pairs.iter().enumerate().flat_map(of_pair).collect()
 }
 
 /// Prints judgements in the order of the tasks, whatever the order they are written in: the first
@@ -394,10 +389,7 @@ fn shown(score: f64) -> String {
 /// One line of `--json`; cli/README.md describes it. A field that changes its meaning changes [`SCHEMA`].
 fn to_json(pair: &Pair, records: &[Record], outcome: &Outcome, other: &Outcome) -> Value {
     let verdict = |record: &Record, rule: MatchRule| {
-        let unparsed = match record.verdict(rule) {
-            Verdict::Scores(..) => None,
-            Verdict::Unparsed(reason) => Some(reason.name()),
-        };
+        let unparsed = record.verdict(rule).unparsed().map(UnparsedReason::name);
         let scores = record.scores_by_label(rule).map(|(a, b)| json!({ "a": a, "b": b }));
         (scores, unparsed)
     };

@@ -9,6 +9,7 @@ use trainer::data::fingerprint;
 use crate::{
     Failure,
     args::{GenerationArgs, Serve},
+    commands::judge::texts,
     interrupt,
     output::note,
     serve::{self, Defaults, Limits, Options},
@@ -34,7 +35,8 @@ pub(crate) fn run(args: &Serve) -> Result<ExitCode, Failure> {
             "warning: everybody who reaches this address may use the model: --api-key-file asks for a key",
         );
     }
-    let reference = args.reference.as_deref().map(reference).transpose()?;
+    let reference = args.reference.as_deref().map(|value| texts(&[("--reference", value)]));
+    let reference = reference.transpose()?.and_then(|mut texts| texts.pop());
     let session = Session::open(&args.model, &args.runtime, &args.generation)?;
     let room = session.room(None)?;
     let settings = session.settings(&session.judge_within(&room))?;
@@ -92,15 +94,4 @@ fn keys(path: &Path) -> Result<Vec<[u8; 32]>, Failure> {
     let keys: Vec<[u8; 32]> =
         lines.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect();
     if keys.is_empty() { Err(wrong("it has no key").into()) } else { Ok(keys) }
-}
-
-/// A text, or with @ the file that has it.
-fn reference(value: &str) -> Result<String, Failure> {
-    match value.strip_prefix('@') {
-        Some(text) if text.starts_with('@') => Ok(text.to_owned()),
-        Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            format!("cannot read {path}, which --reference names with @: {error}").into()
-        }),
-        None => Ok(value.to_owned()),
-    }
 }

@@ -12,7 +12,15 @@ use hyper::{
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, timeout},
+};
+
+use super::error::ApiError;
+
+/// How long a client may leave unread what it was sent.
+pub(super) const UNREAD: Duration = Duration::from_secs(60);
 
 /// The body of an answer.
 pub(super) enum Body {
@@ -66,6 +74,14 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Body>
 /// An answer in plain text.
 pub(super) fn text_response(status: StatusCode, text: String) -> Response<Body> {
     response(status, "text/plain; version=0.0.4; charset=utf-8", Body::Whole(Bytes::from(text)))
+}
+
+/// Sends a chunk. A client that has gone, or does not read, is an error.
+pub(super) async fn send(chunks: &mpsc::Sender<Bytes>, chunk: Bytes) -> Result<(), ApiError> {
+    match timeout(UNREAD, chunks.send(chunk)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(ApiError::internal(&"the client has gone, or does not read")),
+    }
 }
 
 /// Server-sent events.

@@ -13,12 +13,12 @@ use hyper::{Response, body::Bytes};
 use serde_json::{Value, json};
 use tokio::{
     sync::mpsc,
-    time::{Duration, Instant, interval_at, timeout},
+    time::{Duration, Instant, interval_at},
 };
 
 use super::{
     Served,
-    body::{Body, json_response, stream_response},
+    body::{self, Body, json_response, stream_response},
     error::ApiError,
     fields::Fields,
     generation::{Generation, MOST_CHOICES},
@@ -32,8 +32,6 @@ const MOST_MESSAGES: usize = 1000;
 const COMPLETION_TOKENS: usize = 16;
 /// Log-probabilities of one answer at most, of drawn tokens and of others in their place: it is built in memory.
 const MOST_LOG_PROBS: usize = 100_000;
-/// How long a client may leave a chunk unread.
-const UNREAD: Duration = Duration::from_secs(60);
 /// How often a stream that waits says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -441,16 +439,12 @@ async fn chunks(served: &Served, asked: &Asked, ticket: Ticket, send: &mpsc::Sen
         chunk["system_fingerprint"] = json!(served.fingerprint);
         event(&chunk)
     };
-    let send_one = async |bytes: Bytes| match timeout(UNREAD, send.send(bytes)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(ApiError::internal(&"the client has gone, or does not read")),
-    };
     if asked.kind == Kind::Chat {
         for index in 0..asked.prompts.len() * asked.generation.samples {
             let delta = json!({"role": "assistant", "content": ""});
             let first =
                 json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": null}]);
-            if send_one(chunk(first)).await.is_err() {
+            if body::send(send, chunk(first)).await.is_err() {
                 return;
             }
         }
@@ -487,7 +481,7 @@ async fn chunks(served: &Served, asked: &Asked, ticket: Ticket, send: &mpsc::Sen
                     .sum::<usize>();
             }
         }
-        send_one(chunk(json!([one]))).await
+        body::send(send, chunk(json!([one]))).await
     });
     let end = tokio::select! {
         end = follow => end,
@@ -504,9 +498,9 @@ async fn chunks(served: &Served, asked: &Asked, ticket: Ticket, send: &mpsc::Sen
         Err(error) => Some(error.to_json()),
     };
     if let Some(last) = last {
-        let _ = send_one(event(&last)).await;
+        let _ = body::send(send, event(&last)).await;
     }
-    let _ = send_one(Bytes::from_static(b"data: [DONE]\n\n")).await;
+    let _ = body::send(send, Bytes::from_static(b"data: [DONE]\n\n")).await;
 }
 
 /// One event of a stream.

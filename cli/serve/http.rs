@@ -32,7 +32,7 @@ use tokio::{
 
 use super::{
     Defaults, Served,
-    body::{Body, json_response, text_response},
+    body::{Body, UNREAD, json_response, text_response},
     completion::{self, Kind},
     error::ApiError,
     judging,
@@ -51,8 +51,6 @@ const HEADERS_TIME: Duration = Duration::from_secs(10);
 const BODY_TIME: Duration = Duration::from_secs(60);
 /// Bodies of the largest size that may be read at once.
 const BODIES: usize = 16;
-/// How long a client may leave unread what it was sent, and how long it may say nothing.
-const UNREAD: Duration = Duration::from_secs(60);
 /// Bytes of a request's headers.
 const HEADERS: usize = 16 << 10;
 

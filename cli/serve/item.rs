@@ -8,7 +8,7 @@ use trainer::{
         Judge,
         prompt::OrderPlan,
         ranking::{Comparisons, Standing},
-        verdict::{MatchRule, Verdict, parts},
+        verdict::{MatchRule, UnparsedReason, parts},
     },
 };
 
@@ -201,10 +201,7 @@ fn judgement(item: &Item, compared: &Comparisons, record: &Record) -> Value {
         "order": compared.slots(record),
         "vote": record.vote,
         "scores": verdict.scores().map(|(a, b)| [a, b]),
-        "reason": match verdict {
-            Verdict::Scores(..) => Value::Null,
-            Verdict::Unparsed(reason) => json!(reason.name()),
-        },
+        "reason": verdict.unparsed().map(UnparsedReason::name),
         "finish_reason": record.finish,
         "log_prob": record.log_prob,
         "prompt_tokens": record.prompt_tokens,

@@ -7,22 +7,20 @@ use std::sync::Arc;
 use engine::generate::Request;
 use hyper::{Response, StatusCode, body::Bytes};
 use serde_json::{Value, json};
-use tokio::{
-    sync::mpsc,
-    time::{Duration, timeout},
-};
+use tokio::sync::mpsc;
 use trainer::{
     data::Pair,
     eval::results::{Finish, Record},
     judge::{
         Judge, Task, Writing,
         ranking::{self, Comparisons},
+        tasks_of,
     },
 };
 
 use super::{
     Served,
-    body::{Body, json_response, lines_response},
+    body::{self, Body, json_response, lines_response},
     completion,
     error::ApiError,
     fields::Fields,
@@ -36,8 +34,6 @@ const MOST_ITEMS: usize = 512;
 const MOST_JUDGEMENTS: usize = 8192;
 /// Bytes of all prompts of one request at most: what items have in common stands in each.
 const MOST_BYTES: usize = 64 << 20;
-/// How long a client may leave a line unread.
-const UNREAD: Duration = Duration::from_secs(60);
 
 /// Items whose prompts are ready for the engine.
 pub(super) struct Prepared {
@@ -86,7 +82,7 @@ impl Prepared {
             let judge = item.judge(served).map_err(of_item(index))?;
             let pairs = ranking::pairs("pair", &item.messages, &item.responses);
             for (place, pair) in pairs.iter().enumerate() {
-                let tasks = ranking::tasks(place, pair.row, item.order, item.votes, item.seed);
+                let tasks = tasks_of(place, pair.row, item.order, item.votes, item.seed);
                 for votes in tasks.chunk_by(|a, b| a.order == b.order) {
                     let prompt = judge.prompter().text(pair, votes[0].order);
                     let prompt = prompt.map_err(|error| ApiError::bad(error.to_string()));
@@ -241,12 +237,7 @@ fn lines(served: Arc<Served>, asked: Asked, ticket: Ticket) -> Response<Body> {
         let on = async |index: usize, compared: Comparisons| {
             let mut one = to_json(&prepared.items[index], &compared, &served, model);
             one["index"] = json!(index);
-            match timeout(UNREAD, send.send(line(&one))).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) | Err(_) => {
-                    Err(ApiError::internal(&"the client has gone, or does not read"))
-                }
-            }
+            body::send(&send, line(&one)).await
         };
         tokio::select! {
             () = gone.closed() => {}

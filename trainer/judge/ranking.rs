@@ -3,11 +3,7 @@
 //! A reply's score is the mean of what it got over all judgements with a verdict, whatever it was compared with, and it is ranked
 //! by that. Points are not won against an opponent: a judge that gives 9 to 7 says more for both than one that gives 4 to 2.
 
-use super::{
-    Task,
-    prompt::{Order, OrderPlan},
-    verdict::MatchRule,
-};
+use super::{prompt::Order, verdict::MatchRule};
 use crate::{
     data::{Message, Pair},
     eval::results::Record,
@@ -32,17 +28,6 @@ pub fn pairs(id: &str, prompt: &[Message], replies: &[String]) -> Vec<Pair> {
         candidates: None,
     };
     every_two(replies.len()).into_iter().enumerate().map(pair).collect()
-}
-
-/// The judgements of a pair, those of one order side by side.
-pub fn tasks(pair: usize, row: u64, order: OrderPlan, votes: u32, seed: u64) -> Vec<Task> {
-    let mut tasks: Vec<Task> = Vec::new();
-    for vote in 0..votes {
-        let orders = order.orders(seed, row, vote);
-        tasks.extend(orders.iter().map(|&order| Task { pair, order, vote }));
-    }
-    tasks.sort_by_key(|task| (task.order, task.vote));
-    tasks
 }
 
 /// All judgements of the replies to one prompt.
@@ -201,7 +186,10 @@ impl Comparisons {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::results::Finish;
+    use crate::{
+        eval::results::Finish,
+        judge::{prompt::OrderPlan, tasks_of},
+    };
 
     fn record(row: u64, order: Order, scores: Option<(u32, u32)>) -> Record {
         let text =
@@ -274,7 +262,7 @@ mod tests {
         let slots: Vec<_> =
             pairs.iter().map(|p| (p.row, p.chosen.as_str(), p.rejected.as_str())).collect();
         assert_eq!(slots, [(0, "a", "b"), (1, "a", "c"), (2, "b", "c")]);
-        let both = tasks(1, 1, OrderPlan::Both, 2, 0);
+        let both = tasks_of(1, 1, OrderPlan::Both, 2, 0);
         let keys: Vec<_> = both.iter().map(|task| (task.pair, task.order, task.vote)).collect();
         let (a, b) = (Order::ChosenFirst, Order::RejectedFirst);
         assert_eq!(keys, [(1, a, 0), (1, a, 1), (1, b, 0), (1, b, 1)]);

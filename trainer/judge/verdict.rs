@@ -163,6 +163,14 @@ impl Verdict {
         }
     }
 
+    /// Why there are no scores; `None` if there are.
+    pub fn unparsed(self) -> Option<UnparsedReason> {
+        match self {
+            Verdict::Scores(..) => None,
+            Verdict::Unparsed(reason) => Some(reason),
+        }
+    }
+
     /// The slot with the higher score, or `None` if unparsed.
     pub fn winner(self) -> Option<Winner> {
         let (a, b) = self.scores()?;

@@ -11,7 +11,8 @@ use trainer::{
         CallbackError, JudgeEvent, RunStatus, Task,
         prompt::OrderPlan,
         ranking::{self, Comparisons, Standing},
-        verdict::{MatchRule, Verdict, parts},
+        tasks_of,
+        verdict::{MatchRule, UnparsedReason, Verdict, parts},
     },
 };
 
@@ -34,7 +35,7 @@ pub(super) fn run(args: &Judge, prompt: &str, replies: &[String]) -> Result<Exit
         None | Some(JudgeOrder::Both) => OrderPlan::Both,
         Some(JudgeOrder::Given) => OrderPlan::ChosenFirst,
     };
-    let of_pair = |pair: usize| ranking::tasks(pair, pair as u64, order, args.votes, judge.seed);
+    let of_pair = |pair: usize| tasks_of(pair, pair as u64, order, args.votes, judge.seed);
     let tasks: Vec<Task> = (0..pairs.len()).flat_map(of_pair).collect();
     let bar = ProgressBar::new(tasks.len() as u64);
     bar.set_style(bar_style("[{bar:30}] {pos}/{len} judgements  {elapsed_precise}, {left}"));
@@ -133,10 +134,7 @@ fn to_json(compared: &Comparisons, rule: MatchRule) -> Value {
             "replies": compared.slots(record),
             "vote": record.vote,
             "scores": verdict.scores().map(|(a, b)| [a, b]),
-            "unparsed": match verdict {
-                Verdict::Scores(..) => None,
-                Verdict::Unparsed(reason) => Some(reason.name()),
-            },
+            "unparsed": verdict.unparsed().map(UnparsedReason::name),
             "criteria": parts.criteria,
             "analysis": parts.analysis,
             "text": record.text,
